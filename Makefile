@@ -1,0 +1,44 @@
+# Everything runs in .venv, which needs only Python 3.11 or newer and make.
+PYTHON ?= python3
+BIN := .venv/bin
+export XLA_PYTHON_CLIENT_PREALLOCATE = false
+
+.PHONY: demo test check lint types links clean
+
+demo: .venv/installed ## Train, personalize and report on the embedded data
+	$(BIN)/headstart run fedavg --out runs/demo/fedavg
+	$(BIN)/headstart run personalized_fedavg --out runs/demo/personalized_fedavg
+	$(BIN)/headstart report runs/demo/fedavg runs/demo/personalized_fedavg --out runs/demo/report.html
+
+test: .venv/tested ## All tests and doctests
+	$(BIN)/pytest -n 2
+
+check: lint types links ## What CI runs
+	$(MAKE) test
+
+lint: .venv/tested
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+types: .venv/tested
+	$(BIN)/pyright
+
+links: .venv/tested
+	$(BIN)/python tests/check_links.py
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "headstart needs Python 3.11 or newer; got $$($(PYTHON) --version). Set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+.venv/installed: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install --quiet --group test
+	@touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,228 @@
+"""The command `headstart`: run | personalize | report | data."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from headstart.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
+
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting, e.g. stages.0.update.epochs=5.")
+]
+Source = Annotated[str | None, typer.Option("--data", metavar="PATH|NAME", help="A file, or glyphs, emnist, shakespeare.")]
+ClientColumn = Annotated[str | None, typer.Option("--client", metavar="COLUMN", help="The column with the client's id.")]
+TargetColumn = Annotated[str | None, typer.Option("--target", metavar="COLUMN", help="The column to predict.")]
+Features = Annotated[str | None, typer.Option("--features", metavar="A,B", help="The input columns; default: the rest.")]
+DataOptions = Annotated[
+    list[str] | None,
+    typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the reader or generator, e.g. writers=500."),
+]
+Imports = Annotated[
+    list[str] | None, typer.Option("--import", metavar="MODULE", help="Let a saved experiment use code of this module.")
+]
+Lanes = Annotated[int, typer.Option(min=1, help="Clients trained side by side; 1 is best on a CPU.")]
+
+
+@app.callback()
+def headstart() -> None:
+    """Train one initial model across a federation, make it each client's own, and measure how well that works.
+
+    Start with [bold]headstart run personalized_fedavg[/bold], then [bold]headstart report runs/personalized_fedavg[/bold].
+    """
+
+
+@app.command(
+    epilog="Examples: [bold]headstart run fedavg --seeds 5[/bold] · "
+    "[bold]headstart run personalized_fedavg --set stages.0.rounds=200 --out runs/long[/bold] · "
+    "[bold]headstart run fedavg --data visits.csv --client hospital --target days --model linear[/bold] · "
+    "[bold]headstart run fedavg --data emnist --model mymodels:Net[/bold]"
+)
+def run(
+    experiment: Annotated[str, typer.Argument(metavar="NAME|FILE", help="An experiment's name, or its .py or .json file.")],
+    settings: Settings = None,
+    data: Source = None,
+    client: ClientColumn = None,
+    target: TargetColumn = None,
+    features: Features = None,
+    data_option: DataOptions = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME|MODULE:NAME", help="cnn, char_lstm, logistic, linear, mlp, or your own.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder; default runs/NAME.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The first seed.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, one run each.")] = 1,
+    lanes: Lanes = 1,
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="The least time between saved states.")] = 30.0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events too.")] = False,
+    imports: Imports = None,
+) -> None:
+    """Run an experiment into a folder. Ctrl-C saves; the same command goes on where it stopped."""
+    from headstart.experiment import load
+
+    trusted = _trusted(imports, model)
+    loaded = load(experiment, settings=_overrides(settings, seed, model), trusted=trusted)
+    options = _data_options(client, target, features, data_option)
+    if data is not None:
+        loaded = _on_other_data(loaded, data, options, keep_model=model is not None or _mentions(settings, "model"))
+    elif options:
+        loaded = replace(loaded, data=replace(loaded.data, options={**loaded.data.options, **options}))
+    folder = out or Path("runs") / loaded.name
+    _run(loaded, folder, seeds, lanes, checkpoint_seconds, tensorboard, trusted)
+
+
+def _run(
+    experiment: Any, out: Path, seeds: int, lanes: int, checkpoint_seconds: float, tensorboard: bool, trusted: set[str]
+) -> None:
+    from headstart.display import Follower, shown
+    from headstart.run import Options, run
+    from headstart.tables import print_rows, rows
+    from headstart.tensorboard import also_events
+
+    console = Console()
+    follower = Follower(rounds=sum(s.rounds for s in experiment.stages), seeds=seeds, first_seed=experiment.seed)
+    options = Options(lanes=lanes, checkpoint_seconds=checkpoint_seconds)
+    with shown(console, follower, f"{experiment.name} → {out}") as listen:
+        listen = also_events(listen, out) if tensorboard else listen
+        finished = run(experiment, out, seeds=seeds, options=options, listen=listen, trusted=trusted)
+    if not finished:
+        console.print(f"Stopped; everything is saved in {out}. Repeat the same command to go on.")
+        raise typer.Exit(130)
+    print_rows(console, rows([out]))
+    console.print(f"For figures and a page: headstart report {out}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Example: [bold]headstart personalize runs/personalized_fedavg --data mine.npz --out personalized[/bold]"
+)
+def personalize(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    data: Annotated[str, typer.Option("--data", metavar="PATH|NAME", help="Your clients.")],
+    client: ClientColumn = None,
+    target: TargetColumn = None,
+    features: Features = None,
+    data_option: DataOptions = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and adapted parameters go.")] = Path("personalized"),
+    epochs: Annotated[int | None, typer.Option(min=0, help="Epochs of personalization; default: the run's choice.")] = None,
+    lanes: Lanes = 1,
+    imports: Imports = None,
+) -> None:
+    """Personalize a run's initial model on your own clients: per-client results and adapted parameters."""
+    from headstart.apply import personalize_run
+    from headstart.tables import print_summary
+
+    console = Console()
+    options = _data_options(client, target, features, data_option)
+    with console.status("personalizing") as status:
+        summary = personalize_run(
+            run,
+            data,
+            out,
+            options=options,
+            length=epochs,
+            lanes=lanes,
+            trusted=_trusted(imports, None),
+            progress=lambda done, of: status.update(f"personalizing clients, {of} in all"),
+        )
+    print_summary(console, summary)
+    console.print(f"{out}/clients.csv and {out}/parameters written", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: [bold]headstart report runs/fedavg runs/personalized_fedavg --out report.html[/bold]")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, to be compared.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; default RUN/report.html.")] = None,
+    imports: Imports = None,
+) -> None:
+    """Make one self-contained page, and figures, from run folders."""
+    from headstart.report import write
+    from headstart.tables import print_rows, rows
+
+    console = Console()
+    page = write(runs, out)
+    print_rows(console, rows(runs))
+    console.print(f"The report: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples: [bold]headstart data glyphs[/bold] · "
+    "[bold]headstart data visits.csv --client hospital --target days --picture visits.png[/bold]"
+)
+def data(
+    source: Annotated[str, typer.Argument(metavar="PATH|NAME", help="A file, or glyphs, emnist, shakespeare.")],
+    client: ClientColumn = None,
+    target: TargetColumn = None,
+    features: Features = None,
+    data_option: DataOptions = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the picture goes.")] = None,
+) -> None:
+    """Show a federation: clients, sizes, classes, a picture."""
+    from headstart.datasets import load
+    from headstart.overview import draw, print_overview
+
+    console = Console()
+    federation = load(source, **_data_options(client, target, features, data_option))
+    print_overview(console, federation)
+    path = draw(federation, picture or Path(f"{Path(federation.name).name}.png"))
+    console.print(f"A picture: {path}", highlight=False, soft_wrap=True)
+
+
+def _overrides(settings: list[str] | None, seed: int | None, model: str | None) -> list[str]:
+    """The settings, those with an option of their own first, so that --set can refine them."""
+    first = [] if seed is None else [f"seed={seed}"]
+    if model is not None:
+        first.append(f'model={{"type": "headstart.experiment.Imported", "path": "{model}", "options": {{}}}}')
+    return [*first, *(settings or [])]
+
+
+def _mentions(settings: list[str] | None, name: str) -> bool:
+    return any(setting.startswith(name) for setting in settings or [])
+
+
+def _trusted(imports: list[str] | None, model: str | None) -> set[str]:
+    """The modules the command names; they are looked for in the current folder too."""
+    sys.path.insert(0, os.getcwd())
+    return {*(imports or []), *([model.partition(":")[0]] if model and ":" in model else [])}
+
+
+def _data_options(
+    client: str | None, target: str | None, features: str | None, more: list[str] | None
+) -> dict[str, Any]:
+    from headstart.values import parse
+
+    options = {"client": client, "target": target, "features": features.split(",") if features else None}
+    for setting in more or []:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--data-option {setting!r} has no value; write it as key=value, for instance writers=500")
+        options[key] = parse(text)
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _on_other_data(experiment: Any, source: str, options: dict[str, Any], *, keep_model: bool) -> Any:
+    """The experiment on other data; unless the command names a model, one that suits the data."""
+    path = Path(source)
+    place = str(path.resolve()) if path.exists() else source
+    if place != experiment.data.source:
+        experiment = replace(experiment, task=None, model=experiment.model if keep_model else None)
+        experiment = replace(experiment, data=replace(experiment.data, source=place, options=options))
+    return experiment
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"headstart: {error}", style="bold red", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

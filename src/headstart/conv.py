@@ -1,0 +1,119 @@
+"""Convolution and pooling that stay fast inside loops and for one client after another, on a CPU too.
+
+XLA's own convolution is unusable on a CPU inside a scan or under vmap. Here a convolution is a few matrix products, whose
+derivatives are matrix products again. All of it is plain array code: derivatives of any order and mode exist.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+# Minimal filtering F(4, 3) (Winograd; Lavin and Gray, arXiv:1509.09308): four outputs of a filter of three taps from six
+# products instead of twelve: outputs = _OUTPUT @ ((_FILTER @ taps) * (_INPUT @ inputs)), six inputs in a row.
+_INPUT = np.array(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+)
+_FILTER = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+_OUTPUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
+_TILE = 4
+
+
+def convolve(x: Array, kernel: Array) -> Array:
+    """The valid convolution of stride 1: `[batch, height, width, in]` by `[rows, columns, in, out]`."""
+    # With few channels the sums around the products cost more than the products they save.
+    return _filter_rows(x, kernel) if kernel.shape[0] == 3 and kernel.shape[2] >= 8 else _multiply(x, kernel)
+
+
+def conv_general_dilated(
+    x: Array,
+    kernel: Array,
+    window_strides: Any,
+    padding: Any,
+    *,
+    lhs_dilation: Any = None,
+    rhs_dilation: Any = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: Any = None,
+) -> Array:
+    """`jax.lax.conv_general_dilated` for `flax.linen.Conv(conv_general_dilated=...)`.
+
+    Images of channels last with stride 1, undilated and ungrouped go through `convolve`; all else through XLA.
+    """
+    ones = [window_strides, lhs_dilation or 1, rhs_dilation or 1, feature_group_count]
+    plain = x.ndim == 4 and all(np.all(np.asarray(value) == 1) for value in ones)
+    if not plain or dimension_numbers != _channels_last(x.ndim):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
+            feature_group_count=feature_group_count,
+            precision=precision,
+        )
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (1, 1), padding)
+    return convolve(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel)
+
+
+def max_pool(x: Array, size: int = 2) -> Array:
+    """The maximum over squares of `size` pixels: `[batch, height, width, channels]` -> `[batch, height // size, ...]`.
+
+    Rows and columns that fill no square are left out. Entries that tie share the gradient equally.
+    """
+    batch, height, width, channels = x.shape
+    height, width = height // size, width // size
+    x = x[:, : height * size, : width * size]
+    return x.reshape(batch, height, size, width, size, channels).max(axis=(2, 4))
+
+
+def _channels_last(ndim: int) -> jax.lax.ConvDimensionNumbers:
+    order = (0, ndim - 1, *range(1, ndim - 1))
+    return jax.lax.ConvDimensionNumbers(order, (ndim - 1, ndim - 2, *range(ndim - 2)), order)
+
+
+def _multiply(x: Array, kernel: Array) -> Array:
+    """Gather patches, then one matrix product."""
+    rows, columns, _, outputs = kernel.shape
+    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
+    windows = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
+    patches = jnp.concatenate(windows, axis=-1)
+    product = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, outputs)
+    return product.reshape(*patches.shape[:-1], outputs)
+
+
+def _filter_rows(x: Array, kernel: Array) -> Array:
+    """Kernels of three rows: patches along the width, minimal filtering along the height."""
+    batch, height, _, channels = x.shape
+    tiles = -(-(height - 2) // _TILE)
+    x = jnp.pad(x, ((0, 0), (0, _TILE * (tiles + 1) - height), (0, 0), (0, 0)))
+    x = x.reshape(batch, tiles + 1, _TILE, -1, channels)
+    inputs = [x[:, :-1, i] for i in range(_TILE)] + [x[:, 1:, i] for i in range(2)]
+    kernels = jnp.tensordot(jnp.asarray(_FILTER, kernel.dtype), kernel, axes=1)
+    # Without the barrier XLA computes each transformed input once for every patch it is in.
+    transformed = jax.lax.optimization_barrier(_combine(_INPUT, inputs))
+    products = [_multiply(tile, part[None]) for tile, part in zip(transformed, kernels, strict=True)]
+    y = jnp.stack(_combine(_OUTPUT, products), axis=2)
+    return y.reshape(batch, tiles * _TILE, *y.shape[3:])[:, : height - 2]
+
+
+def _combine(matrix: np.ndarray, values: list[Array]) -> list[Array]:
+    """`matrix @ values`, spelled out: the entries are small whole numbers, many of them 0."""
+    rows = [[(int(entry), value) for entry, value in zip(row, values, strict=True) if entry] for row in matrix]
+    return [sum((entry * value for entry, value in row[1:]), row[0][0] * row[0][1]) for row in rows]

@@ -1,0 +1,303 @@
+"""Federations: many clients, each with its own examples; and the padded views that programs need.
+
+Three shapes of the same examples:
+
+* `Federation`: ragged and lazy, on the host. Knows every client's id and sizes; reads rows when asked.
+* `Block`: the rows of some clients, flat, on the device. Nothing is padded.
+* `Client`: which rows of a block are one client's own. The only padded thing is a vector of row numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from headstart.errors import UserError
+
+Array = jax.Array
+Tree = Any
+Part = Literal["adapt", "test", "all"]
+
+
+class Examples(NamedTuple):
+    """A batch.
+
+    x: inputs, a tree of arrays `[batch, ...]`; images that are stored as uint8 arrive as float32 in [0, 1].
+    y: targets, a tree of arrays `[batch, ...]`.
+    mask: bool `[batch]`; False marks a row of padding, which no loss, gradient or metric counts.
+    """
+
+    x: Tree
+    y: Tree
+    mask: Array
+
+
+class Block(NamedTuple):
+    """The examples of some clients as flat rows.
+
+    x, y: trees of arrays `[rows, ...]`.
+    """
+
+    x: Tree
+    y: Tree
+
+
+class Client(NamedTuple):
+    """One client's examples, as row numbers of a block.
+
+    A cohort is the same tuple with a leading axis of clients on every field but `block`.
+
+    block: the rows this client's are among.
+    rows: int32 `[capacity]`; entries from `size` on are padding.
+    size: int32, the number of the client's examples.
+    key_data: uint32 `[2]`, 64 bits of a hash of the client's id. Randomness derives from it, never from a place in a cohort.
+    """
+
+    block: Block
+    rows: Array
+    size: Array
+    key_data: Array
+
+    def examples(self, positions: Array, mask: Array) -> Examples:
+        """The batch at `positions` (int32 `[batch]`, counted within this client); masked entries are padding."""
+        # A padding row reads row 0 of the block: it exists, and the mask hides it.
+        rows = jnp.where(mask, self.rows[jnp.clip(positions, 0, self.rows.shape[0] - 1)], 0)
+        x = jax.tree.map(lambda leaf: as_input(leaf[rows]), self.block.x)
+        y = jax.tree.map(lambda leaf: leaf[rows], self.block.y)
+        return Examples(x, y, mask)
+
+
+def as_input(x: Array) -> Array:
+    """A uint8 array is an image: float32 in [0, 1]. Everything else passes."""
+    return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Clients that hold different examples.
+
+    name: what to call it in a report.
+    ids: one string per client, unique.
+    sizes: int `[clients, 2]`: how many examples of each client are for adapting (training) and for testing.
+    fetch: maps client numbers (int array `[n]`) to `(x, y)`, trees of numpy arrays: all rows of the first
+        client, then of the next one; a client's rows for adapting come before its rows for testing.
+    own_split: whether the source itself separates the two parts. If not, `split_examples` made them,
+        and a client that trains may use all of its rows.
+    facts: what is known of the examples: `kind` ("image", "text" or "features"), `classes` (how many),
+        `labels` (a string or list with the name of each class), `source` (where they come from).
+    """
+
+    name: str
+    ids: Sequence[str]
+    sizes: np.ndarray
+    fetch: Callable[[np.ndarray], tuple[Tree, Tree]]
+    own_split: bool = True
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def capacity(self, part: Part = "all") -> int:
+        """The number of examples in this part of the client that has most of them, and at least 1."""
+        adapt, test = self.sizes.T
+        return int({"adapt": adapt, "test": test, "all": adapt + test}[part].max(initial=1))
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all examples, estimated from one client's."""
+        example = jax.tree.leaves(self.example())
+        return sum(leaf.nbytes * int(self.sizes.sum()) // max(len(leaf), 1) for leaf in example)
+
+    def select(self, clients: np.ndarray) -> Federation:
+        """The federation of these clients (int array `[n]`), in this order."""
+        clients = np.asarray(clients, np.int64)
+        return replace(
+            self,
+            ids=[self.ids[i] for i in clients],
+            sizes=self.sizes[clients],
+            fetch=lambda inner: self.fetch(clients[np.asarray(inner, np.int64)]),
+        )
+
+    def example(self) -> tuple[Tree, Tree]:
+        """`(x, y)` of one client's rows: enough to see shapes and dtypes."""
+        clients = np.flatnonzero(self.sizes.sum(axis=1))[:1]
+        return self.fetch(clients)
+
+
+def from_arrays(
+    name: str,
+    ids: Sequence[str],
+    sizes: np.ndarray,
+    x: Tree,
+    y: Tree,
+    *,
+    own_split: bool = True,
+    facts: Mapping[str, Any] | None = None,
+) -> Federation:
+    """A federation over flat arrays, in memory or memory-mapped.
+
+    x, y: trees of arrays `[rows, ...]`: client after client, and of each the rows for adapting first.
+    sizes: int `[clients, 2]`, whose sum is the number of rows.
+    """
+    sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
+    ends = np.cumsum(sizes.sum(axis=1))
+    starts = ends - sizes.sum(axis=1)
+    rows = {len(leaf) for leaf in jax.tree.leaves((x, y))}
+    if rows != {int(sizes.sum())}:
+        raise UserError(f"{name}: the clients' sizes add up to {sizes.sum()}, but the arrays have {rows} rows")
+
+    def fetch(clients: np.ndarray) -> tuple[Tree, Tree]:
+        pieces = [slice(starts[i], ends[i]) for i in clients]
+        contiguous = all(a.stop == b.start for a, b in zip(pieces, pieces[1:], strict=False))
+
+        def take(leaf: np.ndarray) -> np.ndarray:
+            if not pieces:
+                return leaf[:0]
+            if contiguous:
+                return leaf[pieces[0].start : pieces[-1].stop]
+            return np.concatenate([leaf[piece] for piece in pieces])
+
+        return jax.tree.map(take, x), jax.tree.map(take, y)
+
+    return Federation(name, ids, sizes, fetch, own_split, dict(facts or {}))
+
+
+def split_examples(federation: Federation, *, test_fraction: float = 0.2, seed: int = 0) -> Federation:
+    """Give every client an adapt and a test part: a permutation of its rows drawn from (seed, its id).
+
+    For sources without a split of their own. A client of two or more examples tests on at least one.
+    """
+    totals = federation.sizes.sum(axis=1)
+    test = np.clip(np.round(totals * test_fraction).astype(np.int64), np.minimum(1, totals // 2), None)
+
+    def fetch(clients: np.ndarray) -> tuple[Tree, Tree]:
+        order, start = [], 0
+        for i in np.asarray(clients, np.int64):
+            generator = np.random.default_rng([seed, *map(int, key_data(federation.ids[i]))])
+            order.append(start + generator.permutation(int(totals[i])))
+            start += int(totals[i])
+        rows = np.concatenate([*order, np.zeros(0, np.int64)]).astype(np.int64)
+        return jax.tree.map(lambda leaf: leaf[rows], federation.fetch(clients))
+
+    return replace(federation, sizes=np.stack([totals - test, test], axis=1), fetch=fetch, own_split=False)
+
+
+class Split(NamedTuple):
+    """Three disjoint federations of one."""
+
+    train: Federation
+    validation: Federation
+    test: Federation
+
+
+def split_clients(
+    federation: Federation, *, train: float = 0.7, validation: float = 0.1, seed: int = 0
+) -> Split:
+    """Separate the clients into training, validation and test clients.
+
+    Ordered by a hash of (seed, id), so the split does not depend on the order of the file, and the same client
+    stays in its place when others come or go. `train` and `validation` are numbers of clients if at least 1,
+    shares if below; the rest test.
+
+    Raises:
+        UserError: if nobody is left to test on.
+    """
+    count = len(federation)
+    numbers = [int(n) if n >= 1 else round(n * count) for n in (train, validation)]
+    if min(numbers) < 0 or numbers[0] < 1 or sum(numbers) >= count:
+        raise UserError(
+            f"{numbers[0]} training and {numbers[1]} validation clients leave no test client among the {count} of"
+            f" {federation.name}; choose fewer"
+        )
+    order = np.array(sorted(range(count), key=lambda i: _digest(f"{seed}:{federation.ids[i]}")))
+    ends = np.cumsum(numbers)
+    parts = (order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] :])
+    return Split(*(federation.select(np.sort(part)) for part in parts))
+
+
+def key_data(client_id: str) -> np.ndarray:
+    """uint32 `[2]`: 64 bits of the SHA-256 of a client's id."""
+    return np.frombuffer(_digest(client_id)[:8], np.uint32)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+Draw = Callable[..., Client]
+
+
+def on_device(federation: Federation, *, limit: int = 2**30) -> Draw:
+    """Put a federation on the device; returns `draw(clients, part="adapt", *, count=None) -> Client`.
+
+    A federation of at most `limit` bytes goes there whole, once; of a larger one each draw brings its own rows.
+    `draw` gives the clients (int array `[n]`) as a `Client` with a leading axis, filled up to `count` with empty
+    clients, so that a last, smaller cohort needs no program of its own.
+    """
+    whole = federation.nbytes <= limit
+    everyone = np.arange(len(federation))
+    resident = _block(federation, everyone) if whole else None
+    resident_starts = _starts(federation, everyone) if whole else None
+
+    def draw(clients: np.ndarray, part: Part = "adapt", *, count: int | None = None) -> Client:
+        clients = np.asarray(clients, np.int64)
+        if resident_starts is not None:
+            block, starts = resident, resident_starts[clients]
+        else:
+            block, starts = _power_of_two(_block(federation, clients)), _starts(federation, clients)
+        return _client(federation, clients, block, starts, part, count or len(clients))
+
+    return draw
+
+
+def cohort(federation: Federation, clients: np.ndarray, part: Part = "adapt") -> Client:
+    """These clients (int array `[n]`) as a `Client` with a leading axis, over a block of just their rows."""
+    return on_device(federation, limit=0)(clients, part)
+
+
+def _block(federation: Federation, clients: np.ndarray) -> Block:
+    return Block(*jax.tree.map(jnp.asarray, federation.fetch(clients)))
+
+
+def _starts(federation: Federation, clients: np.ndarray) -> np.ndarray:
+    totals = federation.sizes[clients].sum(axis=1)
+    return np.cumsum(totals) - totals
+
+
+def _power_of_two(block: Block) -> Block:
+    """The block with unused rows at its end, so that few shapes occur and few programs are compiled."""
+    rows = len(jax.tree.leaves(block)[0])
+    missing = (1 << max(rows - 1, 1).bit_length()) - rows
+    return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)), block)
+
+
+def _client(
+    federation: Federation, clients: np.ndarray, block: Block, starts: np.ndarray, part: Part, count: int
+) -> Client:
+    adapt, test = federation.sizes[clients].T
+    first, size = _part_of(starts, adapt, test, part)
+    rows = np.zeros((count, federation.capacity(part)), np.int32)
+    rows[: len(clients)] = first[:, None] + np.arange(rows.shape[1])
+    keys = np.zeros((count, 2), np.uint32)
+    keys[: len(clients)] = [key_data(federation.ids[i]) for i in clients]
+    sizes = np.zeros(count, np.int32)
+    sizes[: len(clients)] = size
+    return Client(block, jnp.asarray(rows), jnp.asarray(sizes), jnp.asarray(keys))
+
+
+def part_rows(federation: Federation, part: Part) -> np.ndarray:
+    """int64 `[examples]`: the row numbers of this part of every client, in a block of the whole federation."""
+    starts = _starts(federation, np.arange(len(federation)))
+    adapt, test = federation.sizes.T
+    first, size = _part_of(starts, adapt, test, part)
+    return np.concatenate([np.arange(a, a + n) for a, n in zip(first, size, strict=True)])
+
+
+def _part_of(starts: np.ndarray, adapt: np.ndarray, test: np.ndarray, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    return {"adapt": (starts, adapt), "test": (starts + adapt, test), "all": (starts, adapt + test)}[part]

@@ -1,0 +1,135 @@
+"""What every reader makes of its files: all rows, client after client."""
+
+from __future__ import annotations
+
+import errno
+import lzma
+import sqlite3
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from headstart.errors import UserError
+
+# What the standard library, numpy, h5py, msgpack and pyarrow raise for bytes that are not what they should be.
+_DAMAGE = (ValueError, KeyError, EOFError, OSError, lzma.LZMAError, zlib.error, sqlite3.Error, zipfile.BadZipFile)
+
+
+class Rows(NamedTuple):
+    """A federation's examples before they are one.
+
+    ids: one per client, sorted.
+    sizes: int64 `[clients, 2]`: rows for adapting and for testing.
+    x, y: `[rows, ...]`, client after client, of each the rows for adapting first.
+    own_split: whether the files separate the two parts; if not, the second column of `sizes` is zero.
+    facts: as in `Federation.facts`; JSON values only.
+    """
+
+    ids: Sequence[str]
+    sizes: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    own_split: bool
+    facts: Mapping[str, Any]
+
+
+class Chunk(NamedTuple):
+    """Some rows of any clients, in the order of the file.
+
+    owners: the client of each row.
+    test: bool `[rows]`, or one bool for all.
+    x, y: `[rows, ...]`.
+    """
+
+    owners: Sequence[str]
+    test: np.ndarray | bool
+    x: np.ndarray
+    y: np.ndarray
+
+
+def assemble(chunks: Iterable[Chunk], facts: Mapping[str, Any], *, own_split: bool) -> Rows:
+    """Group the rows by client; inside a client they keep the order of the file."""
+    numbers: dict[str, int] = {}
+    codes, tests, xs, ys = [], [], [], []
+    for chunk in chunks:
+        codes.append(np.array([numbers.setdefault(owner, len(numbers)) for owner in chunk.owners], np.int64))
+        tests.append(np.broadcast_to(chunk.test, len(chunk.owners)))
+        xs.append(chunk.x)
+        ys.append(chunk.y)
+    if not numbers:
+        raise ValueError("no examples in it")
+    joined = (np.concatenate(pieces) for pieces in (codes, tests, xs, ys))
+    return arrange(list(numbers), *joined, facts=facts, own_split=own_split)
+
+
+def arrange(
+    ids: Sequence[str],
+    codes: np.ndarray,
+    test: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    facts: Mapping[str, Any],
+    own_split: bool,
+) -> Rows:
+    """Sort rows by client id, then adapt before test; equal rows keep their order.
+
+    ids: every client has at least one row. codes: int `[rows]`, the place of each row's client in `ids`.
+    """
+    by_id = sorted(range(len(ids)), key=ids.__getitem__)
+    rank = np.empty(len(ids), np.int64)
+    rank[by_id] = np.arange(len(ids))
+    slot = rank[codes] * 2 + test
+    sizes = np.bincount(slot, minlength=2 * len(ids)).reshape(-1, 2)
+    if (np.diff(slot) < 0).any():
+        order = np.argsort(slot, kind="stable")
+        x, y = x[order], y[order]
+    return Rows([ids[i] for i in by_id], sizes, x, y, own_split, facts)
+
+
+def refuse_empty(path: Path, counts: Mapping[str, int]) -> None:
+    """A client that is listed must have examples."""
+    empty = sorted(client for client, count in counts.items() if count == 0)
+    if empty:
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise UserError(f"{path}: client {empty[0]}{more} has no examples; leave empty clients out of the file")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what a parser raises on bad bytes into one sentence."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise UserError(_explain(path, error)) from error
+
+
+def _explain(path: Path, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ENOSPC:
+        return f"{path} cannot be unpacked: no space left on the disk; free some, or set HEADSTART_CACHE to another"
+    if number in (errno.EACCES, errno.EPERM):
+        return f"{path} may not be read; give yourself the permission"
+    return f"{path} is damaged, cut short or not what it seems ({reason}); get or write it again"
+
+
+def as_flag(name: str, value: object) -> bool:
+    """True or False, also as a word from the command line."""
+    word = str(value).lower()
+    if word not in ("true", "false"):
+        raise UserError(f"option {name}={value!r} is neither true nor false; give one of them")
+    return word == "true"
+
+
+def accept(options: Mapping[str, object], names: Sequence[str], what: str) -> None:
+    """Refuse options that this source does not know."""
+    unknown = sorted(set(options) - set(names))
+    if unknown:
+        known = f"it accepts {', '.join(names)}" if names else "it accepts none"
+        raise UserError(f"{what} has no option {unknown[0]!r}; {known}")

@@ -1,0 +1,1 @@
+"""Experiments that come with headstart: one file each, defining `EXPERIMENT`."""

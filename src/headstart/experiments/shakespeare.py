@@ -1,0 +1,28 @@
+"""Next-character prediction by role: FedAvg(1) with server momentum on federated Shakespeare (PAPER, Protocol).
+
+Command: headstart run shakespeare            (downloads the data)
+         headstart run shakespeare --data FILE
+"""
+
+from headstart.experiment import Data, Experiment, Imported, Stage
+from headstart.optimizers import Optimizer
+from headstart.personalize import Personalization
+from headstart.tasks import NextCharacter
+from headstart.updates import FedAvg
+
+EXPERIMENT = Experiment(
+    name="shakespeare",
+    data=Data("shakespeare", train=0.8, validation=0.05),
+    model=Imported("char_lstm"),
+    task=NextCharacter(),
+    stages=(
+        Stage(
+            "FedAvg",
+            FedAvg(epochs=1, learning_rate=1.0, batch_size=10),
+            Optimizer("sgd", 1.0, {"momentum": 0.9}),
+            rounds=300,
+        ),
+    ),
+    personalization=Personalization(Optimizer("sgd", 0.1), batch_size=10, length=5),
+    evaluate_every=25,
+)

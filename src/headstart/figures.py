@@ -1,0 +1,171 @@
+"""Figures of runs: which ones there are, and the curves. What was read in, a matplotlib figure out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from headstart.client_figures import Entry, clients_figure, gains_figure
+from headstart.recorded import Recorded, before_and_after, client_curves, estimate
+from headstart.tables import shown
+from headstart.tasks import Metric
+from headstart.themes import Drawing, Theme, axis_name, factor, series_color, titled
+
+MOST_PANELS = 6
+
+
+def entries(runs: Sequence[Recorded]) -> list[Entry]:
+    """What the figures of test clients compare: all stages of one run, or the last ones of several."""
+    if len(runs) == 1:
+        return [Entry(outcome.name, runs[0], outcome) for outcome in runs[0].outcomes]
+    return [Entry(run.label, run, run.outcomes[-1]) for run in runs if run.outcomes]
+
+
+def drawings(runs: Sequence[Recorded]) -> list[Drawing]:
+    """The figures that these runs have data for; all must share their first metric."""
+    made = []
+    name = runs[0].metric.name
+    if any(len(run.history.rounds) for run in runs):
+        text = f"Initial and personalized {name} on validation clients against rounds"
+        made.append(Drawing("rounds", text, partial(rounds_figure, runs)))
+    compared = [entry for entry in entries(runs) if len(client_curves(entry.outcome, entry.run.metric))]
+    if compared:
+        shared = compared[:MOST_PANELS]
+        text = f"{name.capitalize()} of test clients against the length of personalization"
+        made.append(Drawing("personalization", text, partial(personalization_figure, compared)))
+        text = f"Initial against personalized {name}, a point per test client"
+        made.append(Drawing("clients", text, partial(clients_figure, shared)))
+        text = f"Histogram of the test clients' gains in {name}"
+        made.append(Drawing("gains", text, partial(gains_figure, shared)))
+    return made
+
+
+def rounds_figure(runs: Sequence[Recorded], theme: Theme) -> Figure:
+    """Initial and personalized metric on validation clients against rounds; stages marked."""
+    runs = [run for run in runs if len(run.history.rounds)]
+    metric = runs[0].metric
+    figure = Figure(figsize=(9, 4.6))
+    axes = figure.add_subplot(xlabel="round", ylabel=f"{axis_name(metric)}, validation clients")
+    _stage_lines(axes, runs, theme)
+    for run, (initial, personalized) in zip(runs, _pair_colors(len(runs), theme), strict=False):
+        _seeds_line(axes, run.history.rounds, factor(metric) * run.history.initial, initial, "--")
+        _seeds_line(axes, run.history.rounds, factor(metric) * run.history.personalized, personalized, "-")
+    if len(targets := {run.document["target"] for run in runs} - {None}) == 1:
+        target = targets.pop()
+        axes.axhline(factor(metric) * target, color=theme.muted, linewidth=1, linestyle=":")
+        place = {
+            "xy": (1, factor(metric) * target),
+            "xycoords": ("axes fraction", "data"),
+            "ha": "right",
+            "va": "bottom",
+        }
+        axes.annotate(f"target {shown(metric, target)}", color=theme.muted, fontsize=9, **place)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(handles=_run_handles(runs, theme), loc="outside lower left", ncols=4)
+    titled(figure, _rounds_title(runs, metric))
+    return figure
+
+
+def _pair_colors(runs: int, theme: Theme) -> list[tuple[str, str]]:
+    """Colours of the initial and the personalized curve: of one run two, of several the run's."""
+    if runs == 1:
+        return [(theme.series[0], theme.series[1])]
+    return [(color, color) for color in (series_color(theme, i) for i in range(runs))]
+
+
+def _run_handles(runs: Sequence[Recorded], theme: Theme) -> list[Line2D]:
+    colors = _pair_colors(len(runs), theme)
+    neutral = colors[0] if len(runs) == 1 else (theme.muted, theme.muted)
+    styles = [
+        Line2D([], [], color=neutral[1], linewidth=2, label="personalized"),
+        Line2D([], [], color=neutral[0], linewidth=2, linestyle="--", label="initial"),
+    ]
+    if len(runs) == 1:
+        return styles
+    named = [Line2D([], [], color=c, linewidth=2, label=run.label) for run, (c, _) in zip(runs, colors, strict=True)]
+    return [*named, *styles]
+
+
+def _seeds_line(axes: Axes, x: np.ndarray, curves: np.ndarray, color: str, style: str) -> None:
+    """The mean of curves `[seeds, x]`, and from the lowest to the highest of them a band."""
+    axes.plot(x, curves.mean(axis=0), style, color=color, linewidth=2, marker="o" if len(x) < 3 else None)
+    if len(curves) > 1:
+        axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.18, linewidth=0)
+
+
+def _stage_lines(axes: Axes, runs: Sequence[Recorded], theme: Theme) -> None:
+    reached = max(max(run.reached.values(), default=0) for run in runs)
+    begins = {(a, name) for run in runs for a, name in zip((0, *run.ends), run.stage_names, strict=False)}
+    begins = {(a, name) for a, name in begins if a < reached}
+    if len({a for a, _ in begins}) < 2:
+        return
+    high = runs[0].metric.higher_is_better
+    by_round = {a: " / ".join(sorted(name for b, name in begins if a == b)) for a, _ in begins}
+    for begin, names in by_round.items():
+        if begin:
+            axes.axvline(begin, color=theme.muted, linewidth=1)
+        place = {
+            "xy": (begin, 0 if high else 1),
+            "xycoords": ("data", "axes fraction"),
+            "va": "bottom" if high else "top",
+        }
+        axes.annotate(
+            names, xytext=(4, 3 if high else -3), textcoords="offset points", color=theme.muted, fontsize=9, **place
+        )
+
+
+def _rounds_title(runs: Sequence[Recorded], metric: Metric) -> str:
+    last = [float(run.history.personalized[:, -1].mean()) for run in runs]
+    best = int(np.argmax(last) if metric.higher_is_better else np.argmin(last))
+    after = f"after {runs[best].history.rounds[-1]} rounds"
+    if len(runs) > 1:
+        return f"Best personalized {metric.name}: {shown(metric, last[best])} by {runs[best].label} {after}"
+    initial = shown(metric, float(runs[0].history.initial[:, -1].mean()))
+    return f"{metric.name.capitalize()} {after}: {initial} initial, {shown(metric, last[0])} personalized"
+
+
+def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
+    """The metric on test clients against the length of personalization, with intervals over clients."""
+    metric = compared[0].run.metric
+    figure = Figure(figsize=(9, 4.4))
+    units = " or ".join(sorted({entry.run.unit for entry in compared}))
+    axes = figure.add_subplot(xlabel=f"{units} of personalization", ylabel=f"{axis_name(metric)}, test clients")
+    for number, entry in enumerate(compared):
+        values = factor(metric) * client_curves(entry.outcome, metric)
+        color, lengths = series_color(theme, number), np.arange(values.shape[1])
+        if len(compared) == 1:
+            low, high = np.percentile(values, (25, 75), axis=0)
+            axes.fill_between(
+                lengths, low, high, color=color, alpha=0.1, linewidth=0, label="middle half of the clients"
+            )
+        _, low, high = np.array([estimate(column) for column in values.T]).T
+        axes.fill_between(lengths, low, high, color=color, alpha=0.25, linewidth=0)
+        mean, chosen = values.mean(axis=0), sorted(set(entry.outcome.lengths))
+        axes.plot(lengths, mean, color=color, linewidth=2, label=entry.label)
+        axes.plot(
+            chosen, mean[chosen], "o", color=color, markersize=9, markeredgecolor=theme.background, markeredgewidth=1.5
+        )
+    chosen = Line2D(
+        [], [], color=theme.muted, marker="o", linestyle="", markersize=8, label="chosen on validation clients"
+    )
+    handles = [*axes.get_legend_handles_labels()[0], chosen]
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(handles=handles, loc="outside lower left", ncols=4)
+    titled(figure, _personalization_title(compared, metric))
+    return figure
+
+
+def _personalization_title(compared: Sequence[Entry], metric: Metric) -> str:
+    pairs = [[float(v.mean()) for v in before_and_after(entry.outcome, metric)] for entry in compared]
+    last = [after for _, after in pairs]
+    best = int(np.argmax(last) if metric.higher_is_better else np.argmin(last))
+    before, after = (shown(metric, value) for value in pairs[best])
+    who = f", {compared[best].label}" if len(compared) > 1 else ""
+    return f"Personalization takes {metric.name} from {before} to {after} (mean over test clients{who})"

@@ -1,0 +1,185 @@
+"""A run folder: what is in it, who may write it, and how to read it back.
+
+    experiment.json      the experiment, complete
+    environment.json     versions and machine
+    samples.npz          a few examples of a few test clients
+    seed-0/metrics.jsonl a line per round ("round") and per evaluation on validation clients ("evaluation")
+    seed-0/checkpoints/  the newest states
+    seed-0/stage-0.npz   per-client results of validation and test clients at the end of the stage
+    seed-0/stage-0.json  what to say about them
+    seed-0/stage-0.safetensors  the initial model
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from headstart import __version__
+from headstart.data import Federation
+from headstart.errors import UserError
+from headstart.experiment import Experiment
+from headstart.files import atomic, write_bytes, write_json
+from headstart.personalize import Curves
+from headstart.values import to_json
+
+Record = dict[str, Any]
+
+
+@contextmanager
+def claimed(out: Path, experiment: Experiment) -> Iterator[None]:
+    """Make the folder this experiment's own for the time of the block.
+
+    Raises:
+        UserError: if it cannot be written, holds another experiment, or another process is writing it.
+    """
+    document = to_json(experiment)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / ".lock", "w")  # noqa: SIM115: held for the whole block
+    except OSError as error:
+        raise UserError(f"cannot write the folder {out}: {error.strerror}; choose another with --out") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process is writing {out}; wait for it, or choose another --out") from error
+        _check_same(out, document)
+        write_json(out / "experiment.json", document)
+        write_json(out / "environment.json", environment())
+        yield
+
+
+def _check_same(out: Path, document: Mapping[str, Any]) -> None:
+    saved = out / "experiment.json"
+    if not saved.exists():
+        if any(path.name != ".lock" for path in out.iterdir()):
+            raise UserError(f"{out} holds files but no experiment; choose an empty or a new folder with --out")
+        return
+    differing = _difference(read_json(saved), json.loads(json.dumps(document)))
+    if differing:
+        raise UserError(f"{out} holds another experiment ({differing}); choose another --out or repeat its settings")
+
+
+def _difference(old: Any, new: Any, place: str = "") -> str:
+    """The first place where two documents differ, with both values; empty if none does."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(key, old.get(key), new.get(key)) for key in {**old, **new}]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    else:
+        return "" if old == new else f"{place[1:]} was {json.dumps(old)}, now {json.dumps(new)}"
+    return next(filter(None, (_difference(a, b, f"{place}.{key}") for key, a, b in pairs)), "")
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were made with."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    versions = {"headstart": __version__, "python": platform.python_version()}
+    return {
+        "versions": versions | {name: version(name) for name in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+        "processors": os.cpu_count(),
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+class Log:
+    """`metrics.jsonl`: a record per line. Every record is also handed to a listener."""
+
+    def __init__(self, path: Path, listen: Callable[[Record], None], seed: int) -> None:
+        self._path, self._listen, self._seed = path, listen, seed
+
+    def cut(self, done: int | None) -> list[Record]:
+        """Keep the records up to round `done` (None: none), as they were when that round was saved; returns them."""
+        kept = [] if done is None else [r for r in read_records(self._path) if r["round"] <= done]
+        write_bytes(self._path, b"".join(_line(record) for record in kept))
+        return kept
+
+    def __call__(self, record: Record) -> None:
+        """Write a record and tell the listener."""
+        record = {**record, "seed": self._seed}
+        try:
+            with self._path.open("ab") as file:
+                file.write(_line(record))
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}; make room, then repeat the command") from error
+        self._listen(record)
+
+
+def _line(record: Record) -> bytes:
+    return (json.dumps(record) + "\n").encode()
+
+
+def read_records(path: Path) -> list[Record]:
+    """The whole records of a log; a half-written last line is passed over."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def write_samples(out: Path, clients: Federation, *, count: int = 6, examples: int = 16) -> None:
+    """A few examples of a few clients, for the report."""
+    chosen = np.linspace(0, len(clients) - 1, min(count, len(clients))).astype(int)
+    arrays: dict[str, Any] = {"ids": np.array([clients.ids[i] for i in chosen])}
+    for place, i in enumerate(chosen):
+        x, y = clients.fetch(np.array([i]))
+        if not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)):
+            return
+        arrays[f"x{place}"], arrays[f"y{place}"] = x[:examples], y[:examples]
+    arrays["facts"] = np.array(json.dumps(dict(clients.facts), default=str))
+    write_arrays(out / "samples.npz", arrays)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An .npz file, atomically."""
+    with atomic(path) as file:
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def curve_arrays(group: str, federation: Federation, curves: Curves) -> dict[str, np.ndarray]:
+    """Per-client results as named arrays: `group/ids`, `group/sizes`, `group/gain`, `group/accuracy/sums` and so on."""
+    arrays = {
+        f"{group}/ids": np.array(list(federation.ids)),
+        f"{group}/sizes": np.asarray(federation.sizes),
+        f"{group}/gain": curves.gain,
+        f"{group}/gain_squared": curves.gain_squared,
+    }
+    for name, (sums, counts) in curves.metrics.items():
+        arrays |= {f"{group}/{name}/sums": sums, f"{group}/{name}/counts": counts}
+    return arrays
+
+
+def read_curves(path: Path, group: str) -> tuple[list[str], Curves]:
+    """The ids and results of a group ("validation" or "test") in a `stage-n.npz`."""
+    with np.load(path, allow_pickle=False) as arrays:
+        mine = {name.removeprefix(f"{group}/"): arrays[name] for name in arrays.files if name.startswith(f"{group}/")}
+    names = [name.removesuffix("/sums") for name in mine if name.endswith("/sums")]
+    metrics = {name: (mine[f"{name}/sums"], mine[f"{name}/counts"]) for name in names}
+    return [str(i) for i in mine["ids"]], Curves(metrics, mine["gain"], mine["gain_squared"])
+
+
+def read_json(path: Path) -> Any:
+    """A JSON document of a run folder.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path.parent} is no run folder, or a damaged one: cannot read {path.name} ({error})") from error
+
+
+def seed_folders(out: Path) -> list[Path]:
+    """The folders of the seeds that were begun, in order."""
+    return sorted(out.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))

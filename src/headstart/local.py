@@ -1,0 +1,133 @@
+"""The local path: draw batch number t of a client, and descend for some steps.
+
+Every first-order update of the paper and personalization are this one path, read differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from headstart.data import Array, Client, Examples, Tree
+from headstart.models import Model
+from headstart.tasks import Sums, Task, add, masked, mean, measure, no_sums, weighted_sum
+
+
+def batches_per_epoch(client: Client, batch_size: int) -> Array:
+    """How many batches make one pass over the client's examples; the last one may be partial."""
+    return (client.size + batch_size - 1) // batch_size
+
+
+def batch(client: Client, number: Array | int, key: Array, *, batch_size: int) -> Examples:
+    """Batch `number` (from 0) of the client's endless, shuffled path.
+
+    Each epoch is a fresh permutation, drawn from `(key, epoch)`, so every epoch sees each example once and a client
+    with few examples wraps at the end of its own epoch. A client without examples gets batches of padding.
+    """
+    per_epoch = jnp.maximum(batches_per_epoch(client, batch_size), 1)
+    order = shuffled(client, jax.random.fold_in(key, number // per_epoch))
+    positions = (number % per_epoch) * batch_size + jnp.arange(batch_size)
+    return client.examples(order[jnp.clip(positions, 0, order.shape[0] - 1)], positions < client.size)
+
+
+def shuffled(client: Client, key: Array) -> Array:
+    """int32 `[capacity]`: a random order of the client's positions, the padding last.
+
+    Sorting uniform draws, unlike `jax.random.permutation`, gives the same order whatever the capacity.
+    """
+    draws = jax.random.uniform(key, client.rows.shape, jnp.float32)
+    return jnp.argsort(jnp.where(jnp.arange(draws.shape[0]) < client.size, draws, jnp.inf))
+
+
+class Progress(NamedTuple):
+    """Where on its path a client is.
+
+    params: the iterate θ_j. optimizer: the client optimizer's state. step: j. metrics: what training measured so far.
+    """
+
+    params: Tree
+    optimizer: Tree
+    step: Array
+    metrics: Sums
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How a client descends: one step of `optimizer` for each batch.
+
+    adjust: maps `(gradient, params)` to the gradient to use instead, where a method bends it (FedProx, SCAFFOLD).
+    """
+
+    task: Task
+    model: Model
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    adjust: Callable[[Tree, Tree], Tree] | None = None
+
+    def begin(self, params: Tree) -> Progress:
+        """The start of a path at `params`, with a fresh optimizer state."""
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return Progress(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), no_sums(self.task, dtype))
+
+    def run(self, progress: Progress, client: Client, key: Array, *, steps: Array | int) -> Progress:
+        """`steps` further steps (a number that may be traced). The key belongs to (round, client), not to the step."""
+        return jax.lax.fori_loop(0, steps, lambda _, progress: self.step(progress, client, key), progress)
+
+    def step(self, progress: Progress, client: Client, key: Array) -> Progress:
+        """One step on the client's next batch."""
+        order_key, model_key = step_keys(key, progress.step)
+        examples = batch(client, progress.step, order_key, batch_size=self.batch_size)
+        gradient, (params, metrics) = gradient_at(self.task, self.model, progress.params, examples, model_key)
+        if self.adjust is not None:
+            gradient = self.adjust(gradient, progress.params)
+        updates, optimizer = self.optimizer.update(gradient, progress.optimizer, params)
+        return Progress(
+            optax.apply_updates(params, updates), optimizer, progress.step + 1, add(progress.metrics, metrics)
+        )
+
+
+def step_keys(key: Array, step: Array | int) -> tuple[Array, Array]:
+    """The key of the client's order, the same for its whole path, and the key for the model at this step."""
+    return jax.random.fold_in(key, 0), jax.random.fold_in(jax.random.fold_in(key, 1), step)
+
+
+def gradient_at(
+    task: Task, model: Model, params: Tree, examples: Examples, key: Array | None
+) -> tuple[Tree, tuple[Tree, Sums]]:
+    """The gradient of the mean loss, and `(params, metrics)`: the params with the statistics the model renewed."""
+    return jax.grad(mean_loss, argnums=2, has_aux=True)(task, model, params, examples, key)
+
+
+def mean_loss(
+    task: Task, model: Model, params: Tree, examples: Examples, key: Array | None
+) -> tuple[Array, tuple[Tree, Sums]]:
+    """The weighted mean of a batch's losses (0 for a batch of padding), with the renewed params and the metrics."""
+    output, renewed = model.apply(params, examples.x, key=key)
+    loss = mean(*weighted_sum(masked(task.loss(output, examples.y), examples.mask)))
+    return loss, (renewed, measure(task, output, examples))
+
+
+def whole_gradient(
+    task: Task, model: Model, params: Tree, client: Client, key: Array, *, batch_size: int
+) -> tuple[Tree, Sums]:
+    """The gradient of the mean loss over all of a client's examples at once, summed over batches to bound memory."""
+
+    def loss_sum(params: Tree, examples: Examples, key: Array) -> tuple[Array, tuple[Array, Sums]]:
+        output, _ = model.apply(params, examples.x, key=key)
+        total, count = weighted_sum(masked(task.loss(output, examples.y), examples.mask))
+        return total, (count, measure(task, output, examples))
+
+    def accumulate(number: Array, sums: Tree) -> Tree:
+        order_key, model_key = step_keys(key, number)
+        examples = batch(client, number, order_key, batch_size=batch_size)
+        return add(sums, jax.grad(loss_sum, has_aux=True)(params, examples, model_key))
+
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    nothing = (jax.tree.map(jnp.zeros_like, params), (jnp.zeros((), dtype), no_sums(task, dtype)))
+    gradient, (count, metrics) = jax.lax.fori_loop(0, batches_per_epoch(client, batch_size), accumulate, nothing)
+    return jax.tree.map(lambda leaf: mean(leaf, count), gradient), metrics

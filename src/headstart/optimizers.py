@@ -1,0 +1,72 @@
+"""Optimizers as values: any optimizer of optax by name, with its options and a schedule."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import optax
+
+from headstart.errors import UserError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a learning rate changes with the rounds: a schedule of optax by name.
+
+    name: for instance "cosine_decay_schedule", "exponential_decay", "linear_schedule".
+    options: its keyword arguments; the initial value is the optimizer's learning rate.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, learning_rate: float) -> optax.Schedule:
+        """The optax schedule, one step per server step.
+
+        Raises:
+            UserError: if optax has no such schedule, or it refuses the options.
+        """
+        return _call("schedule", self.name, {"init_value": learning_rate, **self.options})
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer of optax by name.
+
+    name: "sgd", "adam", "yogi", "adagrad" or any other that takes a `learning_rate`. Momentum is sgd's option
+        `momentum`, undamped: v <- momentum · v + g (PAPER, Protocol).
+    options: further keyword arguments, such as `momentum`, `b1`, `b2`, `eps`.
+    """
+
+    name: str = "sgd"
+    learning_rate: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Schedule | None = None
+
+    def build(self) -> optax.GradientTransformation:
+        """The optax optimizer.
+
+        Raises:
+            UserError: if optax has no such optimizer, or it refuses the options.
+        """
+        rate = self.learning_rate if self.schedule is None else self.schedule.build(self.learning_rate)
+        return _call("optimizer", self.name, {"learning_rate": rate, **self.options})
+
+
+def _call(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    function = getattr(optax, name, None)
+    accepted = list(inspect.signature(function).parameters) if callable(function) else []
+    if callable(function) and next(iter(options)) not in accepted:
+        function = None
+    if not callable(function):
+        raise UserError(f"optax has no {kind} named {name!r}; see the list of its {kind}s in the documentation of optax")
+    unknown = sorted(set(options) - set(accepted))
+    if unknown:
+        raise UserError(f"{kind} {name!r} has no option {unknown[0]!r}; it accepts {', '.join(accepted)}")
+    try:
+        return function(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{kind} {name!r} refuses its options {dict(options)}: {error}") from error

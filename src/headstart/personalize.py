@@ -1,0 +1,171 @@
+"""Personalization: the same local training, watched.
+
+Every held-out client starts from the initial model, trains on its own adapt part, and is measured on its own test part
+before the first and after every further epoch (PAPER, Algorithm 2, line 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from headstart.data import Array, Client, Draw, Examples, Federation, Tree, on_device
+from headstart.lanes import over_clients
+from headstart.local import Descent, Progress, batches_per_epoch
+from headstart.models import Model
+from headstart.optimizers import Optimizer
+from headstart.rounds import client_key
+from headstart.tasks import Items, Sums, Task, add, masked, measure
+
+EVALUATION_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Personalization:
+    """How a client personalizes.
+
+    optimizer: the client's optimizer; its state is fresh for every client.
+    batch_size: of the local training.
+    length: the largest number of epochs (or steps) tried; the number used is chosen on validation clients.
+    unit: what length counts: passes over the client's adapt part, or steps.
+    """
+
+    optimizer: Optimizer = Optimizer("sgd", 0.02)
+    batch_size: int = 20
+    length: int = 5
+    unit: Literal["epochs", "steps"] = "epochs"
+
+
+class Curves(NamedTuple):
+    """What personalization did to each client; numpy arrays over clients and units of length.
+
+    metrics: `{name: (sums [clients, length + 1], counts [clients])}` on the client's test part; column 0 is the initial
+        model.
+    gain, gain_squared: `[clients, length + 1]`: sums over test items of (after - before), and of its square, in the
+        task's first metric, its sign turned so that more is better. Together with the counts they tell chance from harm.
+    """
+
+    metrics: dict[str, tuple[np.ndarray, np.ndarray]]
+    gain: np.ndarray
+    gain_squared: np.ndarray
+
+    def means(self, metric: Any) -> np.ndarray:
+        """`[clients, length + 1]`: the client's own value of a metric; NaN where it has no test items."""
+        sums, counts = self.metrics[metric.name]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return metric.finish(sums / counts[:, None])
+
+
+Personalizer = Callable[..., Curves]
+
+
+def personalizer(task: Task, model: Model, recipe: Personalization, *, lanes: int = 1, clients_at_once: int = 32) -> Personalizer:
+    """A compiled `(params, federation, draw, key, progress) -> Curves`.
+
+    federation: its clients are personalized, all of them; one without a test part is measured on nothing (NaN).
+    draw: the federation on the device, from `on_device`. progress: told how many more clients are done.
+    clients_at_once: how many are drawn together; a matter of memory.
+    """
+
+    @jax.jit
+    def watch_all(params: Tree, adapt: Client, test: Client, key: Array) -> Tree:
+        def one(nothing: Tree, member: tuple[Client, Client]) -> tuple[Tree, Tree]:
+            adapt_one, test_one = member
+            test_one = test_one._replace(block=adapt.block)
+            return nothing, watch(task, model, recipe, params, adapt_one, test_one, client_key(key, adapt_one))
+
+        return over_clients(one, (), adapt, test._replace(block=None), lanes=lanes)[1]
+
+    def personalize_all(
+        params: Tree,
+        federation: Federation,
+        draw: Draw,
+        key: Array,
+        progress: Callable[[int], None] = lambda clients: None,
+    ) -> Curves:
+        pieces, count = [], min(clients_at_once, len(federation))
+        for start in range(0, len(federation), count):
+            chunk = np.arange(start, min(start + count, len(federation)))
+            adapt, test = (draw(chunk, part, count=count) for part in ("adapt", "test"))
+            result = watch_all(params, adapt, test, key)
+            pieces.append(jax.tree.map(lambda leaf, n=len(chunk): np.asarray(leaf)[:n], result))
+            progress(len(chunk))
+        metrics, gain, gain_squared = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
+        return Curves({name: (sums, counts[:, 0]) for name, (sums, counts) in metrics.items()}, gain, gain_squared)
+
+    return personalize_all
+
+
+def personalize(
+    task: Task, model: Model, params: Tree, federation: Federation, recipe: Personalization, *, key: Array, lanes: int = 1
+) -> Curves:
+    """Personalize every client of a federation and measure it before and after every epoch."""
+    return personalizer(task, model, recipe, lanes=lanes)(params, federation, on_device(federation), key)
+
+
+def watch(
+    task: Task, model: Model, recipe: Personalization, params: Tree, adapt: Client, test: Client, key: Array
+) -> tuple[Sums, Array, Array]:
+    """One client: metrics, gain and gain squared, each `[length + 1]`, as in `Curves`."""
+    descent = Descent(task, model, recipe.optimizer.build(), recipe.batch_size)
+    steps = batches_per_epoch(adapt, recipe.batch_size) if recipe.unit == "epochs" else 1
+    metrics, before = evaluate(task, model, params, test)
+    sign = 1 if task.metrics[0].higher_is_better else -1
+
+    def observe(params: Tree) -> tuple[Sums, Array, Array]:
+        metrics, (after, weights) = evaluate(task, model, params, test)
+        change = jnp.where(weights > 0, sign * (after - before[0]), 0)
+        return metrics, jnp.sum(weights * change), jnp.sum(weights * change**2)
+
+    def unit(progress: Progress, _: None) -> tuple[Progress, Tree]:
+        progress = descent.run(progress, adapt, key, steps=steps)
+        return progress, observe(progress.params)
+
+    _, curve = jax.lax.scan(unit, descent.begin(params), length=recipe.length)
+    nothing = jnp.zeros_like(curve[1][0])
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), (metrics, nothing, nothing), curve)
+
+
+def adapt_client(task: Task, model: Model, recipe: Personalization, params: Tree, client: Client, key: Array, length: int) -> Tree:
+    """The client's own parameters after `length` units of the recipe; what `watch` measured at that length."""
+    descent = Descent(task, model, recipe.optimizer.build(), recipe.batch_size)
+    unit = batches_per_epoch(client, recipe.batch_size) if recipe.unit == "epochs" else 1
+    return descent.run(descent.begin(params), client, key, steps=length * unit).params
+
+
+def evaluate(task: Task, model: Model, params: Tree, client: Client) -> tuple[Sums, Items]:
+    """All metrics over a client's examples, and the first metric's items `[capacity rounded up, ...]`."""
+
+    def measure_batch(number: Array | int) -> tuple[Sums, Items]:
+        positions = number * EVALUATION_BATCH + jnp.arange(EVALUATION_BATCH)
+        examples = client.examples(positions, positions < client.size)
+        output, _ = model.apply(params, examples.x)
+        first = task.metrics[0].items(output, examples.y)
+        return measure(task, output, examples), masked(first, examples.mask)
+
+    def one(number: Array, carry: tuple[Sums, Items]) -> tuple[Sums, Items]:
+        sums, kept = carry
+        more, items = measure_batch(number)
+        place = number * EVALUATION_BATCH
+        kept = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, place, 0), kept, items)
+        return add(sums, more), kept
+
+    room = EVALUATION_BATCH * -(-client.rows.shape[0] // EVALUATION_BATCH)
+    sums, items = jax.eval_shape(measure_batch, 0)
+    no_measure = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
+    no_items = jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape[1:]), leaf.dtype), items)
+    return jax.lax.fori_loop(0, batches_per_epoch(client, EVALUATION_BATCH), one, (no_measure, no_items))
+
+
+def choose_length(curves: Curves, task: Task) -> int:
+    """The number of epochs (0 … length) at which the clients' uniform mean of the first metric is best.
+
+    To be asked of validation clients, never of test clients.
+    """
+    means = np.nanmean(curves.means(task.metrics[0]), axis=0)
+    return int(np.argmax(means) if task.metrics[0].higher_is_better else np.argmin(means))

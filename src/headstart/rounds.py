@@ -1,0 +1,176 @@
+"""Rounds: fold the replies of a cohort, and let the server's optimizer step.
+
+A round folds with a monoid, (Σ w·Δ, Σ w, Σ metrics), so its result is the same, to rounding, in any order of the
+clients and on any number of lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from headstart.data import Array, Client, Tree
+from headstart.lanes import over_clients
+from headstart.local import gradient_at
+from headstart.models import Model
+from headstart.tasks import Sums, Task, add, mean, no_sums
+from headstart.updates import ClientUpdate, Reply
+
+Weighting = Literal["examples", "uniform"]
+
+
+class State(NamedTuple):
+    """What the server holds between rounds: the parameters it broadcasts and its optimizer's state."""
+
+    params: Tree
+    optimizer: Tree
+
+
+class Cohort(NamedTuple):
+    """The clients of a round.
+
+    clients: a `Client` with a leading axis of clients.
+    memory: what each of them kept, a tree with the same leading axis, or None.
+    """
+
+    clients: Client
+    memory: Tree = None
+
+
+class Info(NamedTuple):
+    """What a round tells.
+
+    metrics: `{name: (sum, count)}` over the training steps of all clients that count.
+    clients: how many replies counted. dropped: how many were left out because they were not finite.
+    finite: whether the new parameters are.
+    memory: what each client of the cohort keeps, in the cohort's order.
+    """
+
+    metrics: Sums
+    clients: Array
+    dropped: Array
+    finite: Array
+    memory: Tree = None
+
+
+class Algorithm(NamedTuple):
+    """A way to train, federated or not: `init(params) -> State` and `step(state, cohort, key) -> (State, Info)`."""
+
+    init: Callable[[Tree], State]
+    step: Callable[[State, Cohort, Array], tuple[State, Info]]
+
+
+class Totals(NamedTuple):
+    """The monoid a round folds with."""
+
+    delta: Tree
+    weight: Array
+    metrics: Sums
+    clients: Array
+    dropped: Array
+
+
+def federated(
+    task: Task,
+    model: Model,
+    update: ClientUpdate,
+    server: optax.GradientTransformation,
+    *,
+    weighting: Weighting = "examples",
+    transform: Callable[[Reply], Reply] = lambda reply: reply,
+    lanes: int = 1,
+) -> Algorithm:
+    """Rounds of a client update under a server optimizer.
+
+    server: gets the weighted mean of Δ as its gradient; `optax.sgd(1.0)` is plain averaging.
+    weighting: of the replies: by number of examples, or uniform over the clients that have any.
+    transform: changes each reply before it is folded (clip, quantise, mask).
+    lanes: how many clients are trained side by side. A matter of speed: results agree to rounding.
+    """
+
+    def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
+        def one(totals: Totals, member: tuple[Client, Tree]) -> tuple[Totals, Tree]:
+            client, memory = member
+            reply = transform(update(task, model, state.params, client, memory, client_key(key, client)))
+            if weighting == "uniform":
+                reply = reply._replace(weight=(reply.weight > 0).astype(jnp.float32))
+            return add(totals, weigh(reply)), reply.memory
+
+        totals, memory = over_clients(one, no_totals(state.params, task), cohort.clients, cohort.memory, lanes=lanes)
+        return _server_step(server, state, totals, memory)
+
+    return Algorithm(lambda params: State(params, server.init(params)), step)
+
+
+def client_key(key: Array, client: Client) -> Array:
+    """The client's own key in a round: it depends on its id and on nothing else of the cohort."""
+    return jax.random.fold_in(jax.random.fold_in(key, client.key_data[0]), client.key_data[1])
+
+
+def no_totals(params: Tree, task: Task) -> Totals:
+    """The zero of the monoid."""
+    zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    return Totals(jax.tree.map(jnp.zeros_like, params), zero, no_sums(task, dtype), none, none)
+
+
+def weigh(reply: Reply) -> Totals:
+    """One reply as totals. A reply that is not finite counts for nothing but one dropped client."""
+    finite = all_finite(reply.delta)
+    weight = jnp.where(finite, reply.weight, 0)
+    counts = weight > 0
+    delta = jax.tree.map(lambda leaf: jnp.where(counts, weight.astype(leaf.dtype) * leaf, 0), reply.delta)
+    metrics = jax.tree.map(lambda leaf: jnp.where(counts, leaf, 0), reply.metrics)
+    return Totals(delta, weight, metrics, counts.astype(jnp.int32), (~finite).astype(jnp.int32))
+
+
+def all_finite(tree: Tree) -> Array:
+    """Whether every number of a tree is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _server_step(
+    server: optax.GradientTransformation, state: State, totals: Totals, memory: Tree
+) -> tuple[State, Info]:
+    delta = jax.tree.map(lambda leaf: mean(leaf, totals.weight.astype(leaf.dtype)), totals.delta)
+    updates, optimizer = server.update(delta, state.optimizer, state.params)
+    stepped = State(optax.apply_updates(state.params, updates), optimizer)
+    # A round in which nobody counts is no round: momentum must not carry the model on.
+    state = jax.tree.map(lambda new, old: jnp.where(totals.weight > 0, new, old), stepped, state)
+    return state, Info(totals.metrics, totals.clients, totals.dropped, all_finite(state.params), memory)
+
+
+def centralized(
+    task: Task, model: Model, optimizer: optax.GradientTransformation, *, batch_size: int = 20
+) -> Algorithm:
+    """The datacenter's way behind the same contract: one pool of examples, one optimizer, no clients.
+
+    A cohort is a single `Client` (leading axis 1) that holds the examples of this round in the order to be taken; the
+    round is one pass over them in batches.
+    """
+
+    def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
+        client: Any = jax.tree.map(lambda leaf: leaf[0], cohort.clients._replace(block=None))
+        client = client._replace(block=cohort.clients.block)
+        steps = -(-client.rows.shape[0] // batch_size)
+
+        def descend(number: Array, carry: tuple[State, Sums]) -> tuple[State, Sums]:
+            state, metrics = carry
+            positions = number * batch_size + jnp.arange(batch_size)
+            examples = client.examples(positions, positions < client.size)
+            model_key = jax.random.fold_in(key, number)
+            gradient, (params, measured) = gradient_at(task, model, state.params, examples, model_key)
+            updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
+            return State(optax.apply_updates(params, updates), optimizer_state), add(metrics, measured)
+
+        dtype = jnp.result_type(*jax.tree.leaves(state.params))
+        state, metrics = jax.lax.fori_loop(0, steps, descend, (state, no_sums(task, dtype)))
+        one, none = jnp.ones((), jnp.int32), jnp.zeros((), jnp.int32)
+        return state, Info(metrics, one, none, all_finite(state.params))
+
+    return Algorithm(lambda params: State(params, optimizer.init(params)), step)
+

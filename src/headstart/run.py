@@ -1,0 +1,287 @@
+"""The loop: draws cohorts, trains, watches, saves. The only place that touches the disk during training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from headstart import checkpoint
+from headstart.data import Draw, Federation, Split, on_device, split_clients
+from headstart.datasets import load as load_data
+from headstart.errors import UserError
+from headstart.experiment import Experiment, Stage, build_model, suited
+from headstart.files import write_json
+from headstart.folder import Log, Record, claimed, curve_arrays, write_arrays, write_samples
+from headstart.interrupt import Interrupt
+from headstart.models import Model
+from headstart.personalize import Curves, Personalizer, choose_length, personalizer
+from headstart.rounds import Algorithm, Info, State
+from headstart.sampling import cohorts, round_key
+from headstart.statistics import summarize
+from headstart.tasks import Sums, Task
+
+Listener = Callable[[Record], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides not the result, but how it comes about.
+
+    lanes: clients side by side. checkpoint_seconds: the least time between saved states.
+    device_bytes: a federation up to this size stays on the device.
+    """
+
+    lanes: int = 1
+    checkpoint_seconds: float = 30.0
+    device_bytes: int = 2**30
+
+
+class Prepared(NamedTuple):
+    """An experiment with everything it names at hand."""
+
+    experiment: Experiment
+    task: Task
+    model: Model
+    clients: Split
+
+
+class Session(NamedTuple):
+    """What the stages of one seed share.
+
+    draws: the three groups of clients on the device. watch: the compiled personalization.
+    """
+
+    prepared: Prepared
+    draws: dict[str, Draw]
+    watch: Personalizer
+    options: Options
+    listen: Listener
+    interrupt: Interrupt
+
+
+class Place(NamedTuple):
+    """Where a run is: in this stage, after this round (counted over all stages)."""
+
+    stage: int
+    round: int
+    state: State
+
+
+def run(
+    experiment: Experiment,
+    out: Path,
+    *,
+    seeds: int = 1,
+    options: Options = Options(),
+    listen: Listener = lambda record: None,
+    trusted: Collection[str] = (),
+) -> bool:
+    """Run an experiment into a folder, or go on with one that was interrupted there.
+
+    seeds: how many runs, with seeds from `experiment.seed` on.
+    listen: gets every record of the log as it is written, and others on progress.
+    trusted: modules a saved experiment may import beside headstart's own.
+
+    Returns:
+        Whether it came to its end; False if Ctrl-C stopped it, with everything saved.
+
+    Raises:
+        UserError: for anything the user can mend; what was saved before stays.
+    """
+    prepared = prepare(experiment, trusted=trusted)
+    with claimed(out, prepared.experiment), Interrupt() as interrupt:
+        write_samples(out, prepared.clients.test)
+        watch = personalizer(prepared.task, prepared.model, experiment.personalization, lanes=options.lanes)
+        groups = prepared.clients._asdict()
+        draws = {name: on_device(group, limit=options.device_bytes) for name, group in groups.items() if len(group)}
+        session = Session(prepared, draws, watch, options, listen, interrupt)
+        return all(_run_seed(session, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
+
+
+def prepare(experiment: Experiment, *, trusted: Collection[str] = ()) -> Prepared:
+    """Load the data, split the clients, build the model; what can be wrong beforehand is found here.
+
+    Raises:
+        UserError: if data, model and stages do not fit each other.
+    """
+    federation = load_data(experiment.data.source, **experiment.data.options)
+    experiment = suited(experiment, federation)
+    data = experiment.data
+    clients = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
+    for stage in experiment.stages:
+        if isinstance(stage, Stage) and stage.clients_per_round > len(clients.train):
+            raise UserError(
+                f"stage {stage.name!r} wants a cohort of {stage.clients_per_round} clients, more than the"
+                f" {len(clients.train)} training clients in the data; choose a smaller cohort"
+            )
+    assert experiment.model is not None and experiment.task is not None
+    model = build_model(experiment.model, federation, trusted=trusted)
+    return Prepared(experiment, experiment.task, model, clients)
+
+
+def _run_seed(session: Session, folder: Path, seed: int) -> bool:
+    stages = session.prepared.experiment.stages
+    if all((folder / f"stage-{number}.json").exists() for number in range(len(stages))):
+        return True
+    key = jax.random.key(seed, impl="threefry2x32")
+    trial = Trial(session, seed, folder, key, Log(folder / "metrics.jsonl", session.listen, seed))
+    algorithms = [
+        stage.algorithm(session.prepared.task, session.prepared.model, session.options.lanes) for stage in stages
+    ]
+    place = _start(trial, algorithms)
+    for number in range(place.stage, len(stages)):
+        if number > place.stage:
+            place = Place(number, place.round, algorithms[number].init(place.state.params))
+        reached = _train(trial, algorithms[number], place)
+        if reached is None:
+            return False
+        place = reached
+        _finish_stage(trial, place)
+    return True
+
+
+class Trial(NamedTuple):
+    """One seed of a session."""
+
+    session: Session
+    seed: int
+    folder: Path
+    key: jax.Array
+    log: Log
+
+
+def _start(trial: Trial, algorithms: list[Algorithm]) -> Place:
+    """The newest saved place, or the beginning."""
+    listen = trial.session.listen
+    params = trial.session.prepared.model.init(jax.random.fold_in(trial.key, 0))
+    expected = {number: jax.eval_shape(algorithm.init, params) for number, algorithm in enumerate(algorithms)}
+    saved, complaints = checkpoint.read_newest(trial.folder / "checkpoints", expected)
+    for complaint in complaints:
+        listen({"event": "note", "seed": trial.seed, "text": complaint})
+    if saved is None:
+        trial.log.cut(None)
+        place = Place(0, 0, algorithms[0].init(params))
+        _evaluate(trial, place)
+        return place
+    place = Place(saved.about["stage"], saved.about["round"], saved.tree)
+    for record in trial.log.cut(place.round):
+        listen({**record, "past": True})
+    listen({"event": "note", "seed": trial.seed, "text": f"seed {trial.seed} goes on after round {place.round}"})
+    return place
+
+
+def _train(trial: Trial, algorithm: Algorithm, place: Place) -> Place | None:
+    """The rounds that are left of a stage; None if interrupted, with everything saved."""
+    session, experiment = trial.session, trial.session.prepared.experiment
+    stage = experiment.stages[place.stage]
+    first = sum(earlier.rounds for earlier in experiment.stages[: place.stage]) + 1
+    clients = session.prepared.clients.train
+    draw = cohorts(stage, clients, session.draws["train"], seed=trial.seed, first_round=first)
+    step = jax.jit(algorithm.step, donate_argnums=0)
+    last, saved = first + stage.rounds - 1, time.monotonic()
+    for number in range(place.round + 1, last + 1):
+        began = time.perf_counter()
+        state, info = step(place.state, draw(number), round_key(trial.key, number))
+        place = Place(place.stage, number, state)
+        _record_round(trial, stage.name, place, jax.device_get(info._replace(memory=None)), began)
+        if number == last or (experiment.evaluate_every and number % experiment.evaluate_every == 0):
+            _evaluate(trial, place)
+        if number == last or session.interrupt.requested or time.monotonic() - saved >= session.options.checkpoint_seconds:
+            _save(trial, place)
+            saved = time.monotonic()
+        if session.interrupt.requested:
+            session.listen({"event": "note", "seed": trial.seed, "text": f"interrupted; saved after round {number}"})
+            return None
+    return place
+
+
+def _record_round(trial: Trial, stage: str, place: Place, info: Info, began: float) -> None:
+    """Log a round, and stop where training has come to nothing.
+
+    Raises:
+        UserError: if no reply of the round was finite, or the new parameters are not.
+    """
+    if not info.finite or (info.dropped and not info.clients):
+        raise UserError(
+            f"training diverged in stage {stage!r}, round {place.round} of seed {trial.seed}: the parameters are no longer"
+            " finite; lower the learning rates of the stage (client or server)"
+        )
+    trial.log(
+        {
+            "event": "round",
+            "round": place.round,
+            "stage": stage,
+            "training": means(trial.session.prepared.task, info.metrics),
+            "clients": int(info.clients),
+            "dropped": int(info.dropped),
+            "seconds": time.perf_counter() - began,
+        }
+    )
+
+
+def means(task: Task, sums: Sums) -> dict[str, float | None]:
+    """What is reported of summed metrics; None where nothing was counted."""
+    report = {}
+    for metric in task.metrics:
+        total, count = sums[metric.name]
+        report[metric.name] = float(metric.finish(total / count)) if count > 0 else None
+    return report
+
+
+def _evaluate(trial: Trial, place: Place) -> None:
+    """Log how the state does on some validation clients, before and after personalization."""
+    prepared = trial.session.prepared
+    clients = prepared.clients.validation
+    count = min(prepared.experiment.evaluation_clients, len(clients))
+    if not count:
+        return
+    began = time.perf_counter()
+    curves = _watch(trial, place, "validation", count)
+    summary = {metric.name: np.nanmean(curves.means(metric), axis=0).tolist() for metric in prepared.task.metrics}
+    seconds = time.perf_counter() - began
+    stage = prepared.experiment.stages[place.stage].name
+    record = {"event": "evaluation", "round": place.round, "stage": stage, "validation": summary}
+    trial.log({**record, "clients": count, "seconds": seconds})
+
+
+def _watch(trial: Trial, place: Place, group: str, count: int | None = None) -> Curves:
+    session = trial.session
+    clients: Federation = getattr(session.prepared.clients, group)
+    told = {"event": "progress", "seed": trial.seed, "group": group, "of": count or len(clients)}
+    return session.watch(
+        place.state.params,
+        clients if count is None else clients.select(np.arange(count)),
+        session.draws[group],
+        jax.random.fold_in(trial.key, 2),
+        lambda done: session.listen({**told, "clients": done}),
+    )
+
+
+def _save(trial: Trial, place: Place) -> None:
+    checkpoint.write_round(trial.folder / "checkpoints", place.state, {"round": place.round, "stage": place.stage})
+
+
+def _finish_stage(trial: Trial, place: Place) -> None:
+    """Choose the length of personalization on the validation clients, then measure the test clients, once."""
+    prepared, stage = trial.session.prepared, trial.session.prepared.experiment.stages[place.stage]
+    length, arrays = prepared.experiment.personalization.length, {}
+    report: dict[str, Any] = {"stage": stage.name, "round": place.round, "seed": trial.seed}
+    for group in ("validation", "test"):
+        clients: Federation = getattr(prepared.clients, group)
+        if not len(clients):
+            continue
+        curves = _watch(trial, place, group)
+        if group == "validation":
+            length = choose_length(curves, prepared.task)
+        arrays |= curve_arrays(group, clients, curves)
+        report[group] = summarize(curves, prepared.task, length=length)
+    checkpoint.write(trial.folder / f"stage-{place.stage}.safetensors", place.state.params, {"round": place.round})
+    write_arrays(trial.folder / f"stage-{place.stage}.npz", arrays)
+    write_json(trial.folder / f"stage-{place.stage}.json", report)
+    trial.session.listen({"event": "stage", **report})

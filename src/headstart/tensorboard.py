@@ -1,0 +1,49 @@
+"""TensorBoard events of a run, as an option: the extra `headstart[tensorboard]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from headstart.display import Listener
+from headstart.errors import UserError
+from headstart.folder import Record
+
+
+def also_events(listen: Listener, out: Path) -> Listener:
+    """A listener that passes everything on and writes training and validation metrics as events under `out/seed-n`.
+
+    Raises:
+        UserError: if the extra is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard needs an extra package; install headstart[tensorboard]") from error
+    writers: dict[int, Any] = {}
+
+    def heard(record: Record) -> None:
+        listen(record)
+        scalars = _scalars(record)
+        if not scalars or record.get("past"):
+            return
+        seed = record["seed"]
+        if seed not in writers:
+            writers[seed] = SummaryWriter(str(out / f"seed-{seed}" / "events"))
+        for name, value in scalars.items():
+            writers[seed].add_scalar(name, value, record["round"])
+        writers[seed].flush()
+
+    return heard
+
+
+def _scalars(record: Record) -> dict[str, float]:
+    match record["event"]:
+        case "round":
+            return {f"training/{name}": value for name, value in record["training"].items() if value is not None}
+        case "evaluation":
+            ends = {"initial": 0, "personalized": -1}
+            curves = record["validation"].items()
+            return {f"validation/{when} {name}": curve[end] for name, curve in curves for when, end in ends.items()}
+        case _:
+            return {}

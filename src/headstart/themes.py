@@ -1,0 +1,118 @@
+"""Themes of figures, light and dark; drawing in them, and how axes name a metric."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from headstart.files import write_bytes
+from headstart.tasks import Metric
+
+DPI = 150
+
+
+class Theme(NamedTuple):
+    """Colours. `series` are Okabe and Ito's, which colour-blind people tell apart, fit to the background."""
+
+    suffix: str
+    background: str
+    text: str
+    muted: str
+    grid: str
+    worse: str
+    series: tuple[str, ...]
+
+
+LIGHT = Theme(
+    "",
+    "#ffffff",
+    "#1c2128",
+    "#57606a",
+    "#e4e8ec",
+    "#d55e00",
+    ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1c2128"),
+)
+DARK = Theme(
+    "-dark",
+    "#12161c",
+    "#e6eaef",
+    "#9aa4af",
+    "#2a313a",
+    "#ff8a3d",
+    ("#56b4e9", "#ff8a3d", "#2fc296", "#e29bc4", "#f0e442", "#8fb8ff", "#e6eaef"),
+)
+
+
+class Drawing(NamedTuple):
+    """A figure yet to be drawn.
+
+    name: of its file. text: what it shows, for those who do not see it. draw: makes it in a theme.
+    """
+
+    name: str
+    text: str
+    draw: Callable[[Theme], Figure]
+
+
+def save(drawing: Drawing, folder: Path, *, themes: Iterable[Theme] = (LIGHT, DARK)) -> list[tuple[bytes, int]]:
+    """Draw in every theme into `folder`; returns each PNG and its width in CSS pixels."""
+    made = []
+    for theme in themes:
+        png, width = render(drawing, theme)
+        write_bytes(folder / f"{drawing.name}{theme.suffix}.png", png)
+        made.append((png, width))
+    return made
+
+
+def render(drawing: Drawing, theme: Theme) -> tuple[bytes, int]:
+    """A figure as PNG, and the width in CSS pixels it is meant to be seen at."""
+    file = io.BytesIO()
+    with matplotlib.rc_context(_style(theme)), warnings.catch_warnings():
+        # A name may hold characters that the font lacks; a box stands for them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = drawing.draw(theme)
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": ""}, pil_kwargs={"optimize": True})
+    return file.getvalue(), round(figure.get_figwidth() * 110)
+
+
+def _style(theme: Theme) -> dict[str, Any]:
+    plain = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True}
+    text = {"font.family": ["DejaVu Sans"], "font.size": 10, "text.parse_math": False, "legend.frameon": False}
+    titles = {"axes.titlelocation": "left", "axes.titlesize": 10, "figure.titleweight": "bold", "figure.titlesize": 12}
+    background = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), theme.background)
+    colors = dict.fromkeys(("text.color", "axes.labelcolor"), theme.text)
+    muted = dict.fromkeys(("xtick.color", "ytick.color"), theme.muted)
+    lines = dict.fromkeys(("axes.edgecolor", "grid.color"), theme.grid)
+    return plain | text | titles | background | colors | muted | lines | {"figure.constrained_layout.use": True}
+
+
+def titled(figure: Figure, title: str) -> None:
+    """Give a figure its title, at the left edge."""
+    figure.suptitle(title.replace("-", "−") if title[:1] in "+-" else title, x=0.008, ha="left")
+
+
+def series_color(theme: Theme, number: int) -> str:
+    """The colour of this series; they repeat after seven."""
+    return theme.series[number % len(theme.series)]
+
+
+def factor(metric: Metric) -> float:
+    """What values are multiplied by on an axis: a share is shown as per cent."""
+    return 100.0 if metric.unit == "share" else 1.0
+
+
+def axis_name(metric: Metric) -> str:
+    """A metric with its unit, for an axis."""
+    return f"{metric.name} ({'%' if metric.unit == 'share' else metric.unit})"
+
+
+def gain_name(metric: Metric) -> str:
+    """A gain with its unit, for an axis."""
+    unit = "points" if metric.unit == "share" else metric.unit
+    return f"gain in {metric.name} ({unit})" if metric.higher_is_better else f"gain: decrease of {metric.name} ({unit})"

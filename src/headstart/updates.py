@@ -1,0 +1,194 @@
+"""The client updates of the paper: values that turn what was broadcast and a client's examples into a reply.
+
+The convention (PAPER, Mathematics): a reply's Δ is in the units of the parameters and points uphill like a gradient;
+the weighted mean of Δ over a cohort is what the server's optimizer gets. With g_1 … g_{K+1} the gradients on a client's
+path of local SGD with learning rate β, the updates weigh the steps of that path:
+
+    FedSGD              β g_1, on all of the client's examples
+    FedAvg, Reptile     β (g_1 + … + g_K) = θ − θ_K
+    FOMAML              β g_{K+1}
+    MAML                β ∂/∂θ L(θ_K(θ); batch K+1), through the K steps: the only one that is no sum over a path
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from headstart.data import Array, Client, Tree
+from headstart.local import Descent, batches_per_epoch, mean_loss, shuffled, step_keys, whole_gradient
+from headstart.local import batch as draw_batch
+from headstart.models import Model
+from headstart.tasks import Sums, Task, add
+
+
+class Reply(NamedTuple):
+    """What a client sends back.
+
+    delta: Δ, a tree like what was broadcast.
+    weight: the number of the client's examples, a scalar; 0 leaves the reply out.
+    metrics: what training measured on the way, `{name: (sum, count)}`.
+    memory: what this client keeps until it is drawn again, a tree, or None for the methods that keep nothing.
+    """
+
+    delta: Tree
+    weight: Array
+    metrics: Sums
+    memory: Tree = None
+
+
+class ClientUpdate(Protocol):
+    """The contract of an update; any callable of this form is one.
+
+    broadcast: the server's parameters. A method with more to share (control variates, several models) broadcasts a
+        tree that holds it, and replies with a Δ of the same structure.
+    memory: what this client kept last time, or None.
+    key: belongs to (seed, round, client).
+    """
+
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array
+    ) -> Reply: ...
+
+
+class Leg(NamedTuple):
+    """A stretch of a local path: `steps` steps on the examples of `client`, each with the same weight in Δ."""
+
+    client: Client
+    steps: Array | int
+    weight: float
+
+
+def weighted_path(descent: Descent, params: Tree, key: Array, *legs: Leg) -> tuple[Tree, Sums]:
+    """Δ = β Σ_j w_j g_j over the legs' steps, and the metrics on the way.
+
+    Steps of equal weight telescope, so a leg costs one difference of iterates however long it is.
+    """
+    progress, delta = descent.begin(params), None
+    for leg in legs:
+        start = progress.params
+        progress = descent.run(progress, leg.client, key, steps=leg.steps)
+        if leg.weight:
+            stretch = jax.tree.map(lambda a, b, w=leg.weight: w * (a - b), start, progress.params)
+            delta = stretch if delta is None else add(delta, stretch)
+    return delta, progress.metrics
+
+
+@dataclass(frozen=True)
+class FedSGD:
+    """Δ = β g_1: one gradient, on all of the client's examples (PAPER, table of updates).
+
+    batch_size: on the first batch of the path instead, as the central identity takes it.
+    """
+
+    learning_rate: float = 0.02
+    batch_size: int | None = None
+
+    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        if self.batch_size is not None:
+            descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+            return _reply(client, *weighted_path(descent, broadcast, key, Leg(client, 1, 1.0)))
+        gradient, metrics = whole_gradient(task, model, broadcast, client, key, batch_size=32)
+        return _reply(client, jax.tree.map(lambda g: self.learning_rate * g, gradient), metrics)
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """Δ = θ − θ_K after E epochs of local SGD; a small client takes fewer steps than a large one."""
+
+    epochs: int = 1
+    learning_rate: float = 0.02
+    batch_size: int = 20
+
+    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        steps = self.epochs * batches_per_epoch(client, self.batch_size)
+        return _reply(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
+
+
+@dataclass(frozen=True)
+class Reptile:
+    """Δ = θ − θ_K after K steps of local SGD, the same number for every client."""
+
+    steps: int = 10
+    learning_rate: float = 0.02
+    batch_size: int = 20
+
+    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        return _reply(client, *weighted_path(descent, broadcast, key, Leg(client, self.steps, 1.0)))
+
+
+@dataclass(frozen=True)
+class FOMAML:
+    """Δ = β g_{K+1}: the gradient after K steps on the query batch, second-order terms dropped.
+
+    query_share: 0 takes the next batch of the path as the query; otherwise this share of the client's examples is held
+        out from the K steps and the query drawn from it. On a path that wraps, a query meets examples of the steps again.
+    """
+
+    steps: int = 10
+    learning_rate: float = 0.02
+    batch_size: int = 20
+    query_share: float = 0.0
+
+    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        support, query = support_and_query(client, self.query_share, key)
+        legs = Leg(support, self.steps, 0.0), Leg(query, 1, 1.0)
+        return _reply(client, *weighted_path(descent, broadcast, key, *legs))
+
+
+@dataclass(frozen=True)
+class MAML:
+    """Δ = β ∂/∂θ L(θ_K(θ); query), differentiated exactly through the K steps; memory and time grow with K.
+
+    query_share: as in `FOMAML`.
+    """
+
+    steps: int = 1
+    learning_rate: float = 0.02
+    batch_size: int = 20
+    query_share: float = 0.0
+
+    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        support, query = support_and_query(client, self.query_share, key)
+
+        def query_loss(params: Tree) -> tuple[Array, Sums]:
+            progress = descent.run(descent.begin(params), support, key, steps=self.steps)
+            order_key, model_key = step_keys(key, progress.step)
+            examples = draw_batch(query, progress.step, order_key, batch_size=self.batch_size)
+            loss, (_, metrics) = mean_loss(task, model, progress.params, examples, model_key)
+            return loss, add(progress.metrics, metrics)
+
+        gradient, metrics = jax.grad(query_loss, has_aux=True)(broadcast)
+        return _reply(client, jax.tree.map(lambda g: self.learning_rate * g, gradient), metrics)
+
+
+def support_and_query(client: Client, query_share: float, key: Array) -> tuple[Client, Client]:
+    """The client's examples for the inner steps and for the query; the same ones if `query_share` is 0.
+
+    Otherwise a random part is held out: at least one example if there are two, none if there is only one.
+    """
+    if not query_share:
+        return client, client
+    rows = client.rows[shuffled(client, jax.random.fold_in(key, 2))]
+    least = jnp.minimum(1, client.size // 2)
+    held_out = jnp.maximum(jnp.round(client.size * query_share).astype(client.size.dtype), least)
+    kept = client.size - jnp.minimum(held_out, client.size - least)
+    support = client._replace(rows=rows, size=kept)
+    return support, client._replace(rows=jnp.roll(rows, -kept), size=client.size - kept)
+
+
+def _reply(client: Client, delta: Tree, metrics: Sums) -> Reply:
+    return Reply(delta, client.size.astype(jnp.float32), metrics)

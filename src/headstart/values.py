@@ -1,0 +1,168 @@
+"""Values as JSON and back: a value is named by its import path and its fields.
+
+A saved experiment is data. Reading one imports nothing but headstart's own values and the modules that the user's own
+command names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import types
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from headstart.errors import UserError
+
+Json = Any
+
+
+def to_json(value: Any) -> Json:
+    """A frozen dataclass as a dictionary with its import path under "type"; tuples as lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = type(value)
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": f"{kind.__module__}.{kind.__qualname__}", **fields}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise UserError(f"{value!r} cannot be saved; use numbers, text, lists and dataclasses in an experiment")
+
+
+def from_json(document: Json, *, trusted: Collection[str] = (), place: str = "experiment") -> Any:
+    """The value of a document from `to_json`.
+
+    trusted: modules beside headstart's own that may be imported.
+    place: where in the document this is, for messages.
+
+    Raises:
+        UserError: for an unknown type, an unknown or missing field, or a value of the wrong type.
+    """
+    if isinstance(document, list):
+        return tuple(from_json(item, trusted=trusted, place=f"{place}.{i}") for i, item in enumerate(document))
+    if not isinstance(document, dict):
+        return document
+    if "type" not in document:
+        return {key: from_json(item, trusted=trusted, place=f"{place}.{key}") for key, item in document.items()}
+    kind = _dataclass_at(document["type"], trusted, place)
+    given = {k: from_json(v, trusted=trusted, place=f"{place}.{k}") for k, v in document.items() if k != "type"}
+    _check_fields(kind, given, place)
+    return kind(**given)
+
+
+def attribute(path: str, trusted: Collection[str], place: str) -> Any:
+    """What `module.name` or `module:name` stands for.
+
+    Raises:
+        UserError: if the module is not headstart's own and not trusted, or does not exist.
+    """
+    module, _, name = path.rpartition(":" if ":" in path else ".")
+    if module.split(".")[0] != "headstart" and module not in trusted:
+        raise UserError(
+            f"{place} names code in the module {module!r}, which this command does not bring in;"
+            f" if you trust it, add --import {module}"
+        )
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{place}: cannot import {path!r} ({error}); give it as module:name, importable from here") from error
+
+
+def _dataclass_at(path: Any, trusted: Collection[str], place: str) -> type:
+    kind = attribute(path, trusted, place) if isinstance(path, str) and "." in path else None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise UserError(f"{place}.type is {path!r}, which is not the import path of a value such as headstart.updates.FedAvg")
+    return kind
+
+
+def _check_fields(kind: type, given: Mapping[str, Any], place: str) -> None:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in given:
+        if name not in fields:
+            raise UserError(f"unknown setting {place}.{name}; {kind.__name__} accepts {', '.join(fields)}")
+    needed = (dataclasses.MISSING, dataclasses.MISSING)
+    for name, field in fields.items():
+        if name not in given and (field.default, field.default_factory) == needed:
+            raise UserError(f"missing setting {place}.{name} of {kind.__name__}")
+    hints = typing.get_type_hints(kind)
+    for name, value in given.items():
+        if not fits(value, hints[name]):
+            raise UserError(f"{place}.{name} is {json.dumps(to_json(value))}, but must be {_describe(hints[name])}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type; a whole number is a float too, and True is no number."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits(item, inner[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if getattr(hint, "_is_protocol", False):
+        return dataclasses.is_dataclass(value)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(one) for one in inner)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, inner))
+    if origin is tuple:
+        return f"a list, each {_describe(inner[0])}"
+    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
+
+
+def override(document: Json, settings: Collection[str]) -> Json:
+    """A copy of a document with settings `a.b.0.c=value` applied; a value is JSON, or else text.
+
+    Raises:
+        UserError: if a setting has no "=", or names a place that does not exist.
+    """
+    document = json.loads(json.dumps(document))
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting!r} has no value; write it as path=value, for instance seed=1")
+        *parents, last = path.strip().split(".")
+        target = document
+        for step in parents:
+            target = target[_key(target, step, path)]
+        target[_key(target, last, path)] = parse(text)
+    return document
+
+
+def _key(target: Json, step: str, path: str) -> str | int:
+    if isinstance(target, list):
+        if step.isdigit() and int(step) < len(target):
+            return int(step)
+        raise UserError(f"unknown setting {path!r}: {step!r} is not a number from 0 to {len(target) - 1}")
+    # A dictionary without a type holds free options; the one who takes them checks them.
+    if isinstance(target, dict) and (step in target or "type" not in target) and step != "type":
+        return step
+    accepted = ", ".join(key for key in target if key != "type") if isinstance(target, dict) else "nothing"
+    raise UserError(f"unknown setting {path!r}: there is no {step!r}; accepted here: {accepted}")
+
+
+def parse(text: str) -> Json:
+    """A value as typed on the command line: JSON, or else text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

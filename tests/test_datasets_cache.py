@@ -1,0 +1,167 @@
+"""The cache: a second load parses nothing, and nothing that happens to it does harm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import headstart.datasets as datasets
+from headstart.datasets import cache
+from headstart.datasets.rows import Rows
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "handwriting62.sqlite.lzma"
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("client,y,a\nu,0,1.5\nv,1,2.5\n")
+    return path
+
+
+def some_rows(value=1.0):
+    x = np.full((3, 2), value, np.float32)
+    return Rows(["u", "v"], np.array([[1, 1], [1, 0]]), x, np.arange(3, dtype=np.int32), True, {"labels": ["a"]})
+
+
+def folders(root):
+    return sorted((root / "rows").iterdir())
+
+
+def values(federation):
+    return federation.fetch(np.arange(len(federation)))[0].tolist()
+
+
+class Builder:
+    def __init__(self, value=1.0):
+        self.calls, self.value = 0, value
+
+    def __call__(self):
+        self.calls += 1
+        return some_rows(self.value)
+
+
+def test_a_second_load_is_mapped_and_builds_nothing(source):
+    build = Builder()
+    first, second = (cache.cached([source], {}, build) for _ in range(2))
+    assert build.calls == 1
+    assert isinstance(second.x, np.memmap) and not second.x.flags.writeable
+    for rows in (first, second):
+        for a, b in zip(rows[1:4], some_rows()[1:4], strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert (rows.ids, rows.own_split, rows.facts) == (["u", "v"], True, {"labels": ["a"]})
+
+
+def test_other_options_and_a_changed_file_are_built_anew(source, root):
+    build = Builder()
+    cache.cached([source], {}, build)
+    cache.cached([source], {"target": "a"}, build)
+    assert build.calls == 2 and len(folders(root)) == 2
+    source.write_text(source.read_text() + "w,1,2.0\n")
+    cache.cached([source], {}, build)
+    assert build.calls == 3 and len(folders(root)) == 2
+    os.utime(source, ns=(0, 0))
+    cache.cached([source], {}, build)
+    assert build.calls == 4
+
+
+def truncate(folder):
+    (folder / "x.npy").write_bytes((folder / "x.npy").read_bytes()[:-1])
+
+
+def scribble(folder):
+    (folder / "y.npy").write_bytes(bytes(len((folder / "y.npy").read_bytes())))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        scribble,
+        lambda folder: (folder / "meta.json").write_text("{"),
+        lambda folder: (folder / "meta.json").write_text("[]"),
+        lambda folder: (folder / "sizes.npy").unlink(),
+        lambda folder: (folder / "meta.json").unlink(),
+    ],
+)
+def test_a_damaged_cache_is_rebuilt(damage, source, root):
+    cache.cached([source], {}, Builder())
+    damage(folders(root)[0])
+    build = Builder(2.0)
+    assert cache.cached([source], {}, build).x.tolist() == [[2, 2]] * 3
+    cache.cached([source], {}, build)
+    assert build.calls == 1 and len(folders(root)) == 1
+
+
+def test_where_nothing_can_be_written_rows_stay_in_memory(source, root, monkeypatch):
+    root.write_text("a file where the folder would be")
+    federation = datasets.load(source)
+    assert values(federation) == [[1.5], [2.5]]
+    assert root.is_file()
+
+
+def test_a_full_disk_leaves_nothing_behind(source, root, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    assert cache.cached([source], {}, Builder()).x.tolist() == [[1, 1]] * 3
+    assert folders(root) == []
+
+
+def test_builders_at_once_do_not_meet(source, root):
+    at_once = threading.Barrier(6)
+
+    def build():
+        at_once.wait()
+        return some_rows()
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: cache.cached([source], {}, build), range(6)))
+    assert all(rows.x.tolist() == [[1, 1]] * 3 for rows in found)
+    assert len(folders(root)) == 1
+    again = Builder()
+    cache.cached([source], {}, again)
+    assert again.calls == 0
+
+
+def test_what_killed_builders_left_is_swept_after_a_day(source, root):
+    old, new = root / "rows" / "building-old", root / "rows" / "building-new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    cache.cached([source], {}, Builder())
+    assert not old.exists() and new.exists()
+
+
+def test_the_cache_is_where_the_system_keeps_caches(monkeypatch):
+    monkeypatch.delenv("HEADSTART_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache.cache_root() == Path("/somewhere/headstart")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache.cache_root() == Path.home() / ".cache" / "headstart"
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data, which is not here")
+def test_handwriting_loads_within_a_second_the_second_time(root):
+    first = datasets.load(DATA)
+    assert len(first) == 317 and first.sizes.sum(axis=0).tolist() == [65493, 7271]
+    x, _ = first.fetch(np.arange(317))
+    assert x.dtype == np.uint8 and np.median(x[:, 0]) == 255 and not first.facts["inverted"]
+    start = time.perf_counter()
+    datasets.load(DATA)
+    assert time.perf_counter() - start < 1
+    shutil.rmtree(root)

@@ -1,0 +1,212 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from headstart.errors import UserError
+from headstart.models import ALIASES, CNN, MLP, CharLSTM, Linear, Logistic, Model, as_model, count_parameters
+
+IMAGES = np.zeros((3, 28, 28, 1), np.float32)
+TOKENS = np.zeros((3, 80), np.int32)
+FEATURES = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+KEY = jax.random.key(7)
+
+
+class Normalised(nn.Module):
+    """With batch statistics and dropout, and `training` for its flag."""
+
+    @nn.compact
+    def __call__(self, x, training):
+        x = nn.BatchNorm(use_running_average=not training, momentum=0.5)(x)
+        return nn.Dropout(0.5, deterministic=not training)(x)
+
+
+class Deterministic(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, deterministic):
+        return nn.Dropout(0.5)(x, deterministic=deterministic)
+
+
+class NewStyle(nnx.Module):
+    def __init__(self, *, rngs):
+        self.norm = nnx.BatchNorm(4, momentum=0.5, rngs=rngs)
+        self.first, self.second = nnx.Dropout(0.5, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        self.dense = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense(self.second(self.first(self.norm(x))))
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "parameters", "output"),
+    [
+        (CNN(), IMAGES, 1_206_590, (3, 62)),
+        (CharLSTM(), TOKENS, 820_522, (3, 80, 90)),
+        (Logistic(62), IMAGES, 784 * 62 + 62, (3, 62)),
+        (Linear(), FEATURES, 5, (6, 1)),
+        (MLP(62), IMAGES, 785 * 200 + 201 * 62, (3, 62)),
+        (MLP(3, widths=(5, 6)), FEATURES, 5 * 5 + 6 * 6 + 7 * 3, (6, 3)),
+    ],
+)
+def test_parameter_counts_and_output_shapes(module, x, parameters, output):
+    model = as_model(module, x)
+    variables = jax.eval_shape(model.init, KEY)
+    assert count_parameters(variables) == parameters
+    assert jax.eval_shape(model.apply, variables, x)[0].shape == output
+
+
+def test_initial_values_are_those_of_keras():
+    variables = as_model(CharLSTM(), TOKENS).init(KEY)["params"]
+    recurrent = variables["LSTM_0"]["recurrent_kernel"]
+    np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(256), atol=1e-5)
+    np.testing.assert_array_equal(
+        variables["LSTM_1"]["bias"].reshape(4, 256), [[0.0] * 256, [1.0] * 256] + [[0.0] * 256] * 2
+    )
+    embedding = variables["Embed_0"]["embedding"]
+    assert 0.045 < jnp.abs(embedding).max() <= 0.05
+    kernel = as_model(CNN(), IMAGES).init(KEY)["params"]["Conv_1"]["kernel"]
+    limit = np.sqrt(6 / (9 * 32 + 9 * 64))
+    assert 0.99 * limit < jnp.abs(kernel).max() <= limit
+
+
+@pytest.mark.parametrize("dropout", [None, (0, 0)])
+def test_cnn_without_dropout_traces_no_random_bits(dropout):
+    def bits(module):
+        model = as_model(module, IMAGES)
+        return "random_bits" in str(jax.make_jaxpr(model.apply)(jax.eval_shape(model.init, KEY), IMAGES, key=KEY))
+
+    assert bits(CNN())
+    assert not bits(CNN(dropout=dropout))
+
+
+def test_cnn_drops_only_with_a_key_and_by_the_key():
+    model = as_model(CNN(filters=(2, 3), hidden=8), IMAGES)
+    variables = model.init(KEY)
+    x = jax.random.uniform(KEY, (2, 28, 28, 1))
+    first, again, other = (model.apply(variables, x, key=jax.random.key(i))[0] for i in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    np.testing.assert_array_equal(model.apply(variables, x)[0], model.apply(variables, x)[0])
+
+
+def test_cnn_is_the_network_it_says_by_lax_convolutions():
+    model = as_model(CNN(filters=(4, 9), hidden=8, dropout=None), IMAGES)
+    params = model.init(KEY)["params"]
+    x = jax.random.uniform(KEY, (2, 28, 28, 1))
+    y = x
+    for name in ("Conv_0", "Conv_1"):
+        y = jax.lax.conv_general_dilated(
+            y, params[name]["kernel"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        y = jnp.maximum(y + params[name]["bias"], 0)
+    y = jax.lax.reduce_window(y, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").reshape(2, -1)
+    y = jnp.maximum(y @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"], 0)
+    y = y @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
+    np.testing.assert_allclose(model.apply({"params": params}, x)[0], y, atol=1e-5)
+
+
+@pytest.mark.parametrize("module", [CNN(filters=(2, 3), hidden=4), CharLSTM(embedding=2, width=4), MLP(3)])
+def test_models_keep_float64(module):
+    with jax.enable_x64(True):
+        x = TOKENS if isinstance(module, CharLSTM) else np.zeros((3, 8, 8, 1))
+        model = as_model(module, x)
+        variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), model.init(KEY))
+        assert model.apply(variables, x)[0].dtype == np.float64
+
+
+def test_models_map_over_clients_parameters_and_data():
+    x = jax.random.uniform(KEY, (3, 2, 10, 9, 1))
+    model = as_model(CNN(filters=(2, 9), hidden=4, dropout=None), x[0])
+    variables = jax.vmap(model.init)(jax.random.split(KEY, 3))
+
+    def gradient(variables, x):
+        return jax.grad(lambda v: (model.apply(v, x)[0] ** 2).sum())(variables)
+
+    mapped = jax.jit(jax.vmap(gradient))(variables, x)
+    for i in range(3):
+        alone = gradient(jax.tree.map(lambda leaf, i=i: leaf[i], variables), x[i])
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=2e-3, atol=1e-5), mapped, alone)
+
+
+@pytest.mark.parametrize("flag", ["training", "nnx"])
+def test_batch_statistics_change_in_training_only(flag):
+    model = as_model(Normalised() if flag == "training" else NewStyle, FEATURES)
+    variables = model.init(KEY)
+    _, same = model.apply(variables, FEATURES)
+    output, updated = model.apply(variables, FEATURES, key=KEY)
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
+    jax.tree.map(np.testing.assert_array_equal, updated["params"], variables["params"])
+    mean = updated["batch_stats"]["BatchNorm_0"]["mean"] if flag == "training" else updated["rest"]["norm"]["mean"]
+    np.testing.assert_allclose(mean, FEATURES.mean(axis=0) / 2, rtol=1e-5)
+    assert output.shape[0] == 6
+
+
+def test_a_deterministic_flag_is_turned_the_right_way():
+    model = as_model(Deterministic(), FEATURES)
+    np.testing.assert_array_equal(model.apply(model.init(KEY), FEATURES)[0], FEATURES)
+    assert (model.apply(model.init(KEY), FEATURES, key=KEY)[0] == 0).any()
+
+
+def test_nnx_factories_draw_parameters_and_dropout_from_the_keys():
+    model = as_model(NewStyle, FEATURES)
+    first, again, other = (model.init(jax.random.key(i)) for i in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert not np.array_equal(first["params"]["dense"]["kernel"], other["params"]["dense"]["kernel"])
+    outputs = [jax.jit(model.apply)(first, FEATURES, key=jax.random.key(i))[0] for i in (1, 1, 2)]
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    assert not np.array_equal(outputs[0], outputs[2])
+
+
+def test_nnx_modules_compute_what_they_would_alone():
+    module = NewStyle(rngs=nnx.Rngs(3))
+    module.eval()
+    expected = module(FEATURES)
+    model = as_model(module, FEATURES)
+    variables = model.init(KEY)
+    np.testing.assert_allclose(model.apply(variables, FEATURES)[0], expected, rtol=1e-5)
+    assert count_parameters(variables) == 2 * 4 + 4 * 2 + 2
+    gradient = jax.grad(lambda v: model.apply(v, FEATURES, key=KEY)[0].sum())(variables)
+    np.testing.assert_allclose(gradient["params"]["dense"]["bias"], [6, 6])
+
+
+def test_a_pair_of_functions_serves_with_and_without_a_key():
+    def init(key):
+        return {"w": jax.random.normal(key, (4,))}
+
+    def plain(params, x):
+        return x @ params["w"]
+
+    def keyed(params, x, *, key=None):
+        return x @ params["w"] + (0 if key is None else 1)
+
+    for apply, shift in ((plain, 0), (keyed, 1)):
+        model = as_model((init, apply), FEATURES)
+        variables = model.init(KEY)
+        np.testing.assert_allclose(model.apply(variables, FEATURES)[0], FEATURES @ variables["w"], rtol=1e-5)
+        output, same = model.apply(variables, FEATURES, key=KEY)
+        np.testing.assert_allclose(output, FEATURES @ variables["w"] + shift, rtol=1e-5)
+        assert same is variables
+
+
+def test_a_model_is_taken_as_it_is():
+    model = Model(lambda key: jnp.zeros(4), lambda variables, x, *, key=None: (x @ variables, variables))
+    assert as_model(model, FEATURES) is model
+
+
+@pytest.mark.parametrize("thing", [CNN, "cnn", 3, (1, 2), lambda x: x])
+def test_what_is_no_model_is_refused_in_one_sentence(thing):
+    with pytest.raises(UserError, match=r"^\w+ is no model: give a Model") as caught:
+        as_model(thing, IMAGES)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_does_not_fit_the_data_is_refused_in_one_sentence():
+    with pytest.raises(UserError, match=r"the model CNN fails on a batch of float32\[1, 4\]") as caught:
+        as_model(CNN(), FEATURES)
+    assert "\n" not in str(caught.value)
+
+
+def test_aliases_are_the_models_of_the_command_line():
+    assert ALIASES == {"cnn": CNN, "char_lstm": CharLSTM, "logistic": Logistic, "linear": Linear, "mlp": MLP}
