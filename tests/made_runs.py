@@ -65,7 +65,7 @@ def curves(kind: str, sizes: np.ndarray, start: float, end: float, generator: np
     """Results of clients of different skill, from `start` before to about `end` after personalization."""
     items = sizes[:, 1] * (70 if kind == "text" else 1)
     path = start + (end - start) * (1 - np.exp(-1.2 * np.arange(LENGTH + 1)))
-    skill = generator.normal(0, 0.07, (len(items), 1)) + generator.normal(0, 0.02, (len(items), LENGTH + 1))
+    skill = generator.normal(0, 0.07, (len(items), 1)) + generator.normal(0, 0.05, (len(items), LENGTH + 1))
     gain = np.zeros((len(items), LENGTH + 1))
     if kind == "features":
         error = np.exp(3 * skill) * path * generator.gamma(4, 0.25, (len(items), 1))

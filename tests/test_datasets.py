@@ -11,6 +11,7 @@ import sys
 import zlib
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import h5py
 import msgpack
@@ -127,7 +128,7 @@ def write_fedjax(path, content, split):
         database.execute("CREATE TABLE federated_data (client_id BLOB, data BLOB, num_examples INTEGER)")
         for (client, part), fields in content.items():
             if part == split:
-                data = msgpack.packb({name: pack(values) for name, values in as_floats(fields).items()})
+                data: Any = msgpack.packb({name: pack(values) for name, values in as_floats(fields).items()})
                 key = f"{zlib.crc32(client.encode()):016x}:{client}".encode()
                 row = (key, zlib.compress(data), len(next(iter(fields.values()))))
                 database.execute("INSERT INTO federated_data VALUES (?, ?, ?)", row)
@@ -155,7 +156,7 @@ def write(folder, layout, content):
     if layout == "tff-lzma":
         packed = folder / "data.sqlite.lzma"
         plain = write_tff(folder / "plain", content, names=names)
-        packed.write_bytes(lzma.compress(plain.read_bytes(), format=lzma.FORMAT_ALONE))
+        packed.write_bytes(lzma.compress(Path(plain).read_bytes(), format=lzma.FORMAT_ALONE))
         return packed
     writer, suffix = {
         "tff-h5": (write_h5, "h5"), "fedjax": (write_fedjax, "sqlite"), "leaf": (write_leaf, "json")

@@ -1,3 +1,5 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,10 +34,12 @@ def same_to_second_order(ours, theirs, *arguments):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
 
     numbers = tuple(range(1, 1 + len(arguments)))
-    close(ours(*arguments), theirs(*arguments))
-    for function in (loss, curvature):
-        gradient = jax.jit(jax.grad(function, argnums=numbers), static_argnums=0)
-        jax.tree.map(close, gradient(ours, *arguments), gradient(theirs, *arguments))
+
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(f, *arguments):
+        return f(*arguments), *(jax.grad(function, argnums=numbers)(f, *arguments) for function in (loss, curvature))
+
+    jax.tree.map(close, derivatives(ours, *arguments), derivatives(theirs, *arguments))
 
 
 def lax_convolve(x, kernel):
@@ -46,10 +50,8 @@ def lax_convolve(x, kernel):
     ("image", "kernel"),
     [
         ((6, 7, 1), (3, 3, 1, 4)),
-        ((6, 7, 8), (3, 3, 8, 4)),
         ((9, 5, 8), (3, 3, 8, 3)),
-        ((3, 3, 9), (3, 3, 9, 2)),
-        ((8, 8, 8), (3, 2, 8, 2)),
+        ((3, 4, 9), (3, 2, 9, 2)),
         ((8, 7, 8), (5, 2, 8, 3)),
     ],
 )
@@ -142,7 +144,7 @@ def test_recurrence_under_vmap_of_inputs_and_weights_has_the_gradients_of_each()
 
 def test_lstm_is_that_of_flax_to_second_order():
     x, width = normal(0, 3, 6, 5), 4
-    layer, cell = LSTM(width), nn.RNN(nn.OptimizedLSTMCell(width))
+    layer, cell = LSTM(width), nn.RNN(nn.OptimizedLSTMCell(width, param_dtype=jnp.float64))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), layer.init(jax.random.key(0), x)["params"])
 
     def flax_lstm(params, x):

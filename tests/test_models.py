@@ -1,3 +1,5 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -125,8 +127,9 @@ def test_models_map_over_clients_parameters_and_data():
         return jax.grad(lambda v: (model.apply(v, x)[0] ** 2).sum())(variables)
 
     mapped = jax.jit(jax.vmap(gradient))(variables, x)
+    one = jax.jit(gradient)
     for i in range(3):
-        alone = gradient(jax.tree.map(lambda leaf, i=i: leaf[i], variables), x[i])
+        alone = one(jax.tree.map(lambda leaf, i=i: leaf[i], variables), x[i])
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=2e-3, atol=1e-5), mapped, alone)
 
 
@@ -157,6 +160,19 @@ def test_nnx_factories_draw_parameters_and_dropout_from_the_keys():
     outputs = [jax.jit(model.apply)(first, FEATURES, key=jax.random.key(i))[0] for i in (1, 1, 2)]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert not np.array_equal(outputs[0], outputs[2])
+
+
+def test_nnx_factories_may_be_functions_or_partials():
+    class Sized(nnx.Module):
+        def __init__(self, width, *, rngs):
+            self.dense = nnx.Linear(4, width, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dense(x)
+
+    for factory in (partial(Sized, 3), lambda rngs: Sized(3, rngs=rngs)):
+        model = as_model(factory, FEATURES)
+        assert model.apply(model.init(KEY), FEATURES)[0].shape == (6, 3)
 
 
 def test_nnx_modules_compute_what_they_would_alone():
@@ -209,4 +225,5 @@ def test_a_model_that_does_not_fit_the_data_is_refused_in_one_sentence():
 
 
 def test_aliases_are_the_models_of_the_command_line():
-    assert ALIASES == {"cnn": CNN, "char_lstm": CharLSTM, "logistic": Logistic, "linear": Linear, "mlp": MLP}
+    expected = {"cnn": CNN, "char_lstm": CharLSTM, "logistic": Logistic, "linear": Linear, "mlp": MLP}
+    assert expected == ALIASES

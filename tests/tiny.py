@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from headstart.data import Client, Federation, cohort, from_arrays
-from headstart.local import batch, step_keys
+from headstart.data import Client, Federation, from_arrays, on_device
+from headstart.local import Descent, Progress, batch, step_keys
 from headstart.models import Model
-from headstart.rounds import client_key
 from headstart.tasks import Metric
 
 FEATURES, CLASSES = 3, 4
@@ -69,9 +69,18 @@ def quadratic_federation(centres: np.ndarray, sizes: Sequence[int]) -> Federatio
 
 
 def one(federation: Federation, client: int, part: str = "adapt") -> Client:
-    """A single client, without a leading axis."""
-    clients = cohort(federation, np.array([client]), part)
+    """A single client, without a leading axis; all clients of a federation have the same shapes."""
+    clients = on_device(federation)(np.array([client]), part)
     return jax.tree.map(lambda leaf: leaf[0], clients._replace(block=None))._replace(block=clients.block)
+
+
+draw_batch = jax.jit(batch, static_argnames="batch_size")
+
+
+@partial(jax.jit, static_argnums=0)
+def descend(descent: Descent, progress: Progress, client: Client, key: jax.Array, steps: int) -> Progress:
+    """`descent.run`, compiled once for every number of steps."""
+    return descent.run(progress, client, key, steps=steps)
 
 
 def drawn(client: Client, key: jax.Array, numbers: Sequence[int], batch_size: int) -> list[tuple]:
@@ -79,15 +88,10 @@ def drawn(client: Client, key: jax.Array, numbers: Sequence[int], batch_size: in
     order_key, _ = step_keys(key, 0)
     found = []
     for number in numbers:
-        examples = batch(client, number, order_key, batch_size=batch_size)
+        examples = draw_batch(client, number, order_key, batch_size=batch_size)
         mask = np.asarray(examples.mask)
         found.append((np.asarray(examples.x)[mask], np.asarray(examples.y)[mask]))
     return found
-
-
-def own_key(key: jax.Array, client: Client) -> jax.Array:
-    """The client's key in the round of this key."""
-    return client_key(key, client)
 
 
 def flat(tree) -> np.ndarray:

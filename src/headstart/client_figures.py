@@ -12,11 +12,12 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from headstart.recorded import Outcome, Recorded, before_and_after, estimate, gains
 from headstart.tables import shown_change, shown_interval
-from headstart.themes import Theme, axis_name, factor, gain_name, titled
+from headstart.themes import Theme, axis_name, factor, gain_name, mixed, titled
 
 HEXAGONS_FROM = 1500
 
@@ -33,25 +34,35 @@ def clients_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
     """Initial against personalized metric, a point per test client, with histograms along both axes."""
     columns = min(len(compared), 3)
     lines = -(-len(compared) // columns)
-    side = {1: 5.6, 2: 4.5, 3: 3.3}[columns]
-    figure = Figure(figsize=(side * columns, side * lines + 0.7))
+    side = {1: 5.6, 2: 4.5, 3: 3.4}[columns]
+    figure = Figure(figsize=(side * columns, (side + 0.35) * lines + 0.9))
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     limits, log = _limits(compared)
     for axes, entry in zip(grid.flat, compared, strict=False):
         _client_points(axes, entry, limits, log, theme)
     for axes in grid.flat[len(compared) :]:
         axes.remove()
-    metric = compared[0].run.metric
-    figure.supxlabel(f"initial {axis_name(metric)}", fontsize=10)
-    figure.supylabel(f"personalized {axis_name(metric)}", fontsize=10)
-    marks = [
-        Line2D([], [], color=theme.series[0], marker="o", linestyle="", label="better or unchanged"),
-        Line2D([], [], color=theme.worse, marker="v", linestyle="", label="worse"),
-        Line2D([], [], color=theme.text, marker="+", markersize=10, linestyle="", label="mean"),
-    ]
-    figure.legend(handles=marks, loc="outside lower left", ncols=3)
+    name = axis_name(compared[0].run.metric)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(f"personalized {name}")
+    for place, axes in enumerate(grid.flat[: len(compared)]):
+        if place + columns >= len(compared):
+            axes.set_xlabel(f"initial {name}")
+            axes.tick_params(labelbottom=True)
+    figure.legend(handles=_client_handles(compared, theme), loc="outside lower left", ncols=4)
     titled(figure, "Each client before and after" if len(compared) > 1 else _counts(compared[0], "test clients"))
     return figure
+
+
+def _client_handles(compared: Sequence[Entry], theme: Theme) -> list[Artist]:
+    largest = max(len(entry.outcome.ids) for entry in compared)
+    points = [
+        Line2D([], [], color=theme.series[0], marker="o", linestyle="", label="a client"),
+        Line2D([], [], color=theme.worse, marker="v", linestyle="", label="a client made worse"),
+    ]
+    many = [Patch(color=theme.series[0], label="many clients"), Patch(color=theme.worse, alpha=0.2, label="made worse")]
+    mean = Line2D([], [], color=theme.text, marker="+", markersize=10, markeredgewidth=2, linestyle="", label="mean")
+    return [*(points if largest <= HEXAGONS_FROM else many), mean]
 
 
 def _counts(entry: Entry, who: str) -> str:
@@ -79,14 +90,19 @@ def _client_points(axes: Axes, entry: Entry, limits: tuple[float, float], log: b
         xlim=limits, ylim=limits, aspect="equal", xscale="log" if log else "linear", yscale="log" if log else "linear"
     )
     axes.plot(limits, limits, color=theme.muted, linewidth=1)
+    far = limits[0] if metric.higher_is_better else limits[1]
+    axes.fill_between(limits, limits, far, color=theme.worse, alpha=0.07, linewidth=0)
     if len(before) > HEXAGONS_FROM:
         _hexagons(axes, before, after, limits, log, theme)
     else:
         alpha = float(np.clip(40 / np.sqrt(len(before)) / 5, 0.25, 0.8))
-        axes.scatter(before[~worse], after[~worse], 22, theme.series[0], "o", alpha=alpha, linewidths=0)
-        axes.scatter(before[worse], after[worse], 26, theme.worse, "v", alpha=min(1.0, alpha + 0.2), linewidths=0)
-    axes.plot(before.mean(), after.mean(), "+", color=theme.text, markersize=12, markeredgewidth=2)
-    _margins(axes, before, after, limits, log, theme, f"{entry.label}: {_counts(entry, 'clients')}")
+        axes.scatter(before[~worse], after[~worse], 22, theme.series[0], marker="o", alpha=alpha, linewidths=0)
+        axes.scatter(
+            before[worse], after[worse], 26, theme.worse, marker="v", alpha=min(1.0, alpha + 0.2), linewidths=0
+        )
+    halo = [withStroke(linewidth=5, foreground=theme.background)]
+    axes.plot(before.mean(), after.mean(), "+", color=theme.text, markersize=12, markeredgewidth=2, path_effects=halo)
+    _margins(axes, before, after, limits, log, theme, f"{entry.label}\n{_counts(entry, 'clients')}")
 
 
 def _hexagons(
@@ -94,7 +110,9 @@ def _hexagons(
 ) -> None:
     scale = "log" if log else "linear"
     extent = (*np.log10(limits), *np.log10(limits)) if log else (*limits, *limits)
-    colors = LinearSegmentedColormap.from_list("clients", [theme.grid, theme.series[0], theme.text])
+    colors = LinearSegmentedColormap.from_list(
+        "clients", [mixed(theme.background, theme.series[0], 0.3), theme.series[0]]
+    )
     axes.hexbin(
         before, after, gridsize=38, mincnt=1, xscale=scale, yscale=scale, extent=extent, cmap=colors, bins="log"
     )
@@ -166,7 +184,5 @@ def _gains_title(compared: Sequence[Entry]) -> str:
     means = [estimate(gains(*before_and_after(e.outcome, metric), metric)) for e in compared]
     if len(means) == 1:
         return f"Mean gain {shown_change(metric, means[0].mean)} {shown_interval(metric, means[0], change=True)}"
-    each = ", ".join(
-        f"{shown_change(metric, mean.mean)} {entry.label}" for mean, entry in zip(means, compared, strict=True)
-    )
-    return f"Mean gain: {each}"
+    best = int(np.argmax([mean.mean for mean in means]))
+    return f"Largest mean gain: {shown_change(metric, means[best].mean)}, {compared[best].label}"

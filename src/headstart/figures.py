@@ -51,7 +51,7 @@ def rounds_figure(runs: Sequence[Recorded], theme: Theme) -> Figure:
     runs = [run for run in runs if len(run.history.rounds)]
     metric = runs[0].metric
     figure = Figure(figsize=(9, 4.6))
-    axes = figure.add_subplot(xlabel="round", ylabel=f"{axis_name(metric)}, validation clients")
+    axes = figure.add_subplot(xlabel="round", ylabel=f"{axis_name(metric)}\nvalidation clients")
     _stage_lines(axes, runs, theme)
     for run, (initial, personalized) in zip(runs, _pair_colors(len(runs), theme), strict=False):
         _seeds_line(axes, run.history.rounds, factor(metric) * run.history.initial, initial, "--")
@@ -59,16 +59,11 @@ def rounds_figure(runs: Sequence[Recorded], theme: Theme) -> Figure:
     if len(targets := {run.document["target"] for run in runs} - {None}) == 1:
         target = targets.pop()
         axes.axhline(factor(metric) * target, color=theme.muted, linewidth=1, linestyle=":")
-        place = {
-            "xy": (1, factor(metric) * target),
-            "xycoords": ("axes fraction", "data"),
-            "ha": "right",
-            "va": "bottom",
-        }
-        axes.annotate(f"target {shown(metric, target)}", color=theme.muted, fontsize=9, **place)
-    axes.set_xlim(left=0)
+        place = {"xytext": (4, 2), "textcoords": "offset points", "color": theme.muted, "fontsize": 9}
+        axes.annotate(f"target {shown(metric, target)}", (0, factor(metric) * target), **place)
+    axes.set_xlim(0, max(int(run.history.rounds[-1]) for run in runs) or 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(handles=_run_handles(runs, theme), loc="outside lower left", ncols=4)
+    figure.legend(handles=_run_handles(runs, theme), loc="outside lower left", ncols=5)
     titled(figure, _rounds_title(runs, metric))
     return figure
 
@@ -106,19 +101,11 @@ def _stage_lines(axes: Axes, runs: Sequence[Recorded], theme: Theme) -> None:
     begins = {(a, name) for a, name in begins if a < reached}
     if len({a for a, _ in begins}) < 2:
         return
-    high = runs[0].metric.higher_is_better
     by_round = {a: " / ".join(sorted(name for b, name in begins if a == b)) for a, _ in begins}
     for begin, names in by_round.items():
         if begin:
             axes.axvline(begin, color=theme.muted, linewidth=1)
-        place = {
-            "xy": (begin, 0 if high else 1),
-            "xycoords": ("data", "axes fraction"),
-            "va": "bottom" if high else "top",
-        }
-        axes.annotate(
-            names, xytext=(4, 3 if high else -3), textcoords="offset points", color=theme.muted, fontsize=9, **place
-        )
+        axes.annotate(f"{names} →", (begin, 1.01), xycoords=("data", "axes fraction"), color=theme.muted, fontsize=9)
 
 
 def _rounds_title(runs: Sequence[Recorded], metric: Metric) -> str:
@@ -136,7 +123,7 @@ def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
     metric = compared[0].run.metric
     figure = Figure(figsize=(9, 4.4))
     units = " or ".join(sorted({entry.run.unit for entry in compared}))
-    axes = figure.add_subplot(xlabel=f"{units} of personalization", ylabel=f"{axis_name(metric)}, test clients")
+    axes = figure.add_subplot(xlabel=f"{units} of personalization", ylabel=f"{axis_name(metric)}\ntest clients")
     for number, entry in enumerate(compared):
         values = factor(metric) * client_curves(entry.outcome, metric)
         color, lengths = series_color(theme, number), np.arange(values.shape[1])
@@ -157,7 +144,7 @@ def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
     )
     handles = [*axes.get_legend_handles_labels()[0], chosen]
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(handles=handles, loc="outside lower left", ncols=4)
+    figure.legend(handles=handles, loc="outside lower left", ncols=5)
     titled(figure, _personalization_title(compared, metric))
     return figure
 
@@ -167,5 +154,5 @@ def _personalization_title(compared: Sequence[Entry], metric: Metric) -> str:
     last = [after for _, after in pairs]
     best = int(np.argmax(last) if metric.higher_is_better else np.argmin(last))
     before, after = (shown(metric, value) for value in pairs[best])
-    who = f", {compared[best].label}" if len(compared) > 1 else ""
-    return f"Personalization takes {metric.name} from {before} to {after} (mean over test clients{who})"
+    who = f" ({compared[best].label})" if len(compared) > 1 else ""
+    return f"Personalization takes {metric.name} from {before} to {after}{who}"

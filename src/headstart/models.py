@@ -51,8 +51,14 @@ def as_model(thing: Any, example_x: Tree) -> Model:
         UserError: if the value is none of these, or fails on inputs like the example.
     """
     example_x = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), example_x)
-    model = _adapt(thing, example_x)
-    _try(model, example_x, thing)
+    try:
+        model = _adapt(thing, example_x)
+        # A mistake is best found before anything runs, and tracing finds it.
+        jax.eval_shape(model.apply, jax.eval_shape(model.init, jax.random.key(0)), example_x)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        raise UserError(_complaint(thing, example_x, error)) from error
     return model
 
 
@@ -64,7 +70,7 @@ def count_parameters(variables: Tree) -> int:
 
 
 class CNN(nn.Module):
-    """Two convolutions and a hidden layer: 1,206,590 parameters by default. `[batch, height, width, channels]` -> logits.
+    """Two convolutions and a hidden layer: 1,206,590 parameters by default, on images of 28 x 28.
 
     dropout: the rates after pooling and after the hidden layer; None for none. A rate of 0 draws no random bits.
     """
@@ -76,6 +82,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Logits `[batch, classes]` of images `[batch, height, width, channels]`; dropout only if it trains."""
         after_pooling, after_hidden = self.dropout or (0.0, 0.0)
         for filters in self.filters:
             x = nn.relu(_convolution(filters)(x))
@@ -87,10 +94,7 @@ class CNN(nn.Module):
 
 
 class CharLSTM(nn.Module):
-    """A recurrent model of the next character: 820,522 parameters by default.
-
-    int tokens `[batch, time]` -> logits `[batch, time, vocabulary]`.
-    """
+    """A recurrent model of the next character: 820,522 parameters by default."""
 
     vocabulary: int = 90
     embedding: int = 8
@@ -99,6 +103,7 @@ class CharLSTM(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Logits `[batch, time, vocabulary]` of int tokens `[batch, time]`."""
         x = nn.Embed(self.vocabulary, self.embedding, embedding_init=_around_zero)(x)
         for _ in range(self.layers):
             x = LSTM(self.width)(x)
@@ -106,33 +111,36 @@ class CharLSTM(nn.Module):
 
 
 class Logistic(nn.Module):
-    """Logistic regression on the flattened input: `[batch, ...]` -> logits `[batch, classes]`."""
+    """Logistic regression on the flattened input."""
 
     classes: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Logits `[batch, classes]` of inputs `[batch, ...]`."""
         return _dense(self.classes)(_flat(x))
 
 
 class Linear(nn.Module):
-    """Linear regression on the flattened input: `[batch, ...]` -> `[batch, outputs]`."""
+    """Linear regression on the flattened input."""
 
     outputs: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Predictions `[batch, outputs]` of inputs `[batch, ...]`."""
         return _dense(self.outputs)(_flat(x))
 
 
 class MLP(nn.Module):
-    """Dense layers with relu between them, on the flattened input: `[batch, ...]` -> logits `[batch, classes]`."""
+    """Dense layers with relu between them, on the flattened input."""
 
     classes: int
     widths: tuple[int, ...] = (200,)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Logits `[batch, classes]` of inputs `[batch, ...]`."""
         x = _flat(x)
         for width in self.widths:
             x = nn.relu(_dense(width)(x))
@@ -179,7 +187,8 @@ def _adapt(thing: Any, example_x: Tree) -> Model:
         return _from_nnx(lambda _: thing)
     if isinstance(thing, tuple | list) and len(thing) == 2 and all(map(callable, thing)):
         return _from_functions(*thing)
-    if callable(thing) and "rngs" in _parameters(thing):
+    # The class of an nnx module, bare or in a partial, shows no more of its signature than `**kwargs`.
+    if callable(thing) and _parameters(thing) & {"rngs", "kwargs"}:
         return _from_nnx(lambda key: thing(rngs=nnx.Rngs(key)))
     raise UserError(
         f"{_name(thing)} is no model: give a Model, a pair of functions (init, apply), an instance of a Flax linen"
@@ -187,18 +196,13 @@ def _adapt(thing: Any, example_x: Tree) -> Model:
     )
 
 
-def _try(model: Model, example_x: Tree, thing: Any) -> None:
-    """Trace the model once on inputs like the example: a mistake is best found before anything runs."""
-    try:
-        variables = jax.eval_shape(model.init, jax.random.key(0))
-        jax.eval_shape(model.apply, variables, example_x)
-    except Exception as error:  # whatever the user's own code raises
-        shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(example_x))
-        reason = next(iter(str(error).splitlines()), "")
-        raise UserError(
-            f"the model {_name(thing)} fails on a batch of {shapes} ({type(error).__name__}: {reason});"
-            " choose a model for such inputs"
-        ) from error
+def _complaint(thing: Any, example_x: Tree, error: Exception) -> str:
+    shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(example_x))
+    reason = next(iter(str(error).splitlines()), "")
+    return (
+        f"the model {_name(thing)} fails on a batch of {shapes} ({type(error).__name__}: {reason});"
+        " choose a model for such inputs"
+    )
 
 
 def _name(thing: Any) -> str:

@@ -10,7 +10,7 @@ Array = jax.Array
 
 
 class LSTM(nn.Module):
-    """Long short-term memory: `[batch, time, features]` -> `[batch, time, width]`, from a state of zeros.
+    """Long short-term memory, from a state of zeros.
 
     One bias vector of 4 * width, as Keras has it; gates in the order input, forget, cell, output.
     """
@@ -19,6 +19,7 @@ class LSTM(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Hidden states `[batch, time, width]` of inputs `[batch, time, features]`."""
         gates = 4 * self.width
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), (x.shape[-1], gates))
         recurrent = self.param("recurrent_kernel", nn.initializers.orthogonal(), (self.width, gates))

@@ -15,7 +15,7 @@ import optax
 
 from headstart.data import Array, Client, Tree
 from headstart.lanes import over_clients
-from headstart.local import gradient_at
+from headstart.local import batches_per_epoch, gradient_at
 from headstart.models import Model
 from headstart.tasks import Sums, Task, add, mean, no_sums
 from headstart.updates import ClientUpdate, Reply
@@ -156,7 +156,7 @@ def centralized(
     def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
         client: Any = jax.tree.map(lambda leaf: leaf[0], cohort.clients._replace(block=None))
         client = client._replace(block=cohort.clients.block)
-        steps = -(-client.rows.shape[0] // batch_size)
+        steps = batches_per_epoch(client, batch_size)
 
         def descend(number: Array, carry: tuple[State, Sums]) -> tuple[State, Sums]:
             state, metrics = carry

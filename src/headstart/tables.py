@@ -71,6 +71,7 @@ class Row(NamedTuple):
     """
 
     run: str
+    stage_number: int
     stage: str
     round: int
     final: bool
@@ -113,6 +114,7 @@ def _row(run: Recorded, outcome: Outcome) -> Row:
     target = run.document.get("target")
     return Row(
         run=run.label,
+        stage_number=outcome.number,
         stage=outcome.name,
         round=outcome.round,
         final=outcome.final,
@@ -180,6 +182,11 @@ def shown_interval(metric: Metric, value: Estimate, *, change: bool = False) -> 
     return f"[{factor * value.low:{form}}, {factor * value.high:{form}}]"
 
 
+def shown_share(value: float) -> str:
+    """A share of clients as per cent."""
+    return "-" if np.isnan(value) else f"{100 * value:.1f} %"
+
+
 def shown_lengths(lengths: Sequence[int], unit: str) -> str:
     """The lengths of personalization that the seeds chose."""
     unique = sorted(set(lengths))
@@ -220,13 +227,9 @@ def _cells(row: Row, gap: str) -> list[str]:
         f"{shown(metric, row.initial.mean)}{gap}{shown_interval(metric, row.initial)}",
         f"{shown(metric, row.personalized.mean)}{gap}{shown_interval(metric, row.personalized)}",
         f"{shown_change(metric, row.difference.mean)}{gap}{shown_interval(metric, row.difference, change=True)}",
-        f"{_share(row.hurt)}{gap}({_share(row.hurt_by_chance)})",
+        f"{shown_share(row.hurt)}{gap}({shown_share(row.hurt_by_chance)})",
         shown_lengths(row.lengths, row.unit),
     ]
-
-
-def _share(value: float) -> str:
-    return "-" if np.isnan(value) else f"{100 * value:.1f} %"
 
 
 def _line(row: Row) -> str:
@@ -254,7 +257,9 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
             ]
             lines.append(f"{name}: {', '.join(parts)}")
     if summary["hurt"]:
-        lines.append(f"hurt: {_share(summary['hurt']['share'])}, by chance {_share(summary['hurt']['by_chance'])}")
+        lines.append(
+            f"hurt: {shown_share(summary['hurt']['share'])}, by chance {shown_share(summary['hurt']['by_chance'])}"
+        )
     console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from headstart.files import write_bytes
@@ -77,7 +79,7 @@ def render(drawing: Drawing, theme: Theme) -> tuple[bytes, int]:
         # A name may hold characters that the font lacks; a box stands for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = drawing.draw(theme)
-        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": ""}, pil_kwargs={"optimize": True})
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": ""})
     return file.getvalue(), round(figure.get_figwidth() * 110)
 
 
@@ -89,17 +91,23 @@ def _style(theme: Theme) -> dict[str, Any]:
     colors = dict.fromkeys(("text.color", "axes.labelcolor"), theme.text)
     muted = dict.fromkeys(("xtick.color", "ytick.color"), theme.muted)
     lines = dict.fromkeys(("axes.edgecolor", "grid.color"), theme.grid)
-    return plain | text | titles | background | colors | muted | lines | {"figure.constrained_layout.use": True}
+    pads = {"figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.1}
+    return plain | text | titles | background | colors | muted | lines | pads | {"figure.constrained_layout.use": True}
 
 
 def titled(figure: Figure, title: str) -> None:
-    """Give a figure its title, at the left edge."""
-    figure.suptitle(title.replace("-", "−") if title[:1] in "+-" else title, x=0.008, ha="left")
+    """Give a figure its title, at the left edge, in as many lines as its width asks for."""
+    figure.suptitle(textwrap.fill(title, int(9.5 * figure.get_figwidth())), x=0.012, ha="left")
 
 
 def series_color(theme: Theme, number: int) -> str:
     """The colour of this series; they repeat after seven."""
     return theme.series[number % len(theme.series)]
+
+
+def mixed(background: str, color: str, share: float) -> tuple[float, ...]:
+    """A colour with this share of `color` over the background."""
+    return tuple((1 - share) * b + share * c for b, c in zip(to_rgb(background), to_rgb(color), strict=True))
 
 
 def factor(metric: Metric) -> float:
@@ -108,8 +116,8 @@ def factor(metric: Metric) -> float:
 
 
 def axis_name(metric: Metric) -> str:
-    """A metric with its unit, for an axis."""
-    return f"{metric.name} ({'%' if metric.unit == 'share' else metric.unit})"
+    """A metric with its unit, for an axis; long ones in two lines."""
+    return textwrap.fill(f"{metric.name} ({'%' if metric.unit == 'share' else metric.unit})", 36)
 
 
 def gain_name(metric: Metric) -> str:

@@ -183,9 +183,8 @@ def support_and_query(client: Client, query_share: float, key: Array) -> tuple[C
     if not query_share:
         return client, client
     rows = client.rows[shuffled(client, jax.random.fold_in(key, 2))]
-    least = jnp.minimum(1, client.size // 2)
-    held_out = jnp.maximum(jnp.round(client.size * query_share).astype(client.size.dtype), least)
-    kept = client.size - jnp.minimum(held_out, client.size - least)
+    held_out = jnp.round(client.size * query_share).astype(client.size.dtype)
+    kept = client.size - jnp.clip(held_out, jnp.minimum(1, client.size // 2), jnp.maximum(client.size - 1, 0))
     support = client._replace(rows=rows, size=kept)
     return support, client._replace(rows=jnp.roll(rows, -kept), size=client.size - kept)
 

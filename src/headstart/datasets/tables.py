@@ -108,7 +108,7 @@ def _missing(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind in "USO":
         return np.array([value is None or (isinstance(value, str | bytes) and not value) for value in values.tolist()])
     if values.dtype.kind == "f":
-        return np.isnan(values.reshape(len(values), -1)).any(axis=1)
+        return np.any(np.isnan(values).reshape(len(values), -1), axis=1)
     return np.zeros(len(values), bool)
 
 

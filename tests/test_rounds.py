@@ -1,0 +1,217 @@
+"""Rounds: every update, weighting and server optimizer against numpy; what must not matter; what is left out."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+import tiny
+
+from headstart.data import on_device
+from headstart.rounds import Cohort, all_finite, centralized, client_key, federated, weigh
+from headstart.tasks import Classification
+from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reply, Reptile, support_and_query
+
+RATE, BATCH = 0.2, 3
+TASK, MODEL = Classification(), tiny.SOFTMAX
+PROBLEM = reference.softmax_regression(tiny.FEATURES, tiny.CLASSES)
+EVERYONE = np.arange(5)
+
+
+class Case(NamedTuple):
+    """An update of the library, and the same by hand: `(theta, client, key) -> Δ`."""
+
+    update: Any
+    by_hand: Callable[..., np.ndarray]
+
+
+def all_rows(client):
+    rows = np.asarray(client.rows)[: int(client.size)]
+    return np.asarray(client.block.x)[rows], np.asarray(client.block.y)[rows]
+
+
+def path(client, key, steps):
+    return tiny.drawn(client, key, range(steps), BATCH)
+
+
+def by_fedsgd(theta, client, key):
+    return reference.fedsgd(PROBLEM, theta, all_rows(client), RATE)
+
+
+def by_fedavg(theta, client, key):
+    steps = 2 * -(-int(client.size) // BATCH)
+    return reference.fedavg(PROBLEM, theta, path(client, key, steps), RATE)
+
+
+def by_reptile(theta, client, key):
+    return reference.fedavg(PROBLEM, theta, path(client, key, 4), RATE)
+
+
+def meta(function, steps, share):
+    def by_hand(theta, client, key):
+        support, query = PARTS(client, share, key)
+        last = tiny.drawn(query, key, [steps], BATCH)[0]
+        if not len(last[1]):
+            return np.zeros_like(theta)
+        return function(PROBLEM, theta, path(support, key, steps), last, RATE)
+
+    return by_hand
+
+
+PARTS = jax.jit(support_and_query, static_argnums=1)
+CASES = {
+    "FedSGD": Case(FedSGD(RATE), by_fedsgd),
+    "FedAvg": Case(FedAvg(2, RATE, BATCH), by_fedavg),
+    "Reptile": Case(Reptile(4, RATE, BATCH), by_reptile),
+    "FOMAML": Case(FOMAML(3, RATE, BATCH), meta(reference.fomaml, 3, 0.0)),
+    "MAML": Case(MAML(3, RATE, BATCH), meta(reference.maml, 3, 0.0)),
+    "MAML, query held out": Case(MAML(2, RATE, BATCH, query_share=0.4), meta(reference.maml, 2, 0.4)),
+}
+SERVERS = [
+    (optax.sgd(0.7), lambda: reference.Sgd(0.7)),
+    (optax.sgd(0.5, momentum=0.9), lambda: reference.Sgd(0.5, 0.9)),
+    (optax.adam(0.03), lambda: reference.Adam(0.03)),
+]
+
+
+def selected(*servers):
+    """The optimizer whose number the state holds: one program for all of them."""
+
+    def init(params):
+        return jnp.zeros((), jnp.int32), tuple(server.init(params) for server in servers)
+
+    def update(gradient, state, params):
+        number, states = state
+        steps, states = zip(*(s.update(gradient, old, params) for s, old in zip(servers, states, strict=True)), strict=True)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves)[number], *steps), (number, states)
+
+    return optax.GradientTransformation(init, update)
+
+
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+@pytest.mark.parametrize("name", CASES)
+def test_three_rounds_with_every_server_optimizer_are_those_of_numpy(float64, name, weighting):
+    update, by_hand = CASES[name]
+    federation, start = tiny.federation(), tiny.theta()
+    cohort, singles = Cohort(on_device(federation)(EVERYONE)), [tiny.one(federation, i) for i in EVERYONE]
+    server = selected(*(optimizer for optimizer, _ in SERVERS))
+    algorithm = federated(TASK, MODEL, update, server, weighting=weighting)
+    step = jax.jit(algorithm.step)
+    for number, (_, numpy_server) in enumerate(SERVERS):
+        state, theta, by_numpy = algorithm.init(start), tiny.flat(start), numpy_server()
+        state = state._replace(optimizer=(jnp.array(number), state.optimizer[1]))
+        for round_number in range(3):
+            key = jax.random.fold_in(jax.random.key(0), round_number)
+            state, info = step(state, cohort, key)
+            replies = [reply_by_hand(by_hand, theta, client, key) for client in singles]
+            theta = by_numpy.step(theta, reference.mean_delta(replies, weighting))
+            np.testing.assert_allclose(tiny.flat(state.params), theta, rtol=1e-9, atol=1e-12)
+        assert int(info.clients) == 4 and int(info.dropped) == 0 and bool(info.finite)
+
+
+def reply_by_hand(by_hand, theta, client, key):
+    size = int(client.size)
+    return (by_hand(theta, client, client_key(key, client)) if size else np.zeros_like(theta)), size
+
+
+def round_of(update, cohort, *, lanes=1, weighting="examples", server=None):
+    algorithm = federated(TASK, MODEL, update, server or optax.sgd(1.0), weighting=weighting, lanes=lanes)
+    return jax.jit(algorithm.step)(algorithm.init(tiny.theta()), cohort, jax.random.key(5))
+
+
+def assert_same(found, expected, rtol=1e-12):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-15), found, expected)
+
+
+def test_the_number_of_lanes_changes_nothing(float64):
+    cohort = Cohort(on_device(tiny.federation())(EVERYONE))
+    alone = round_of(FedAvg(2, RATE, BATCH), cohort)
+    for lanes in (2, 3, 5, 8):
+        assert_same(round_of(FedAvg(2, RATE, BATCH), cohort, lanes=lanes), alone)
+
+
+def test_the_order_of_the_clients_changes_nothing_and_padding_not_even_a_bit(float64):
+    draw = on_device(tiny.federation())
+    clients, reversed_clients = draw(EVERYONE), draw(EVERYONE[::-1])
+    algorithm = federated(TASK, MODEL, Reptile(4, RATE, BATCH), optax.sgd(1.0))
+    step = jax.jit(algorithm.step)
+    begin, key = algorithm.init(tiny.theta()), jax.random.key(5)
+    expected = step(begin, Cohort(clients), key)
+    assert_same(step(begin, Cohort(reversed_clients), key), expected)
+    wide = clients._replace(rows=jnp.concatenate([clients.rows, jnp.full((5, 50), 2, jnp.int32)], axis=1))
+    jax.tree.map(np.testing.assert_array_equal, step(begin, Cohort(wide), key), expected)
+
+
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+def test_an_empty_client_weighs_nothing(float64, weighting):
+    draw = on_device(tiny.federation())
+    having, everyone = (round_of(Reptile(4, RATE, BATCH), Cohort(draw(c)), weighting=weighting) for c in ([0, 1, 2, 4], EVERYONE))
+    assert_same(everyone, having)
+    assert int(everyone[1].clients) == 4
+
+
+def with_nan(federation, clients):
+    x, y = federation.fetch(EVERYONE)
+    x = x.copy()
+    starts = np.cumsum(federation.sizes.sum(axis=1)) - federation.sizes.sum(axis=1)
+    for client in clients:
+        x[starts[client]] = np.nan
+    return federation.__class__(federation.name, federation.ids, federation.sizes, lambda c: (x, y))
+
+
+def test_a_reply_that_is_not_finite_is_left_out_and_counted_and_a_round_of_only_such_changes_nothing(float64):
+    federation, key = tiny.federation(), jax.random.key(5)
+    algorithm = federated(TASK, MODEL, FedAvg(1, RATE, BATCH), optax.adam(0.1))
+    step = jax.jit(algorithm.step)
+    healthy = Cohort(on_device(federation)(EVERYONE))
+    state, _ = step(algorithm.init(tiny.theta()), healthy, key)
+    empty = healthy.clients.size * jnp.array([0, 1, 0, 1, 1])
+    expected = step(state, Cohort(healthy.clients._replace(size=empty)), key)
+    found = step(state, Cohort(on_device(with_nan(federation, [0, 2]))(EVERYONE)), key)
+    assert int(found[1].dropped) == 2 and int(found[1].clients) == 2 and bool(found[1].finite)
+    assert_same((found[0], found[1].metrics), (expected[0], expected[1].metrics))
+    unchanged, info = step(state, Cohort(on_device(with_nan(federation, EVERYONE))(EVERYONE)), key)
+    assert int(info.clients) == 0 and int(info.dropped) == 4
+    jax.tree.map(np.testing.assert_array_equal, unchanged, state)
+
+
+def test_a_transform_sees_each_reply_before_it_is_folded(float64):
+    cohort = Cohort(on_device(tiny.federation())(EVERYONE))
+    doubled = lambda reply: reply._replace(delta=jax.tree.map(lambda d: 2 * d, reply.delta))  # noqa: E731
+    algorithm = federated(TASK, MODEL, Reptile(4, RATE, BATCH), optax.sgd(1.0), transform=doubled)
+    state, _ = jax.jit(algorithm.step)(algorithm.init(tiny.theta()), cohort, jax.random.key(5))
+    plain, _ = round_of(Reptile(4, RATE, BATCH), cohort, server=optax.sgd(2.0))
+    assert_same(state.params, plain.params)
+
+
+def test_a_reply_weighs_its_delta_and_not_its_metrics():
+    reply = Reply({"a": jnp.array([1.0, 2.0])}, jnp.array(3.0), {"loss": (jnp.array(4.0), jnp.array(5.0))})
+    totals = weigh(reply)
+    np.testing.assert_array_equal(totals.delta["a"], [3, 6])
+    assert totals.metrics == {"loss": (4, 5)} and totals.clients == 1 and totals.dropped == 0
+    broken = weigh(reply._replace(delta={"a": jnp.array([1.0, jnp.inf])}))
+    assert not np.asarray(broken.delta["a"]).any()
+    assert (broken.weight, broken.clients, broken.dropped) == (0, 0, 1)
+    assert not all_finite({"a": jnp.zeros(2), "b": jnp.array(jnp.nan)})
+
+
+@pytest.mark.parametrize("padding", [0, 9])
+def test_a_pass_over_the_pool_is_a_numpy_loop_of_sgd(float64, padding):
+    federation, start = tiny.federation(), tiny.theta()
+    clients = on_device(federation)(np.array([0]))
+    order = np.random.default_rng(2).permutation(14)
+    rows = jnp.asarray(np.concatenate([order, np.zeros(padding)])[None], jnp.int32)
+    pool = clients._replace(rows=rows, size=jnp.array([14], jnp.int32))
+    algorithm = centralized(TASK, MODEL, optax.sgd(0.2, momentum=0.9), batch_size=4)
+    state, info = jax.jit(algorithm.step)(algorithm.init(start), Cohort(pool), jax.random.key(0))
+    x, y = federation.fetch(EVERYONE)
+    theta, server = tiny.flat(start), reference.Sgd(0.2, 0.9)
+    for first in range(0, 14, 4):
+        chosen = order[first : first + 4]
+        theta = server.step(theta, PROBLEM.gradient(theta, (x[chosen], y[chosen])))
+    np.testing.assert_allclose(tiny.flat(state.params), theta, rtol=1e-12)
+    assert float(info.metrics["loss"][1]) == 14 and int(info.clients) == 1
