@@ -51,7 +51,9 @@ def main() -> None:
     for name, rows in measured.items():
         rate, share, cpu_share = np.median(np.array(rows), axis=0)
         print(f"{name:32} {rate:9.1f} {rate * contenders[name].flops / 1e9:9.1f} {share:7.2f} {cpu_share:9.2f}")
-    products = [rate / share * contenders[name].flops / 1e9 for name, rows in measured.items() for rate, share, _ in rows]
+    products = [
+        rate / share * contenders[name].flops / 1e9 for name, rows in measured.items() for rate, share, _ in rows
+    ]
     print(f"matrix product: {np.median(products):.1f} GFLOP/s")
 
 

@@ -1,9 +1,16 @@
-"""What every test shares: one kind of random bits, the CPU, and float64 where a test asks for it."""
+"""What every test shares: one kind of random bits, the CPU, float64 where a test asks for it, and compiled programs."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile the same programs again and again; those of this session are shared, by its workers and commands too.
+OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if OWN_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="headstart-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
@@ -17,3 +24,9 @@ def float64() -> Iterator[None]:
     """The test runs in float64."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    if OWN_CACHE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 import reference
 import tiny
-
 from headstart.data import as_input
 from headstart.local import Descent, batches_per_epoch, gradient_at, shuffled, step_keys, whole_gradient
 from headstart.models import Model
-from headstart.tasks import Classification
 from headstart.rounds import client_key
+from headstart.tasks import Classification
 from headstart.updates import support_and_query
 
 KEY = jax.random.key(7)

@@ -57,7 +57,7 @@ def personalize_run(
         length = report.get("test", report.get("validation", {})).get("length", experiment.personalization.length)
     draw, key = on_device(federation), jax.random.fold_in(key, 2)
     watch = personalizer(task, model, experiment.personalization, lanes=lanes)
-    curves = watch(params, federation, draw, key, lambda done: progress(done, len(federation)))
+    curves = watch(params, np.arange(len(federation)), draw, key, lambda done: progress(done, len(federation)))
     summary = summarize(curves, task, length=length)
     write_bytes(out / "clients.csv", _csv(federation, curves, task, length))
     _write_parameters(out / "parameters", federation, draw, _adapter(experiment, model, task, params, key, length))

@@ -87,6 +87,7 @@ def _run(
     from headstart.tables import print_rows, rows
     from headstart.tensorboard import also_events
 
+    _keep_programs()
     console = Console()
     follower = Follower(rounds=sum(s.rounds for s in experiment.stages), seeds=seeds, first_seed=experiment.seed)
     options = Options(lanes=lanes, checkpoint_seconds=checkpoint_seconds)
@@ -119,6 +120,7 @@ def personalize(
     from headstart.apply import personalize_run
     from headstart.tables import print_summary
 
+    _keep_programs()
     console = Console()
     options = _data_options(client, target, features, data_option)
     with console.status("personalizing") as status:
@@ -215,6 +217,16 @@ def _on_other_data(experiment: Any, source: str, options: dict[str, Any], *, kee
         experiment = replace(experiment, task=None, model=experiment.model if keep_model else None)
         experiment = replace(experiment, data=replace(experiment.data, source=place, options=options))
     return experiment
+
+
+def _keep_programs() -> None:
+    """Keep compiled programs between commands, unless the user's environment says where, or that they are not to be."""
+    import jax
+
+    from headstart.datasets.cache import cache_root
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Convolution and pooling that stay fast inside loops and for one client after another, on a CPU too.
 
-XLA's own convolution is unusable on a CPU inside a scan or under vmap. Here a convolution is a few matrix products, whose
-derivatives are matrix products again. All of it is plain array code: derivatives of any order and mode exist.
+XLA's own convolution is unusable on a CPU inside a scan or under vmap. Here a convolution is a few matrix products,
+whose derivatives are matrix products again. All of it is plain array code: derivatives of any order and mode exist.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 
 Array = jax.Array
 
-# Minimal filtering F(4, 3) (Winograd; Lavin and Gray, arXiv:1509.09308): four outputs of a filter of three taps from six
-# products instead of twelve: outputs = _OUTPUT @ ((_FILTER @ taps) * (_INPUT @ inputs)), six inputs in a row.
+# Minimal filtering F(4, 3) (Winograd; Lavin and Gray, arXiv:1509.09308): four outputs of a filter of three taps from
+# six products instead of twelve: outputs = _OUTPUT @ ((_FILTER @ taps) * (_INPUT @ inputs)), six inputs in a row.
 _INPUT = np.array(
     [
         [4, 0, -5, 0, 1, 0],

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +66,9 @@ class Client(NamedTuple):
 
     def examples(self, positions: Array, mask: Array) -> Examples:
         """The batch at `positions` (int32 `[batch]`, counted within this client); masked entries are padding."""
-        # A padding row reads row 0 of the block: it exists, and the mask hides it.
-        rows = jnp.where(mask, self.rows[jnp.clip(positions, 0, self.rows.shape[0] - 1)], 0)
+        # A padding row reads the client's own first row: the mask hides its loss, but the gradient of another client's
+        # broken row (NaN) times zero would still be NaN.
+        rows = jnp.where(mask, self.rows[jnp.clip(positions, 0, self.rows.shape[0] - 1)], self.rows[0])
         x = jax.tree.map(lambda leaf: as_input(leaf[rows]), self.block.x)
         y = jax.tree.map(lambda leaf: leaf[rows], self.block.y)
         return Examples(x, y, mask)
@@ -189,24 +190,24 @@ def split_examples(federation: Federation, *, test_fraction: float = 0.2, seed: 
 
 
 class Split(NamedTuple):
-    """Three disjoint federations of one."""
+    """Three disjoint groups of a federation's clients, as client numbers (int64 `[n]`, ascending)."""
 
-    train: Federation
-    validation: Federation
-    test: Federation
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
 
 
 def split_clients(
     federation: Federation, *, train: float = 0.7, validation: float = 0.1, seed: int = 0
 ) -> Split:
-    """Separate the clients into training, validation and test clients.
+    """Separate the clients into training, validation and test clients; `federation.select` makes federations of them.
 
     Ordered by a hash of (seed, id), so the split does not depend on the order of the file, and the same client
     stays in its place when others come or go. `train` and `validation` are numbers of clients if at least 1,
     shares if below; the rest test.
 
     Raises:
-        UserError: if nobody is left to test on.
+        UserError: if nobody is left to train or to test on.
     """
     count = len(federation)
     numbers = [int(n) if n >= 1 else round(n * count) for n in (train, validation)]
@@ -216,9 +217,7 @@ def split_clients(
             f" {federation.name}; choose fewer"
         )
     order = np.array(sorted(range(count), key=lambda i: _digest(f"{seed}:{federation.ids[i]}")))
-    ends = np.cumsum(numbers)
-    parts = (order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] :])
-    return Split(*(federation.select(np.sort(part)) for part in parts))
+    return Split(*map(np.sort, np.split(order, np.cumsum(numbers))))
 
 
 def key_data(client_id: str) -> np.ndarray:
@@ -230,30 +229,41 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-Draw = Callable[..., Client]
+class Draw(Protocol):
+    """Cohorts of a federation that `on_device` has put on the device."""
+
+    def __call__(self, clients: np.ndarray, part: Part = "adapt", *, count: int | None = None) -> Client:
+        """The clients (int array `[n]`) as a `Client` with a leading axis, filled up to `count` with empty clients."""
+        ...
 
 
 def on_device(federation: Federation, *, limit: int = 2**30) -> Draw:
-    """Put a federation on the device; returns `draw(clients, part="adapt", *, count=None) -> Client`.
+    """Put a federation on the device; returns what draws cohorts of it.
 
     A federation of at most `limit` bytes goes there whole, once; of a larger one each draw brings its own rows.
-    `draw` gives the clients (int array `[n]`) as a `Client` with a leading axis, filled up to `count` with empty
-    clients, so that a last, smaller cohort needs no program of its own.
     """
-    whole = federation.nbytes <= limit
+    if federation.nbytes > limit:
+        return lambda clients, part="adapt", *, count=None: _bring(federation, np.asarray(clients), part, count)
     everyone = np.arange(len(federation))
-    resident = _block(federation, everyone) if whole else None
-    resident_starts = _starts(federation, everyone) if whole else None
+    block, starts = Block(*jax.tree.map(jnp.asarray, federation.fetch(everyone))), _starts(federation, everyone)
 
     def draw(clients: np.ndarray, part: Part = "adapt", *, count: int | None = None) -> Client:
         clients = np.asarray(clients, np.int64)
-        if resident_starts is not None:
-            block, starts = resident, resident_starts[clients]
-        else:
-            block, starts = _power_of_two(_block(federation, clients)), _starts(federation, clients)
-        return _client(federation, clients, block, starts, part, count or len(clients))
+        return _client(federation, clients, block, starts[clients], part, count or len(clients))
 
     return draw
+
+
+def _bring(federation: Federation, clients: np.ndarray, part: Part, count: int | None) -> Client:
+    """A cohort over a block of just its rows, filled up to a power of two, so that few programs are compiled."""
+    rows = int(federation.sizes[clients].sum())
+    room = 1 << max(rows - 1, 1).bit_length()
+
+    def bring(leaf: np.ndarray) -> Array:
+        return jnp.asarray(np.concatenate([leaf, np.zeros((room - rows, *leaf.shape[1:]), leaf.dtype)]))
+
+    block = Block(*jax.tree.map(bring, federation.fetch(clients)))
+    return _client(federation, clients, block, _starts(federation, clients), part, count or len(clients))
 
 
 def cohort(federation: Federation, clients: np.ndarray, part: Part = "adapt") -> Client:
@@ -261,20 +271,9 @@ def cohort(federation: Federation, clients: np.ndarray, part: Part = "adapt") ->
     return on_device(federation, limit=0)(clients, part)
 
 
-def _block(federation: Federation, clients: np.ndarray) -> Block:
-    return Block(*jax.tree.map(jnp.asarray, federation.fetch(clients)))
-
-
 def _starts(federation: Federation, clients: np.ndarray) -> np.ndarray:
     totals = federation.sizes[clients].sum(axis=1)
     return np.cumsum(totals) - totals
-
-
-def _power_of_two(block: Block) -> Block:
-    """The block with unused rows at its end, so that few shapes occur and few programs are compiled."""
-    rows = len(jax.tree.leaves(block)[0])
-    missing = (1 << max(rows - 1, 1).bit_length()) - rows
-    return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1)), block)
 
 
 def _client(
@@ -291,10 +290,10 @@ def _client(
     return Client(block, jnp.asarray(rows), jnp.asarray(sizes), jnp.asarray(keys))
 
 
-def part_rows(federation: Federation, part: Part) -> np.ndarray:
-    """int64 `[examples]`: the row numbers of this part of every client, in a block of the whole federation."""
-    starts = _starts(federation, np.arange(len(federation)))
-    adapt, test = federation.sizes.T
+def part_rows(federation: Federation, clients: np.ndarray, part: Part) -> np.ndarray:
+    """int64 `[examples]`: the row numbers of this part of these clients, in a block of the whole federation."""
+    starts = _starts(federation, np.arange(len(federation)))[clients]
+    adapt, test = federation.sizes[clients].T
     first, size = _part_of(starts, adapt, test, part)
     return np.concatenate([np.arange(a, a + n) for a, n in zip(first, size, strict=True)])
 

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -193,7 +194,12 @@ def _module_at(path: Path) -> Any:
     if spec is None or spec.loader is None or not path.exists():
         raise UserError(f"there is no experiment file {path}; give a .py or .json file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # Values of the file's own classes are found again by this name.
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's own code raises
+        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
 
 

@@ -19,6 +19,32 @@ from headstart.themes import Drawing, Theme, axis_name, factor, series_color, ti
 
 MOST_PANELS = 6
 
+CAPTIONS = {
+    "rounds": (
+        "Validation clients during training, none of which trains. The personalized curve is at the length of "
+        "personalization that was chosen at the end of each stage. With several seeds: the mean of those that "
+        "have come furthest, and a band from the lowest to the highest. An arrow marks where a stage begins."
+    ),
+    "personalization": (
+        "Uniform mean over test clients at every length of personalization; bands are 95 % intervals over "
+        "clients. A dot marks the length that was chosen, on validation clients: a better one in this figure was "
+        "not known when choosing."
+    ),
+    "clients": (
+        "Initial against personalized, in each client's own test examples. In the shaded half personalization "
+        "made a client worse, if only by chance: many clients have few test examples. Grey histograms show how "
+        "clients spread before (above) and after (at the right). With several seeds a client's values are means "
+        "over them."
+    ),
+    "gains": (
+        "How many test clients gain how much. The first bar right of zero holds the clients that did not change. "
+        "With several seeds a client's gain is the mean over them."
+    ),
+    "samples": (
+        "A few examples of a few test clients, each with its label: clients differ, and a model can be made their own."
+    ),
+}
+
 
 def entries(runs: Sequence[Recorded]) -> list[Entry]:
     """What the figures of test clients compare: all stages of one run, or the last ones of several."""

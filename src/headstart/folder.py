@@ -127,16 +127,18 @@ def read_records(path: Path) -> list[Record]:
     return [json.loads(line) for line in lines]
 
 
-def write_samples(out: Path, clients: Federation, *, count: int = 6, examples: int = 16) -> None:
-    """A few examples of a few clients, for the report."""
-    chosen = np.linspace(0, len(clients) - 1, min(count, len(clients))).astype(int)
-    arrays: dict[str, Any] = {"ids": np.array([clients.ids[i] for i in chosen])}
-    for place, i in enumerate(chosen):
-        x, y = clients.fetch(np.array([i]))
+def write_samples(
+    out: Path, federation: Federation, clients: np.ndarray, *, count: int = 6, examples: int = 16
+) -> None:
+    """A few examples of a few of these clients, and the federation's facts, for the report."""
+    chosen = clients[np.linspace(0, len(clients) - 1, min(count, len(clients))).astype(int)]
+    arrays: dict[str, Any] = {"ids": np.array([federation.ids[i] for i in chosen])}
+    for place, client in enumerate(chosen):
+        x, y = federation.fetch(np.array([client]))
         if not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)):
             return
         arrays[f"x{place}"], arrays[f"y{place}"] = x[:examples], y[:examples]
-    arrays["facts"] = np.array(json.dumps(dict(clients.facts), default=str))
+    arrays["facts"] = np.array(json.dumps(dict(federation.facts), default=str))
     write_arrays(out / "samples.npz", arrays)
 
 

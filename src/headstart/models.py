@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,9 @@ Tree = Any
 class Apply(Protocol):
     """The second of a model's two functions."""
 
-    def __call__(self, variables: Tree, x: Tree, *, key: Array | None = None) -> tuple[Tree, Tree]: ...
+    def __call__(self, variables: Tree, x: Tree, *, key: Array | None = None) -> tuple[Tree, Tree]:
+        """Apply the model to a batch, as `Model` says."""
+        ...
 
 
 class Model(NamedTuple):
@@ -43,8 +45,8 @@ def as_model(thing: Any, example_x: Tree) -> Model:
     """The `Model` that a value stands for.
 
     thing: a `Model`; a pair of functions `init(key) -> params` and `apply(params, x) -> output`, which may also take
-        `key=`; a Flax linen module; a Flax nnx module, or what makes one when called with `rngs=`. An nnx module that is
-        made already brings its own parameters: every key gives them.
+        `key=`; a Flax linen module; a Flax nnx module, or what makes one when called with `rngs=`. An nnx module
+        that is made already brings its own parameters: every key gives them.
     example_x: a tree of arrays `[batch, ...]`, read for shapes and dtypes only.
 
     Raises:
@@ -189,7 +191,7 @@ def _adapt(thing: Any, example_x: Tree) -> Model:
         return _from_functions(*thing)
     # The class of an nnx module, bare or in a partial, shows no more of its signature than `**kwargs`.
     if callable(thing) and _parameters(thing) & {"rngs", "kwargs"}:
-        return _from_nnx(lambda key: thing(rngs=nnx.Rngs(key)))
+        return _from_nnx(lambda key: cast(nnx.Module, thing(rngs=nnx.Rngs(key))))
     raise UserError(
         f"{_name(thing)} is no model: give a Model, a pair of functions (init, apply), an instance of a Flax linen"
         " module, or a Flax nnx module or what makes one from rngs="
@@ -216,7 +218,7 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
         return set()
 
 
-def _mode(function: Callable[..., Any], train: bool) -> dict[str, bool]:
+def _mode(function: Callable[..., Any], train: bool) -> dict[str, Any]:
     """The argument that tells a Flax module's `__call__` whether it trains, under the name that it goes by there."""
     named = {"train": train, "training": train, "deterministic": not train}
     return {name: value for name, value in named.items() if name in _parameters(function)}
@@ -234,6 +236,8 @@ def _from_functions(init: Callable[..., Tree], apply: Callable[..., Tree]) -> Mo
 def _from_linen(module: nn.Module, example_x: Tree) -> Model:
     call = type(module).__call__
 
+    # Compiled, it makes the parameters alone; otherwise it would run the module too.
+    @jax.jit
     def init(key: Array) -> Tree:
         params, dropout = jax.random.split(key)
         return module.init({"params": params, "dropout": dropout}, example_x, **_mode(call, train=False))
@@ -253,6 +257,7 @@ def _from_nnx(make: Callable[[Array], nnx.Module]) -> Model:
     def split(module: nnx.Module) -> tuple[Any, ...]:
         return nnx.split(module, nnx.Param, nnx.RngState, ...)
 
+    @jax.jit
     def init(key: Array) -> Tree:
         _, params, _, rest = split(make(key))
         return {"params": nnx.to_pure_dict(params), "rest": nnx.to_pure_dict(rest)}

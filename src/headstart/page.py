@@ -1,4 +1,4 @@
-"""HTML: the few forms a report is made of. What is named `content` or a cell is HTML; what is named `text` is not yet."""
+"""HTML: the few forms a report is made of. `content` and cells are HTML; `text` is not yet."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, marks: Collecti
         for mark, row in zip(classes, rows, strict=True)
     ]
     body = "\n".join(lines).replace(' class=""', "")
-    return f'<div class="scroll"><table class="{kind}"><thead><tr>{heading}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    parts = f"<thead><tr>{heading}</tr></thead>\n<tbody>{body}</tbody>"
+    return f'<div class="scroll"><table class="{kind}">{parts}</table></div>'
 
 
 def tiles(facts: Sequence[tuple[str, str, str]]) -> str:
@@ -76,8 +77,3 @@ def _data(png: bytes) -> str:
 def folded(summary: str, text: str) -> str:
     """Text of fixed width behind a summary that opens it."""
     return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
-
-
-def definitions(meanings: Sequence[tuple[str, str]]) -> str:
-    """Words and what they mean; texts."""
-    return "<dl>" + "\n".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in meanings) + "</dl>"

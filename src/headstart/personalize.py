@@ -65,10 +65,10 @@ Personalizer = Callable[..., Curves]
 
 
 def personalizer(task: Task, model: Model, recipe: Personalization, *, lanes: int = 1, clients_at_once: int = 32) -> Personalizer:
-    """A compiled `(params, federation, draw, key, progress) -> Curves`.
+    """A compiled `(params, clients, draw, key, progress) -> Curves`.
 
-    federation: its clients are personalized, all of them; one without a test part is measured on nothing (NaN).
-    draw: the federation on the device, from `on_device`. progress: told how many more clients are done.
+    clients: numbers of the clients to personalize (int array `[n]`); one without a test part is measured on nothing (NaN).
+    draw: draws them, from `on_device`. progress: told how many more clients are done.
     clients_at_once: how many are drawn together; a matter of memory.
     """
 
@@ -83,15 +83,15 @@ def personalizer(task: Task, model: Model, recipe: Personalization, *, lanes: in
 
     def personalize_all(
         params: Tree,
-        federation: Federation,
+        clients: np.ndarray,
         draw: Draw,
         key: Array,
         progress: Callable[[int], None] = lambda clients: None,
     ) -> Curves:
-        pieces, count = [], min(clients_at_once, len(federation))
-        for start in range(0, len(federation), count):
-            chunk = np.arange(start, min(start + count, len(federation)))
-            adapt, test = (draw(chunk, part, count=count) for part in ("adapt", "test"))
+        pieces = []
+        for start in range(0, len(clients), clients_at_once):
+            chunk = clients[start : start + clients_at_once]
+            adapt, test = (draw(chunk, part, count=clients_at_once) for part in ("adapt", "test"))
             result = watch_all(params, adapt, test, key)
             pieces.append(jax.tree.map(lambda leaf, n=len(chunk): np.asarray(leaf)[:n], result))
             progress(len(chunk))
@@ -105,7 +105,8 @@ def personalize(
     task: Task, model: Model, params: Tree, federation: Federation, recipe: Personalization, *, key: Array, lanes: int = 1
 ) -> Curves:
     """Personalize every client of a federation and measure it before and after every epoch."""
-    return personalizer(task, model, recipe, lanes=lanes)(params, federation, on_device(federation), key)
+    everyone = np.arange(len(federation))
+    return personalizer(task, model, recipe, lanes=lanes)(params, everyone, on_device(federation), key)
 
 
 def watch(

@@ -55,6 +55,8 @@ def _forward(inputs: Array, recurrent: Array) -> tuple[Array, tuple[Array, ...]]
 
 def _backward(residuals: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array]:
     recurrent, hidden, cell, gates = residuals
+    # The barrier has the transpose made once; products with it as a view take longer, at every step.
+    transposed = jax.lax.optimization_barrier(recurrent.T)
 
     def step(state: tuple[Array, Array], given: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         d_hidden, d_cell = state
@@ -72,7 +74,7 @@ def _backward(residuals: tuple[Array, ...], cotangent: Array) -> tuple[Array, Ar
             ],
             axis=-1,
         )
-        return (d_gates @ recurrent.T, d_cell * f), d_gates
+        return (d_gates @ transposed, d_cell * f), d_gates
 
     zeros = jnp.zeros_like(hidden[0])
     given = (cotangent, cell, _delay(cell), gates)

@@ -9,16 +9,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from headstart.errors import UserError
-from headstart.figures import drawings
+from headstart.figures import CAPTIONS, drawings
 from headstart.files import write_bytes
-from headstart.page import definitions, folded, number, page, paragraph, picture, section, table, tiles, two_lines
-from headstart.recorded import Recorded, before_and_after, estimate, read_runs
-from headstart.report_words import CAPTIONS, MEANINGS
-from headstart.samples import Samples, decoded, images_figure, label, read_samples
-from headstart.tables import Row, rows_of, shown, shown_change, shown_interval, shown_lengths, shown_share
+from headstart.page import folded, number, page, paragraph, picture, section, table, tiles, two_lines
+from headstart.recorded import Estimate, Recorded, before_and_after, estimate, read_runs
+from headstart.samples import Samples, images_figure, label, passages, read_samples
+from headstart.tables import Distribution, Row, rows_of, shown, shown_change, shown_interval, shown_lengths, shown_share
 from headstart.themes import Drawing, save
 
 
@@ -50,7 +47,6 @@ def write(runs: Sequence[Path], out: Path | None = None, *, trusted: Collection[
         section("Examples", *(_samples(*each, figures) for each in _distinct_samples(read))),
         section("The experiment", _settings(read, [_flat(run.document) for run in read]), *map(_exact, read)),
         section("The environment", _settings(read, [_flat(run.environment) for run in read])),
-        section("How to read the numbers", definitions(MEANINGS)),
         section("Make this page again", f"<pre>{escape(shlex.join(command))}</pre>"),
     )
     write_bytes(target, page(f"headstart: {', '.join(run.label for run in read)}", "\n".join(filter(None, content))))
@@ -103,21 +99,24 @@ def _results(runs: Sequence[Recorded], rows: Sequence[Row]) -> str:
     """The table of all stages of all runs, those that are not finished too."""
     metric, targets = runs[0].metric, any(row.target is not None for row in rows)
     head = ["run, stage", "test clients", f"initial {metric.name}", f"personalized {metric.name}", "difference"]
-    head += ["spread over clients", "worst decile", "clients hurt", "length"]
-    head += ["rounds to target"] if targets else []
+    more = ["rounds to target"] if targets else []
+    head += ["clients hurt", f"length ({runs[0].unit})", *more, "spread over clients", "worst decile"]
     cells, marks = [], []
     for run in runs:
         mine = {row.stage_number: row for row in rows if row.run == run.label}
         for stage, name in enumerate(run.stage_names):
-            title = _title(run.label, f"{name}, to round {run.ends[stage]}")
             row = mine.get(stage)
-            empty = ["not finished", *[number("-")] * (len(head) - 2)]
-            cells.append([title, *(_cells(row, targets) if row else empty)])
+            title = _title(run.label, f"{name}, {f'to round {row.round}' if row else 'not finished'}")
+            cells.append([title, *(_cells(row, targets) if row else [number("-")] * (len(head) - 1))])
             marks.append("final" if row and row.final else "")
     better = "higher is better" if metric.higher_is_better else "lower is better"
     unit = "" if metric.unit == "share" else f" in {metric.unit}"
-    note = f"{metric.name.capitalize()}{unit}, {better}; in brackets and below a number 95 % intervals over clients."
-    return table(head, cells, marks=marks) + paragraph(note, "note")
+    small = "in small what they compare with: chance, or the initial model"
+    text = (
+        f"{metric.name.capitalize()}{unit}, {better}. In brackets 95 % intervals over clients; after ± the spread over"
+    )
+    text += f" seeds. Hurt, rounds, spread and worst decile are those of personalized models, {small}."
+    return table(head, cells, marks=marks) + paragraph(text, "note")
 
 
 def _title(run: str, stage: str) -> str:
@@ -129,43 +128,47 @@ def _cells(row: Row, targets: bool) -> list[str]:
     beyond = f"beyond chance in {row.beyond_chance} of {row.seeds} seeds" if row.seeds > 1 else "beyond chance"
     hurt = two_lines(shown_share(row.hurt), f"by chance {shown_share(row.hurt_by_chance)}")
     hurt += f'<small class="worse">{beyond}</small>' if row.beyond_chance else ""
-    reached = f"{number(f'{row.initial_reached} initial')}<br>{number(f'{row.personalized_reached} personalized')}"
-    target = "" if row.target is None else f"<small>target {number(shown(metric, row.target))}</small>"
+    reached = [_reached(row)] if targets else []
     return [
         two_lines(str(row.clients), f"{row.seeds} seeds" if row.seeds > 1 else ""),
-        two_lines(shown(metric, row.initial.mean), shown_interval(metric, row.initial)),
-        two_lines(shown(metric, row.personalized.mean), shown_interval(metric, row.personalized)),
+        _mean(row, row.initial, before),
+        _mean(row, row.personalized, after),
         two_lines(shown_change(metric, row.difference.mean), shown_interval(metric, row.difference, change=True)),
-        number(f"{shown(metric, before.spread)} → {shown(metric, after.spread)}"),
-        number(f"{shown(metric, before.worst_decile)} → {shown(metric, after.worst_decile)}"),
         hurt,
-        number(shown_lengths(row.lengths, row.unit)),
-        *([number("-") if row.target is None else reached + target] if targets else []),
+        number(shown_lengths(row.lengths, row.unit).rpartition(" ")[0]),
+        *reached,
+        two_lines(shown(metric, after.spread), f"initial {shown(metric, before.spread)}"),
+        two_lines(shown(metric, after.worst_decile), f"initial {shown(metric, before.worst_decile)}"),
     ]
 
 
+def _mean(row: Row, mean: Estimate, clients: Distribution) -> str:
+    cell = two_lines(shown(row.metric, mean.mean), shown_interval(row.metric, mean))
+    if clients.seed_spread is None:
+        return cell
+    return f"{cell}<small>{number(f'± {shown(row.metric, clients.seed_spread)}')}</small>"
+
+
+def _reached(row: Row) -> str:
+    if row.target is None:
+        return number("-")
+    cell = two_lines(str(row.personalized_reached), f"initial {row.initial_reached}")
+    return f"{cell}<small>{number(f'to {shown(row.metric, row.target)}')}</small>"
+
+
 def _clients(rows: Sequence[Row]) -> str:
-    """Percentiles over clients of every row, before and after; and the spread over seeds."""
-    if not rows:
-        return ""
-    seeds = any(row.seeds > 1 for row in rows)
+    """Percentiles over clients of every row, before and after."""
     head = ["run, stage", "", "mean", "spread", *(f"{p} %" for p in (5, 10, 25, 50, 75, 90, 95))]
     cells, marks = [], []
     for row in rows:
-        groups = (
-            ("initial", row.initial, row.initial_clients),
-            ("personalized", row.personalized, row.personalized_clients),
-        )
-        for when, mean, clients in groups:
-            values = [shown(row.metric, v) for v in (mean.mean, clients.spread, *clients.percentiles)]
-            over_seeds = [np.nan if clients.seed_spread is None else clients.seed_spread] if seeds else []
-            values += [shown(row.metric, v) for v in over_seeds]
+        groups = ((row.initial, row.initial_clients), (row.personalized, row.personalized_clients))
+        for when, (mean, clients) in zip(("initial", "personalized"), groups, strict=True):
+            values = (mean.mean, clients.spread, *clients.percentiles)
             title = _title(row.run, row.stage) if when == "initial" else ""
-            cells.append([title, when, *map(number, values)])
+            cells.append([title, when, *(number(shown(row.metric, value)) for value in values)])
             marks.append("final" if row.final else "")
-    note = "Percentiles of the test clients' own values. Spread: the standard deviation"
-    note += ", over clients and, in the last column, of the mean over seeds." if seeds else " over clients."
-    return table(head + (["spread over seeds"] if seeds else []), cells, marks=marks) + paragraph(note, "note")
+    note = "Percentiles of the test clients' own values; spread: their standard deviation."
+    return table(head, cells, marks=marks) + paragraph(note, "note") if rows else ""
 
 
 def _all_metrics(runs: Sequence[Recorded]) -> str:
@@ -216,7 +219,7 @@ def _samples(name: str, samples: Samples, folder: Path) -> str:
     if samples.kind == "text":
         clients = zip(samples.ids, samples.x, strict=True)
         return "".join(
-            f"<h3>{escape(client)}</h3>" + "".join(f"<pre>{escape(decoded(samples, row))}</pre>" for row in x[:3])
+            f"<h3>{escape(client)}</h3>" + "".join(f"<pre>{escape(text)}</pre>" for text in passages(samples, x))
             for client, x in clients
         )
     return _features(samples)
@@ -226,13 +229,18 @@ def _features(samples: Samples, *, most: int = 8) -> str:
     width = min(samples.x[0].shape[1], most)
     left_out = samples.x[0].shape[1] - width
     cells = [
-        [escape(client) if place == 0 else "", *(number(f"{v:.4g}") for v in x[:width]), escape(label(samples, y))]
+        [escape(client) if place == 0 else "", *(number(f"{v:.4g}") for v in x[:width]), _target(samples, y)]
         for client, rows, targets in zip(samples.ids, samples.x, samples.y, strict=True)
         for place, (x, y) in enumerate(zip(rows[:3], targets, strict=False))
     ]
     names = samples.facts.get("features") or [f"feature {i + 1}" for i in range(width)]
     note = paragraph(f"{left_out} more features are not shown.", "note") if left_out else ""
     return table(["client", *map(str, names[:width]), "target"], cells) + note
+
+
+def _target(samples: Samples, y: Any) -> str:
+    text = label(samples, y)
+    return escape(text) if samples.facts.get("labels") else number(text)
 
 
 def _settings(runs: Sequence[Recorded], each: Sequence[dict[str, str]]) -> str:
@@ -255,8 +263,10 @@ def _flat(document: dict[str, Any], place: str = "") -> dict[str, str]:
                 flat |= _flat(stage, f"stage {count}")
         elif key in ("data", "personalization", "versions"):
             flat |= _flat(value, path)
-        elif not (key == "type" and not place) and not (key == "type" and place in ("data", "personalization")):
+        elif key != "type":
             flat[path] = phrase(value)
+        elif place.startswith("stage") and not value.endswith(".Stage"):
+            flat[f"{place} · kind"] = value.rpartition(".")[2]
     return flat
 
 

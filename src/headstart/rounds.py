@@ -125,7 +125,8 @@ def weigh(reply: Reply) -> Totals:
     counts = weight > 0
     delta = jax.tree.map(lambda leaf: jnp.where(counts, weight.astype(leaf.dtype) * leaf, 0), reply.delta)
     metrics = jax.tree.map(lambda leaf: jnp.where(counts, leaf, 0), reply.metrics)
-    return Totals(delta, weight, metrics, counts.astype(jnp.int32), (~finite).astype(jnp.int32))
+    dropped = ~finite & (reply.weight > 0)
+    return Totals(delta, weight, metrics, counts.astype(jnp.int32), dropped.astype(jnp.int32))
 
 
 def all_finite(tree: Tree) -> Array:

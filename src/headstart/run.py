@@ -48,17 +48,18 @@ class Prepared(NamedTuple):
     experiment: Experiment
     task: Task
     model: Model
-    clients: Split
+    federation: Federation
+    groups: Split
 
 
 class Session(NamedTuple):
     """What the stages of one seed share.
 
-    draws: the three groups of clients on the device. watch: the compiled personalization.
+    draw: draws cohorts of the federation. watch: the compiled personalization.
     """
 
     prepared: Prepared
-    draws: dict[str, Draw]
+    draw: Draw
     watch: Personalizer
     options: Options
     listen: Listener
@@ -96,11 +97,10 @@ def run(
     """
     prepared = prepare(experiment, trusted=trusted)
     with claimed(out, prepared.experiment), Interrupt() as interrupt:
-        write_samples(out, prepared.clients.test)
+        write_samples(out, prepared.federation, prepared.groups.test)
         watch = personalizer(prepared.task, prepared.model, experiment.personalization, lanes=options.lanes)
-        groups = prepared.clients._asdict()
-        draws = {name: on_device(group, limit=options.device_bytes) for name, group in groups.items() if len(group)}
-        session = Session(prepared, draws, watch, options, listen, interrupt)
+        draw = on_device(prepared.federation, limit=options.device_bytes)
+        session = Session(prepared, draw, watch, options, listen, interrupt)
         return all(_run_seed(session, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
 
 
@@ -113,16 +113,16 @@ def prepare(experiment: Experiment, *, trusted: Collection[str] = ()) -> Prepare
     federation = load_data(experiment.data.source, **experiment.data.options)
     experiment = suited(experiment, federation)
     data = experiment.data
-    clients = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
+    groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
     for stage in experiment.stages:
-        if isinstance(stage, Stage) and stage.clients_per_round > len(clients.train):
+        if isinstance(stage, Stage) and stage.clients_per_round > len(groups.train):
             raise UserError(
                 f"stage {stage.name!r} wants a cohort of {stage.clients_per_round} clients, more than the"
-                f" {len(clients.train)} training clients in the data; choose a smaller cohort"
+                f" {len(groups.train)} training clients in the data; choose a smaller cohort"
             )
     assert experiment.model is not None and experiment.task is not None
     model = build_model(experiment.model, federation, trusted=trusted)
-    return Prepared(experiment, experiment.task, model, clients)
+    return Prepared(experiment, experiment.task, model, federation, groups)
 
 
 def _run_seed(session: Session, folder: Path, seed: int) -> bool:
@@ -181,8 +181,8 @@ def _train(trial: Trial, algorithm: Algorithm, place: Place) -> Place | None:
     session, experiment = trial.session, trial.session.prepared.experiment
     stage = experiment.stages[place.stage]
     first = sum(earlier.rounds for earlier in experiment.stages[: place.stage]) + 1
-    clients = session.prepared.clients.train
-    draw = cohorts(stage, clients, session.draws["train"], seed=trial.seed, first_round=first)
+    federation, groups = session.prepared.federation, session.prepared.groups
+    draw = cohorts(stage, federation, groups.train, session.draw, seed=trial.seed, first_round=first)
     step = jax.jit(algorithm.step, donate_argnums=0)
     last, saved = first + stage.rounds - 1, time.monotonic()
     for number in range(place.round + 1, last + 1):
@@ -237,27 +237,26 @@ def means(task: Task, sums: Sums) -> dict[str, float | None]:
 def _evaluate(trial: Trial, place: Place) -> None:
     """Log how the state does on some validation clients, before and after personalization."""
     prepared = trial.session.prepared
-    clients = prepared.clients.validation
-    count = min(prepared.experiment.evaluation_clients, len(clients))
-    if not count:
+    clients = prepared.groups.validation[: prepared.experiment.evaluation_clients]
+    if not len(clients):
         return
     began = time.perf_counter()
-    curves = _watch(trial, place, "validation", count)
+    curves = _watch(trial, place, "validation", clients)
     summary = {metric.name: np.nanmean(curves.means(metric), axis=0).tolist() for metric in prepared.task.metrics}
     seconds = time.perf_counter() - began
     stage = prepared.experiment.stages[place.stage].name
     record = {"event": "evaluation", "round": place.round, "stage": stage, "validation": summary}
-    trial.log({**record, "clients": count, "seconds": seconds})
+    trial.log({**record, "clients": len(clients), "seconds": seconds})
 
 
-def _watch(trial: Trial, place: Place, group: str, count: int | None = None) -> Curves:
+def _watch(trial: Trial, place: Place, group: str, clients: np.ndarray) -> Curves:
+    """Personalize clients of a group from the state of the run."""
     session = trial.session
-    clients: Federation = getattr(session.prepared.clients, group)
-    told = {"event": "progress", "seed": trial.seed, "group": group, "of": count or len(clients)}
+    told = {"event": "progress", "seed": trial.seed, "group": group, "of": len(clients)}
     return session.watch(
         place.state.params,
-        clients if count is None else clients.select(np.arange(count)),
-        session.draws[group],
+        clients,
+        session.draw,
         jax.random.fold_in(trial.key, 2),
         lambda done: session.listen({**told, "clients": done}),
     )
@@ -272,14 +271,13 @@ def _finish_stage(trial: Trial, place: Place) -> None:
     prepared, stage = trial.session.prepared, trial.session.prepared.experiment.stages[place.stage]
     length, arrays = prepared.experiment.personalization.length, {}
     report: dict[str, Any] = {"stage": stage.name, "round": place.round, "seed": trial.seed}
-    for group in ("validation", "test"):
-        clients: Federation = getattr(prepared.clients, group)
+    for group, clients in (("validation", prepared.groups.validation), ("test", prepared.groups.test)):
         if not len(clients):
             continue
-        curves = _watch(trial, place, group)
+        curves = _watch(trial, place, group, clients)
         if group == "validation":
             length = choose_length(curves, prepared.task)
-        arrays |= curve_arrays(group, clients, curves)
+        arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
         report[group] = summarize(curves, prepared.task, length=length)
     checkpoint.write(trial.folder / f"stage-{place.stage}.safetensors", place.state.params, {"round": place.round})
     write_arrays(trial.folder / f"stage-{place.stage}.npz", arrays)

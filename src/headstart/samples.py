@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from headstart.errors import UserError
 from headstart.themes import Theme, titled
 
-PER_CLIENT = 14
+PER_CLIENT = 16
 LETTERS = 36
 
 
@@ -71,6 +71,11 @@ def label(samples: Samples, y: Any) -> str:
     return f"{value.item():.4g}" if value.size == 1 else ", ".join(f"{v:.4g}" for v in value.ravel()[:3])
 
 
+def passages(samples: Samples, x: np.ndarray, *, most: int = 3) -> list[str]:
+    """The first rows `[rows, length]` of tokens that hold any text, as text."""
+    return [text for text in (decoded(samples, row) for row in x) if text.strip()][:most]
+
+
 def decoded(samples: Samples, tokens: Sequence[int]) -> str:
     """Tokens as text: padding, beginning and end are left out, what the vocabulary lacks becomes a box."""
     labels = samples.facts["labels"]
@@ -82,7 +87,7 @@ def decoded(samples: Samples, tokens: Sequence[int]) -> str:
 def images_figure(samples: Samples, theme: Theme) -> Figure:
     """A line of pictures for every client, each with its label below."""
     clients = len(samples.ids)
-    figure = Figure(figsize=(9, 0.55 + 0.82 * clients))
+    figure = Figure(figsize=(9, 0.6 + 0.93 * clients))
     for axes, *client in zip(
         figure.subplots(clients, 1, squeeze=False)[:, 0], samples.ids, samples.x, samples.y, strict=True
     ):
@@ -92,14 +97,14 @@ def images_figure(samples: Samples, theme: Theme) -> Figure:
 
 
 def _pictures(axes: Axes, samples: Samples, name: str, x: np.ndarray, y: np.ndarray, theme: Theme) -> None:
-    axes.set(xlim=(0, PER_CLIENT), ylim=(-0.3, 1), aspect="equal")
     axes.set_axis_off()
+    axes.set_anchor("W")
     for place, (picture, target) in enumerate(zip(x[:PER_CLIENT], y, strict=False)):
         limits = {"vmin": 0, "vmax": 255 if picture.dtype == np.uint8 else 1}
         gray = picture.ndim == 2 or picture.shape[-1] == 1
         shown = picture.reshape(picture.shape[:2]) if gray else picture
         axes.imshow(shown, cmap="gray", extent=(place + 0.03, place + 0.97, 0.03, 0.97), **limits)
         axes.text(place + 0.5, -0.04, label(samples, target), ha="center", va="top", fontsize=8, color=theme.muted)
-    axes.set(xlim=(0, PER_CLIENT), ylim=(-0.3, 1))
+    axes.set(xlim=(0, PER_CLIENT), ylim=(-0.3, 1), aspect="equal")
     short = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
     axes.set_title(short, fontsize=8, color=theme.muted, pad=1)

@@ -14,22 +14,23 @@ from headstart.rounds import Cohort
 
 
 def cohorts(
-    stage: Stage | Centralized, federation: Federation, draw: Draw, *, seed: int, first_round: int
+    stage: Stage | Centralized, federation: Federation, clients: np.ndarray, draw: Draw, *, seed: int, first_round: int
 ) -> Callable[[int], Cohort]:
     """Maps a round's number (counted over all stages, from 1) to its cohort.
 
-    A training client uses all of its examples, unless the source itself keeps some for testing.
+    clients: the numbers of the training clients. Each uses all of its examples, unless the source itself keeps some for
+    testing.
     """
     part: Part = "adapt" if federation.own_split else "all"
     if isinstance(stage, Stage):
-        return lambda number: Cohort(draw(sample(seed, number, stage.clients_per_round, len(federation)), part))
-    everyone = on_device(federation, limit=federation.nbytes)(np.arange(len(federation)), part)
-    rows, count = part_rows(federation, part), stage.steps * stage.batch_size
+        return lambda number: Cohort(draw(clients[sample(seed, number, stage.clients_per_round, len(clients))], part))
+    block = on_device(federation, limit=federation.nbytes)(clients[:1], part).block
+    rows, count = part_rows(federation, clients, part), stage.steps * stage.batch_size
 
     def pooled(number: int) -> Cohort:
         chosen = rows[stream(seed, (number - first_round) * count, count, len(rows))]
         size, key = np.array([count], np.int32), np.zeros((1, 2), np.uint32)
-        return Cohort(Client(everyone.block, jnp.asarray(chosen[None], jnp.int32), jnp.asarray(size), jnp.asarray(key)))
+        return Cohort(Client(block, jnp.asarray(chosen[None], jnp.int32), jnp.asarray(size), jnp.asarray(key)))
 
     return pooled
 

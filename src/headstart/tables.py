@@ -163,21 +163,21 @@ def shown(metric: Metric, value: float) -> str:
     """A value for a table: a share as per cent, anything else with four digits; "-" if there is none."""
     if np.isnan(value):
         return "-"
-    return f"{100 * value:.1f} %" if metric.unit == "share" else f"{value:.4g}"
+    return f"{100 * value:.1f} %" if metric.unit == "share" else f"{value:z.4g}"
 
 
 def shown_change(metric: Metric, value: float) -> str:
     """A difference with its sign, of shares in percentage points."""
     if np.isnan(value):
         return "-"
-    return f"{100 * value:+.1f} points" if metric.unit == "share" else f"{value:+.4g}"
+    return f"{100 * value:+z.1f} points" if metric.unit == "share" else f"{value:+z.4g}"
 
 
 def shown_interval(metric: Metric, value: Estimate, *, change: bool = False) -> str:
     """The interval of an estimate, `[low, high]`, in the unit of its mean."""
     if np.isnan(value.low):
         return ""
-    form = ("+" if change else "") + (".1f" if metric.unit == "share" else ".4g")
+    form = ("+z" if change else "z") + (".1f" if metric.unit == "share" else ".4g")
     factor = 100 if metric.unit == "share" else 1
     return f"[{factor * value.low:{form}}, {factor * value.high:{form}}]"
 

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
 from headstart.files import write_bytes
 from headstart.tasks import Metric
@@ -79,7 +82,12 @@ def render(drawing: Drawing, theme: Theme) -> tuple[bytes, int]:
         # A name may hold characters that the font lacks; a box stands for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = drawing.draw(theme)
-        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": ""})
+        canvas = FigureCanvasAgg(figure)
+        figure.set_dpi(DPI)
+        canvas.draw()
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    # A palette makes the file a third as large, and figures have few colours.
+    pixels.quantize(256, dither=Image.Dither.NONE).save(file, "png")
     return file.getvalue(), round(figure.get_figwidth() * 110)
 
 
@@ -117,7 +125,8 @@ def factor(metric: Metric) -> float:
 
 def axis_name(metric: Metric) -> str:
     """A metric with its unit, for an axis; long ones in two lines."""
-    return textwrap.fill(f"{metric.name} ({'%' if metric.unit == 'share' else metric.unit})", 36)
+    gap = " " if len(metric.name + metric.unit) < 34 else "\n"
+    return f"{metric.name}{gap}({'%' if metric.unit == 'share' else metric.unit})"
 
 
 def gain_name(metric: Metric) -> str:

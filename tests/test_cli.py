@@ -1,0 +1,159 @@
+"""The command, as a user types it."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import experiment, federation_file
+
+from headstart import cli, run
+from headstart.checkpoint import read_arrays
+from headstart.files import write_json
+from headstart.values import to_json
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Runs the command in an empty folder; returns its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["headstart", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Path]:
+    """A federation file, and a finished run on it."""
+    folder = tmp_path_factory.mktemp("finished")
+    data = federation_file(folder / "small.npz")
+    assert run(experiment(data), folder / "run")
+    return data, folder / "run"
+
+
+def test_help_explains_with_examples(command):
+    for words, expected in {
+        ("--help",): "personalize",
+        ("run", "--help"): "headstart run fedavg --seeds 5",
+        ("personalize", "--help"): "--data mine.npz",
+        ("report", "--help"): "--out report.html",
+        ("data", "--help"): "--picture",
+    }.items():
+        code, out, _ = command(*words)
+        assert code == 0 and expected in " ".join(out.split()), words
+
+
+def test_a_run_prints_plain_lines_in_a_pipe_and_its_result(command, finished, tmp_path):
+    data, _ = finished
+    write_json(tmp_path / "mine.json", to_json(experiment(data)))
+    code, out, err = command("run", "mine.json", "--set", "stages.0.rounds=2", "--seed", 3, "--out", "runs/a")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert "seed 3 round 1 (FedAvg): training accuracy" in lines[1]
+    assert any("validation accuracy initial" in line for line in lines)
+    assert "initial accuracy" in lines[-2] and "[" in lines[-2]
+    assert "\x1b" not in out
+    assert json.loads((tmp_path / "runs/a/experiment.json").read_text())["stages"][0]["rounds"] == 2
+
+
+def test_own_data_and_own_model_without_registration(command, tmp_path):
+    generator = np.random.default_rng(0)
+    rows = [f"site{i % 8},{a:.3f},{b:.3f},{2 * a - b + i % 8:.3f}" for i, (a, b) in enumerate(generator.normal(size=(160, 2)))]
+    (tmp_path / "visits.csv").write_text("hospital,age,dose,days\n" + "\n".join(rows) + "\n")
+    (tmp_path / "mymodels.py").write_text(
+        "import jax.numpy as jnp\n\n\ndef line(slope=0.0):\n"
+        "    def init(key):\n        return {'w': jnp.full((2, 1), slope), 'b': jnp.zeros(1)}\n\n"
+        "    def apply(params, x):\n        return x @ params['w'] + params['b']\n\n"
+        "    return init, apply\n"
+    )
+    words = ["run", "fedavg", "--data", "visits.csv", "--client", "hospital", "--target", "days", "--out", "runs/days"]
+    words += ["--model", "mymodels:line", "--set", "model.options.slope=0.5", "--set", "stages.0.rounds=3"]
+    code, out, err = command(*words, "--set", "stages.0.clients_per_round=3")
+    assert (code, err) == (0, ""), err
+    assert "mean squared error" in out
+    saved = json.loads((tmp_path / "runs/days/experiment.json").read_text())
+    assert saved["model"]["path"] == "mymodels:line"
+    assert saved["task"]["type"] == "headstart.tasks.Regression"
+    code, out, err = command("personalize", "runs/days", "--data", "visits.csv", "--client", "hospital", "--target", "days")
+    assert code == 2 and "add --import mymodels" in err
+    words = ["personalize", "runs/days", "--data", "visits.csv", "--client", "hospital", "--target", "days"]
+    code, out, err = command(*words, "--import", "mymodels")
+    assert (code, err) == (0, ""), err
+
+
+def test_personalize_gives_every_client_its_result_and_its_parameters(command, finished, tmp_path):
+    data, folder = finished
+    code, out, err = command("personalize", folder, "--data", data, "--out", "mine", "--epochs", 2)
+    assert (code, err) == (0, "")
+    rows = list(csv.DictReader((tmp_path / "mine/clients.csv").read_text().splitlines()))
+    assert [row["client"] for row in rows] == [f"client-{i:02d}" for i in range(12)]
+    initial, _ = read_arrays(folder / "seed-0/stage-1.safetensors")
+    for row in rows:
+        adapted, about = read_arrays(tmp_path / f"mine/parameters/{row['client']}.safetensors")
+        assert about["client"] == row["client"]
+        assert any(np.any(adapted[name] != value) for name, value in initial.items())
+    summary = json.loads((tmp_path / "mine/summary.json").read_text())
+    mean = np.mean([float(row["personalized accuracy"]) for row in rows])
+    assert summary["accuracy"]["personalized"]["mean"] == pytest.approx(mean, abs=1e-5)
+
+
+def test_report_writes_a_page(command, finished, tmp_path):
+    _, folder = finished
+    code, out, err = command("report", folder, "--out", "page.html")
+    assert (code, err) == (0, "")
+    assert "page.html" in out and "<html" in (tmp_path / "page.html").read_text()
+
+
+def test_data_shows_a_federation_and_draws_a_picture(command, finished, tmp_path):
+    data, _ = finished
+    code, out, err = command("data", data, "--picture", "picture.png")
+    assert (code, err) == (0, "")
+    assert "clients: 12" in out and "classes: 3" in out
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+MISTAKES = {
+    "no such experiment": (["run", "nothing"], "there is no experiment 'nothing'; give a file"),
+    "no such file": (["run", "nothing.json"], "cannot read the experiment nothing.json"),
+    "a file that is no experiment": (["run", "broken.json"], "cannot read the experiment broken.json"),
+    "a file without an experiment": (["run", "empty.py"], "defines no EXPERIMENT"),
+    "a file that is no python": (["run", "broken.py"], "cannot be imported"),
+    "no such data": (["run", "fedavg", "--data", "nothing.csv"], "nothing.csv"),
+    "data of another format": (["run", "fedavg", "--data", "broken.json"], "broken.json"),
+    "an unknown setting": (["run", "fedavg", "--set", "speed=1"], "there is no 'speed'; accepted here"),
+    "an ill-typed setting": (["run", "fedavg", "--set", "seed=many"], "must be a whole number"),
+    "a model that is not there": (["run", "fedavg", "--model", "nowhere:Net"], "cannot import 'nowhere:Net'"),
+    "a model that is none": (["run", "fedavg", "--model", "math:pi"], "is no model"),
+    "an option the model has not": (["run", "fedavg", "--set", "model.options.depth=3"], "has no option 'depth'"),
+    "an option the data has not": (["run", "fedavg", "--data-option", "pens=3"], "pens"),
+    "an option without a value": (["data", "glyphs", "--data-option", "writers"], "write it as key=value"),
+    "a cohort that is too large": (["run", "fedavg", "--set", "stages.0.clients_per_round=999"], "choose a smaller cohort"),
+    "a folder that cannot be written": (["run", "fedavg", "--out", "/proc/x"], "cannot write the folder /proc/x"),
+    "a folder that is no run": (["report", "."], "experiment.json"),
+    "a run that is not there": (["personalize", "nothing", "--data", "glyphs"], "nothing is no run folder"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_sentence_and_exit_code_2(command, tmp_path, mistake):
+    words, complaint = MISTAKES[mistake]
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "broken.py").write_text("def (")
+    (tmp_path / "empty.py").write_text("")
+    code, _, err = command(*words)
+    assert code == 2, err
+    assert complaint in err
+    assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,317 @@
+"""Methods written outside the package against its public contract, and one table over all updates."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import reference
+import tiny
+from headstart.data import from_arrays, on_device
+from headstart.local import Descent, batches_per_epoch, mean_loss
+from headstart.models import as_model
+from headstart.rounds import Cohort, client_key, federated
+from headstart.tasks import Classification, Regression
+from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reply, Reptile
+
+RATE, STEPS, BATCH = 0.2, 3, 3
+TASK, MODEL = Classification(), tiny.SOFTMAX
+PROBLEM = reference.softmax_regression(tiny.FEATURES, tiny.CLASSES)
+KEY = jax.random.key(11)
+EVERYONE = np.array([0, 1, 2, 4])
+
+
+@dataclass(frozen=True)
+class FedProx:
+    """FedAvg on the local loss plus μ/2 ‖θ_j - θ‖² (Li et al. 2020)."""
+
+    mu: float
+    epochs: int = 1
+    learning_rate: float = RATE
+    batch_size: int = BATCH
+
+    def __call__(self, task, model, broadcast, client, memory, key):
+        def adjust(gradient, params):
+            return jax.tree.map(lambda g, p, start: g + self.mu * (p - start), gradient, params, broadcast)
+
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, adjust=adjust)
+        steps = self.epochs * batches_per_epoch(client, self.batch_size)
+        end = descent.run(descent.begin(broadcast), client, key, steps=steps)
+        delta = jax.tree.map(jnp.subtract, broadcast, end.params)
+        return Reply(delta, client.size.astype(jnp.float32), end.metrics)
+
+
+@dataclass(frozen=True)
+class Scaffold:
+    """SCAFFOLD, option II (Karimireddy et al. 2020): broadcasts params and a control variate, remembers one."""
+
+    steps: int = STEPS
+    learning_rate: float = RATE
+    batch_size: int = BATCH
+
+    def __call__(self, task, model, broadcast, client, memory, key):
+        params, control = broadcast["params"], broadcast["control"]
+
+        def adjust(gradient, _):
+            return jax.tree.map(lambda g, own, server: g - own + server, gradient, memory, control)
+
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, adjust=adjust)
+        end = descent.run(descent.begin(params), client, key, steps=self.steps)
+        moved = jax.tree.map(jnp.subtract, params, end.params)
+        scale = 1 / (self.steps * self.learning_rate)
+        renewed = jax.tree.map(lambda own, server, d: own - server + scale * d, memory, control, moved)
+        delta = {"params": moved, "control": jax.tree.map(jnp.subtract, memory, renewed)}
+        return Reply(delta, client.size.astype(jnp.float32), end.metrics, renewed)
+
+
+def scaffold_server(share):
+    """θ steps by the mean Δ, the control variate by the share of all clients that takes part."""
+    steps = {"params": optax.sgd(1.0), "control": optax.sgd(share)}
+    return optax.partition(steps, {"params": "params", "control": "control"})
+
+
+def cohort(memory=None, clients=EVERYONE):
+    return Cohort(on_device(tiny.federation())(clients), memory)
+
+
+@jax.jit
+def fedprox_round(params, mu, cohort):
+    algorithm = federated(TASK, MODEL, FedProx(mu, epochs=2), optax.sgd(1.0))
+    return algorithm.step(algorithm.init(params), cohort, KEY)
+
+
+def test_fedprox_with_no_pull_is_fedavg(float64):
+    found, _ = fedprox_round(tiny.theta(), 0.0, cohort())
+    algorithm = federated(TASK, MODEL, FedAvg(2, RATE, BATCH), optax.sgd(1.0))
+    expected, _ = jax.jit(algorithm.step)(algorithm.init(tiny.theta()), cohort(), KEY)
+    np.testing.assert_allclose(tiny.flat(found), tiny.flat(expected), rtol=1e-12)
+
+
+def test_fedprox_is_its_numpy_reference(float64):
+    state, _ = fedprox_round(tiny.theta(), 0.8, cohort())
+    theta, replies = tiny.flat(tiny.theta()), []
+    for client in (tiny.one(tiny.federation(), i) for i in EVERYONE):
+        steps = 2 * -(-int(client.size) // BATCH)
+        path = tiny.drawn(client, client_key(KEY, client), range(steps), BATCH)
+        replies.append((reference.fedprox(PROBLEM, theta, path, RATE, 0.8), int(client.size)))
+    np.testing.assert_allclose(tiny.flat(state), theta - reference.mean_delta(replies, "examples"), rtol=1e-10)
+
+
+# Two of the four clients take part in each round, so a memory is kept while its client rests.
+SCAFFOLD = federated(TASK, MODEL, Scaffold(), scaffold_server(0.5), weighting="uniform")
+SCAFFOLD_STEP = jax.jit(SCAFFOLD.step)
+
+
+def scaffold_start():
+    params = tiny.theta()
+    memory = jax.tree.map(lambda leaf: jnp.zeros((5, *leaf.shape), leaf.dtype), params)
+    return {"params": params, "control": jax.tree.map(jnp.zeros_like, params)}, memory
+
+
+def of(chosen, memory):
+    return jax.tree.map(lambda leaf: leaf[chosen], memory)
+
+
+def test_the_first_round_of_scaffold_is_reptile(float64):
+    (start, memory), chosen = scaffold_start(), np.array([0, 2])
+    found, _ = SCAFFOLD_STEP(SCAFFOLD.init(start), cohort(of(chosen, memory), chosen), KEY)
+    reptile = federated(TASK, MODEL, Reptile(STEPS, RATE, BATCH), optax.sgd(1.0), weighting="uniform")
+    expected, _ = jax.jit(reptile.step)(reptile.init(start["params"]), cohort(None, chosen), KEY)
+    np.testing.assert_allclose(tiny.flat(found.params["params"]), tiny.flat(expected.params), rtol=1e-12)
+
+
+def test_scaffold_with_memory_is_its_numpy_reference_over_three_rounds(float64):
+    start, memory = scaffold_start()
+    state, clients = SCAFFOLD.init(start), {i: tiny.one(tiny.federation(), i) for i in EVERYONE}
+    theta, control, own = tiny.flat(start["params"]), 0.0, dict.fromkeys(EVERYONE, 0.0)
+    for number, chosen in enumerate(np.array([[0, 2], [2, 4], [0, 1]])):
+        key = jax.random.fold_in(KEY, number)
+        state, info = SCAFFOLD_STEP(state, cohort(of(chosen, memory), chosen), key)
+        memory = jax.tree.map(lambda leaf, new, chosen=chosen: leaf.at[chosen].set(new), memory, info.memory)
+        moves, changes = [], []
+        for i in chosen:
+            current = theta
+            for batch in tiny.drawn(clients[i], client_key(key, clients[i]), range(STEPS), BATCH):
+                current = current - RATE * (PROBLEM.gradient(current, batch) - own[i] + control)
+            renewed = own[i] - control + (theta - current) / (STEPS * RATE)
+            moves.append(current - theta)
+            changes.append(renewed - own[i])
+            own[i] = renewed
+        theta, control = theta + np.mean(moves, axis=0), control + 0.5 * np.mean(changes, axis=0)
+        np.testing.assert_allclose(tiny.flat(state.params["params"]), theta, rtol=1e-10)
+        np.testing.assert_allclose(tiny.flat(state.params["control"]), control, rtol=1e-9, atol=1e-12)
+    for i in EVERYONE:
+        np.testing.assert_allclose(memory["theta"][i], own[i], rtol=1e-9, atol=1e-12)
+    assert all(np.abs(own[i]).max() > 1e-3 for i in EVERYONE)
+
+
+class Normalized(nn.Module):
+    """A dense layer on normalized features."""
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.75)(x)
+        return nn.Dense(tiny.CLASSES)(x)
+
+
+def test_batch_statistics_are_averaged_like_parameters():
+    # Every batch is a client's whole data, so after one step its statistics are known.
+    federation = tiny.federation(((6, 0), (6, 0), (6, 0)), shift=2.0)
+    x, _ = federation.fetch(np.arange(3))
+    model = as_model(Normalized(), x[:1].astype(np.float32))
+    algorithm = federated(TASK, model, Reptile(1, 0.1, 6), optax.sgd(1.0))
+    begin = algorithm.init(model.init(jax.random.key(0)))
+    state, info = jax.jit(algorithm.step)(begin, Cohort(on_device(federation)(np.arange(3))), KEY)
+    found = state.params["batch_stats"]["BatchNorm_0"]
+    groups = x.reshape(3, 6, tiny.FEATURES)
+    np.testing.assert_allclose(found["mean"], 0.25 * groups.mean(axis=1).mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found["var"], 0.75 + 0.25 * groups.var(axis=1).mean(axis=0), rtol=1e-5)
+    kernels = (s.params["params"]["Dense_0"]["kernel"] for s in (state, begin))
+    assert np.abs(np.subtract(*kernels)).max() > 1e-3 and int(info.clients) == 3
+
+
+def affine(variables, x, *, key=None):
+    return x @ variables["body"] + variables["head"], variables
+
+
+@dataclass(frozen=True)
+class LocalHead:
+    """FedPer (Arivazhagan et al. 2019): the body is averaged, the head stays with the client."""
+
+    steps: int = STEPS
+    learning_rate: float = 0.05
+    batch_size: int = BATCH
+
+    def __call__(self, task, model, broadcast, client, memory, key):
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        start = descent.begin({"body": broadcast, "head": memory})
+        end = descent.run(start, client, key, steps=self.steps)
+        delta = jax.tree.map(jnp.subtract, broadcast, end.params["body"])
+        return Reply(delta, client.size.astype(jnp.float32), end.metrics, end.params["head"])
+
+
+def numbers_federation(slopes, offsets):
+    """Clients with targets `x @ slope + offset` of their own."""
+    generator = np.random.default_rng(3)
+    x = generator.normal(size=(len(slopes), 8, 2))
+    y = np.einsum("cnd,cd->cn", x, np.array(slopes)) + np.array(offsets)[:, None]
+    sizes = np.tile([8, 0], (len(slopes), 1))
+    return from_arrays("numbers", [str(i) for i in range(len(slopes))], sizes, x.reshape(-1, 2), y.ravel())
+
+
+def test_parameters_can_stay_with_the_client(float64):
+    federation = numbers_federation([[1.0, -1.0]] * 3, [-4.0, 0.0, 4.0])
+    model = as_model(
+        (lambda key: {"body": jnp.zeros(2), "head": jnp.zeros(())}, lambda v, x: affine(v, x)[0]), np.zeros((1, 2))
+    )
+    algorithm = federated(Regression(), model, LocalHead(), optax.sgd(1.0))
+    step, state, heads = jax.jit(algorithm.step), algorithm.init(jnp.zeros(2)), jnp.zeros(3)
+    clients, draw = [tiny.one(federation, i) for i in range(3)], on_device(federation)
+    body, own = np.zeros(2), np.zeros(3)
+    for number in range(40):
+        key = jax.random.fold_in(KEY, number)
+        state, info = step(state, Cohort(draw(np.arange(3)), heads), key)
+        heads = info.memory
+        if number < 2:
+            ends = []
+            for i, client in enumerate(clients):
+                b = body
+                for x, y in tiny.drawn(client, client_key(key, client), range(STEPS), BATCH):
+                    error = 2 * (x @ b + own[i] - y) / len(y)
+                    b, own[i] = b - 0.05 * x.T @ error, own[i] - 0.05 * error.sum()
+                ends.append(b)
+            body = np.mean(ends, axis=0)
+            np.testing.assert_allclose(state.params, body, rtol=1e-10)
+            np.testing.assert_allclose(heads, own, rtol=1e-10)
+    np.testing.assert_allclose(state.params, [1, -1], atol=1e-3)
+    np.testing.assert_allclose(heads, [-4, 0, 4], atol=1e-3)
+
+
+@dataclass(frozen=True)
+class PickOne:
+    """IFCA (Ghosh et al. 2020): models are broadcast, `[models, ...]`; a client trains the one that suits it."""
+
+    inner: Any
+
+    def __call__(self, task, model, broadcast, client, memory, key):
+        room = jnp.arange(client.rows.shape[0])
+        examples = client.examples(room, room < client.size)
+        losses = jax.vmap(lambda params: mean_loss(task, model, params, examples, None)[0])(broadcast)
+        best = losses.argmin()
+        reply = self.inner(task, model, jax.tree.map(lambda leaf: leaf[best], broadcast), client, memory, key)
+        spread = jax.tree.map(lambda all, one: jnp.zeros_like(all).at[best].set(one), broadcast, reply.delta)
+        return reply._replace(delta=spread, memory=best)
+
+
+def test_several_global_models_go_out_in_one_tree_and_find_their_clients(float64):
+    federation = numbers_federation([[2.0, 0.0], [-2.0, 1.0], [2.0, 0.0], [-2.0, 1.0]], [0.0] * 4)
+    model = as_model((lambda key: jnp.zeros(2), lambda theta, x: x @ theta), np.zeros((1, 2)))
+    algorithm = federated(Regression(), model, PickOne(FedSGD(0.2)), optax.sgd(1.0))
+    step, cohort = jax.jit(algorithm.step), Cohort(on_device(federation)(np.arange(4)))
+    start = np.array([[0.3, 0.1], [-0.3, 0.1]])
+    state, info = step(algorithm.init(jnp.asarray(start)), cohort, KEY)
+    np.testing.assert_array_equal(info.memory, [0, 1, 0, 1])
+    x, y = federation.fetch(np.arange(4))
+    by_hand = start.copy()
+    for i, (own_x, own_y) in enumerate(zip(x.reshape(4, 8, 2), y.reshape(4, 8), strict=True)):
+        by_hand[i % 2] -= 0.2 * (2 * own_x.T @ (own_x @ start[i % 2] - own_y) / 8) / 4
+    np.testing.assert_allclose(state.params, by_hand, rtol=1e-12)
+    for _ in range(150):
+        state, _ = step(state, cohort, KEY)
+    np.testing.assert_allclose(state.params, [[2, 0], [-2, 1]], atol=1e-3)
+
+
+UPDATES = {
+    "FedSGD": FedSGD(RATE),
+    "FedSGD on one batch": FedSGD(RATE, BATCH),
+    "FedAvg": FedAvg(2, RATE, BATCH),
+    "Reptile": Reptile(STEPS, RATE, BATCH),
+    "FOMAML": FOMAML(STEPS, RATE, BATCH),
+    "FOMAML, query held out": FOMAML(STEPS, RATE, BATCH, query_share=0.3),
+    "MAML": MAML(2, RATE, BATCH),
+    "MAML, query held out": MAML(2, RATE, BATCH, query_share=0.3),
+    "FedProx": FedProx(0.1),
+    "SCAFFOLD": Scaffold(),
+}
+
+
+def shapes(tree):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_every_update_keeps_the_contract_and_is_traced_once_for_cohorts_of_one_shape(name):
+    update, traces, federation = UPDATES[name], [], tiny.federation()
+    broadcast = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tiny.theta())
+    memory = None
+    if name == "SCAFFOLD":
+        memory = jax.tree.map(jnp.zeros_like, broadcast)
+        broadcast = {"params": broadcast, "control": memory}
+
+    @jax.jit
+    def reply_of(broadcast, client, memory, key):
+        traces.append(name)
+        return update(TASK, MODEL, broadcast, client, memory, key)
+
+    for i in range(5):
+        client = tiny.one(federation, i)
+        reply = reply_of(broadcast, client, memory, jax.random.key(i))
+        assert shapes(reply.delta) == shapes(broadcast) and shapes(reply.memory) == shapes(memory)
+        assert reply.weight.shape == () and float(reply.weight) == int(client.size)
+        assert set(reply.metrics) == {metric.name for metric in TASK.metrics}
+        assert np.isfinite(tiny.flat(reply.delta)).all()
+        assert (np.abs(tiny.flat(reply.delta)).max() > 0) == (int(client.size) > ("held out" in name))
+    assert len(traces) == 1
+
+
+def test_a_round_is_compiled_once_for_cohorts_of_one_shape():
+    algorithm = federated(TASK, MODEL, Reptile(2, RATE, BATCH), optax.adam(0.1), lanes=2)
+    step, state, draw = jax.jit(algorithm.step), algorithm.init(tiny.theta()), on_device(tiny.federation())
+    for number, clients in enumerate([[0, 1, 2], [4, 3, 0], [2, 1, 4]]):
+        state, _ = step(state, Cohort(draw(np.array(clients))), jax.random.fold_in(KEY, number))
+    assert step._cache_size() == 1

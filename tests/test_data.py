@@ -1,0 +1,142 @@
+"""Federations: splits that never overlap and stay, and the same rows whichever way they reach the device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+from headstart.data import cohort, from_arrays, key_data, on_device, part_rows, split_clients, split_examples
+from headstart.errors import UserError
+from headstart.sampling import sample, stream
+
+
+def named(ids, seed=0):
+    """A federation whose every row says whose it is and which."""
+    sizes = np.array([[3 + len(i) % 3, 1 + len(i) % 2] for i in ids])
+    y = np.concatenate([[f"{i}/{n}" for n in range(total)] for i, total in zip(ids, sizes.sum(axis=1), strict=True)])
+    return from_arrays("named", ids, sizes, np.zeros((len(y), 2), np.float32), y)
+
+
+IDS = [f"writer {i}" * (1 + i % 4) for i in range(40)]
+
+
+def test_clients_are_split_in_three_disjoint_parts_that_cover_them():
+    parts = split_clients(named(IDS), train=25, validation=0.1)
+    assert [len(part) for part in parts] == [25, 4, 11]
+    assert sorted(i for part in parts for i in part.ids) == sorted(IDS)
+    for part in parts:
+        _, y = part.fetch(np.arange(len(part)))
+        assert [row.split("/")[0] for row in y] == np.repeat(part.ids, part.sizes.sum(axis=1)).tolist()
+
+
+def test_the_split_of_clients_follows_the_ids_and_the_seed_not_the_order():
+    ids = [str(i) for i in np.random.default_rng(0).permutation(IDS)]
+    for one, other in zip(split_clients(named(IDS)), split_clients(named(ids)), strict=True):
+        assert set(one.ids) == set(other.ids)
+    assert set(split_clients(named(IDS), seed=1).train.ids) != set(split_clients(named(IDS)).train.ids)
+
+
+@pytest.mark.parametrize("newcomer", ["a", "b", "c", "d", "e"])
+def test_a_newcomer_moves_at_most_one_client_across_each_border(newcomer):
+    before = split_clients(named(IDS), train=25, validation=5)
+    after = split_clients(named([newcomer, *IDS]), train=25, validation=5)
+    for one, other in zip(before, after, strict=True):
+        assert len(set(one.ids) - set(other.ids)) <= 1
+    assert not set(after.train.ids) & set(before.test.ids)
+
+
+@pytest.mark.parametrize("numbers", [(0.5, 0.5), (40, 0), (41, 0), (0, 5), (20, 20), (-1, 2)])
+def test_a_split_that_leaves_nobody_to_train_or_test_on_is_refused(numbers):
+    with pytest.raises(UserError, match="choose fewer"):
+        split_clients(named(IDS), train=numbers[0], validation=numbers[1])
+
+
+def test_examples_are_split_in_two_parts_that_cover_a_client_and_follow_its_id():
+    whole = named(IDS)
+    split = split_examples(whole, test_fraction=0.4, seed=3)
+    assert not split.own_split
+    np.testing.assert_array_equal(split.sizes.sum(axis=1), whole.sizes.sum(axis=1))
+    np.testing.assert_array_equal(split.sizes[:, 1], np.round(whole.sizes.sum(axis=1) * 0.4))
+    _, before = whole.fetch(np.array([7]))
+    _, after = split.fetch(np.array([7]))
+    assert sorted(after) == sorted(before) and list(after) != list(before)
+    others = split_examples(named(IDS[::-1]), test_fraction=0.4, seed=3)
+    assert list(others.fetch(np.array([40 - 1 - 7]))[1]) == list(after)
+    assert list(split.fetch(np.array([3, 7, 5]))[1][len(split.fetch(np.array([3]))[1]) :][: len(after)]) == list(after)
+
+
+def test_a_client_of_two_examples_tests_on_one_and_a_client_of_one_on_none():
+    sizes = np.array([[2, 0], [1, 0], [0, 0]])
+    small = from_arrays("small", ["a", "b", "c"], sizes, np.zeros((3, 1)), np.zeros(3))
+    np.testing.assert_array_equal(split_examples(small, test_fraction=0.1).sizes, [[1, 1], [1, 0], [0, 0]])
+
+
+def rows_of(clients):
+    """Each client's real `(x, y)`."""
+    sizes = np.asarray(clients.size)
+    rows = [np.asarray(clients.rows)[i, :n] for i, n in enumerate(sizes)]
+    return [jax.tree.map(lambda leaf, r=r: np.asarray(leaf)[r], tuple(clients.block)) for r in rows]
+
+
+@pytest.mark.parametrize("part", ["adapt", "test", "all"])
+def test_rows_are_the_same_whether_they_stay_on_the_device_or_stream(part):
+    federation, chosen = tiny.federation(), np.array([4, 0, 2])
+    resident = on_device(federation)(chosen, part, count=5)
+    streaming = on_device(federation, limit=0)(chosen, part, count=5)
+    for a, b in zip(resident[1:], streaming[1:], strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+    np.testing.assert_array_equal(resident.size, streaming.size)
+    np.testing.assert_array_equal(resident.key_data, streaming.key_data)
+    expected = []
+    for i in chosen:
+        adapt, test = federation.sizes[i]
+        piece = {"adapt": slice(0, adapt), "test": slice(adapt, adapt + test), "all": slice(None)}[part]
+        expected.append(jax.tree.map(lambda leaf, piece=piece: leaf[piece], federation.fetch(np.array([i]))))
+    for found in (rows_of(resident), rows_of(streaming), rows_of(cohort(federation, chosen, part))):
+        for own, wanted in zip(found, expected, strict=False):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), own, wanted)
+    assert [len(y) for _, y in rows_of(resident)[3:]] == [0, 0]
+
+
+def test_the_pool_holds_every_row_of_its_part():
+    federation = tiny.federation()
+    adapt, test = (set(part_rows(federation, part).tolist()) for part in ("adapt", "test"))
+    assert not adapt & test and adapt | test == set(part_rows(federation, "all").tolist()) == set(range(39))
+    assert len(adapt) == 25
+
+
+def test_uint8_rows_stay_uint8_on_the_device():
+    images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2)
+    clients = on_device(from_arrays("images", ["a"], np.array([[2, 1]]), images, np.zeros(3, np.int32)))(np.array([0]))
+    assert clients.block.x.dtype == jnp.uint8
+
+
+def test_sizes_that_do_not_add_up_to_the_rows_are_refused():
+    with pytest.raises(UserError, match="add up to 3, but the arrays have"):
+        from_arrays("wrong", ["a"], np.array([[2, 1]]), np.zeros((4, 1)), np.zeros(4))
+
+
+def test_a_clients_key_is_a_hash_of_its_id():
+    import hashlib
+
+    digest = hashlib.sha256(b"writer 7").digest()
+    assert key_data("writer 7").tobytes() == digest[:8]
+    assert len({key_data(i).tobytes() for i in IDS}) == 40
+
+
+def test_a_cohort_is_distinct_and_a_function_of_seed_and_round():
+    drawn = [sample(0, number, 5, 12) for number in range(200)]
+    assert all(len(set(clients)) == 5 and set(clients) <= set(range(12)) for clients in drawn)
+    np.testing.assert_array_equal(sample(0, 17, 5, 12), drawn[17])
+    counts = np.bincount(np.concatenate(drawn), minlength=12)
+    assert counts.min() > 50 and counts.max() < 120
+    assert (sample(1, 17, 12, 12) != sample(0, 17, 12, 12)).any()
+
+
+def test_the_stream_of_the_pool_is_shuffled_epochs_whatever_the_pieces():
+    whole = stream(3, 0, 35, 10)
+    assert all(sorted(whole[e * 10 : (e + 1) * 10]) == list(range(10)) for e in range(3))
+    assert list(whole[:10]) != list(whole[10:20])
+    pieces = np.concatenate([stream(3, start, 7, 10) for start in range(0, 35, 7)])
+    np.testing.assert_array_equal(pieces, whole)

@@ -1,0 +1,127 @@
+"""Personalization: its curves are those of an ordinary loop of local training and evaluation."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import reference
+import tiny
+from headstart.data import on_device
+from headstart.optimizers import Optimizer
+from headstart.personalize import Curves, Personalization, adapt_client, choose_length, personalizer
+from headstart.rounds import client_key
+from headstart.tasks import Classification, Regression
+
+TASK, MODEL, BATCH = Classification(), tiny.SOFTMAX, 3
+ACCURACY, LOSS = TASK.metrics
+PROBLEM = reference.softmax_regression(tiny.FEATURES, tiny.CLASSES)
+KEY = jax.random.key(9)
+# The third client has more test items than fit a batch of evaluation; of the last two one has no test part, one no adapt part.
+FEDERATION = tiny.federation(((7, 3), (1, 2), (5, 40), (5, 0), (0, 4)))
+
+
+class Measured(NamedTuple):
+    """By numpy, over the test items: `[length + 1]`."""
+
+    correct: np.ndarray
+    loss: np.ndarray
+    gain: np.ndarray
+    gain_squared: np.ndarray
+
+
+RECIPES = {
+    "epochs of sgd": (Personalization(Optimizer("sgd", 0.3), BATCH, 3), lambda: reference.Sgd(0.3)),
+    "steps of adam": (Personalization(Optimizer("adam", 0.1), BATCH, 4, "steps"), lambda: reference.Adam(0.1)),
+}
+
+
+def by_hand(recipe, server, start, number):
+    """One client, in a plain loop with a fresh optimizer."""
+    adapt, test = (tiny.one(FEDERATION, number, part) for part in ("adapt", "test"))
+    rows = np.asarray(test.rows)[: int(test.size)]
+    x, y = np.asarray(test.block.x)[rows], np.asarray(test.block.y)[rows]
+    per_unit = -(-int(adapt.size) // BATCH) if recipe.unit == "epochs" else 1
+    batches = tiny.drawn(adapt, client_key(KEY, adapt), range(recipe.length * per_unit), BATCH)
+    theta, optimizer, columns = start, server(), [start]
+    for unit in range(recipe.length):
+        for batch in batches[unit * per_unit : (unit + 1) * per_unit]:
+            if len(batch[1]):
+                theta = optimizer.step(theta, PROBLEM.gradient(theta, batch))
+        columns.append(theta)
+    correct = np.array([reference.softmax_correct(t, x, y, tiny.CLASSES) for t in columns])
+    loss = np.array([reference.softmax_loss(t, x, y, tiny.CLASSES) for t in columns])
+    gain = correct - correct[0]
+    return Measured(correct.sum(axis=1), loss.sum(axis=1), gain.sum(axis=1), (gain**2).sum(axis=1)), columns
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_curves_are_those_of_a_plain_loop_with_a_fresh_optimizer_for_every_client(float64, name):
+    recipe, server = RECIPES[name]
+    start = tiny.theta()
+    run = personalizer(TASK, MODEL, recipe, clients_at_once=5)
+    curves = run(start, FEDERATION, on_device(FEDERATION), KEY)
+    correct, counts = curves.metrics["accuracy"]
+    np.testing.assert_array_equal(counts, [3, 2, 40, 0, 4])
+    for number in range(5):
+        expected, _ = by_hand(recipe, server, tiny.flat(start), number)
+        np.testing.assert_array_equal(correct[number], expected.correct)
+        np.testing.assert_allclose(curves.metrics["loss"][0][number], expected.loss, rtol=1e-9)
+        np.testing.assert_array_equal(curves.gain[number], expected.gain)
+        np.testing.assert_array_equal(curves.gain_squared[number], expected.gain_squared)
+    assert np.abs(curves.gain).max() > 0
+    means = curves.means(ACCURACY)
+    assert np.isnan(means[3]).all() and np.isfinite(means[[0, 1, 2, 4]]).all()
+    np.testing.assert_allclose(means[2], correct[2] / 40)
+
+
+def test_lanes_and_the_number_of_clients_at_once_change_nothing_and_progress_is_told(float64):
+    recipe, start, draw, told = RECIPES["steps of adam"][0], tiny.theta(), on_device(FEDERATION), []
+    one_by_one = personalizer(TASK, MODEL, recipe, clients_at_once=2)(start, FEDERATION, draw, KEY, told.append)
+    assert told == [2, 2, 1]
+    beside = personalizer(TASK, MODEL, recipe, lanes=3, clients_at_once=32)(start, FEDERATION, draw, KEY)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), one_by_one, beside)
+
+
+def test_the_adapted_parameters_are_those_that_were_measured(float64):
+    recipe, server = RECIPES["epochs of sgd"]
+    start, client = tiny.theta(), tiny.one(FEDERATION, 0)
+    adapt = jax.jit(adapt_client, static_argnums=(0, 1, 2))
+    _, columns = by_hand(recipe, server, tiny.flat(start), 0)
+    for length in range(recipe.length + 1):
+        found = adapt(TASK, MODEL, recipe, start, client, client_key(KEY, client), length)
+        np.testing.assert_allclose(tiny.flat(found), columns[length], rtol=1e-10)
+
+
+def test_a_gain_is_positive_where_the_error_of_a_regression_falls(float64):
+    model = tiny.Model(
+        lambda key: {"theta": jnp.zeros(4)}, lambda v, x, *, key=None: (x @ v["theta"][:-1] + v["theta"][-1], v)
+    )
+    federation = tiny.federation(((20, 6), (20, 6)), shift=1.0)
+    federation = replace(federation, fetch=lambda clients: (x := FETCH(clients)[0], x.sum(axis=1)))
+    recipe = Personalization(Optimizer("sgd", 0.05), 10, 2)
+    curves = personalizer(Regression(), model, recipe)(model.init(KEY), federation, on_device(federation), KEY)
+    sums, counts = curves.metrics["mean squared error"]
+    assert (sums[:, -1] < sums[:, 0]).all() and (counts == 6).all()
+    np.testing.assert_allclose(curves.gain, sums[:, :1] - sums, rtol=1e-9, atol=1e-12)
+
+
+FETCH = tiny.federation(((20, 6), (20, 6)), shift=1.0).fetch
+
+
+def curves_of(metric, sums):
+    sums = np.array(sums, float)
+    nothing = np.zeros_like(sums)
+    return Curves({metric.name: (sums, np.array([2.0, 4.0, 0.0]))}, nothing, nothing)
+
+
+def test_the_length_chosen_is_the_best_of_the_uniform_mean_in_the_direction_of_the_metric():
+    # Means over the two tested clients: 0.375, 0.75, 0.625; pooled over items the last would win.
+    curves = curves_of(ACCURACY, [[1, 2, 1], [1, 2, 3], [0, 0, 0]])
+    assert choose_length(curves, TASK) == 1
+    error = Regression().metrics[0]
+    assert choose_length(curves_of(error, [[1, 2, 1], [1, 2, 3], [0, 0, 0]]), Regression()) == 0
+    assert choose_length(curves_of(error, [[4, 2, 1], [4, 2, 3], [0, 0, 0]]), Regression()) == 2

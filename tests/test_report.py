@@ -1,0 +1,303 @@
+"""Reports and tables: the numbers on the page are those that numpy finds in the files, and the page stands alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from headstart import report, tables
+from headstart.errors import UserError
+from headstart.statistics import bootstrap
+from headstart.themes import LIGHT
+from made_runs import LENGTH, ROUNDS, experiment, write_run
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures have tests of their own; a page is quicker without them."""
+    monkeypatch.setattr(report, "save", lambda drawing, folder: [(b"light", 990), (b"dark", 990)])
+
+
+class Resources(HTMLParser):
+    """Collects what a browser would fetch, and the tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.found += [value or "" for name, value in attrs if name in ("src", "srcset", "href", "data", "poster")]
+
+
+def text_of(page: Path) -> str:
+    text = unescape(re.sub(r"<[^>]*>", " ", page.read_text()))
+    return re.sub(r"\s+", " ", text)
+
+
+def by_client(run: Path, stage: int, seed: int = 0, metric: str = "accuracy") -> np.ndarray:
+    """[clients, length + 1], straight from the file."""
+    with np.load(run / f"seed-{seed}" / f"stage-{stage}.npz") as arrays:
+        return arrays[f"test/{metric}/sums"] / arrays[f"test/{metric}/counts"][:, None]
+
+
+def length_of(run: Path, stage: int, seed: int = 0) -> int:
+    return json.loads((run / f"seed-{seed}" / f"stage-{stage}.json").read_text())["test"]["length"]
+
+
+@pytest.mark.parametrize("kind", ["image", "text", "features"])
+def test_the_page_needs_nothing_outside_and_no_javascript(tmp_path: Path, kind: str) -> None:
+    page = report.write([write_run(tmp_path / "run", kind=kind)])
+    parser = Resources()
+    parser.feed(page.read_text())
+    assert page == tmp_path / "run" / "report.html"
+    assert parser.found and all(link.startswith("data:image/png;base64,") for link in parser.found)
+    assert not {"script", "link", "iframe"} & set(parser.tags)
+    assert not re.search(r"https?://|url\(|@import", page.read_text())
+
+
+def test_every_figure_is_shown_light_and_dark(tmp_path: Path) -> None:
+    page = report.write([write_run(tmp_path / "run")]).read_text()
+    assert page.count("<picture>") == page.count('media="(prefers-color-scheme: dark)"') == 5
+
+
+def test_the_page_says_what_numpy_says(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    text = text_of(report.write([run]))
+    for stage in (0, 1):
+        values = by_client(run, stage)
+        initial, personalized = values[:, 0], values[:, length_of(run, stage)]
+        for column in (initial, personalized):
+            low, high = bootstrap(column)
+            assert f"{100 * column.mean():.1f} % [{100 * low:.1f}, {100 * high:.1f}]" in text
+        difference = personalized - initial
+        low, high = bootstrap(difference)
+        assert f"{100 * difference.mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]" in text.replace("−", "-")
+        hurt, worst = (difference < 0).mean(), np.percentile(personalized, 10)
+        assert f"{100 * hurt:.1f} % by chance" in text
+        assert f"{100 * worst:.1f} % initial {100 * np.percentile(initial, 10):.1f} %" in text
+
+
+def test_seeds_are_averaged_by_client_before_clients_are(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", seeds=3)
+    row = tables.rows([run])[-1]
+    initial = np.mean([by_client(run, 1, seed)[:, 0] for seed in range(3)], axis=0)
+    personalized = np.mean([by_client(run, 1, seed)[:, length_of(run, 1, seed)] for seed in range(3)], axis=0)
+    assert row.seeds == 3 and row.lengths == tuple(length_of(run, 1, seed) for seed in range(3))
+    for got, values in (
+        (row.initial, initial),
+        (row.personalized, personalized),
+        (row.difference, personalized - initial),
+    ):
+        np.testing.assert_allclose(got, (values.mean(), *bootstrap(values)), rtol=1e-12)
+    spread = np.std([by_client(run, 1, seed)[:, 0].mean() for seed in range(3)], ddof=1)
+    np.testing.assert_allclose(row.initial_clients.seed_spread, spread, rtol=1e-12)
+    reports = [json.loads((run / f"seed-{seed}" / "stage-1.json").read_text())["test"]["hurt"] for seed in range(3)]
+    np.testing.assert_allclose(row.hurt, np.mean([found["share"] for found in reports]))
+
+
+def test_one_seed_gives_the_numbers_of_its_stage_file(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", kind="features")
+    row = tables.rows([run])[0]
+    told = json.loads((run / "seed-0" / "stage-0.json").read_text())["test"]["mean squared error"]
+    for name in ("initial", "personalized", "difference"):
+        np.testing.assert_allclose(getattr(row, name), (told[name]["mean"], *told[name]["interval"]), rtol=1e-9)
+    percentiles = list(told["personalized"]["percentiles"].values())
+    np.testing.assert_allclose(row.personalized_clients.percentiles, percentiles, rtol=1e-9)
+    assert row.personalized_clients.worst_decile == row.personalized_clients.percentiles[5]
+    assert row.difference.mean < 0 and not row.metric.higher_is_better
+
+
+def test_clients_without_test_items_count_nowhere(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = run / "seed-0" / "stage-1.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    for name in ("accuracy", "loss"):
+        arrays[f"test/{name}/counts"][:5] = 0
+        arrays[f"test/{name}/sums"][:5] = 0
+    np.savez(path, **arrays)
+    row = tables.rows([run])[1]
+    assert row.clients == 35
+    np.testing.assert_allclose(row.initial.mean, by_client(run, 0)[:0].sum() + np.nanmean(_quiet(arrays)), rtol=1e-12)
+
+
+def _quiet(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    counts = arrays["test/accuracy/counts"]
+    return arrays["test/accuracy/sums"][counts > 0, 0] / counts[counts > 0]
+
+
+def test_rounds_to_target_are_the_first_evaluated_ones_or_more_than_all(tmp_path: Path) -> None:
+    of = experiment(target=0.7)
+    run = write_run(tmp_path / "run", of=of)
+    records = [json.loads(line) for line in (run / "seed-0" / "metrics.jsonl").read_text().splitlines()]
+    told = [r for r in records if r["event"] == "evaluation"]
+    chosen = [length_of(run, 0 if r["round"] <= ROUNDS[0] else 1) for r in told]
+    expected = [r["round"] for r, n in zip(told, chosen, strict=True) if r["validation"]["accuracy"][n] >= 0.7]
+    first, last = tables.rows([run])
+    assert last.personalized_reached.rounds == (expected[0],)
+    assert (str(first.initial_reached), str(last.initial_reached)) == ("> 60", "> 100")
+    assert f"{expected[0]} initial > 100" in text_of(report.write([run]))
+
+
+def test_some_seeds_reaching_the_target_are_counted() -> None:
+    assert str(tables.Reached((40, None, 50), 100)) == "45 (2 of 3 seeds)"
+    assert str(tables.Reached((40, 41), 100)) == "40.5"
+    assert str(tables.Reached((None, None), 100)) == "> 100"
+
+
+def test_runs_are_compared_in_one_table_with_the_last_stage_emphasised(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, of=experiment(name), lift=lift) for name, lift in (("one", 0.1), ("two", 0.03))]
+    page = report.write(runs, tmp_path / "compared" / "page.html")
+    results = page.read_text().partition("<h2>Results</h2>")[2].partition("</table>")[0]
+    assert page == tmp_path / "compared" / "page.html"
+    assert re.findall(r'<tr( class="final")?><td>(\w+)<small>(\w+)', results) == [
+        ("", "one", "FedAvg"),
+        (' class="final"', "one", "Reptile"),
+        ("", "two", "FedAvg"),
+        (' class="final"', "two", "Reptile"),
+    ]
+    assert "--out" in text_of(page)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("a", "b")]
+    labels = [row.run for row in tables.rows(runs)]
+    assert labels == ["personalized_fedavg (a)"] * 2 + ["personalized_fedavg (b)"] * 2
+    same = [write_run(tmp_path / name / "run", stages=1, until=60) for name in ("a", "b")]
+    assert len({row.run for row in tables.rows(same)}) == 2
+
+
+def test_what_differs_between_experiments_is_marked(tmp_path: Path) -> None:
+    of = experiment("two")
+    changed = replace(of, stages=(replace(of.stages[0], clients_per_round=7), of.stages[1]))
+    runs = [write_run(tmp_path / "one", of=experiment("one")), write_run(tmp_path / "two", of=changed)]
+    settings = report.write(runs).read_text().partition("<h2>The experiment</h2>")[2]
+    assert re.findall(r'<tr class="differs"><td>([^<]*)', settings) == ["name", "stage 1 · clients per round"]
+
+
+def test_an_unfinished_run_shows_what_there_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", until=20, stages=0)
+    text = text_of(report.write([run]))
+    assert tables.rows([run]) == []
+    assert "unfinished: seed 0 is at round 20 of 100" in text and "No stage is finished yet" in text
+
+
+def test_a_seed_that_lags_behind_is_left_out_of_what_it_has_not_done(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", seeds=2, until=70)
+    first, last = tables.rows([run])
+    assert (first.seeds, last.seeds) == (2, 1)
+    assert "seed 1 is at round 70 of 100" in text_of(report.write([run]))
+
+
+def test_a_run_without_validation_clients_has_no_curves_but_results(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", of=experiment(target=0.7))
+    (run / "seed-0" / "metrics.jsonl").write_text("")
+    page = report.write([run])
+    assert page.read_text().count("<picture>") == 4
+    assert str(tables.rows([run])[1].initial_reached) == "-"
+
+
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", of=experiment("<script>alert(1)</script> & $x$ [bold]"))
+    page = report.write([run]).read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    tables.print_rows(Console(file=StringIO(), force_terminal=True, width=200), tables.rows([run]))
+
+
+def test_text_is_decoded_with_its_vocabulary(tmp_path: Path) -> None:
+    page = report.write([write_run(tmp_path / "run", kind="text")]).read_text()
+    examples = page.partition("<h2>Examples</h2>")[2].partition("<h2>")[0]
+    assert re.search(r"<pre>[^<]*(the king|doth|his crown)", examples)
+    assert "□know□" in examples and "&amp; weep" in examples and "&lt;bos&gt;" not in examples
+
+
+def test_feature_rows_are_shown_with_their_targets(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", kind="features")
+    with np.load(run / "samples.npz") as arrays:
+        value, target = arrays["x0"][0, 0], arrays["y0"][0]
+    text = text_of(report.write([run])).replace("−", "-")
+    assert f"{value:.4g}" in text and f"{target:.4g}" in text
+
+
+def test_the_exact_experiment_and_the_environment_are_on_the_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    page = unescape(report.write([run]).read_text())
+    assert json.dumps(json.loads((run / "experiment.json").read_text()), indent=2) in page
+    assert json.loads((run / "environment.json").read_text())["versions"]["jax"] in page
+    assert f"headstart report {run}" in page
+
+
+def test_a_report_is_replaced_whole(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "report.html").write_text("old")
+    assert "old" != report.write([run]).read_text()[:3]
+    assert not list(run.glob(".report*"))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda run: (run / "experiment.json").unlink(),
+        lambda run: (run / "experiment.json").write_text("{}"),
+        lambda run: (run / "environment.json").write_text("{"),
+        lambda run: (run / "seed-0" / "metrics.jsonl").write_text("{}}\n"),
+        lambda run: (run / "seed-0" / "stage-1.npz").write_bytes(b"PK"),
+        lambda run: (run / "seed-0" / "stage-1.npz").unlink(),
+        lambda run: (run / "samples.npz").write_bytes(b"nothing"),
+    ],
+)
+def test_a_folder_that_is_no_whole_run_folder_is_refused_in_one_sentence(tmp_path: Path, spoil) -> None:
+    run = write_run(tmp_path / "run")
+    spoil(run)
+    with pytest.raises(UserError) as caught:
+        report.write([run])
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert not (run / "report.html").exists()
+
+
+def test_runs_that_measure_different_things_are_refused(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / kind, kind=kind) for kind in ("image", "features")]
+    with pytest.raises(UserError, match="accuracy, mean squared error"):
+        report.write(runs)
+
+
+def test_a_pipe_gets_a_line_per_stage_and_a_terminal_a_table(tmp_path: Path) -> None:
+    rows = tables.rows([write_run(tmp_path / "run", of=experiment(target=0.7))])
+    pipe, terminal = StringIO(), StringIO()
+    tables.print_rows(Console(file=pipe, width=40), rows)
+    tables.print_rows(Console(file=terminal, force_terminal=True, width=160), rows)
+    assert pipe.getvalue().count("\n") == 2 and "rounds to 70.0 % initial > 100" in pipe.getvalue()
+    assert "┃" in terminal.getvalue() and "personalized_fedavg" in terminal.getvalue()
+    tables.print_rows(Console(file=pipe), [])
+    assert pipe.getvalue().endswith("No stage is finished yet.\n")
+
+
+def test_a_summary_is_printed_with_all_its_metrics(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    summary = json.loads((run / "seed-0" / "stage-1.json").read_text())["test"]
+    out = StringIO()
+    tables.print_summary(Console(file=out), summary)
+    mean = summary["accuracy"]["difference"]["mean"]
+    assert f"difference {100 * mean:+.1f} points" in out.getvalue() and "loss: initial" in out.getvalue()
+
+
+def test_lengths_say_their_range_and_unit() -> None:
+    assert tables.shown_lengths([1], "epochs") == "1 epoch"
+    assert tables.shown_lengths([3, LENGTH, 3], "steps") == f"3 to {LENGTH} steps"
+
+
+def test_a_difference_that_rounds_to_zero_has_no_minus_sign() -> None:
+    accuracy = experiment().task.metrics[0]  # pyright: ignore[reportOptionalMemberAccess]
+    assert tables.shown_change(accuracy, -1e-6) == "+0.0 points"
+    assert len(LIGHT.series) == len(set(LIGHT.series))

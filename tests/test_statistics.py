@@ -1,0 +1,143 @@
+"""Statistics: against plain numpy, the normal approximation and brute-force simulation."""
+
+import json
+
+import numpy as np
+import pytest
+
+from headstart.personalize import Curves
+from headstart.statistics import bootstrap, chance_of_harm, describe, hurt, rounds_to_target, summarize
+from headstart.tasks import Classification, NextCharacter, Regression
+
+ACCURACY, LOSS = Classification().metrics
+
+
+def test_the_bootstrap_interval_of_many_clients_is_the_normal_one():
+    values = np.random.default_rng(0).beta(6, 2, 400)
+    low, high = bootstrap(values, resamples=4000)
+    margin = 1.96 * values.std() / np.sqrt(400)
+    np.testing.assert_allclose([low, high], [values.mean() - margin, values.mean() + margin], atol=0.08 * margin)
+    assert bootstrap(values, seed=1) == bootstrap(values, seed=1) != bootstrap(values, seed=2)
+
+
+def test_the_bootstrap_interval_is_that_of_a_plain_loop():
+    values = np.random.default_rng(1).exponential(size=12)
+    generator = np.random.default_rng(3)
+    means = sorted(float(np.mean([values[i] for i in generator.integers(0, 12, 12)])) for _ in range(1001))
+    np.testing.assert_allclose(bootstrap(values, seed=3, resamples=1001), [means[25], means[975]], rtol=1e-12)
+
+
+def test_the_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
+    generator = np.random.default_rng(4)
+    intervals = [bootstrap(generator.beta(6, 2, 40), seed=i, resamples=400) for i in range(300)]
+    covered = np.mean([low <= 0.75 <= high for low, high in intervals])
+    assert 0.90 <= covered <= 0.98
+
+
+def test_intervals_of_the_same_clients_are_paired():
+    before = np.random.default_rng(5).normal(size=30)
+    low, high = bootstrap(before)
+    np.testing.assert_allclose(bootstrap(before + 0.25), (low + 0.25, high + 0.25))
+
+
+def test_a_description_has_both_means_spread_and_percentiles():
+    values, weights = np.array([0.2, 0.8, 0.5]), np.array([1, 8, 1])
+    report = describe(values, weights)
+    np.testing.assert_allclose(report["mean"], 0.5)
+    np.testing.assert_allclose(report["weighted_mean"], 0.71)
+    np.testing.assert_allclose(report["spread"], 0.3)
+    assert report["percentiles"]["50"] == 0.5
+    assert report["interval"][0] < 0.5 < report["interval"][1]
+    assert describe(values[:0], weights[:0]) == {}
+    assert describe(values[:1], weights[:1])["spread"] == 0.0
+
+
+def simulated_harm(draw, counts, repetitions=20_000):
+    generator = np.random.default_rng(6)
+    return np.array([(draw(generator, (repetitions, n)).sum(axis=1) < 0).mean() for n in counts])
+
+
+def test_the_chance_of_harm_to_a_share_of_right_answers_is_that_of_a_simulation():
+    # An item gets better with probability 0.2, worse with 0.1.
+    counts = np.array([1, 2, 7, 40])
+    gain, squared = 0.1 * counts * 100.0, 0.3 * counts * 100.0
+
+    def draw(generator, shape):
+        u = generator.random(shape)
+        return np.where(u < 0.2, 1, np.where(u < 0.3, -1, 0))
+
+    pooled = chance_of_harm(np.append(gain, np.zeros(0)) / 100, squared / 100, counts.astype(float), discrete=True)
+    np.testing.assert_allclose(pooled, simulated_harm(draw, counts), atol=0.012)
+    np.testing.assert_allclose(pooled[0], 0.1, atol=1e-12)
+
+
+def test_the_chance_of_harm_to_an_error_is_that_of_a_simulation():
+    counts = np.array([2, 5, 30])
+    chances = chance_of_harm(0.3 * counts, (0.3**2 + 1.5**2) * counts, counts.astype(float), discrete=False)
+    simulated = simulated_harm(lambda generator, shape: generator.normal(0.3, 1.5, shape), counts)
+    np.testing.assert_allclose(chances, simulated, atol=0.012)
+
+
+def test_no_change_hurts_nobody_and_an_equal_loss_hurts_everybody():
+    counts = np.array([3.0, 5.0])
+    nothing = np.zeros(2)
+    for discrete in (True, False):
+        np.testing.assert_array_equal(chance_of_harm(nothing, nothing, counts, discrete=discrete), [0, 0])
+        np.testing.assert_allclose(chance_of_harm(-counts, counts, counts, discrete=discrete), [1, 1])
+
+
+def curves(metric, sums, counts):
+    sums, counts = np.array(sums, float), np.array(counts, float)
+    sign = 1 if metric.higher_is_better else -1
+    gain = sign * (sums - sums[:, :1])
+    return Curves({metric.name: (sums, counts)}, gain, np.abs(gain))
+
+
+def test_the_share_of_hurt_clients_leaves_out_those_without_test_items():
+    found = hurt(curves(ACCURACY, [[5, 4], [5, 6], [3, 3], [0, 0], [2, 1]], [10, 10, 5, 0, 4]), ACCURACY, length=1)
+    assert found["share"] == 0.5
+    assert found["chance_interval"][0] <= found["by_chance"] <= found["chance_interval"][1]
+    assert hurt(curves(ACCURACY, [[0, 0]], [0]), ACCURACY, length=1) == {}
+
+
+def test_harm_beyond_chance_is_told_from_harm_by_chance():
+    generator = np.random.default_rng(7)
+
+    def of(means):
+        changes = [generator.choice([-1, 0, 1], 30, p=[0.2 - m / 2, 0.6, 0.2 + m / 2]) for m in means]
+        gain = np.array([[0, c.sum()] for c in changes], float)
+        squared = np.array([[0, (c**2).sum()] for c in changes], float)
+        counts = np.full(len(means), 30.0)
+        return hurt(Curves({"accuracy": (gain, counts)}, gain, squared), ACCURACY, length=1)
+
+    alike, unlike = of([0.1] * 300), of([-0.3] * 100 + [0.3] * 200)
+    assert not alike["beyond_chance"] and alike["share"] > 0.05
+    assert abs(alike["share"] - alike["by_chance"]) < 0.05
+    assert unlike["beyond_chance"] and unlike["share"] > unlike["by_chance"] + 0.1
+
+
+def test_a_summary_reports_initial_personalized_and_their_paired_difference_as_json():
+    sums = {"accuracy": [[5, 6, 7], [1, 2, 2], [0, 0, 0]], "loss": [[20, 10, 5], [4, 3, 3], [0, 0, 0]]}
+    counts = np.array([10.0, 4.0, 0.0])
+    gain = np.array(sums["accuracy"], float) - np.array(sums["accuracy"], float)[:, :1]
+    measured = Curves({name: (np.array(s, float), counts) for name, s in sums.items()}, gain, np.abs(gain))
+    report = json.loads(json.dumps(summarize(measured, Classification(), length=1)))
+    assert (report["clients"], report["untested"], report["length"]) == (2, 1, 1)
+    assert report["accuracy"]["curve"] == pytest.approx([0.375, 0.55, 0.6])
+    assert report["accuracy"]["initial"]["mean"] == pytest.approx((0.5 + 0.25) / 2)
+    assert report["accuracy"]["personalized"]["weighted_mean"] == pytest.approx(8 / 14)
+    assert report["loss"]["difference"]["mean"] == pytest.approx((-1.0 - 0.25) / 2)
+    assert report["hurt"]["share"] == 0
+
+
+def test_a_perplexity_is_the_exponential_of_a_clients_mean_loss():
+    perplexity = NextCharacter().metrics[2]
+    values = curves(perplexity, [[0, 10 * np.log(7)]], [10]).means(perplexity)
+    np.testing.assert_allclose(values, [[1, 7]])
+
+
+def test_the_rounds_to_a_target_are_the_first_that_reach_it_or_none():
+    rounds, values = [0, 10, 20, 30], [0.1, 0.8, 0.7, 0.9]
+    assert rounds_to_target(rounds, values, 0.75, metric=ACCURACY) == 10
+    assert rounds_to_target(rounds, values, 0.95, metric=ACCURACY) is None
+    assert rounds_to_target(rounds, [3, 2, 1, 2], 1.5, metric=Regression().metrics[0]) == 20

@@ -1,0 +1,126 @@
+"""Values as JSON: they come back equal, and nothing else is let in."""
+
+import json
+import sys
+import types
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from small import experiment
+
+from headstart import Experiment, FedAvg, Optimizer, Schedule, UserError
+from headstart.experiment import load, names, read
+from headstart.values import from_json, override, to_json
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_experiment_survives_the_way_through_json(name):
+    original = load(name)
+    assert to_json(read(json.loads(json.dumps(to_json(original))))) == to_json(original)
+
+
+def test_a_schedule_and_its_optimizer_survive_and_decay():
+    optimizer = Optimizer("sgd", 0.5, {"momentum": 0.9}, Schedule("cosine_decay_schedule", {"decay_steps": 10}))
+    assert from_json(to_json(optimizer)) == optimizer
+    assert optimizer.schedule is not None
+    schedule = optimizer.schedule.build(0.5)
+    assert float(schedule(0)) == 0.5 and float(schedule(10)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "complaint"),
+    [
+        (Optimizer("no_such"), "optax has no optimizer named 'no_such'"),
+        (Optimizer("apply_updates"), "optax has no optimizer named 'apply_updates'"),
+        (Optimizer("sgd", options={"speed": 1}), "has no option 'speed'"),
+        (Optimizer(schedule=Schedule("no_such")), "optax has no schedule named 'no_such'"),
+    ],
+)
+def test_an_optimizer_that_optax_does_not_know_is_refused(optimizer, complaint):
+    with pytest.raises(UserError, match=complaint):
+        optimizer.build()
+
+
+@pytest.fixture
+def document():
+    return to_json(experiment(Path("data.npz")))
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("seed", "has no value; write it as path=value"),
+        ("sead=1", "there is no 'sead'; accepted here: name, stages"),
+        ("stages.7.rounds=1", "'7' is not a number from 0 to 1"),
+        ("stages.0.update.epoch=1", "there is no 'epoch'; accepted here: epochs, learning_rate, batch_size"),
+        ("stages.0.rounds.more=1", "accepted here: nothing"),
+    ],
+)
+def test_an_unknown_setting_is_refused_and_says_what_is_accepted(document, setting, complaint):
+    with pytest.raises(UserError, match=complaint):
+        override(document, [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("seed=many", 'experiment.seed is "many", but must be a whole number'),
+        ("seed=1.5", "experiment.seed is 1.5, but must be a whole number"),
+        ("seed=true", "experiment.seed is true, but must be a whole number"),
+        ("stages.0.update.learning_rate=fast", "must be a number"),
+        ("stages.0.weighting=fair", "must be one of 'examples', 'uniform'"),
+        ("target=[1]", "must be a number or null"),
+        ("stages.0=3", "experiment.stages is"),
+    ],
+)
+def test_a_setting_of_the_wrong_type_is_refused(document, setting, complaint):
+    with pytest.raises(UserError, match=complaint):
+        read(override(document, [setting]))
+
+
+def test_settings_change_what_they_name_and_nothing_else(document):
+    changed = read(override(document, ["stages.0.update.epochs=5", "target=0.8", "model.options.widths=[4]"]))
+    original = read(document)
+    assert isinstance(changed.stages[0], type(original.stages[0]))
+    assert changed.stages[0].update == FedAvg(5, 0.1, 4)  # pyright: ignore[reportAttributeAccessIssue]
+    assert changed.target == 0.8 and changed.stages[1] == original.stages[1]
+    assert changed.model is not None and changed.model.options == {"widths": (4,)}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    x: int = 0
+
+
+def test_code_that_the_command_does_not_name_is_not_imported(document, monkeypatch):
+    module = types.ModuleType("stranger")
+    Foreign.__module__ = "stranger"
+    module.Foreign = Foreign  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "stranger", module)
+    document["task"] = {"type": "stranger.Foreign", "x": 1}
+    with pytest.raises(UserError, match="add --import stranger"):
+        read(document)
+    assert read(document, trusted={"stranger"}).task == Foreign(1)
+
+
+@pytest.mark.parametrize("path", ["os.system", "headstart.no_such.Thing", "headstart.experiment.load", "Thing", 3])
+def test_a_type_that_is_no_value_is_refused(path):
+    with pytest.raises(UserError):
+        from_json({"type": path})
+
+
+def test_a_missing_field_is_named(document):
+    del document["stages"][0]["rounds"]
+    with pytest.raises(UserError, match="missing setting experiment.stages.0.rounds of Stage"):
+        read(document)
+
+
+def test_an_experiment_is_read_from_a_python_file(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import headstart as hs\n"
+        "EXPERIMENT = hs.Experiment('mine', (hs.Stage('one', hs.FedSGD(), hs.Optimizer(), 3),))\n"
+    )
+    loaded = load(str(tmp_path / "mine.py"), settings=["seed=4"])
+    assert isinstance(loaded, Experiment) and loaded.name == "mine" and loaded.seed == 4
+    assert replace(loaded, seed=0) == load(str(tmp_path / "mine.py"))
