@@ -81,7 +81,7 @@ def _trainer(model: nn.Module, x: np.ndarray, y: np.ndarray, replaced: tuple[Any
     """Compile the loop while `replaced` is (module, name, function) in force."""
 
     def loss(params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
-        train = {"train": True} if isinstance(model, CNN) else {}
+        train: dict[str, Any] = {"train": True} if isinstance(model, CNN) else {}
         logits = jnp.asarray(model.apply(params, x, rngs={"dropout": key}, **train))
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[..., None], axis=-1).mean()
 

@@ -109,7 +109,7 @@ def write_run(
     validation, test = (federation(kind, n, generator) for n in (12, clients))
     write_json(out / "experiment.json", to_json(of))
     write_json(out / "environment.json", environment())
-    write_samples(out, test)
+    write_samples(out, test, np.arange(len(test)))
     for number in range(seeds):
         last = until if until is not None and number == seeds - 1 else sum(ROUNDS)
         folder = out / f"seed-{number}"

@@ -1,5 +1,7 @@
 """Federations: splits that never overlap and stay, and the same rows whichever way they reach the device."""
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,29 +23,33 @@ def named(ids, seed=0):
 IDS = [f"writer {i}" * (1 + i % 4) for i in range(40)]
 
 
+def groups(federation, **options):
+    """The ids of the three groups."""
+    return [set(federation.select(group).ids) for group in split_clients(federation, **options)]
+
+
 def test_clients_are_split_in_three_disjoint_parts_that_cover_them():
-    parts = split_clients(named(IDS), train=25, validation=0.1)
-    assert [len(part) for part in parts] == [25, 4, 11]
-    assert sorted(i for part in parts for i in part.ids) == sorted(IDS)
-    for part in parts:
+    federation = named(IDS)
+    split = split_clients(federation, train=25, validation=0.1)
+    assert [len(group) for group in split] == [25, 4, 11]
+    assert sorted(np.concatenate(split)) == list(range(40))
+    for group in split:
+        part = federation.select(group)
         _, y = part.fetch(np.arange(len(part)))
         assert [row.split("/")[0] for row in y] == np.repeat(part.ids, part.sizes.sum(axis=1)).tolist()
 
 
 def test_the_split_of_clients_follows_the_ids_and_the_seed_not_the_order():
-    ids = [str(i) for i in np.random.default_rng(0).permutation(IDS)]
-    for one, other in zip(split_clients(named(IDS)), split_clients(named(ids)), strict=True):
-        assert set(one.ids) == set(other.ids)
-    assert set(split_clients(named(IDS), seed=1).train.ids) != set(split_clients(named(IDS)).train.ids)
+    shuffled = [str(i) for i in np.random.default_rng(0).permutation(IDS)]
+    assert groups(named(IDS)) == groups(named(shuffled)) != groups(named(IDS), seed=1)
 
 
 @pytest.mark.parametrize("newcomer", ["a", "b", "c", "d", "e"])
 def test_a_newcomer_moves_at_most_one_client_across_each_border(newcomer):
-    before = split_clients(named(IDS), train=25, validation=5)
-    after = split_clients(named([newcomer, *IDS]), train=25, validation=5)
+    before, after = (groups(named(ids), train=25, validation=5) for ids in (IDS, [newcomer, *IDS]))
     for one, other in zip(before, after, strict=True):
-        assert len(set(one.ids) - set(other.ids)) <= 1
-    assert not set(after.train.ids) & set(before.test.ids)
+        assert len(one - other) <= 1
+    assert not after[0] & before[2] and not after[2] & before[0]
 
 
 @pytest.mark.parametrize("numbers", [(0.5, 0.5), (40, 0), (41, 0), (0, 5), (20, 20), (-1, 2)])
@@ -99,11 +105,16 @@ def test_rows_are_the_same_whether_they_stay_on_the_device_or_stream(part):
     assert [len(y) for _, y in rows_of(resident)[3:]] == [0, 0]
 
 
-def test_the_pool_holds_every_row_of_its_part():
-    federation = tiny.federation()
-    adapt, test = (set(part_rows(federation, part).tolist()) for part in ("adapt", "test"))
-    assert not adapt & test and adapt | test == set(part_rows(federation, "all").tolist()) == set(range(39))
-    assert len(adapt) == 25
+def test_the_pool_holds_every_row_of_its_clients_part_and_no_other():
+    federation, chosen = tiny.federation(), np.array([0, 2, 3])
+    x, _ = federation.fetch(np.arange(5))
+    for part, numbers in (("adapt", [0]), ("test", [1]), ("all", [0, 1])):
+        rows = part_rows(federation, chosen, part)
+        assert len(set(rows.tolist())) == len(rows) == federation.sizes[chosen][:, numbers].sum()
+        own = {tuple(row) for row in federation.fetch(chosen)[0]}
+        assert all(tuple(row) in own for row in x[rows])
+    halves = (set(part_rows(federation, chosen, part).tolist()) for part in ("adapt", "test"))
+    assert not set.intersection(*halves)
 
 
 def test_uint8_rows_stay_uint8_on_the_device():
@@ -118,8 +129,6 @@ def test_sizes_that_do_not_add_up_to_the_rows_are_refused():
 
 
 def test_a_clients_key_is_a_hash_of_its_id():
-    import hashlib
-
     digest = hashlib.sha256(b"writer 7").digest()
     assert key_data("writer 7").tobytes() == digest[:8]
     assert len({key_data(i).tobytes() for i in IDS}) == 40

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from matplotlib.colors import to_rgba
 from PIL import Image
 
 from headstart import report
@@ -19,7 +20,7 @@ from headstart.themes import DARK, LIGHT, Theme, render
 from made_runs import LENGTH, ROUNDS, experiment, write_run
 
 
-def figure(runs: list[Path], name: str, theme: Theme = LIGHT) -> Figure:
+def figure(runs: list[Path], name: str, theme: Theme = LIGHT) -> Any:
     return next(drawing for drawing in drawings(read_runs(runs)) if drawing.name == name).draw(theme)
 
 
@@ -99,7 +100,7 @@ def test_every_client_is_a_point_and_those_made_worse_are_marked(tmp_path: Path,
 def test_many_clients_become_hexagons(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", clients=HEXAGONS_FROM + 1, stages=1)
     made = {drawing.name: drawing for drawing in drawings(read_runs([run]))}
-    panel = made["clients"].draw(LIGHT).axes[0]
+    panel: Any = made["clients"].draw(LIGHT).axes[0]
     assert sum(panel.collections[1].get_array()) == HEXAGONS_FROM + 1
     assert len(render(made["clients"], DARK)[0]) < 200_000
 
@@ -110,10 +111,7 @@ def test_the_histogram_holds_every_client_with_zero_between_its_bars(tmp_path: P
         lefts = [bar.get_x() for bar in panel.patches]
         assert sum(bar.get_height() for bar in panel.patches) == 40
         assert min(abs(left) for left in lefts) < 1e-9
-        assert all(
-            (bar.get_facecolor() == matplotlib.colors.to_rgba(LIGHT.worse)) == (bar.get_x() < -1e-9)
-            for bar in panel.patches
-        )
+        assert all((bar.get_facecolor() == to_rgba(LIGHT.worse)) == (bar.get_x() < -1e-9) for bar in panel.patches)
 
 
 def test_gains_turn_with_the_direction_of_the_metric_and_forget_rounding() -> None:

@@ -51,7 +51,6 @@ def lax_convolve(x, kernel):
     [
         ((6, 7, 1), (3, 3, 1, 4)),
         ((9, 5, 8), (3, 3, 8, 3)),
-        ((3, 4, 9), (3, 2, 9, 2)),
         ((8, 7, 8), (5, 2, 8, 3)),
     ],
 )
@@ -126,10 +125,6 @@ def scanned(inputs, recurrent):
 
     zeros = jnp.zeros((inputs.shape[1], recurrent.shape[0]))
     return jax.lax.scan(step, (zeros, zeros), inputs)[1]
-
-
-def test_recurrence_is_that_of_autodiff_to_second_order():
-    same_to_second_order(recur, scanned, normal(0, 5, 3, 16), normal(1, 4, 16))
 
 
 def test_recurrence_under_vmap_of_inputs_and_weights_has_the_gradients_of_each():

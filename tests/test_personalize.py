@@ -1,6 +1,7 @@
 """Personalization: its curves are those of an ordinary loop of local training and evaluation."""
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import reference
 import tiny
 from headstart.data import on_device
 from headstart.optimizers import Optimizer
-from headstart.personalize import Curves, Personalization, adapt_client, choose_length, personalizer
+from headstart.personalize import Curves, Personalization, adapt_client, choose_length, personalize, personalizer
 from headstart.rounds import client_key
 from headstart.tasks import Classification, Regression
 
@@ -20,8 +21,9 @@ TASK, MODEL, BATCH = Classification(), tiny.SOFTMAX, 3
 ACCURACY, LOSS = TASK.metrics
 PROBLEM = reference.softmax_regression(tiny.FEATURES, tiny.CLASSES)
 KEY = jax.random.key(9)
-# The third client has more test items than fit a batch of evaluation; of the last two one has no test part, one no adapt part.
+# The third client has more test items than fit a batch of evaluation; the last two lack a test and an adapt part.
 FEDERATION = tiny.federation(((7, 3), (1, 2), (5, 40), (5, 0), (0, 4)))
+EVERYONE = np.arange(5)
 
 
 class Measured(NamedTuple):
@@ -63,7 +65,7 @@ def test_the_curves_are_those_of_a_plain_loop_with_a_fresh_optimizer_for_every_c
     recipe, server = RECIPES[name]
     start = tiny.theta()
     run = personalizer(TASK, MODEL, recipe, clients_at_once=5)
-    curves = run(start, FEDERATION, on_device(FEDERATION), KEY)
+    curves = run(start, EVERYONE, on_device(FEDERATION), KEY)
     correct, counts = curves.metrics["accuracy"]
     np.testing.assert_array_equal(counts, [3, 2, 40, 0, 4])
     for number in range(5):
@@ -80,19 +82,19 @@ def test_the_curves_are_those_of_a_plain_loop_with_a_fresh_optimizer_for_every_c
 
 def test_lanes_and_the_number_of_clients_at_once_change_nothing_and_progress_is_told(float64):
     recipe, start, draw, told = RECIPES["steps of adam"][0], tiny.theta(), on_device(FEDERATION), []
-    one_by_one = personalizer(TASK, MODEL, recipe, clients_at_once=2)(start, FEDERATION, draw, KEY, told.append)
+    one_by_one = personalizer(TASK, MODEL, recipe, clients_at_once=2)(start, EVERYONE, draw, KEY, told.append)
     assert told == [2, 2, 1]
-    beside = personalizer(TASK, MODEL, recipe, lanes=3, clients_at_once=32)(start, FEDERATION, draw, KEY)
+    beside = personalizer(TASK, MODEL, recipe, lanes=3, clients_at_once=7)(start, EVERYONE, draw, KEY)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), one_by_one, beside)
 
 
 def test_the_adapted_parameters_are_those_that_were_measured(float64):
     recipe, server = RECIPES["epochs of sgd"]
     start, client = tiny.theta(), tiny.one(FEDERATION, 0)
-    adapt = jax.jit(adapt_client, static_argnums=(0, 1, 2))
+    adapt = jax.jit(partial(adapt_client, TASK, MODEL, recipe))
     _, columns = by_hand(recipe, server, tiny.flat(start), 0)
     for length in range(recipe.length + 1):
-        found = adapt(TASK, MODEL, recipe, start, client, client_key(KEY, client), length)
+        found = adapt(start, client, client_key(KEY, client), length)
         np.testing.assert_allclose(tiny.flat(found), columns[length], rtol=1e-10)
 
 
@@ -100,16 +102,13 @@ def test_a_gain_is_positive_where_the_error_of_a_regression_falls(float64):
     model = tiny.Model(
         lambda key: {"theta": jnp.zeros(4)}, lambda v, x, *, key=None: (x @ v["theta"][:-1] + v["theta"][-1], v)
     )
-    federation = tiny.federation(((20, 6), (20, 6)), shift=1.0)
-    federation = replace(federation, fetch=lambda clients: (x := FETCH(clients)[0], x.sum(axis=1)))
+    labelled = tiny.federation(((20, 6), (20, 6)), shift=1.0)
+    federation = replace(labelled, fetch=lambda clients: (x := labelled.fetch(clients)[0], x.sum(axis=1)))
     recipe = Personalization(Optimizer("sgd", 0.05), 10, 2)
-    curves = personalizer(Regression(), model, recipe)(model.init(KEY), federation, on_device(federation), KEY)
+    curves = personalize(Regression(), model, model.init(KEY), federation, recipe, key=KEY)
     sums, counts = curves.metrics["mean squared error"]
     assert (sums[:, -1] < sums[:, 0]).all() and (counts == 6).all()
     np.testing.assert_allclose(curves.gain, sums[:, :1] - sums, rtol=1e-9, atol=1e-12)
-
-
-FETCH = tiny.federation(((20, 6), (20, 6)), shift=1.0).fetch
 
 
 def curves_of(metric, sums):

@@ -13,6 +13,7 @@ import pytest
 import reference
 import tiny
 from headstart.data import on_device
+from headstart.local import gradient_at
 from headstart.rounds import Cohort, all_finite, centralized, client_key, federated, weigh
 from headstart.tasks import Classification, no_sums
 from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reply, Reptile
@@ -126,12 +127,28 @@ def assert_same(found, expected, rtol=1e-12):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-15), found, expected)
 
 
+def in_order(task, model, broadcast, client, memory, key):
+    """As many steps as the client has examples, on one after the other: a path that costs little to compile."""
+
+    def step(number, params):
+        examples = client.examples(number[None], number[None] < client.size)
+        gradient, _ = gradient_at(task, model, params, examples, None)
+        return jax.tree.map(lambda p, g: p - RATE * g, params, gradient)
+
+    end = jax.lax.fori_loop(0, client.size, step, broadcast)
+    draw = jax.random.uniform(key)
+    delta = jax.tree.map(jnp.subtract, broadcast, end)
+    return Reply(delta, client.size.astype(jnp.float32), {name: (draw, draw) for name in no_sums(task)}, draw)
+
+
 def test_the_number_of_lanes_changes_nothing(float64):
     cohort, begin = Cohort(on_device(tiny.federation())(EVERYONE)), ALGORITHM.init(tiny.theta())
-    alone = STEP(begin, cohort, KEY)
-    for lanes in (3, 8):  # neither divides 5; of 8, which are too many, 5 are used
-        algorithm = federated(TASK, MODEL, FedAvg(1, RATE, BATCH), optax.adam(0.1), lanes=lanes)
-        assert_same(jax.jit(algorithm.step)(begin, cohort, KEY), alone)
+    lanes_of = lambda update, lanes: federated(TASK, MODEL, update, optax.adam(0.1), lanes=lanes)  # noqa: E731
+    assert_same(jax.jit(lanes_of(FedAvg(1, RATE, BATCH), 2).step)(begin, cohort, KEY), STEP(begin, cohort, KEY))
+    alone, *beside = (jax.jit(lanes_of(in_order, lanes).step)(begin, cohort, KEY) for lanes in (1, 2, 3, 5, 8))
+    assert alone[1].memory.shape == (5,) and len(np.unique(alone[1].memory)) == 5
+    for found in beside:
+        assert_same(found, alone)
 
 
 def test_the_order_of_the_clients_changes_nothing_and_padding_not_even_a_bit(float64):

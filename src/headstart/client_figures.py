@@ -122,7 +122,7 @@ def _margins(
     axes: Axes, before: np.ndarray, after: np.ndarray, limits: tuple[float, float], log: bool, theme: Theme, title: str
 ) -> None:
     """Histograms above and to the right: how the clients spread before and after."""
-    bins = np.geomspace(*limits, 31) if log else np.linspace(*limits, 31)
+    bins = (np.geomspace(*limits, 31) if log else np.linspace(*limits, 31)).tolist()
     top = axes.inset_axes((0, 1.01, 1, 0.13), sharex=axes)
     right = axes.inset_axes((1.01, 0, 0.13, 1), sharey=axes)
     top.hist(before, bins, color=theme.muted, alpha=0.6)

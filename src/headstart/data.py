@@ -202,9 +202,9 @@ def split_clients(
 ) -> Split:
     """Separate the clients into training, validation and test clients; `federation.select` makes federations of them.
 
-    Ordered by a hash of (seed, id), so the split does not depend on the order of the file, and the same client
-    stays in its place when others come or go. `train` and `validation` are numbers of clients if at least 1,
-    shares if below; the rest test.
+    Ordered by a hash of (seed, id), so the split does not depend on the order of the file, and a client that comes or
+    goes moves at most one other across each border where numbers are given. `train` and `validation` are numbers of
+    clients if at least 1, shares if below; the rest test.
 
     Raises:
         UserError: if nobody is left to train or to test on.

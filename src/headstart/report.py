@@ -54,12 +54,13 @@ def write(runs: Sequence[Path], out: Path | None = None, *, trusted: Collection[
 
 
 def _head(runs: Sequence[Recorded]) -> str:
-    title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs compared"
-    names = "" if len(runs) == 1 else ", ".join(run.label for run in runs) + ". "
     seeds = sorted({len(run.reached) for run in runs})
-    count = " to ".join(map(str, seeds[:: max(len(seeds) - 1, 1)]))
-    text = f"{names}Stages: {' → '.join(runs[0].stage_names)}. {count} {'seed' if seeds == [1] else 'seeds'}"
-    return f"<h1>{escape(title)}</h1>" + paragraph(f"{text}{' per run' if len(runs) > 1 else ''}.", "lead")
+    count = f"{' to '.join(map(str, seeds[:: max(len(seeds) - 1, 1)]))} {'seed' if seeds == [1] else 'seeds'}"
+    if len(runs) == 1:
+        title, text = runs[0].label, f"Stages: {' → '.join(runs[0].stage_names)}. {count}."
+    else:
+        title, text = f"{len(runs)} runs compared", f"{', '.join(run.label for run in runs)}. {count} per run."
+    return f"<h1>{escape(title)}</h1>" + paragraph(text, "lead")
 
 
 def _state(run: Recorded) -> str:
@@ -125,7 +126,7 @@ def _title(run: str, stage: str) -> str:
 
 def _cells(row: Row, targets: bool) -> list[str]:
     metric, before, after = row.metric, row.initial_clients, row.personalized_clients
-    beyond = f"beyond chance in {row.beyond_chance} of {row.seeds} seeds" if row.seeds > 1 else "beyond chance"
+    beyond = f"beyond in {row.beyond_chance} of {row.seeds} seeds" if row.seeds > 1 else "beyond chance"
     hurt = two_lines(shown_share(row.hurt), f"by chance {shown_share(row.hurt_by_chance)}")
     hurt += f'<small class="worse">{beyond}</small>' if row.beyond_chance else ""
     reached = [_reached(row)] if targets else []

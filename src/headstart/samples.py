@@ -88,10 +88,9 @@ def images_figure(samples: Samples, theme: Theme) -> Figure:
     """A line of pictures for every client, each with its label below."""
     clients = len(samples.ids)
     figure = Figure(figsize=(9, 0.6 + 0.93 * clients))
-    for axes, *client in zip(
-        figure.subplots(clients, 1, squeeze=False)[:, 0], samples.ids, samples.x, samples.y, strict=True
-    ):
-        _pictures(axes, samples, *client, theme)
+    lines = figure.subplots(clients, 1, squeeze=False)[:, 0]
+    for axes, name, x, y in zip(lines, samples.ids, samples.x, samples.y, strict=True):
+        _pictures(axes, samples, name, x, y, theme)
     titled(figure, f"Examples of {clients} test clients, a line each" if clients > 1 else "Examples of a test client")
     return figure
 
@@ -100,10 +99,10 @@ def _pictures(axes: Axes, samples: Samples, name: str, x: np.ndarray, y: np.ndar
     axes.set_axis_off()
     axes.set_anchor("W")
     for place, (picture, target) in enumerate(zip(x[:PER_CLIENT], y, strict=False)):
-        limits = {"vmin": 0, "vmax": 255 if picture.dtype == np.uint8 else 1}
+        white = 255 if picture.dtype == np.uint8 else 1
         gray = picture.ndim == 2 or picture.shape[-1] == 1
         shown = picture.reshape(picture.shape[:2]) if gray else picture
-        axes.imshow(shown, cmap="gray", extent=(place + 0.03, place + 0.97, 0.03, 0.97), **limits)
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=white, extent=(place + 0.03, place + 0.97, 0.03, 0.97))
         axes.text(place + 0.5, -0.04, label(samples, target), ha="center", va="top", fontsize=8, color=theme.muted)
     axes.set(xlim=(0, PER_CLIENT), ylim=(-0.3, 1), aspect="equal")
     short = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"

@@ -91,7 +91,7 @@ def render(drawing: Drawing, theme: Theme) -> tuple[bytes, int]:
     return file.getvalue(), round(figure.get_figwidth() * 110)
 
 
-def _style(theme: Theme) -> dict[str, Any]:
+def _style(theme: Theme) -> dict[Any, Any]:
     plain = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True}
     text = {"font.family": ["DejaVu Sans"], "font.size": 10, "text.parse_math": False, "legend.frameon": False}
     titles = {"axes.titlelocation": "left", "axes.titlesize": 10, "figure.titleweight": "bold", "figure.titlesize": 12}
