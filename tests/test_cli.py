@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import experiment, federation_file
 
 from headstart import cli, run
 from headstart.checkpoint import read_arrays
 from headstart.files import write_json
 from headstart.values import to_json
+from small import experiment, federation_file
 
 
 @pytest.fixture
@@ -70,7 +70,10 @@ def test_a_run_prints_plain_lines_in_a_pipe_and_its_result(command, finished, tm
 
 def test_own_data_and_own_model_without_registration(command, tmp_path):
     generator = np.random.default_rng(0)
-    rows = [f"site{i % 8},{a:.3f},{b:.3f},{2 * a - b + i % 8:.3f}" for i, (a, b) in enumerate(generator.normal(size=(160, 2)))]
+    rows = [
+        f"site{i % 8},{a:.3f},{b:.3f},{2 * a - b + i % 8:.3f}"
+        for i, (a, b) in enumerate(generator.normal(size=(160, 2)))
+    ]
     (tmp_path / "visits.csv").write_text("hospital,age,dose,days\n" + "\n".join(rows) + "\n")
     (tmp_path / "mymodels.py").write_text(
         "import jax.numpy as jnp\n\n\ndef line(slope=0.0):\n"
@@ -86,7 +89,9 @@ def test_own_data_and_own_model_without_registration(command, tmp_path):
     saved = json.loads((tmp_path / "runs/days/experiment.json").read_text())
     assert saved["model"]["path"] == "mymodels:line"
     assert saved["task"]["type"] == "headstart.tasks.Regression"
-    code, out, err = command("personalize", "runs/days", "--data", "visits.csv", "--client", "hospital", "--target", "days")
+    code, out, err = command(
+        "personalize", "runs/days", "--data", "visits.csv", "--client", "hospital", "--target", "days"
+    )
     assert code == 2 and "add --import mymodels" in err
     words = ["personalize", "runs/days", "--data", "visits.csv", "--client", "hospital", "--target", "days"]
     code, out, err = command(*words, "--import", "mymodels")
@@ -95,7 +100,7 @@ def test_own_data_and_own_model_without_registration(command, tmp_path):
 
 def test_personalize_gives_every_client_its_result_and_its_parameters(command, finished, tmp_path):
     data, folder = finished
-    code, out, err = command("personalize", folder, "--data", data, "--out", "mine", "--epochs", 2)
+    code, _, err = command("personalize", folder, "--data", data, "--out", "mine", "--epochs", 2)
     assert (code, err) == (0, "")
     rows = list(csv.DictReader((tmp_path / "mine/clients.csv").read_text().splitlines()))
     assert [row["client"] for row in rows] == [f"client-{i:02d}" for i in range(12)]
@@ -139,7 +144,10 @@ MISTAKES = {
     "an option the model has not": (["run", "fedavg", "--set", "model.options.depth=3"], "has no option 'depth'"),
     "an option the data has not": (["run", "fedavg", "--data-option", "pens=3"], "pens"),
     "an option without a value": (["data", "glyphs", "--data-option", "writers"], "write it as key=value"),
-    "a cohort that is too large": (["run", "fedavg", "--set", "stages.0.clients_per_round=999"], "choose a smaller cohort"),
+    "a cohort that is too large": (
+        ["run", "fedavg", "--set", "stages.0.clients_per_round=999"],
+        "choose a smaller cohort",
+    ),
     "a folder that cannot be written": (["run", "fedavg", "--out", "/proc/x"], "cannot write the folder /proc/x"),
     "a folder that is no run": (["report", "."], "experiment.json"),
     "a run that is not there": (["personalize", "nothing", "--data", "glyphs"], "nothing is no run folder"),

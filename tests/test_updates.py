@@ -1,5 +1,7 @@
 """The five updates: closed forms, the central identity, and finite differences through real models."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,11 +53,11 @@ def test_on_a_quadratic_an_update_is_its_closed_form(float64, name):
     start = np.array([0.3, 0.7, -1.1])
 
     @jax.jit
-    def reply(length):
-        return update(length)(tiny.Quadratic(), tiny.POINT, {"theta": jnp.asarray(start)}, client, None, KEY)
+    def reply(params, client, length):
+        return update(length)(tiny.Quadratic(), tiny.POINT, params, client, None, KEY)
 
     for length in lengths:
-        delta, weight, *_ = reply(length)
+        delta, weight, *_ = reply({"theta": jnp.asarray(start)}, client, length)
         np.testing.assert_allclose(delta["theta"], matrix(length) @ (start - CENTRE), rtol=0, atol=1e-10)
         assert float(weight) == 7
 
@@ -98,20 +100,25 @@ def test_fedavg_is_fedsgd_plus_fomaml_of_every_length_on_a_convolutional_network
     visited, gradients = plain_gradients(model, client, params, 5, batch_size)
     assert max(np.abs(tiny.flat(g)).max() for g in gradients) > 1e-3
 
-    fedsgd = jax.jit(lambda rate: FedSGD(rate, batch_size)(Classification(), model, params, client, None, KEY))
-    reptile = jax.jit(
-        lambda steps: Reptile(steps, RATE, batch_size)(Classification(), model, params, client, None, KEY)
+    def delta_of(update):
+        run = jax.jit(
+            lambda params, client, steps: update(steps)(Classification(), model, params, client, None, KEY).delta
+        )
+        return lambda steps: tiny.flat(run(params, client, steps))
+
+    fedsgd = delta_of(lambda _: FedSGD(RATE, batch_size))
+    reptile, fomaml = (
+        delta_of(partial(update, learning_rate=RATE, batch_size=batch_size)) for update in (Reptile, FOMAML)
     )
-    fomaml = jax.jit(lambda steps: FOMAML(steps, RATE, batch_size)(Classification(), model, params, client, None, KEY))
     exactly = {"rtol": 1e-9, "atol": 1e-13}
-    np.testing.assert_allclose(tiny.flat(fedsgd(RATE).delta), RATE * tiny.flat(gradients[0]), **exactly)
-    total = tiny.flat(fedsgd(RATE).delta)
+    np.testing.assert_allclose(fedsgd(1), RATE * tiny.flat(gradients[0]), **exactly)
+    total = fedsgd(1)
     for steps in range(1, 6):
         walked = tiny.flat(visited[0]) - tiny.flat(visited[steps])
         np.testing.assert_allclose(walked, total, **exactly)
-        np.testing.assert_allclose(tiny.flat(reptile(steps).delta), walked, **exactly)
+        np.testing.assert_allclose(reptile(steps), walked, **exactly)
         if steps < 5:
-            next_term = tiny.flat(fomaml(steps).delta)
+            next_term = fomaml(steps)
             np.testing.assert_allclose(next_term, RATE * tiny.flat(gradients[steps]), **exactly)
             total = total + next_term
 
@@ -152,7 +159,8 @@ def test_maml_is_the_derivative_of_the_loss_after_the_steps(float64, name):
             params = descend(params, examples)
         return loss(params, last)
 
-    reply = jax.jit(lambda p: MAML(steps, rate, batch_size, share)(task, model, p, client, None, KEY))(params)
+    update = MAML(steps, rate, batch_size, share)
+    reply = jax.jit(lambda params, client: update(task, model, params, client, None, KEY))(params, client)
     leaves, structure = jax.tree.flatten(params)
     generator = np.random.default_rng(5)
     for _ in range(4):

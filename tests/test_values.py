@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from small import experiment
 
 from headstart import Experiment, FedAvg, Optimizer, Schedule, UserError
 from headstart.experiment import load, names, read
 from headstart.values import from_json, override, to_json
+from small import experiment
 
 
 @pytest.mark.parametrize("name", names())
@@ -112,7 +112,7 @@ def test_a_type_that_is_no_value_is_refused(path):
 
 def test_a_missing_field_is_named(document):
     del document["stages"][0]["rounds"]
-    with pytest.raises(UserError, match="missing setting experiment.stages.0.rounds of Stage"):
+    with pytest.raises(UserError, match=r"missing setting experiment\.stages\.0\.rounds of Stage"):
         read(document)
 
 

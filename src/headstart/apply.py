@@ -1,4 +1,4 @@
-"""A finished run applied to a user's own clients: the initial model in, per-client results and adapted parameters out."""
+"""A finished run on a user's own clients: the initial model in, per-client results and adapted parameters out."""
 
 from __future__ import annotations
 
@@ -53,14 +53,13 @@ def personalize_run(
     model, task = build_model(experiment.model, federation, trusted=trusted), experiment.task
     key = jax.random.key(report["seed"], impl="threefry2x32")
     params = _params(model, params_path, key)
-    if length is None:
-        length = report.get("test", report.get("validation", {})).get("length", experiment.personalization.length)
+    units: int = report["test"]["length"] if length is None else length
     draw, key = on_device(federation), jax.random.fold_in(key, 2)
     watch = personalizer(task, model, experiment.personalization, lanes=lanes)
     curves = watch(params, np.arange(len(federation)), draw, key, lambda done: progress(done, len(federation)))
-    summary = summarize(curves, task, length=length)
-    write_bytes(out / "clients.csv", _csv(federation, curves, task, length))
-    _write_parameters(out / "parameters", federation, draw, _adapter(experiment, model, task, params, key, length))
+    summary = summarize(curves, task, length=units)
+    write_bytes(out / "clients.csv", _csv(federation, curves, task, units))
+    _write_parameters(out / "parameters", federation, draw, _adapter(experiment, model, task, params, key, units))
     write_json(out / "summary.json", summary)
     return summary
 

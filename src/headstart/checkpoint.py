@@ -56,7 +56,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dictionary
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
         about = json.loads(metadata["about"])
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{path} is missing or damaged ({error}); remove it to use the one before it") from error

@@ -18,10 +18,16 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting, e.g. stages.0.update.epochs=5.")
 ]
-Source = Annotated[str | None, typer.Option("--data", metavar="PATH|NAME", help="A file, or glyphs, emnist, shakespeare.")]
-ClientColumn = Annotated[str | None, typer.Option("--client", metavar="COLUMN", help="The column with the client's id.")]
+Source = Annotated[
+    str | None, typer.Option("--data", metavar="PATH|NAME", help="A file, or glyphs, emnist, shakespeare.")
+]
+ClientColumn = Annotated[
+    str | None, typer.Option("--client", metavar="COLUMN", help="The column with the client's id.")
+]
 TargetColumn = Annotated[str | None, typer.Option("--target", metavar="COLUMN", help="The column to predict.")]
-Features = Annotated[str | None, typer.Option("--features", metavar="A,B", help="The input columns; default: the rest.")]
+Features = Annotated[
+    str | None, typer.Option("--features", metavar="A,B", help="The input columns; default: the rest.")
+]
 DataOptions = Annotated[
     list[str] | None,
     typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the reader or generator, e.g. writers=500."),
@@ -36,7 +42,8 @@ Lanes = Annotated[int, typer.Option(min=1, help="Clients trained side by side; 1
 def headstart() -> None:
     """Train one initial model across a federation, make it each client's own, and measure how well that works.
 
-    Start with [bold]headstart run personalized_fedavg[/bold], then [bold]headstart report runs/personalized_fedavg[/bold].
+    Start with [bold]headstart run personalized_fedavg[/bold]; then
+    [bold]headstart report runs/personalized_fedavg[/bold].
     """
 
 
@@ -47,7 +54,9 @@ def headstart() -> None:
     "[bold]headstart run fedavg --data emnist --model mymodels:Net[/bold]"
 )
 def run(
-    experiment: Annotated[str, typer.Argument(metavar="NAME|FILE", help="An experiment's name, or its .py or .json file.")],
+    experiment: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="An experiment's name, or its .py or .json file.")
+    ],
     settings: Settings = None,
     data: Source = None,
     client: ClientColumn = None,
@@ -71,10 +80,8 @@ def run(
     trusted = _trusted(imports, model)
     loaded = load(experiment, settings=_overrides(settings, seed, model), trusted=trusted)
     options = _data_options(client, target, features, data_option)
-    if data is not None:
-        loaded = _on_other_data(loaded, data, options, keep_model=model is not None or _mentions(settings, "model"))
-    elif options:
-        loaded = replace(loaded, data=replace(loaded.data, options={**loaded.data.options, **options}))
+    keep_model = model is not None or any(setting.startswith("model") for setting in settings or [])
+    loaded = _on_other_data(loaded, data or loaded.data.source, options, keep_model=keep_model)
     folder = out or Path("runs") / loaded.name
     _run(loaded, folder, seeds, lanes, checkpoint_seconds, tensorboard, trusted)
 
@@ -97,7 +104,7 @@ def _run(
     if not finished:
         console.print(f"Stopped; everything is saved in {out}. Repeat the same command to go on.")
         raise typer.Exit(130)
-    print_rows(console, rows([out]))
+    print_rows(console, rows([out], trusted=trusted))
     console.print(f"For figures and a page: headstart report {out}", highlight=False, soft_wrap=True)
 
 
@@ -111,8 +118,12 @@ def personalize(
     target: TargetColumn = None,
     features: Features = None,
     data_option: DataOptions = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and adapted parameters go.")] = Path("personalized"),
-    epochs: Annotated[int | None, typer.Option(min=0, help="Epochs of personalization; default: the run's choice.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and adapted parameters go.")] = Path(
+        "personalized"
+    ),
+    epochs: Annotated[
+        int | None, typer.Option(min=0, help="Epochs of personalization; default: the run's choice.")
+    ] = None,
     lanes: Lanes = 1,
     imports: Imports = None,
 ) -> None:
@@ -149,8 +160,9 @@ def report(
     from headstart.tables import print_rows, rows
 
     console = Console()
-    page = write(runs, out)
-    print_rows(console, rows(runs))
+    trusted = _trusted(imports, None)
+    page = write(runs, out, trusted=trusted)
+    print_rows(console, rows(runs, trusted=trusted))
     console.print(f"The report: {page}", highlight=False, soft_wrap=True)
 
 
@@ -185,10 +197,6 @@ def _overrides(settings: list[str] | None, seed: int | None, model: str | None) 
     return [*first, *(settings or [])]
 
 
-def _mentions(settings: list[str] | None, name: str) -> bool:
-    return any(setting.startswith(name) for setting in settings or [])
-
-
 def _trusted(imports: list[str] | None, model: str | None) -> set[str]:
     """The modules the command names; they are looked for in the current folder too."""
     sys.path.insert(0, os.getcwd())
@@ -210,13 +218,14 @@ def _data_options(
 
 
 def _on_other_data(experiment: Any, source: str, options: dict[str, Any], *, keep_model: bool) -> Any:
-    """The experiment on other data; unless the command names a model, one that suits the data."""
+    """The experiment on this data; if it is not its own, with a model that suits, unless the command names one."""
     path = Path(source)
     place = str(path.resolve()) if path.exists() else source
-    if place != experiment.data.source:
-        experiment = replace(experiment, task=None, model=experiment.model if keep_model else None)
-        experiment = replace(experiment, data=replace(experiment.data, source=place, options=options))
-    return experiment
+    data = experiment.data
+    if place == data.source:
+        return replace(experiment, data=replace(data, options={**data.options, **options}))
+    model = experiment.model if keep_model else None
+    return replace(experiment, task=None, model=model, data=replace(data, source=place, options=options))
 
 
 def _keep_programs() -> None:
@@ -234,7 +243,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"headstart: {error}", style="bold red", highlight=False, soft_wrap=True, markup=False)
+        Console(stderr=True).print(
+            f"headstart: {error}", style="bold red", highlight=False, soft_wrap=True, markup=False
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

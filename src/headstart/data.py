@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -56,7 +57,8 @@ class Client(NamedTuple):
     block: the rows this client's are among.
     rows: int32 `[capacity]`; entries from `size` on are padding.
     size: int32, the number of the client's examples.
-    key_data: uint32 `[2]`, 64 bits of a hash of the client's id. Randomness derives from it, never from a place in a cohort.
+    key_data: uint32 `[2]`, 64 bits of a hash of the client's id. Randomness derives from it, not from a place in a
+        cohort.
     """
 
     block: Block
@@ -155,7 +157,7 @@ def from_arrays(
 
     def fetch(clients: np.ndarray) -> tuple[Tree, Tree]:
         pieces = [slice(starts[i], ends[i]) for i in clients]
-        contiguous = all(a.stop == b.start for a, b in zip(pieces, pieces[1:], strict=False))
+        contiguous = all(a.stop == b.start for a, b in pairwise(pieces))
 
         def take(leaf: np.ndarray) -> np.ndarray:
             if not pieces:
@@ -180,7 +182,7 @@ def split_examples(federation: Federation, *, test_fraction: float = 0.2, seed: 
     def fetch(clients: np.ndarray) -> tuple[Tree, Tree]:
         order, start = [], 0
         for i in np.asarray(clients, np.int64):
-            generator = np.random.default_rng([seed, *map(int, key_data(federation.ids[i]))])
+            generator = np.random.default_rng([seed, *map(int, key_data(federation.ids[int(i)]))])
             order.append(start + generator.permutation(int(totals[i])))
             start += int(totals[i])
         rows = np.concatenate([*order, np.zeros(0, np.int64)]).astype(np.int64)
@@ -197,9 +199,7 @@ class Split(NamedTuple):
     test: np.ndarray
 
 
-def split_clients(
-    federation: Federation, *, train: float = 0.7, validation: float = 0.1, seed: int = 0
-) -> Split:
+def split_clients(federation: Federation, *, train: float = 0.7, validation: float = 0.1, seed: int = 0) -> Split:
     """Separate the clients into training, validation and test clients; `federation.select` makes federations of them.
 
     Ordered by a hash of (seed, id), so the split does not depend on the order of the file, and a client that comes or
@@ -284,7 +284,7 @@ def _client(
     rows = np.zeros((count, federation.capacity(part)), np.int32)
     rows[: len(clients)] = first[:, None] + np.arange(rows.shape[1])
     keys = np.zeros((count, 2), np.uint32)
-    keys[: len(clients)] = [key_data(federation.ids[i]) for i in clients]
+    keys[: len(clients)] = [key_data(federation.ids[int(i)]) for i in clients]
     sizes = np.zeros(count, np.int32)
     sizes[: len(clients)] = size
     return Client(block, jnp.asarray(rows), jnp.asarray(sizes), jnp.asarray(keys))

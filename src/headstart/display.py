@@ -129,7 +129,9 @@ def _facts(follower: Follower) -> Table:
     training: dict[str, Any] = follower.round.get("training", {})
     facts = [f"{name} {_number(value)}" for name, value in training.items()]
     pace = f"{follower.clients_per_second:.1f} clients/s"
-    table.add_row(f"seed {follower.round.get('seed', follower.first_seed)}", follower.round.get("stage", ""), *facts, pace)
+    table.add_row(
+        f"seed {follower.round.get('seed', follower.first_seed)}", follower.round.get("stage", ""), *facts, pace
+    )
     table.add_row(f"{follower.time_left} left", follower.note)
     return table
 

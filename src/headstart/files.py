@@ -31,7 +31,9 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; make room or choose another folder") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; make room or choose another folder"
+        ) from error
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)

@@ -1,13 +1,13 @@
 """A run folder: what is in it, who may write it, and how to read it back.
 
-    experiment.json      the experiment, complete
-    environment.json     versions and machine
-    samples.npz          a few examples of a few test clients
-    seed-0/metrics.jsonl a line per round ("round") and per evaluation on validation clients ("evaluation")
-    seed-0/checkpoints/  the newest states
-    seed-0/stage-0.npz   per-client results of validation and test clients at the end of the stage
-    seed-0/stage-0.json  what to say about them
-    seed-0/stage-0.safetensors  the initial model
+experiment.json      the experiment, complete
+environment.json     versions and machine
+samples.npz          a few examples of a few test clients
+seed-0/metrics.jsonl a line per round ("round") and per evaluation on validation clients ("evaluation")
+seed-0/checkpoints/  the newest states
+seed-0/stage-0.npz   per-client results of validation and test clients at the end of the stage
+seed-0/stage-0.json  what to say about them
+seed-0/stage-0.safetensors  the initial model
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def claimed(out: Path, experiment: Experiment) -> Iterator[None]:
     document = to_json(experiment)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = open(out / ".lock", "w")  # noqa: SIM115: held for the whole block
+        lock = open(out / ".lock", "w")  # noqa: SIM115 (held for the whole block)
     except OSError as error:
         raise UserError(f"cannot write the folder {out}: {error.strerror}; choose another with --out") from error
     with lock:
@@ -113,7 +113,9 @@ class Log:
             with self._path.open("ab") as file:
                 file.write(_line(record))
         except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}; make room, then repeat the command") from error
+            raise UserError(
+                f"cannot write {self._path}: {error.strerror}; make room, then repeat the command"
+            ) from error
         self._listen(record)
 
 
@@ -179,9 +181,12 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path.parent} is no run folder, or a damaged one: cannot read {path.name} ({error})") from error
+        raise UserError(
+            f"{path.parent} is no run folder, or a damaged one: cannot read {path.name} ({error})"
+        ) from error
 
 
 def seed_folders(out: Path) -> list[Path]:
     """The folders of the seeds that were begun, in order."""
-    return sorted(out.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
+    found = [path for path in out.glob("seed-*") if path.name.removeprefix("seed-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))

@@ -8,7 +8,7 @@ from types import FrameType
 
 
 class Interrupt:
-    """A context in which Ctrl-C sets `requested`. Outside the main thread, where signals do not arrive, it does nothing."""
+    """A context in which Ctrl-C sets `requested`; outside the main thread, where no signal arrives, it does nothing."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -62,7 +62,9 @@ def _call(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     if callable(function) and next(iter(options)) not in accepted:
         function = None
     if not callable(function):
-        raise UserError(f"optax has no {kind} named {name!r}; see the list of its {kind}s in the documentation of optax")
+        raise UserError(
+            f"optax has no {kind} named {name!r}; see the list of its {kind}s in the documentation of optax"
+        )
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise UserError(f"{kind} {name!r} has no option {unknown[0]!r}; it accepts {', '.join(accepted)}")

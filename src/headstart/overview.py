@@ -26,7 +26,10 @@ def facts(federation: Federation) -> list[tuple[str, str]]:
     return [
         ("federation", federation.name),
         ("clients", f"{len(federation):,}"),
-        ("examples", f"{sizes.sum():,}: {federation.sizes[:, 0].sum():,} to adapt, {federation.sizes[:, 1].sum():,} to test"),
+        (
+            "examples",
+            f"{sizes.sum():,}: {federation.sizes[:, 0].sum():,} to adapt, {federation.sizes[:, 1].sum():,} to test",
+        ),
         ("adapt and test parts", split),
         ("examples per client", f"{quartiles} (least, quartiles, most), mean {sizes.mean():.1f}"),
         ("an input", f"{shape} {x.dtype}"),

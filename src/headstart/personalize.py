@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from headstart.data import Array, Client, Draw, Examples, Federation, Tree, on_device
+from headstart.data import Array, Client, Draw, Federation, Tree, on_device
 from headstart.lanes import over_clients
 from headstart.local import Descent, Progress, batches_per_epoch
 from headstart.models import Model
@@ -46,8 +46,8 @@ class Curves(NamedTuple):
 
     metrics: `{name: (sums [clients, length + 1], counts [clients])}` on the client's test part; column 0 is the initial
         model.
-    gain, gain_squared: `[clients, length + 1]`: sums over test items of (after - before), and of its square, in the
-        task's first metric, its sign turned so that more is better. Together with the counts they tell chance from harm.
+    gain, gain_squared: `[clients, length + 1]`: sums over test items of after - before, and of its square, in the
+        task's first metric, its sign turned so that more is better. With the counts they tell chance from harm.
     """
 
     metrics: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -64,10 +64,12 @@ class Curves(NamedTuple):
 Personalizer = Callable[..., Curves]
 
 
-def personalizer(task: Task, model: Model, recipe: Personalization, *, lanes: int = 1, clients_at_once: int = 32) -> Personalizer:
+def personalizer(
+    task: Task, model: Model, recipe: Personalization, *, lanes: int = 1, clients_at_once: int = 32
+) -> Personalizer:
     """A compiled `(params, clients, draw, key, progress) -> Curves`.
 
-    clients: numbers of the clients to personalize (int array `[n]`); one without a test part is measured on nothing (NaN).
+    clients: numbers of the clients to personalize (int array `[n]`); one without a test part gets NaN.
     draw: draws them, from `on_device`. progress: told how many more clients are done.
     clients_at_once: how many are drawn together; a matter of memory.
     """
@@ -102,7 +104,14 @@ def personalizer(task: Task, model: Model, recipe: Personalization, *, lanes: in
 
 
 def personalize(
-    task: Task, model: Model, params: Tree, federation: Federation, recipe: Personalization, *, key: Array, lanes: int = 1
+    task: Task,
+    model: Model,
+    params: Tree,
+    federation: Federation,
+    recipe: Personalization,
+    *,
+    key: Array,
+    lanes: int = 1,
 ) -> Curves:
     """Personalize every client of a federation and measure it before and after every epoch."""
     everyone = np.arange(len(federation))
@@ -132,7 +141,9 @@ def watch(
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), (metrics, nothing, nothing), curve)
 
 
-def adapt_client(task: Task, model: Model, recipe: Personalization, params: Tree, client: Client, key: Array, length: int) -> Tree:
+def adapt_client(
+    task: Task, model: Model, recipe: Personalization, params: Tree, client: Client, key: Array, length: int
+) -> Tree:
     """The client's own parameters after `length` units of the recipe; what `watch` measured at that length."""
     descent = Descent(task, model, recipe.optimizer.build(), recipe.batch_size)
     unit = batches_per_epoch(client, recipe.batch_size) if recipe.unit == "epochs" else 1

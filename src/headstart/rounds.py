@@ -174,4 +174,3 @@ def centralized(
         return state, Info(metrics, one, none, all_finite(state.params))
 
     return Algorithm(lambda params: State(params, optimizer.init(params)), step)
-

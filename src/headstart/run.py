@@ -192,7 +192,11 @@ def _train(trial: Trial, algorithm: Algorithm, place: Place) -> Place | None:
         _record_round(trial, stage.name, place, jax.device_get(info._replace(memory=None)), began)
         if number == last or (experiment.evaluate_every and number % experiment.evaluate_every == 0):
             _evaluate(trial, place)
-        if number == last or session.interrupt.requested or time.monotonic() - saved >= session.options.checkpoint_seconds:
+        if (
+            number == last
+            or session.interrupt.requested
+            or time.monotonic() - saved >= session.options.checkpoint_seconds
+        ):
             _save(trial, place)
             saved = time.monotonic()
         if session.interrupt.requested:
@@ -209,8 +213,8 @@ def _record_round(trial: Trial, stage: str, place: Place, info: Info, began: flo
     """
     if not info.finite or (info.dropped and not info.clients):
         raise UserError(
-            f"training diverged in stage {stage!r}, round {place.round} of seed {trial.seed}: the parameters are no longer"
-            " finite; lower the learning rates of the stage (client or server)"
+            f"training diverged in stage {stage!r}, round {place.round} of seed {trial.seed}: the parameters are"
+            " no longer finite; lower the learning rates of the stage (client or server)"
         )
     trial.log(
         {

@@ -49,7 +49,9 @@ def describe(values: np.ndarray, weights: np.ndarray, *, seed: int = 0, resample
         "interval": [low, high],
         "weighted_mean": float(np.average(values, weights=weights)),
         "spread": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-        "percentiles": {str(p): float(v) for p, v in zip(PERCENTILES, np.percentile(ordered, PERCENTILES), strict=True)},
+        "percentiles": {
+            str(p): float(v) for p, v in zip(PERCENTILES, np.percentile(ordered, PERCENTILES), strict=True)
+        },
     }
 
 
@@ -70,7 +72,7 @@ def hurt(curves: Curves, metric: Metric, *, length: int) -> dict[str, Any]:
     A client looks hurt when its own metric on its few test items got worse. `by_chance` is the expected share of such
     clients if every client's true gain were the same, the mean one over all test items; `chance_interval` is where the
     share would lie in 95 of 100 repetitions. Test items are taken as independent. `beyond_chance` says whether the
-    observed share lies above that interval. If the mean gain is not positive, chance alone makes most clients look hurt.
+    observed share lies above that interval. If the mean gain is not positive, chance makes most clients look hurt.
     """
     _, counts = curves.metrics[metric.name]
     tested = counts > 0
@@ -88,8 +90,8 @@ def chance_of_harm(gain: np.ndarray, squared: np.ndarray, counts: np.ndarray, *,
     """`[clients]`: how likely each client is to look hurt if the true gain were the pooled one for everybody.
 
     gain, squared, counts: per client, sums over its test items of the change, of its square, and their number.
-    discrete: the change of an item is -1, 0 or 1 (right before and wrong after, unchanged, the reverse). Then the number of
-        changed items is binomial and so is, of these, the number made worse; otherwise a normal approximation.
+    discrete: the change of an item is -1, 0 or 1 (right before, wrong after; unchanged; the reverse). Then the number
+        of changed items is binomial and so is, of these, the number made worse; otherwise a normal approximation.
     """
     total, mean = counts.sum(), gain.sum() / counts.sum()
     if not discrete:
@@ -99,7 +101,7 @@ def chance_of_harm(gain: np.ndarray, squared: np.ndarray, counts: np.ndarray, *,
         return stats.norm.cdf(-mean * np.sqrt(counts) / spread)
     changed = squared.sum() / total
     worse = (changed - mean) / 2 / changed if changed else 0.0
-    return np.array([_worse_than_better(int(round(n)), changed, worse) for n in counts])
+    return np.array([_worse_than_better(round(n), changed, worse) for n in counts])
 
 
 def _worse_than_better(items: int, changed: float, worse: float) -> float:

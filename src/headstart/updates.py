@@ -50,9 +50,9 @@ class ClientUpdate(Protocol):
     key: belongs to (seed, round, client).
     """
 
-    def __call__(
-        self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array
-    ) -> Reply: ...
+    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+        """Train on the client's examples, starting from what was broadcast."""
+        ...
 
 
 class Leg(NamedTuple):
@@ -131,7 +131,7 @@ class FOMAML:
     """Δ = β g_{K+1}: the gradient after K steps on the query batch, second-order terms dropped.
 
     query_share: 0 takes the next batch of the path as the query; otherwise this share of the client's examples is held
-        out from the K steps and the query drawn from it. On a path that wraps, a query meets examples of the steps again.
+        out from the K steps and the query drawn from it. On a path that wraps, a query meets examples again.
     """
 
     steps: int = 10

@@ -70,13 +70,17 @@ def attribute(path: str, trusted: Collection[str], place: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{place}: cannot import {path!r} ({error}); give it as module:name, importable from here") from error
+        raise UserError(
+            f"{place}: cannot import {path!r} ({error}); give it as module:name, importable from here"
+        ) from error
 
 
 def _dataclass_at(path: Any, trusted: Collection[str], place: str) -> type:
     kind = attribute(path, trusted, place) if isinstance(path, str) and "." in path else None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise UserError(f"{place}.type is {path!r}, which is not the import path of a value such as headstart.updates.FedAvg")
+        raise UserError(
+            f"{place}.type is {path!r}, which is not the import path of a value such as headstart.updates.FedAvg"
+        )
     return kind
 
 

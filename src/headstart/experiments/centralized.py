@@ -1,4 +1,4 @@
-"""The datacenter baseline: the training clients' examples pooled and shuffled; the same model, personalized the same way.
+"""The datacenter baseline: the training clients' examples pooled; the same model, personalized the same way.
 
 Command: headstart run centralized
 """
@@ -12,5 +12,7 @@ from headstart.optimizers import Optimizer
 EXPERIMENT = replace(
     fedavg.EXPERIMENT,
     name="centralized",
-    stages=(Centralized("datacenter", Optimizer("sgd", 0.02, {"momentum": 0.9}), rounds=100, steps=100, batch_size=20),),
+    stages=(
+        Centralized("datacenter", Optimizer("sgd", 0.02, {"momentum": 0.9}), rounds=100, steps=100, batch_size=20),
+    ),
 )

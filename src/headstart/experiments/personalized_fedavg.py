@@ -1,4 +1,4 @@
-"""Personalized FedAvg (PAPER, Algorithm 2): FedAvg(E) with server momentum, Reptile(K) with server Adam, personalization.
+"""Personalized FedAvg (PAPER, Algorithm 2): FedAvg(E) with server momentum, then Reptile(K) with server Adam.
 
 Command: headstart run personalized_fedavg
 """
