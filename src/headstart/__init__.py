@@ -10,7 +10,7 @@ from headstart.local import Descent
 from headstart.models import Model, as_model
 from headstart.optimizers import Optimizer, Schedule
 from headstart.personalize import Personalization, choose_length, personalize
-from headstart.report import write as report
+from headstart.report import write as write_report
 from headstart.rounds import Algorithm, Cohort, State, centralized, federated
 from headstart.run import run
 from headstart.statistics import summarize
@@ -55,9 +55,9 @@ __all__ = [
     "load",
     "on_device",
     "personalize",
-    "report",
     "run",
     "split_clients",
     "split_examples",
     "summarize",
+    "write_report",
 ]

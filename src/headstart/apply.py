@@ -22,6 +22,7 @@ from headstart.folder import read_json, seed_folders
 from headstart.models import Model
 from headstart.personalize import Curves, adapt_client, personalizer
 from headstart.rounds import client_key
+from headstart.samples import read_samples
 from headstart.statistics import summarize
 from headstart.tasks import Task
 
@@ -47,7 +48,7 @@ def personalize_run(
         UserError: if the run is not finished, or the data do not suit its model.
     """
     experiment, params_path, report = finished(run, trusted=trusted)
-    federation = load_data(source, **dict(options or {}))
+    federation = _same_classes(run, source, dict(options or {}))
     if experiment.model is None or experiment.task is None:
         raise UserError(f"{run} names no model and task; it was not written by headstart run")
     model, task = build_model(experiment.model, federation, trusted=trusted), experiment.task
@@ -76,6 +77,23 @@ def finished(run: Path, *, trusted: Collection[str] = ()) -> tuple[Experiment, P
         if (folder / f"{last}.json").exists():
             return experiment, folder / f"{last}.safetensors", read_json(folder / f"{last}.json")
     raise UserError(f"{run} is not finished; repeat its `headstart run` command to go on with it")
+
+
+def _same_classes(run: Path, source: str, options: dict[str, Any]) -> Federation:
+    """The user's clients, their classes numbered as those the run was trained on; a table may lack some of them.
+
+    Raises:
+        UserError: if the source numbers other classes itself.
+    """
+    federation, samples = load_data(source, **options), read_samples(run)
+    trained = samples.facts.get("labels") if samples else None
+    own = federation.facts.get("labels")
+    if trained is None or own is None or list(own) == list(trained):
+        return federation
+    try:
+        return load_data(source, **options, labels=list(trained))
+    except (UserError, TypeError) as error:
+        raise UserError(f"{source} has other classes than the {len(trained)} the run was trained on: {error}") from error
 
 
 def _params(model: Model, path: Path, key: jax.Array) -> Tree:

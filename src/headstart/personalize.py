@@ -123,22 +123,28 @@ def watch(
 ) -> tuple[Sums, Array, Array]:
     """One client: metrics, gain and gain squared, each `[length + 1]`, as in `Curves`."""
     descent = Descent(task, model, recipe.optimizer.build(), recipe.batch_size)
-    steps = batches_per_epoch(adapt, recipe.batch_size) if recipe.unit == "epochs" else 1
-    metrics, before = evaluate(task, model, params, test)
+    steps = _steps(recipe, adapt)
     sign = 1 if task.metrics[0].higher_is_better else -1
 
-    def observe(params: Tree) -> tuple[Sums, Array, Array]:
-        metrics, (after, weights) = evaluate(task, model, params, test)
-        change = jnp.where(weights > 0, sign * (after - before[0]), 0)
-        return metrics, jnp.sum(weights * change), jnp.sum(weights * change**2)
+    def unit(carry: tuple[Progress, Array], number: Array) -> tuple[tuple[Progress, Array], Tree]:
+        progress, before = carry
+        # Unit 0 takes no step: the initial model is measured by the same code.
+        progress = descent.run(progress, adapt, key, steps=jnp.where(number > 0, steps, 0))
+        metrics, (values, weights) = evaluate(task, model, progress.params, test)
+        before = jnp.where(number > 0, before, values)
+        change = jnp.where(weights > 0, sign * (values - before), 0)
+        return (progress, before), (metrics, jnp.sum(weights * change), jnp.sum(weights * change**2))
 
-    def unit(progress: Progress, _: None) -> tuple[Progress, Tree]:
-        progress = descent.run(progress, adapt, key, steps=steps)
-        return progress, observe(progress.params)
+    items = jax.eval_shape(lambda: evaluate(task, model, params, test)[1][0])
+    start = descent.begin(params), jnp.zeros(items.shape, items.dtype)
+    return jax.lax.scan(unit, start, jnp.arange(recipe.length + 1))[1]
 
-    _, curve = jax.lax.scan(unit, descent.begin(params), length=recipe.length)
-    nothing = jnp.zeros_like(curve[1][0])
-    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), (metrics, nothing, nothing), curve)
+
+def _steps(recipe: Personalization, client: Client) -> Array:
+    """The local steps in one unit of the recipe; none for a client without examples."""
+    if recipe.unit == "epochs":
+        return batches_per_epoch(client, recipe.batch_size)
+    return jnp.minimum(client.size, 1)
 
 
 def adapt_client(
@@ -146,8 +152,7 @@ def adapt_client(
 ) -> Tree:
     """The client's own parameters after `length` units of the recipe; what `watch` measured at that length."""
     descent = Descent(task, model, recipe.optimizer.build(), recipe.batch_size)
-    unit = batches_per_epoch(client, recipe.batch_size) if recipe.unit == "epochs" else 1
-    return descent.run(descent.begin(params), client, key, steps=length * unit).params
+    return descent.run(descent.begin(params), client, key, steps=length * _steps(recipe, client)).params
 
 
 def evaluate(task: Task, model: Model, params: Tree, client: Client) -> tuple[Sums, Items]:

@@ -98,7 +98,10 @@ def federated(
             reply = transform(update(task, model, state.params, client, memory, client_key(key, client)))
             if weighting == "uniform":
                 reply = reply._replace(weight=(reply.weight > 0).astype(jnp.float32))
-            return add(totals, weigh(reply)), reply.memory
+            # What a client keeps must not be spoiled by a reply that is left out.
+            usable = all_finite(reply.delta)
+            memory = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.memory, memory)
+            return add(totals, weigh(reply)), memory
 
         totals, memory = over_clients(one, no_totals(state.params, task), cohort.clients, cohort.memory, lanes=lanes)
         return _server_step(server, state, totals, memory)

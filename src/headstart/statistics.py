@@ -61,8 +61,9 @@ def bootstrap(values: np.ndarray, *, seed: int = 0, resamples: int = 2000, level
     With the same seed and number of clients the same clients are drawn, so intervals of two quantities are paired.
     """
     generator = np.random.default_rng(seed)
-    chosen = generator.integers(0, len(values), (resamples, len(values)))
-    low, high = np.quantile(values[chosen].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    # One resample at a time: all of them together would not fit in memory for a million clients.
+    means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -80,7 +81,7 @@ def hurt(curves: Curves, metric: Metric, *, length: int) -> dict[str, Any]:
     if not len(gain):
         return {}
     chances = chance_of_harm(gain, squared, counts, discrete=metric.zero_one)
-    share, expected = float((gain < -1e-6).mean()), float(chances.mean())
+    share, expected = float((gain < 0).mean()), float(chances.mean())
     margin = 1.96 * float(np.sqrt((chances * (1 - chances)).sum())) / len(gain)
     interval = [max(0.0, expected - margin), min(1.0, expected + margin)]
     return {"share": share, "by_chance": expected, "chance_interval": interval, "beyond_chance": share > interval[1]}

@@ -40,10 +40,15 @@ def also_events(listen: Listener, out: Path) -> Listener:
 def _scalars(record: Record) -> dict[str, float]:
     match record["event"]:
         case "round":
-            return {f"training/{name}": value for name, value in record["training"].items() if value is not None}
+            return {f"training/{_tag(name)}": value for name, value in record["training"].items() if value is not None}
         case "evaluation":
             ends = {"initial": 0, "personalized": -1}
             curves = record["validation"].items()
-            return {f"validation/{when} {name}": curve[end] for name, curve in curves for when, end in ends.items()}
+            return {f"validation/{when}_{_tag(name)}": curve[end] for name, curve in curves for when, end in ends.items()}
         case _:
             return {}
+
+
+def _tag(name: str) -> str:
+    """A metric's name as TensorBoard takes it, without spaces."""
+    return name.replace(" ", "_")

@@ -123,7 +123,7 @@ class Reptile:
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
-        return _reply(client, *weighted_path(descent, broadcast, key, Leg(client, self.steps, 1.0)))
+        return _reply(client, *weighted_path(descent, broadcast, key, Leg(client, jnp.where(client.size > 0, self.steps, 0), 1.0)))
 
 
 @dataclass(frozen=True)
