@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,8 +99,10 @@ def _run(
     console = Console()
     follower = Follower(rounds=sum(s.rounds for s in experiment.stages), seeds=seeds, first_seed=experiment.seed)
     options = Options(lanes=lanes, checkpoint_seconds=checkpoint_seconds)
-    with shown(console, follower, f"{experiment.name} → {out}") as listen:
-        listen = also_events(listen, out) if tensorboard else listen
+    with ExitStack() as stack:
+        listen = stack.enter_context(shown(console, follower, f"{experiment.name} → {out}"))
+        if tensorboard:
+            listen = stack.enter_context(also_events(listen, out))
         finished = run(experiment, out, seeds=seeds, options=options, listen=listen, trusted=trusted)
     if not finished:
         console.print(f"Stopped; everything is saved in {out}. Repeat the same command to go on.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from headstart.errors import UserError
 from headstart.folder import Record
 
 
-def also_events(listen: Listener, out: Path) -> Listener:
+@contextmanager
+def also_events(listen: Listener, out: Path) -> Iterator[Listener]:
     """A listener that passes everything on and writes training and validation metrics as events under `out/seed-n`.
 
     Raises:
@@ -32,9 +35,12 @@ def also_events(listen: Listener, out: Path) -> Listener:
             writers[seed] = SummaryWriter(str(out / f"seed-{seed}" / "events"))
         for name, value in scalars.items():
             writers[seed].add_scalar(name, value, record["round"])
-        writers[seed].flush()
 
-    return heard
+    try:
+        yield heard
+    finally:
+        for writer in writers.values():
+            writer.close()
 
 
 def _scalars(record: Record) -> dict[str, float]:
