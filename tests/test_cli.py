@@ -129,6 +129,8 @@ def test_data_shows_a_federation_and_draws_a_picture(command, finished, tmp_path
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+QUICK = ["--set", "stages.0.clients_per_round=2", "--set", "evaluate_every=0", "--out", "diverging"]
+
 MISTAKES = {
     "no such experiment": (["run", "nothing"], "there is no experiment 'nothing'; give a file"),
     "no such file": (["run", "nothing.json"], "cannot read the experiment nothing.json"),
@@ -149,17 +151,76 @@ MISTAKES = {
         "choose a smaller cohort",
     ),
     "a folder that cannot be written": (["run", "fedavg", "--out", "/proc/x"], "cannot write the folder /proc/x"),
+    "a cohort of nobody": (["run", "fedavg", "--set", "stages.0.clients_per_round=0"], "must be at least 1"),
+    "no stages": (["run", "fedavg", "--set", "stages=[]"], "has no stages"),
+    "a negative seed": (["run", "fedavg", "--set", "seed=-1"], "experiment.seed is -1, but must be at least 0"),
+    "a model of the wrong kind": (
+        ["run", "fedavg", "--data", "days.csv", "--model", "mlp"],
+        "the data have no classes",
+    ),
+    "a model with too few outputs": (
+        ["run", "fedavg", "--set", "model.options.classes=10"],
+        "10 outputs for 62 classes",
+    ),
+    "a misspelt model": (["run", "fedavg", "--model", "cnm"], "there is no model 'cnm'; give one of cnn"),
+    "code of headstart that is no model": (
+        ["run", "fedavg", "--model", "headstart.experiment:load"],
+        "is no model of headstart's",
+    ),
+    "a truncated file": (["data", "truncated.npz"], "truncated.npz"),
+    "no number where one is needed": (["run", "fedavg", "--data", "nan.csv"], "nan.csv"),
+    "training that diverges": (
+        ["run", "fedavg", "--data", "days.csv", "--set", "stages.0.update.learning_rate=1e30", *QUICK],
+        "diverged in stage 'FedAvg', round 1",
+    ),
     "a folder that is no run": (["report", "."], "experiment.json"),
     "a run that is not there": (["personalize", "nothing", "--data", "glyphs"], "nothing is no run folder"),
 }
 
 
+def test_an_experiment_file_keeps_its_relative_data_its_task_and_its_model(command, finished, tmp_path):
+    (tmp_path / "mine.npz").write_bytes(finished[0].read_bytes())
+    (tmp_path / "my_experiment.py").write_text(
+        "from dataclasses import dataclass\nimport headstart as hs\n\n\n"
+        "@dataclass(frozen=True)\nclass Mine(hs.Classification):\n    note: str = 'mine'\n\n\n"
+        "EXPERIMENT = hs.Experiment(\n"
+        "    'relative', (hs.Stage('one', hs.FedAvg(1, 0.1, 4), hs.Optimizer(), 2, 3),),\n"
+        "    data=hs.Data('mine.npz', {'classes': 3}), model=hs.Imported('mlp', {'widths': (4,)}), task=Mine(),\n)\n"
+    )
+    code, _, err = command("run", "my_experiment.py")
+    assert (code, err) == (0, ""), err
+    saved = json.loads((tmp_path / "runs/relative/experiment.json").read_text())
+    assert saved["data"]["source"] == str(tmp_path / "mine.npz") and saved["data"]["options"] == {"classes": 3}
+    assert saved["model"]["options"] == {"widths": [4]} and saved["task"]["type"] == "my_experiment.Mine"
+
+
+def test_a_longer_personalization_than_the_run_tried_can_be_asked_for(command, finished, tmp_path):
+    data, folder = finished
+    code, _, err = command("personalize", folder, "--data", data, "--out", "mine", "--epochs", 9)
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "mine/summary.json").read_text())["length"] == 9
+
+
+def test_classes_that_a_user_lacks_keep_their_numbers(command, finished, tmp_path):
+    data, folder = finished
+    with np.load(data) as arrays:
+        kept = arrays["y"] != 1
+        np.savez(tmp_path / "lacking.npz", **{name: arrays[name][kept] for name in arrays.files})
+    code, _, err = command("personalize", folder, "--data", "lacking.npz", "--out", "mine")
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "mine/summary.json").read_text())["accuracy"]["initial"]["mean"] > 0.5
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_gets_one_sentence_and_exit_code_2(command, tmp_path, mistake):
+def test_a_mistake_gets_one_sentence_and_exit_code_2(command, finished, tmp_path, mistake):
     words, complaint = MISTAKES[mistake]
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "broken.py").write_text("def (")
     (tmp_path / "empty.py").write_text("")
+    (tmp_path / "truncated.npz").write_bytes(finished[0].read_bytes()[:300])
+    days = [f"site{i % 24},{i % 7 / 3},{i / 8}" for i in range(96)]
+    (tmp_path / "days.csv").write_text("client,dose,y\n" + "\n".join(days) + "\n")
+    (tmp_path / "nan.csv").write_text("client,dose,y\na,nan,1\na,2,0\nb,1,1\nb,3,0\n")
     code, _, err = command(*words)
     assert code == 2, err
     assert complaint in err

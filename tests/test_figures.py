@@ -14,7 +14,7 @@ from PIL import Image
 
 from headstart import report
 from headstart.client_figures import HEXAGONS_FROM
-from headstart.figures import drawings
+from headstart.figures import drawings, left_out
 from headstart.recorded import gains, read_runs
 from headstart.themes import DARK, LIGHT, Theme, render
 from made_runs import LENGTH, ROUNDS, experiment, write_run
@@ -119,6 +119,25 @@ def test_gains_turn_with_the_direction_of_the_metric_and_forget_rounding() -> No
     before, after = np.array([0.5, 0.5, 0.5]), np.array([0.6, 0.4, 0.5 - 1e-12])
     np.testing.assert_allclose(gains(before, after, accuracy), [0.1, -0.1, 0])
     np.testing.assert_allclose(gains(before, after, error), [-0.1, 0.1, 0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("clients", [2, 40])
+def test_clients_without_finite_values_are_left_out_and_counted(tmp_path: Path, value: float, clients: int) -> None:
+    run = write_run(tmp_path / "run", kind="features", stages=1)
+    path = run / "seed-0" / "stage-0.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["test/mean squared error/sums"][:clients, 1:] = value
+    np.savez(path, **arrays)
+    read = read_runs([run])
+    assert left_out(read) == [f"The figures leave out {clients} clients of FedAvg: a value is not finite."]
+    made = {drawing.name: drawing.draw(LIGHT) for drawing in drawings(read)}
+    assert ("gains" in made) == (clients == 2)
+    if clients == 2:
+        bars: Any = made["gains"].axes[0].patches
+        assert sum(bar.get_height() for bar in bars) == 38
+    assert report.write([run]).exists()
 
 
 def test_several_runs_are_overlaid_and_get_a_panel_each(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from headstart import report, tables
+from headstart import overview, report, tables
+from headstart.data import from_arrays
 from headstart.errors import UserError
 from headstart.statistics import bootstrap
 from headstart.themes import LIGHT
@@ -259,7 +260,7 @@ def test_a_folder_that_is_no_whole_run_folder_is_refused_in_one_sentence(tmp_pat
     with pytest.raises(UserError) as caught:
         report.write([run])
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
-    assert not (run / "report.html").exists()
+    assert not (run / "report.html").exists() and not (run / "figures").exists()
 
 
 def test_runs_that_measure_different_things_are_refused(tmp_path: Path) -> None:
@@ -283,9 +284,67 @@ def test_a_summary_is_printed_with_all_its_metrics(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     summary = json.loads((run / "seed-0" / "stage-1.json").read_text())["test"]
     out = StringIO()
-    tables.print_summary(Console(file=out), summary)
+    tables.print_summary(Console(file=out), summary, experiment().task.metrics)  # pyright: ignore
     mean = summary["accuracy"]["difference"]["mean"]
     assert f"difference {100 * mean:+.1f} points" in out.getvalue() and "loss: initial" in out.getvalue()
+
+
+def test_paths_may_be_strings(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert report.write([str(run)]) == run / "report.html"
+    assert report.write([str(run)], str(tmp_path / "page.html")) == tmp_path / "page.html"
+    assert len(tables.rows([str(run)])) == 2
+
+
+def test_trusted_modules_are_part_of_the_command(tmp_path: Path) -> None:
+    page = report.write([write_run(tmp_path / "run")], trusted={"theirs", "mine"})
+    assert "--import mine --import theirs" in text_of(page)
+
+
+@pytest.mark.parametrize(("names", "shown"), [(["age", "b", "c", "d", "e"], "age"), (["x"], "feature 1")])
+def test_names_of_features_are_used_where_there_is_one_per_column(tmp_path: Path, names: list[str], shown: str) -> None:
+    run = write_run(tmp_path / "run", kind="features")
+    change_samples(run, lambda arrays: {"facts": np.array(json.dumps({"kind": "features", "features": names}))})
+    assert f"<th>{shown}</th>" in report.write([run]).read_text()
+
+
+def change_samples(run: Path, change) -> None:
+    with np.load(run / "samples.npz") as file:
+        arrays = dict(file)
+    np.savez(run / "samples.npz", **arrays | change(arrays))
+
+
+def test_rows_of_features_in_two_dimensions_are_no_pictures(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    change_samples(run, lambda arrays: {"facts": np.array(json.dumps({"kind": "features"}))})
+    change_samples(run, lambda arrays: {k: v[..., 0] for k, v in arrays.items() if k.startswith("x")})
+    assert "<h2>Examples</h2>" not in report.write([run]).read_text()
+
+
+def test_without_validation_clients_nothing_is_said_to_be_chosen_on_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert "chosen on validation clients" in text_of(report.write([run]))
+    for stage in (0, 1):
+        path = run / "seed-0" / f"stage-{stage}.json"
+        told = json.loads(path.read_text())
+        path.write_text(json.dumps({name: value for name, value in told.items() if name != "validation"}))
+    (run / "seed-0" / "metrics.jsonl").write_text("")
+    text = text_of(report.write([run]))
+    assert "chosen on validation clients" not in text and "no validation clients, full length" in text
+
+
+def test_what_the_figures_do_not_show_is_said(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"r{i}", stages=1, until=60) for i in range(7)]
+    assert "show the first 6 runs; the other 1 are not drawn" in text_of(report.write(runs))
+
+
+def test_markup_in_names_is_text_on_a_terminal(tmp_path: Path) -> None:
+    labels = ["[/x]", "[bold]"]
+    made = from_arrays("[/a]", ["u"], np.array([[2, 1]]), np.zeros((3, 2)), np.arange(3) % 2, facts={"labels": labels})
+    for terminal in (True, False):
+        out = StringIO()
+        overview.print_overview(Console(file=out, force_terminal=terminal, width=120), made)
+        assert "[/x]" in out.getvalue() and "[/a]" in out.getvalue()
 
 
 def test_lengths_say_their_range_and_unit() -> None:
@@ -296,4 +355,4 @@ def test_lengths_say_their_range_and_unit() -> None:
 def test_a_difference_that_rounds_to_zero_has_no_minus_sign() -> None:
     accuracy = experiment().task.metrics[0]  # pyright: ignore[reportOptionalMemberAccess]
     assert tables.shown_change(accuracy, -1e-6) == "+0.0 points"
-    assert len(LIGHT.series) == len(set(LIGHT.series))
+    assert len(LIGHT.series) == len(set(LIGHT.series)) and LIGHT.worse not in LIGHT.series

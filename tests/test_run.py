@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import headstart
-from headstart import Centralized, Data, Optimizer, Reptile, UserError, run
+from headstart import Centralized, Data, Optimizer, Reptile, UserError, load, run
 from headstart.checkpoint import read_arrays
 from headstart.folder import read_curves, read_json, read_records
 from headstart.run import Options
@@ -203,17 +203,28 @@ def test_a_folder_with_other_files_is_left_alone(data, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="holds files but no experiment"):
         run(experiment(data), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_two_runs_cannot_write_one_folder(data, undisturbed):
     from headstart.folder import claimed
 
+    whole, federation = experiment_of(undisturbed), load(str(data))
     with (
-        claimed(undisturbed, experiment_of(undisturbed)),
+        claimed(undisturbed, whole, federation),
         pytest.raises(UserError, match="another process is writing"),
-        claimed(undisturbed, experiment_of(undisturbed)),
+        claimed(undisturbed, whole, federation),
     ):
         pass
+
+
+def test_data_that_changed_behind_the_same_path_are_another_run(tmp_path):
+    whole = experiment(federation_file(tmp_path / "data.npz"))
+    whole = first_stage_only(whole)
+    assert run(whole, tmp_path / "out")
+    federation_file(tmp_path / "data.npz", seed=1)
+    with pytest.raises(UserError, match="have changed since"):
+        run(whole, tmp_path / "out")
 
 
 def experiment_of(out: Path):

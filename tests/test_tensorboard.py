@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from small import experiment, federation_file
-
 from headstart import run
 from headstart.folder import read_records
 from headstart.tensorboard import also_events
+from small import experiment, federation_file
 
 
 def test_every_metric_of_the_log_is_an_event_and_the_listener_still_hears_all(tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,53 +18,55 @@ from headstart import checkpoint
 from headstart.data import Client, Draw, Federation, Tree, on_device
 from headstart.datasets import load as load_data
 from headstart.errors import UserError
-from headstart.experiment import Experiment, build_model, read
+from headstart.experiment import Experiment, read
 from headstart.files import write_bytes, write_json
 from headstart.folder import read_json, seed_folders
 from headstart.models import Model
-from headstart.personalize import Curves, adapt_client, personalizer
+from headstart.personalize import Curves, Personalization, adapt_client, personalizer
+from headstart.prepare import build_model, check_fit
 from headstart.rounds import client_key
-from headstart.samples import read_samples
 from headstart.statistics import summarize
 from headstart.tasks import Task
 
 
 def personalize_run(
-    run: Path,
+    run: str | os.PathLike[str],
     source: str,
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     options: Mapping[str, Any] | None = None,
     length: int | None = None,
     lanes: int = 1,
     trusted: Collection[str] = (),
     progress: Callable[[int, int], None] = lambda clients, of: None,
-) -> dict[str, Any]:
-    """Personalize a run's initial model on every client of `source`; returns the summary.
+) -> tuple[dict[str, Any], Task]:
+    """Personalize a run's initial model on every client of `source`; returns the summary, and the task it speaks of.
 
-    Writes `clients.csv` (a line per client), `summary.json` and `parameters/<client>.safetensors`.
+    Writes `parameters/<client>.safetensors`, `clients.csv` (a line per client) and `summary.json`, the last of all.
 
     length: epochs of personalization; by default the number the run chose on its validation clients.
 
     Raises:
         UserError: if the run is not finished, or the data do not suit its model.
     """
+    run, out = Path(run), Path(out)
     experiment, params_path, report = finished(run, trusted=trusted)
-    federation = _same_classes(run, source, dict(options or {}))
-    if experiment.model is None or experiment.task is None:
-        raise UserError(f"{run} names no model and task; it was not written by headstart run")
+    federation = _as_trained(read_json(run / "federation.json")["facts"], source, dict(options or {}))
+    assert experiment.model is not None and experiment.task is not None
     model, task = build_model(experiment.model, federation, trusted=trusted), experiment.task
+    check_fit(task, model, federation)
     key = jax.random.key(report["seed"], impl="threefry2x32")
     params = _params(model, params_path, key)
     units: int = report["test"]["length"] if length is None else length
+    recipe = replace(experiment.personalization, length=units)
     draw, key = on_device(federation), jax.random.fold_in(key, 2)
-    watch = personalizer(task, model, experiment.personalization, lanes=lanes)
+    watch = personalizer(task, model, recipe, lanes=lanes)
     curves = watch(params, np.arange(len(federation)), draw, key, lambda done: progress(done, len(federation)))
     summary = summarize(curves, task, length=units)
+    _write_parameters(out / "parameters", federation, draw, _adapter(model, task, recipe, params, key))
     write_bytes(out / "clients.csv", _csv(federation, curves, task, units))
-    _write_parameters(out / "parameters", federation, draw, _adapter(experiment, model, task, params, key, units))
     write_json(out / "summary.json", summary)
-    return summary
+    return summary, task
 
 
 def finished(run: Path, *, trusted: Collection[str] = ()) -> tuple[Experiment, Path, dict[str, Any]]:
@@ -79,21 +83,37 @@ def finished(run: Path, *, trusted: Collection[str] = ()) -> tuple[Experiment, P
     raise UserError(f"{run} is not finished; repeat its `headstart run` command to go on with it")
 
 
-def _same_classes(run: Path, source: str, options: dict[str, Any]) -> Federation:
-    """The user's clients, their classes numbered as those the run was trained on; a table may lack some of them.
+def _as_trained(trained: Mapping[str, Any], source: str, options: dict[str, Any]) -> Federation:
+    """The user's clients as the run's model knows them: classes numbered and features ordered as in its own data.
+
+    trained: the facts of the run's federation.
 
     Raises:
-        UserError: if the source numbers other classes itself.
+        UserError: if the source holds other classes.
     """
-    federation, samples = load_data(source, **options), read_samples(run)
-    trained = samples.facts.get("labels") if samples else None
-    own = federation.facts.get("labels")
-    if trained is None or own is None or list(own) == list(trained):
+    federation = load_data(source, **options)
+    own, labels = federation.facts.get("labels"), list(trained.get("labels") or [])
+    more = {}
+    if trained.get("features") and "features" in federation.facts and "features" not in options:
+        more["features"] = list(trained["features"])
+    if own is not None and not _covers(labels, own):
+        numbered = all(str(label).isdigit() and int(label) < len(labels) for label in own)
+        more |= {"classes": len(labels)} if numbered and not _among(own, labels) else {"labels": labels}
+    if not more or all(federation.facts.get(name) == value for name, value in more.items()):
         return federation
     try:
-        return load_data(source, **options, labels=list(trained))
-    except (UserError, TypeError) as error:
-        raise UserError(f"{source} has other classes than the {len(trained)} the run was trained on: {error}") from error
+        return load_data(source, **(options | more))
+    except UserError as error:
+        raise UserError(f"{source} does not hold what the run was trained on: {error}") from error
+
+
+def _covers(labels: list[Any], own: Collection[Any]) -> bool:
+    """Whether the classes are numbered alike: by the same labels, or by as many numbers."""
+    return list(own) == labels or list(own) == [str(number) for number in range(len(labels))]
+
+
+def _among(own: Collection[Any], labels: Collection[Any]) -> bool:
+    return set(map(str, own)) <= set(map(str, labels))
 
 
 def _params(model: Model, path: Path, key: jax.Array) -> Tree:
@@ -105,15 +125,12 @@ def _params(model: Model, path: Path, key: jax.Array) -> Tree:
 
 
 def _adapter(
-    experiment: Experiment, model: Model, task: Task, params: Tree, key: jax.Array, length: int
+    model: Model, task: Task, recipe: Personalization, params: Tree, key: jax.Array
 ) -> Callable[[Client], Tree]:
-    recipe = experiment.personalization
-
     @jax.jit
     def adapted(clients: Client) -> Tree:
-        client: Any = jax.tree.map(lambda leaf: leaf[0], clients._replace(block=None))
-        client = client._replace(block=clients.block)
-        return adapt_client(task, model, recipe, params, client, client_key(key, client), length)
+        client = clients.at(0)
+        return adapt_client(task, model, recipe, params, client, client_key(key, client), recipe.length)
 
     return adapted
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,10 +78,15 @@ def run(
     from headstart.experiment import load
 
     trusted = _trusted(imports, model)
-    loaded = load(experiment, settings=_overrides(settings, seed, model), trusted=trusted)
-    options = _data_options(client, target, features, data_option)
-    keep_model = model is not None or any(setting.startswith("model") for setting in settings or [])
-    loaded = _on_other_data(loaded, data or loaded.data.source, options, keep_model=keep_model)
+    loaded = load(
+        experiment,
+        data=data,
+        data_options=_data_options(client, target, features, data_option),
+        settings=_overrides(settings, seed, model),
+        trusted=trusted,
+    )
+    if experiment.endswith(".py"):
+        trusted.add(Path(experiment).stem)
     folder = out or Path("runs") / loaded.name
     _run(loaded, folder, seeds, lanes, checkpoint_seconds, tensorboard, trusted)
 
@@ -105,10 +109,10 @@ def _run(
             listen = stack.enter_context(also_events(listen, out))
         finished = run(experiment, out, seeds=seeds, options=options, listen=listen, trusted=trusted)
     if not finished:
-        console.print(f"Stopped; everything is saved in {out}. Repeat the same command to go on.")
+        console.print(f"Stopped; everything is saved in {out}. Repeat the same command to go on.", markup=False)
         raise typer.Exit(130)
     print_rows(console, rows([out], trusted=trusted))
-    console.print(f"For figures and a page: headstart report {out}", highlight=False, soft_wrap=True)
+    console.print(f"For figures and a page: headstart report {out}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command(
@@ -138,7 +142,7 @@ def personalize(
     console = Console()
     options = _data_options(client, target, features, data_option)
     with console.status("personalizing") as status:
-        summary = personalize_run(
+        summary, task = personalize_run(
             run,
             data,
             out,
@@ -148,8 +152,8 @@ def personalize(
             trusted=_trusted(imports, None),
             progress=lambda done, of: status.update(f"personalizing clients, {of} in all"),
         )
-    print_summary(console, summary)
-    console.print(f"{out}/clients.csv and {out}/parameters written", highlight=False, soft_wrap=True)
+    print_summary(console, summary, task.metrics)
+    console.print(f"{out}/clients.csv and {out}/parameters written", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example: [bold]headstart report runs/fedavg runs/personalized_fedavg --out report.html[/bold]")
@@ -166,7 +170,7 @@ def report(
     trusted = _trusted(imports, None)
     page = write(runs, out, trusted=trusted)
     print_rows(console, rows(runs, trusted=trusted))
-    console.print(f"The report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"The report: {page}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command(
@@ -189,7 +193,7 @@ def data(
     federation = load(source, **_data_options(client, target, features, data_option))
     print_overview(console, federation)
     path = draw(federation, picture or Path(f"{Path(federation.name).name}.png"))
-    console.print(f"A picture: {path}", highlight=False, soft_wrap=True)
+    console.print(f"A picture: {path}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _overrides(settings: list[str] | None, seed: int | None, model: str | None) -> list[str]:
@@ -202,7 +206,7 @@ def _overrides(settings: list[str] | None, seed: int | None, model: str | None) 
 
 def _trusted(imports: list[str] | None, model: str | None) -> set[str]:
     """The modules the command names; they are looked for in the current folder too."""
-    sys.path.insert(0, os.getcwd())
+    sys.path.append(os.getcwd())
     return {*(imports or []), *([model.partition(":")[0]] if model and ":" in model else [])}
 
 
@@ -218,17 +222,6 @@ def _data_options(
             raise UserError(f"--data-option {setting!r} has no value; write it as key=value, for instance writers=500")
         options[key] = parse(text)
     return {key: value for key, value in options.items() if value is not None}
-
-
-def _on_other_data(experiment: Any, source: str, options: dict[str, Any], *, keep_model: bool) -> Any:
-    """The experiment on this data; if it is not its own, with a model that suits, unless the command names one."""
-    path = Path(source)
-    place = str(path.resolve()) if path.exists() else source
-    data = experiment.data
-    if place == data.source:
-        return replace(experiment, data=replace(data, options={**data.options, **options}))
-    model = experiment.model if keep_model else None
-    return replace(experiment, task=None, model=model, data=replace(data, source=place, options=options))
 
 
 def _keep_programs() -> None:

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from headstart.recorded import Outcome, Recorded, before_and_after, estimate, gains
+from headstart.recorded import Outcome, Recorded, before_and_after, estimate, finite, gains
 from headstart.tables import shown_change, shown_interval
 from headstart.themes import Theme, axis_name, factor, gain_name, mixed, titled
 
@@ -28,6 +28,14 @@ class Entry(NamedTuple):
     label: str
     run: Recorded
     outcome: Outcome
+
+
+def drawn(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    """`before_and_after` of the clients whose values are all finite."""
+    metric = entry.run.metric
+    shown = finite(entry.outcome, metric)
+    initial, personalized = before_and_after(entry.outcome, metric)
+    return initial[shown], personalized[shown]
 
 
 def clients_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
@@ -55,7 +63,7 @@ def clients_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
 
 
 def _client_handles(compared: Sequence[Entry], theme: Theme) -> list[Artist]:
-    largest = max(len(entry.outcome.ids) for entry in compared)
+    largest = max(len(drawn(entry)[0]) for entry in compared)
     points = [
         Line2D([], [], color=theme.series[0], marker="o", linestyle="", label="a client"),
         Line2D([], [], color=theme.worse, marker="v", linestyle="", label="a client made worse"),
@@ -66,7 +74,7 @@ def _client_handles(compared: Sequence[Entry], theme: Theme) -> list[Artist]:
 
 
 def _counts(entry: Entry, who: str) -> str:
-    gain = gains(*before_and_after(entry.outcome, entry.run.metric), entry.run.metric)
+    gain = gains(*drawn(entry), entry.run.metric)
     better, worse = int((gain > 0).sum()), int((gain < 0).sum())
     return f"{better} of {len(gain)} {who} better, {worse} worse"
 
@@ -74,7 +82,7 @@ def _counts(entry: Entry, who: str) -> str:
 def _limits(compared: Sequence[Entry]) -> tuple[tuple[float, float], bool]:
     """Of both axes, for all panels; and whether they are logarithmic, as errors of very different size need."""
     metric = compared[0].run.metric
-    values = factor(metric) * np.concatenate([v for e in compared for v in before_and_after(e.outcome, metric)])
+    values = factor(metric) * np.concatenate([v for e in compared for v in drawn(e)])
     low, high = float(values.min()), float(values.max())
     if metric.unit != "share" and low > 0 and high > 50 * low:
         return (low / 1.15, high * 1.15), True
@@ -84,7 +92,7 @@ def _limits(compared: Sequence[Entry]) -> tuple[tuple[float, float], bool]:
 
 def _client_points(axes: Axes, entry: Entry, limits: tuple[float, float], log: bool, theme: Theme) -> None:
     metric = entry.run.metric
-    before, after = (factor(metric) * values for values in before_and_after(entry.outcome, metric))
+    before, after = (factor(metric) * values for values in drawn(entry))
     worse = gains(before, after, metric) < 0
     axes.set(
         xlim=limits, ylim=limits, aspect="equal", xscale="log" if log else "linear", yscale="log" if log else "linear"
@@ -135,7 +143,7 @@ def _margins(
 def gains_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
     """Histograms of what personalization brings each test client, one below the other."""
     metric = compared[0].run.metric
-    each = [factor(metric) * gains(*before_and_after(e.outcome, metric), metric) for e in compared]
+    each = [factor(metric) * gains(*drawn(e), metric) for e in compared]
     figure = Figure(figsize=(9, 1.9 + 1.6 * len(compared)))
     grid = figure.subplots(len(compared), 1, squeeze=False, sharex=True)[:, 0]
     edges = _edges(each)
@@ -181,7 +189,7 @@ def _gain_handles(theme: Theme) -> list[Artist]:
 
 def _gains_title(compared: Sequence[Entry]) -> str:
     metric = compared[0].run.metric
-    means = [estimate(gains(*before_and_after(e.outcome, metric), metric)) for e in compared]
+    means = [estimate(gains(*drawn(e), metric)) for e in compared]
     if len(means) == 1:
         return f"Mean gain {shown_change(metric, means[0].mean)} {shown_interval(metric, means[0], change=True)}"
     best = int(np.argmax([mean.mean for mean in means]))

@@ -66,6 +66,11 @@ class Client(NamedTuple):
     size: Array
     key_data: Array
 
+    def at(self, place: int) -> Client:
+        """One client of a cohort."""
+        rows, size, key_data = (leaf[place] for leaf in (self.rows, self.size, self.key_data))
+        return Client(self.block, rows, size, key_data)
+
     def examples(self, positions: Array, mask: Array) -> Examples:
         """The batch at `positions` (int32 `[batch]`, counted within this client); masked entries are padding."""
         # A padding row reads the client's own first row: the mask hides its loss, but the gradient of another client's

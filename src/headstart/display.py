@@ -113,7 +113,7 @@ def shown(console: Console, follower: Follower, title: str) -> Iterator[Listener
             bar.update(task, completed=follower.done)
             live.update(Group(Text(title, style="bold"), bar, _facts(follower), _curve(follower)))
             if record["event"] in ("stage", "note"):
-                console.print(describe(record), style="dim", highlight=False)
+                console.print(describe(record), style="dim", highlight=False, markup=False)
 
         yield listen
 
@@ -121,7 +121,7 @@ def shown(console: Console, follower: Follower, title: str) -> Iterator[Listener
 def _print_line(console: Console, record: Record) -> None:
     line = "" if record.get("past") else describe(record)
     if line:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _facts(follower: Follower) -> Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -12,17 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from headstart.data import Federation, as_input
+from headstart.datasets import NAMES
 from headstart.errors import UserError
-from headstart.models import ALIASES, Model, as_model
+from headstart.models import Model
 from headstart.optimizers import Optimizer
 from headstart.personalize import Personalization
 from headstart.rounds import Algorithm, Weighting, centralized, federated
-from headstart.tasks import Classification, NextCharacter, Regression, Task
+from headstart.tasks import Task
 from headstart.updates import ClientUpdate
-from headstart.values import attribute, from_json, override, to_json
+from headstart.values import from_json, override, to_json
 
 
 @dataclass(frozen=True)
@@ -111,54 +108,45 @@ class Experiment:
     target: float | None = None
 
 
-def suited(experiment: Experiment, federation: Federation) -> Experiment:
-    """The experiment with the model and the task that suit the data where none is given."""
-    kind = federation.facts.get("kind", "features")
-    regression = not federation.facts.get("classes")
-    task = {"text": NextCharacter()}.get(kind, Regression() if regression else Classification())
-    model = {"text": "char_lstm", "image": "cnn"}.get(kind, "linear" if regression else "logistic")
-    return replace(experiment, task=experiment.task or task, model=experiment.model or Imported(model))
+def load(
+    name_or_path: str,
+    *,
+    data: str | None = None,
+    data_options: Mapping[str, Any] | None = None,
+    settings: Sequence[str] = (),
+    trusted: Collection[str] = (),
+) -> Experiment:
+    """The experiment of this name, or in this file (.json, or .py that defines `EXPERIMENT`).
 
-
-def build_model(model: Imported, federation: Federation, *, trusted: Collection[str] = ()) -> Model:
-    """The model an experiment names, for the examples of a federation.
-
-    Raises:
-        UserError: if it cannot be imported, refuses its options, or is no model.
-    """
-    thing = ALIASES.get(model.path) or attribute(model.path, trusted, "model")
-    options = dict(model.options)
-    if callable(thing) and not isinstance(thing, Model):
-        parameters = inspect.signature(thing).parameters
-        unknown = sorted(set(options) - set(parameters))
-        if unknown:
-            raise UserError(f"model {model.path} has no option {unknown[0]!r}; it accepts {', '.join(parameters)}")
-        classes = federation.facts.get("classes")
-        if "classes" in parameters and classes:
-            options.setdefault("classes", int(classes))
-        if not _is_nnx_factory(parameters):
-            thing = thing(**_as_tuples(options))
-    x, _ = federation.example()
-    example = jax.tree.map(lambda leaf: as_input(jax.numpy.asarray(leaf[:1])), x)
-    return as_model(thing, example)
-
-
-def load(name_or_path: str, *, settings: Sequence[str] = (), trusted: Collection[str] = ()) -> Experiment:
-    """The experiment of this name, or in this file (.json, or .py that defines `EXPERIMENT`), with settings applied.
+    data, data_options: what to use instead of its own data, or further options of them; then the settings apply.
 
     Raises:
         UserError: if there is none, or a setting does not fit it.
     """
     path = Path(name_or_path)
     if path.suffix == ".json":
-        document = _read_json(path)
+        experiment = read(_read_json(path), trusted=trusted)
     else:
         module = _module_at(path) if path.suffix == ".py" else _named(name_or_path)
         experiment = getattr(module, "EXPERIMENT", None)
         if not isinstance(experiment, Experiment):
             raise UserError(f"{name_or_path} defines no EXPERIMENT; assign a headstart.Experiment to that name")
-        document, trusted = to_json(experiment), {*trusted, module.__name__}
-    return read(override(document, settings), trusted=trusted)
+        trusted = {*trusted, module.__name__}
+    experiment = with_data(experiment, data, data_options or {})
+    return read(override(to_json(experiment), settings), trusted=trusted)
+
+
+def with_data(experiment: Experiment, source: str | None, options: Mapping[str, Any]) -> Experiment:
+    """The experiment on this data (None: its own); other data bring a model and a task that suit them."""
+    own = replace(experiment.data, source=_placed(experiment.data.source))
+    if source is None or _placed(source) == own.source:
+        return replace(experiment, data=replace(own, options={**own.options, **options}))
+    return replace(experiment, task=None, model=None, data=replace(own, source=_placed(source), options=options))
+
+
+def _placed(source: str) -> str:
+    """A path from the root, so that a run can be gone on with from anywhere; the name of a federation as it is."""
+    return source if source in NAMES or not Path(source).exists() else str(Path(source).resolve())
 
 
 def read(document: Any, *, trusted: Collection[str] = ()) -> Experiment:
@@ -178,7 +166,7 @@ def names() -> list[str]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the experiment {path}: {error}") from error
 
@@ -193,6 +181,8 @@ def _module_at(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.exists():
         raise UserError(f"there is no experiment file {path}; give a .py or .json file")
+    if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) != spec.origin:
+        raise UserError(f"{path} has the name of a module that is in use; give the file another name")
     module = importlib.util.module_from_spec(spec)
     # Values of the file's own classes are found again by this name.
     sys.modules[path.stem] = module
@@ -201,11 +191,3 @@ def _module_at(path: Path) -> Any:
     except Exception as error:  # whatever the user's own code raises
         raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
-
-
-def _is_nnx_factory(parameters: Mapping[str, Any]) -> bool:
-    return "rngs" in parameters
-
-
-def _as_tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

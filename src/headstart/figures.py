@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from headstart.client_figures import Entry, clients_figure, gains_figure
-from headstart.recorded import Recorded, before_and_after, client_curves, estimate
+from headstart.client_figures import Entry, clients_figure, drawn, gains_figure
+from headstart.recorded import Recorded, client_curves, estimate, finite
 from headstart.tables import shown
 from headstart.tasks import Metric
 from headstart.themes import Drawing, Theme, axis_name, factor, series_color, titled
 
 MOST_PANELS = 6
 
-CAPTIONS = {
+_CAPTIONS = {
     "rounds": (
         "Validation clients during training, none of which trains. The personalized curve is at the length of "
         "personalization that was chosen at the end of each stage. With several seeds: the mean of those that "
@@ -27,8 +27,7 @@ CAPTIONS = {
     ),
     "personalization": (
         "Uniform mean over test clients at every length of personalization; bands are 95 % intervals over "
-        "clients. A dot marks the length that was chosen, on validation clients: a better one in this figure was "
-        "not known when choosing."
+        "clients. A dot marks the length that counts: "
     ),
     "clients": (
         "Initial against personalized, in each client's own test examples. In the shaded half personalization "
@@ -46,11 +45,48 @@ CAPTIONS = {
 }
 
 
+_CHOSEN = "chosen on validation clients"
+_NOT_CHOSEN = "no validation clients, full length"
+
+
+def caption(name: str, runs: Sequence[Recorded]) -> str:
+    """What to say below the figure of this name."""
+    kind = name.partition("-")[0]
+    return _CAPTIONS[kind] + (f"{_how_chosen(runs)}." if kind == "personalization" else "")
+
+
+def _how_chosen(runs: Sequence[Recorded]) -> str:
+    reports = [report for run in runs for outcome in run.outcomes for report in outcome.reports]
+    ways = {_CHOSEN if report.get("validation") else _NOT_CHOSEN for report in reports}
+    return " or ".join(sorted(ways))
+
+
+def left_out(runs: Sequence[Recorded]) -> list[str]:
+    """What the figures of test clients do not show, a sentence each."""
+    found = []
+    for entry in entries(runs):
+        number = int((~finite(entry.outcome, entry.run.metric)).sum())
+        if number:
+            who = f"{number} {'client' if number == 1 else 'clients'}"
+            found.append(f"The figures leave out {who} of {entry.label}: a value is not finite.")
+    more = len(_compared(runs)) - MOST_PANELS
+    if more > 0:
+        what = "stages" if len(runs) == 1 else "runs"
+        found.append(
+            f"The figures of single clients show the first {MOST_PANELS} {what}; the other {more} are not drawn."
+        )
+    return found
+
+
 def entries(runs: Sequence[Recorded]) -> list[Entry]:
     """What the figures of test clients compare: all stages of one run, or the last ones of several."""
     if len(runs) == 1:
         return [Entry(outcome.name, runs[0], outcome) for outcome in runs[0].outcomes]
     return [Entry(run.label, run, run.outcomes[-1]) for run in runs if run.outcomes]
+
+
+def _compared(runs: Sequence[Recorded]) -> list[Entry]:
+    return [entry for entry in entries(runs) if finite(entry.outcome, entry.run.metric).any()]
 
 
 def drawings(runs: Sequence[Recorded]) -> list[Drawing]:
@@ -60,8 +96,7 @@ def drawings(runs: Sequence[Recorded]) -> list[Drawing]:
     if any(len(run.history.rounds) for run in runs):
         text = f"Initial and personalized {name} on validation clients against rounds"
         made.append(Drawing("rounds", text, partial(rounds_figure, runs)))
-    compared = [entry for entry in entries(runs) if len(client_curves(entry.outcome, entry.run.metric))]
-    if compared:
+    if compared := _compared(runs):
         shared = compared[:MOST_PANELS]
         text = f"{name.capitalize()} of test clients against the length of personalization"
         made.append(Drawing("personalization", text, partial(personalization_figure, compared)))
@@ -151,7 +186,7 @@ def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
     units = " or ".join(sorted({entry.run.unit for entry in compared}))
     axes = figure.add_subplot(xlabel=f"{units} of personalization", ylabel=f"{axis_name(metric)}\ntest clients")
     for number, entry in enumerate(compared):
-        values = factor(metric) * client_curves(entry.outcome, metric)
+        values = factor(metric) * client_curves(entry.outcome, metric)[finite(entry.outcome, metric)]
         color, lengths = series_color(theme, number), np.arange(values.shape[1])
         if len(compared) == 1:
             low, high = np.percentile(values, (25, 75), axis=0)
@@ -165,9 +200,8 @@ def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
         axes.plot(
             chosen, mean[chosen], "o", color=color, markersize=9, markeredgecolor=theme.background, markeredgewidth=1.5
         )
-    chosen = Line2D(
-        [], [], color=theme.muted, marker="o", linestyle="", markersize=8, label="chosen on validation clients"
-    )
+    how = _how_chosen([entry.run for entry in compared])
+    chosen = Line2D([], [], color=theme.muted, marker="o", linestyle="", markersize=8, label=how)
     handles = [*axes.get_legend_handles_labels()[0], chosen]
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(handles=handles, loc="outside lower left", ncols=5)
@@ -176,7 +210,7 @@ def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
 
 
 def _personalization_title(compared: Sequence[Entry], metric: Metric) -> str:
-    pairs = [[float(v.mean()) for v in before_and_after(entry.outcome, metric)] for entry in compared]
+    pairs = [[float(v.mean()) for v in drawn(entry)] for entry in compared]
     last = [after for _, after in pairs]
     best = int(np.argmax(last) if metric.higher_is_better else np.argmin(last))
     before, after = (shown(metric, value) for value in pairs[best])

@@ -13,6 +13,7 @@ seed-0/stage-0.safetensors  the initial model
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -37,13 +38,14 @@ Record = dict[str, Any]
 
 
 @contextmanager
-def claimed(out: Path, experiment: Experiment) -> Iterator[None]:
+def claimed(out: Path, experiment: Experiment, federation: Federation) -> Iterator[None]:
     """Make the folder this experiment's own for the time of the block.
 
     Raises:
-        UserError: if it cannot be written, holds another experiment, or another process is writing it.
+        UserError: if it cannot be written, holds another experiment or other data, or another process writes it.
     """
     document = to_json(experiment)
+    _check_same(out, document)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = open(out / ".lock", "w")  # noqa: SIM115 (held for the whole block)
@@ -54,21 +56,35 @@ def claimed(out: Path, experiment: Experiment) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another process is writing {out}; wait for it, or choose another --out") from error
-        _check_same(out, document)
+        _check_data(out, federation)
+        for leftover in (path for path in out.rglob(".*") if path.is_file() and path.name != ".lock"):
+            leftover.unlink()  # of a process that was killed while it wrote
         write_json(out / "experiment.json", document)
-        write_json(out / "environment.json", environment())
+        if not (out / "environment.json").exists():
+            write_json(out / "environment.json", environment())
         yield
 
 
 def _check_same(out: Path, document: Mapping[str, Any]) -> None:
     saved = out / "experiment.json"
     if not saved.exists():
-        if any(path.name != ".lock" for path in out.iterdir()):
+        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise UserError(f"{out} holds files but no experiment; choose an empty or a new folder with --out")
         return
     differing = _difference(read_json(saved), json.loads(json.dumps(document)))
     if differing:
         raise UserError(f"{out} holds another experiment ({differing}); choose another --out or repeat its settings")
+
+
+def _check_data(out: Path, federation: Federation) -> None:
+    """Record whose data a run is made of; data that changed behind the same path make another run."""
+    digest = hashlib.sha256("\n".join(federation.ids).encode())
+    digest.update(np.ascontiguousarray(federation.sizes).tobytes())
+    saved = out / "federation.json"
+    if saved.exists() and read_json(saved)["sha256"] != digest.hexdigest():
+        raise UserError(f"the clients of {federation.name} have changed since {out} was begun; choose another --out")
+    facts = {"clients": len(federation), "examples": int(federation.sizes.sum()), "facts": dict(federation.facts)}
+    write_json(saved, {"name": federation.name, **facts, "sha256": digest.hexdigest()})
 
 
 def _difference(old: Any, new: Any, place: str = "") -> str:
@@ -125,7 +141,7 @@ def _line(record: Record) -> bytes:
 
 def read_records(path: Path) -> list[Record]:
     """The whole records of a log; a half-written last line is passed over."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
@@ -179,7 +195,7 @@ def read_json(path: Path) -> Any:
         UserError: if it is missing or damaged.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path.parent} is no run folder, or a damaged one: cannot read {path.name} ({error})"

@@ -29,7 +29,15 @@ class Schedule:
         Raises:
             UserError: if optax has no such schedule, or it refuses the options.
         """
-        return _call("schedule", self.name, {"init_value": learning_rate, **self.options})
+        options = {name: _whole_keys(value) for name, value in self.options.items()}
+        return _call("schedule", self.name, {"init_value": learning_rate, **options})
+
+
+def _whole_keys(option: Any) -> Any:
+    """JSON has only text as keys; a schedule's boundaries are numbers of steps."""
+    if not isinstance(option, Mapping):
+        return option
+    return {int(key) if str(key).isdigit() else key: value for key, value in option.items()}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from headstart.data import Federation
 from headstart.files import write_bytes
@@ -42,11 +43,11 @@ def print_overview(console: Console, federation: Federation) -> None:
     """A table of facts and bars of the sizes on a terminal; plain lines in a pipe."""
     if not console.is_terminal:
         for name, value in facts(federation):
-            console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
+            console.print(f"{name}: {value}", highlight=False, soft_wrap=True, markup=False)
         return
     table = Table(show_header=False, box=None, padding=(0, 2))
     for name, value in facts(federation):
-        table.add_row(f"[bold]{name}[/bold]", value)
+        table.add_row(Text(name, style="bold"), Text(value))
     console.print(table)
     numbers, edges = _histogram(federation, bins=12)
     bars = Table(title="clients by number of examples", box=None, padding=(0, 1), title_justify="left")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from headstart.local import Descent, Progress, batches_per_epoch
 from headstart.models import Model
 from headstart.optimizers import Optimizer
 from headstart.rounds import client_key
-from headstart.tasks import Items, Sums, Task, add, masked, measure
+from headstart.tasks import Items, Metric, Sums, Task, add, masked, measure
 
 EVALUATION_BATCH = 32
 
@@ -54,7 +54,7 @@ class Curves(NamedTuple):
     gain: np.ndarray
     gain_squared: np.ndarray
 
-    def means(self, metric: Any) -> np.ndarray:
+    def means(self, metric: Metric) -> np.ndarray:
         """`[clients, length + 1]`: the client's own value of a metric; NaN where it has no test items."""
         sums, counts = self.metrics[metric.name]
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -184,5 +184,14 @@ def choose_length(curves: Curves, task: Task) -> int:
 
     To be asked of validation clients, never of test clients.
     """
-    means = np.nanmean(curves.means(task.metrics[0]), axis=0)
-    return int(np.argmax(means) if task.metrics[0].higher_is_better else np.argmin(means))
+    metric = task.metrics[0]
+    means, worst = mean_over_clients(curves, metric), -np.inf if metric.higher_is_better else np.inf
+    means = np.where(np.isfinite(means), means, worst)
+    return int(np.argmax(means) if metric.higher_is_better else np.argmin(means))
+
+
+def mean_over_clients(curves: Curves, metric: Metric) -> np.ndarray:
+    """`[length + 1]`: the uniform mean over the clients that have test items; NaN where one of them diverged."""
+    tested = curves.metrics[metric.name][1] > 0
+    values = curves.means(metric)[tested]
+    return values.mean(axis=0) if len(values) else np.full(values.shape[1], np.nan)

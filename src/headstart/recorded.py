@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -91,7 +92,7 @@ class Recorded(NamedTuple):
         return [stage["name"] for stage in self.document["stages"]]
 
 
-def read_runs(paths: Sequence[Path], *, trusted: Collection[str] = ()) -> list[Recorded]:
+def read_runs(paths: Sequence[str | os.PathLike[str]], *, trusted: Collection[str] = ()) -> list[Recorded]:
     """Read run folders.
 
     trusted: modules beside headstart's own that a saved task may be imported from.
@@ -99,9 +100,10 @@ def read_runs(paths: Sequence[Path], *, trusted: Collection[str] = ()) -> list[R
     Raises:
         UserError: if a folder is no run folder or a damaged one.
     """
-    documents = [_document(path) for path in paths]
-    labels = _labels(paths, [document["name"] for document in documents])
-    return [_read(*each, trusted) for each in zip(paths, labels, documents, strict=True)]
+    folders = [Path(path) for path in paths]
+    documents = [_document(folder) for folder in folders]
+    labels = _labels(folders, [document["name"] for document in documents])
+    return [_read(*each, trusted) for each in zip(folders, labels, documents, strict=True)]
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -209,9 +211,9 @@ def seed_means(outcome: Outcome, metric: Metric) -> tuple[np.ndarray, np.ndarray
     return initial, personalized
 
 
-def tested_ids(outcome: Outcome) -> list[str]:
-    """The ids of the clients that have test items, in the order of the arrays."""
-    return [name for name, tested in zip(outcome.ids, _tested(outcome), strict=True) if tested]
+def finite(outcome: Outcome, metric: Metric) -> np.ndarray:
+    """Bool `[tested clients]`: whose values are finite at every length; the others cannot be drawn."""
+    return np.isfinite(client_curves(outcome, metric)).all(axis=1)
 
 
 def gains(initial: np.ndarray, personalized: np.ndarray, metric: Metric) -> np.ndarray:

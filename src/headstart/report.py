@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Collection, Sequence
 from html import escape
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.errors import UserError
-from headstart.figures import CAPTIONS, drawings
+from headstart.figures import caption, drawings, left_out
 from headstart.files import write_bytes
 from headstart.page import folded, number, page, paragraph, picture, section, table, tiles, two_lines
 from headstart.recorded import Estimate, Recorded, before_and_after, estimate, read_runs
@@ -19,7 +20,12 @@ from headstart.tables import Distribution, Row, rows_of, shown, shown_change, sh
 from headstart.themes import Drawing, save
 
 
-def write(runs: Sequence[Path], out: Path | None = None, *, trusted: Collection[str] = ()) -> Path:
+def write(
+    runs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    trusted: Collection[str] = (),
+) -> Path:
     """Write the page and, in `figures/` beside it, its figures, light and dark; returns the page's path.
 
     runs: run folders, finished or not, to be compared. out: the page; by default `report.html` in the first folder.
@@ -34,17 +40,20 @@ def write(runs: Sequence[Path], out: Path | None = None, *, trusted: Collection[
         raise UserError(
             f"the runs measure different things ({', '.join(sorted(names)) or 'no run given'}); report them apart"
         )
-    target = out or runs[0] / "report.html"
+    target = Path(out) if out else read[0].path / "report.html"
     figures, rows = target.parent / "figures", rows_of(read)
-    command = ["headstart", "report", *map(str, runs), *(["--out", str(out)] if out else [])]
+    # All that may be damaged is read before the first figure is written.
+    samples = _distinct_samples(read)
+    imports = [word for module in sorted(trusted) for word in ("--import", module)]
+    command = ["headstart", "report", *map(os.fspath, runs), *(["--out", os.fspath(out)] if out else []), *imports]
     content = (
         _head(read),
         *(paragraph(text, "notice") for text in map(_state, read) if text),
         _tiles(rows[-1]) if len(read) == 1 and rows else "",
-        section("Results", _results(read, rows), _pictures(drawings(read), figures)),
+        section("Results", _results(read, rows), *map(_note, left_out(read)), _pictures(read, figures)),
         section("How clients differ", _clients(rows)),
         section("All metrics", _all_metrics(read)),
-        section("Examples", *(_samples(*each, figures) for each in _distinct_samples(read))),
+        section("Examples", *(_samples(*each, figures) for each in samples)),
         section("The experiment", _settings(read, [_flat(run.document) for run in read]), *map(_exact, read)),
         section("The environment", _settings(read, [_flat(run.environment) for run in read])),
         section("Make this page again", f"<pre>{escape(shlex.join(command))}</pre>"),
@@ -193,14 +202,17 @@ def _all_metrics(runs: Sequence[Recorded]) -> str:
     return table(["run, stage", "metric", "initial", "personalized", "difference"], cells) if cells else ""
 
 
-def _pictures(made: Sequence[Drawing], folder: Path) -> str:
-    return "\n".join(_picture(drawing, folder) for drawing in made)
+def _note(text: str) -> str:
+    return paragraph(text, "note")
 
 
-def _picture(drawing: Drawing, folder: Path) -> str:
+def _pictures(runs: Sequence[Recorded], folder: Path) -> str:
+    return "\n".join(_picture(drawing, folder, caption(drawing.name, runs)) for drawing in drawings(runs))
+
+
+def _picture(drawing: Drawing, folder: Path, words: str) -> str:
     (light, width), (dark, _) = save(drawing, folder)
-    caption = CAPTIONS[drawing.name.partition("-")[0]]
-    return picture(light, dark, width=width, text=drawing.text, caption=caption)
+    return picture(light, dark, width=width, text=drawing.text, caption=words)
 
 
 def _distinct_samples(runs: Sequence[Recorded]) -> list[tuple[str, Samples]]:
@@ -216,7 +228,8 @@ def _distinct_samples(runs: Sequence[Recorded]) -> list[tuple[str, Samples]]:
 def _samples(name: str, samples: Samples, folder: Path) -> str:
     if samples.kind == "image":
         text = f"Pictures of {len(samples.ids)} test clients with their labels"
-        return _picture(Drawing(name, text, lambda theme: images_figure(samples, theme)), folder)
+        drawing = Drawing(name, text, lambda theme: images_figure(samples, theme))
+        return _picture(drawing, folder, caption(name, ()))
     if samples.kind == "text":
         clients = zip(samples.ids, samples.x, strict=True)
         return "".join(
@@ -228,14 +241,16 @@ def _samples(name: str, samples: Samples, folder: Path) -> str:
 
 def _features(samples: Samples, *, most: int = 8) -> str:
     width = min(samples.x[0].shape[1], most)
-    left_out = samples.x[0].shape[1] - width
+    hidden = samples.x[0].shape[1] - width
     cells = [
         [escape(client) if place == 0 else "", *(number(f"{v:.4g}") for v in x[:width]), _target(samples, y)]
         for client, rows, targets in zip(samples.ids, samples.x, samples.y, strict=True)
         for place, (x, y) in enumerate(zip(rows[:3], targets, strict=False))
     ]
-    names = samples.facts.get("features") or [f"feature {i + 1}" for i in range(width)]
-    note = paragraph(f"{left_out} more features are not shown.", "note") if left_out else ""
+    names = samples.facts.get("features") or ()
+    if len(names) != samples.x[0].shape[1]:
+        names = [f"feature {i + 1}" for i in range(width)]
+    note = _note(f"{hidden} more features are not shown.") if hidden else ""
     return table(["client", *map(str, names[:width]), "target"], cells) + note
 
 

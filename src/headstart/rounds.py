@@ -7,7 +7,7 @@ clients and on any number of lanes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,8 +99,9 @@ def federated(
             if weighting == "uniform":
                 reply = reply._replace(weight=(reply.weight > 0).astype(jnp.float32))
             # What a client keeps must not be spoiled by a reply that is left out.
-            usable = all_finite(reply.delta)
-            memory = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.memory, memory)
+            if memory is not None:
+                usable = all_finite(reply.delta)
+                memory = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.memory, memory)
             return add(totals, weigh(reply)), memory
 
         totals, memory = over_clients(one, no_totals(state.params, task), cohort.clients, cohort.memory, lanes=lanes)
@@ -158,8 +159,7 @@ def centralized(
     """
 
     def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
-        client: Any = jax.tree.map(lambda leaf: leaf[0], cohort.clients._replace(block=None))
-        client = client._replace(block=cohort.clients.block)
+        client = cohort.clients.at(0)
         steps = batches_per_epoch(client, batch_size)
 
         def descend(number: Array, carry: tuple[State, Sums]) -> tuple[State, Sums]:

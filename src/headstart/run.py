@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -12,15 +13,14 @@ import jax
 import numpy as np
 
 from headstart import checkpoint
-from headstart.data import Draw, Federation, Split, on_device, split_clients
-from headstart.datasets import load as load_data
+from headstart.data import Draw, on_device
 from headstart.errors import UserError
-from headstart.experiment import Experiment, Stage, build_model, suited
+from headstart.experiment import Experiment
 from headstart.files import write_json
 from headstart.folder import Log, Record, claimed, curve_arrays, write_arrays, write_samples
 from headstart.interrupt import Interrupt
-from headstart.models import Model
-from headstart.personalize import Curves, Personalizer, choose_length, personalizer
+from headstart.personalize import Curves, Personalizer, choose_length, mean_over_clients, personalizer
+from headstart.prepare import Prepared, prepare
 from headstart.rounds import Algorithm, Info, State
 from headstart.sampling import cohorts, round_key
 from headstart.statistics import summarize
@@ -40,16 +40,6 @@ class Options:
     lanes: int = 1
     checkpoint_seconds: float = 30.0
     device_bytes: int = 2**30
-
-
-class Prepared(NamedTuple):
-    """An experiment with everything it names at hand."""
-
-    experiment: Experiment
-    task: Task
-    model: Model
-    federation: Federation
-    groups: Split
 
 
 class Session(NamedTuple):
@@ -76,7 +66,7 @@ class Place(NamedTuple):
 
 def run(
     experiment: Experiment,
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     seeds: int = 1,
     options: Options = Options(),
@@ -95,34 +85,13 @@ def run(
     Raises:
         UserError: for anything the user can mend; what was saved before stays.
     """
-    prepared = prepare(experiment, trusted=trusted)
-    with claimed(out, prepared.experiment), Interrupt() as interrupt:
+    prepared, out = prepare(experiment, trusted=trusted), Path(out)
+    with claimed(out, prepared.experiment, prepared.federation), Interrupt() as interrupt:
         write_samples(out, prepared.federation, prepared.groups.test)
         watch = personalizer(prepared.task, prepared.model, experiment.personalization, lanes=options.lanes)
         draw = on_device(prepared.federation, limit=options.device_bytes)
         session = Session(prepared, draw, watch, options, listen, interrupt)
         return all(_run_seed(session, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
-
-
-def prepare(experiment: Experiment, *, trusted: Collection[str] = ()) -> Prepared:
-    """Load the data, split the clients, build the model; what can be wrong beforehand is found here.
-
-    Raises:
-        UserError: if data, model and stages do not fit each other.
-    """
-    federation = load_data(experiment.data.source, **experiment.data.options)
-    experiment = suited(experiment, federation)
-    data = experiment.data
-    groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
-    for stage in experiment.stages:
-        if isinstance(stage, Stage) and stage.clients_per_round > len(groups.train):
-            raise UserError(
-                f"stage {stage.name!r} wants a cohort of {stage.clients_per_round} clients, more than the"
-                f" {len(groups.train)} training clients in the data; choose a smaller cohort"
-            )
-    assert experiment.model is not None and experiment.task is not None
-    model = build_model(experiment.model, federation, trusted=trusted)
-    return Prepared(experiment, experiment.task, model, federation, groups)
 
 
 def _run_seed(session: Session, folder: Path, seed: int) -> bool:
@@ -142,8 +111,21 @@ def _run_seed(session: Session, folder: Path, seed: int) -> bool:
         if reached is None:
             return False
         place = reached
-        _finish_stage(trial, place)
+        try:
+            _finish_stage(trial, place)
+        except InterruptedRunError:
+            _tell_interrupted(trial, place)
+            return False
     return True
+
+
+class InterruptedRunError(Exception):
+    """Ctrl-C was pressed while clients were personalized; the state was saved before."""
+
+
+def _tell_interrupted(trial: Trial, place: Place) -> None:
+    text = f"interrupted; saved after round {place.round}"
+    trial.session.listen({"event": "note", "seed": trial.seed, "text": text})
 
 
 class Trial(NamedTuple):
@@ -200,7 +182,7 @@ def _train(trial: Trial, algorithm: Algorithm, place: Place) -> Place | None:
             _save(trial, place)
             saved = time.monotonic()
         if session.interrupt.requested:
-            session.listen({"event": "note", "seed": trial.seed, "text": f"interrupted; saved after round {number}"})
+            _tell_interrupted(trial, place)
             return None
     return place
 
@@ -241,28 +223,40 @@ def means(task: Task, sums: Sums) -> dict[str, float | None]:
 def _evaluate(trial: Trial, place: Place) -> None:
     """Log how the state does on some validation clients, before and after personalization."""
     prepared = trial.session.prepared
-    clients = prepared.groups.validation[: prepared.experiment.evaluation_clients]
-    if not len(clients):
+    clients, count = prepared.groups.validation, prepared.experiment.evaluation_clients
+    if not len(clients) or not count:
         return
+    # Spread over the file, whose order may mean something.
+    clients = clients[np.unique(np.linspace(0, len(clients) - 1, min(count, len(clients))).astype(int))]
     began = time.perf_counter()
     curves = _watch(trial, place, "validation", clients)
-    summary = {metric.name: np.nanmean(curves.means(metric), axis=0).tolist() for metric in prepared.task.metrics}
+    summary = {metric.name: mean_over_clients(curves, metric).tolist() for metric in prepared.task.metrics}
     seconds = time.perf_counter() - began
     stage = prepared.experiment.stages[place.stage].name
     record = {"event": "evaluation", "round": place.round, "stage": stage, "validation": summary}
     trial.log({**record, "clients": len(clients), "seconds": seconds})
 
 
-def _watch(trial: Trial, place: Place, group: str, clients: np.ndarray) -> Curves:
-    """Personalize clients of a group from the state of the run."""
+def _watch(trial: Trial, place: Place, group: str, clients: np.ndarray, *, interruptible: bool = False) -> Curves:
+    """Personalize clients of a group from the state of the run.
+
+    Raises:
+        InterruptedRunError: on Ctrl-C, if interruptible.
+    """
     session = trial.session
     told = {"event": "progress", "seed": trial.seed, "group": group, "of": len(clients)}
+
+    def progress(done: int) -> None:
+        session.listen({**told, "clients": done})
+        if interruptible and session.interrupt.requested:
+            raise InterruptedRunError
+
     return session.watch(
         place.state.params,
         clients,
         session.draw,
         jax.random.fold_in(trial.key, 2),
-        lambda done: session.listen({**told, "clients": done}),
+        progress,
     )
 
 
@@ -278,7 +272,7 @@ def _finish_stage(trial: Trial, place: Place) -> None:
     for group, clients in (("validation", prepared.groups.validation), ("test", prepared.groups.test)):
         if not len(clients):
             continue
-        curves = _watch(trial, place, group, clients)
+        curves = _watch(trial, place, group, clients, interruptible=True)
         if group == "validation":
             length = choose_length(curves, prepared.task)
         arrays |= curve_arrays(group, prepared.federation.select(clients), curves)

@@ -38,7 +38,7 @@ class Samples(NamedTuple):
         shape, kind = self.x[0].shape[1:], self.facts.get("kind")
         if kind == "text" and len(shape) == 1 and self.facts.get("labels"):
             return "text"
-        if len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4)):
+        if kind != "features" and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4))):
             return "image"
         return "features" if len(shape) == 1 and kind != "text" else ""
 

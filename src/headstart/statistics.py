@@ -70,7 +70,8 @@ def bootstrap(values: np.ndarray, *, seed: int = 0, resamples: int = 2000, level
 def hurt(curves: Curves, metric: Metric, *, length: int) -> dict[str, Any]:
     """The share of clients that look hurt, and the share that chance alone would make look so.
 
-    A client looks hurt when its own metric on its few test items got worse. `by_chance` is the expected share of such
+    A client looks hurt when its own metric on its few test items got worse, or its training diverged.
+    `by_chance` is the expected share of such
     clients if every client's true gain were the same, the mean one over all test items; `chance_interval` is where the
     share would lie in 95 of 100 repetitions. Test items are taken as independent. `beyond_chance` says whether the
     observed share lies above that interval. If the mean gain is not positive, chance makes most clients look hurt.
@@ -81,7 +82,7 @@ def hurt(curves: Curves, metric: Metric, *, length: int) -> dict[str, Any]:
     if not len(gain):
         return {}
     chances = chance_of_harm(gain, squared, counts, discrete=metric.zero_one)
-    share, expected = float((gain < 0).mean()), float(chances.mean())
+    share, expected = float(((gain < 0) | ~np.isfinite(gain)).mean()), float(chances.mean())
     margin = 1.96 * float(np.sqrt((chances * (1 - chances)).sum())) / len(gain)
     interval = [max(0.0, expected - margin), min(1.0, expected + margin)]
     return {"share": share, "by_chance": expected, "chance_interval": interval, "beyond_chance": share > interval[1]}
@@ -94,7 +95,9 @@ def chance_of_harm(gain: np.ndarray, squared: np.ndarray, counts: np.ndarray, *,
     discrete: the change of an item is -1, 0 or 1 (right before, wrong after; unchanged; the reverse). Then the number
         of changed items is binomial and so is, of these, the number made worse; otherwise a normal approximation.
     """
-    total, mean = counts.sum(), gain.sum() / counts.sum()
+    finite = np.isfinite(gain) & np.isfinite(squared)
+    total = max(counts[finite].sum(), 1)
+    mean, squared = gain[finite].sum() / total, squared[finite]
     if not discrete:
         spread = np.sqrt(max(squared.sum() / total - mean**2, 0))
         if spread == 0:

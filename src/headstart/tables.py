@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from headstart.recorded import (
     Estimate,
@@ -93,7 +93,7 @@ class Row(NamedTuple):
     personalized_reached: Reached
 
 
-def rows(runs: Sequence[Path], *, trusted: Collection[str] = ()) -> list[Row]:
+def rows(runs: Sequence[str | os.PathLike[str]], *, trusted: Collection[str] = ()) -> list[Row]:
     """A row for every stage that at least one seed has finished, run after run.
 
     Raises:
@@ -212,12 +212,13 @@ def _table(rows: Sequence[Row]) -> Table:
     name = rows[0].metric.name
     columns = (f"initial {name}", f"personalized {name}", "difference", "hurt (by chance)", "length")
     for column in (*columns, *(["rounds to target"] if targets else [])):
-        table.add_column(column, justify="right")
+        table.add_column(Text(column), justify="right")
     for row in rows:
         several = f", {row.seeds} seeds" if row.seeds > 1 else ""
         reached = [f"{row.initial_reached} / {row.personalized_reached}"] if targets else []
         name = f"{row.run}\n{row.stage}: {row.clients} clients{several}"
-        table.add_row(escape(name), *_cells(row, "\n"), *reached, style="bold" if row.final else "")
+        cells = map(Text, (name, *_cells(row, "\n"), *reached))
+        table.add_row(*cells, style="bold" if row.final else "")
     return table
 
 
@@ -245,17 +246,18 @@ def _line(row: Row) -> str:
     return f"{line}, rounds to {target} initial {row.initial_reached} personalized {row.personalized_reached}"
 
 
-def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print a document of `statistics.summarize`: every metric, and the clients hurt."""
+def print_summary(console: Console, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
+    """Print a document of `statistics.summarize`: every one of the task's metrics, and the clients hurt."""
     untested = f" ({summary['untested']} more without test examples)" if summary["untested"] else ""
     lines = [f"{summary['clients']} clients{untested}, personalization of length {summary['length']}"]
-    for name, group in summary.items():
-        if isinstance(group, dict) and group.get("difference"):
+    for metric in metrics:
+        group = summary[metric.name]
+        if group.get("difference"):
             parts = [
-                f"{when} {_plain(name, group[when], change=when == 'difference')}"
+                f"{when} {_plain(metric, group[when], change=when == 'difference')}"
                 for when in ("initial", "personalized", "difference")
             ]
-            lines.append(f"{name}: {', '.join(parts)}")
+            lines.append(f"{metric.name}: {', '.join(parts)}")
     if summary["hurt"]:
         lines.append(
             f"hurt: {shown_share(summary['hurt']['share'])}, by chance {shown_share(summary['hurt']['by_chance'])}"
@@ -263,9 +265,7 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
     console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
 
 
-def _plain(name: str, group: Mapping[str, Any], *, change: bool) -> str:
-    # A summary holds no units; of headstart's own metrics accuracy is the one that is a share.
-    metric = Metric(name, "share" if name == "accuracy" else "", True, lambda output, y: (output, y))
+def _plain(metric: Metric, group: Mapping[str, Any], *, change: bool) -> str:
     value = Estimate(group["mean"], *group["interval"])
     mean = shown_change(metric, value.mean) if change else shown(metric, value.mean)
     return f"{mean} {shown_interval(metric, value, change=change)}"

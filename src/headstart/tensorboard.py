@@ -50,7 +50,9 @@ def _scalars(record: Record) -> dict[str, float]:
         case "evaluation":
             ends = {"initial": 0, "personalized": -1}
             curves = record["validation"].items()
-            return {f"validation/{when}_{_tag(name)}": curve[end] for name, curve in curves for when, end in ends.items()}
+            return {
+                f"validation/{when}_{_tag(name)}": curve[end] for name, curve in curves for when, end in ends.items()
+            }
         case _:
             return {}
 

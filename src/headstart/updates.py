@@ -123,7 +123,8 @@ class Reptile:
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
-        return _reply(client, *weighted_path(descent, broadcast, key, Leg(client, jnp.where(client.size > 0, self.steps, 0), 1.0)))
+        steps = jnp.where(client.size > 0, self.steps, 0)
+        return _reply(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,9 @@ class FOMAML:
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
-        support, query = support_and_query(client, self.query_share, key)
+        support, query = support_and_query(client, self.query_share, key, batch_size=self.batch_size)
         legs = Leg(support, self.steps, 0.0), Leg(query, 1, 1.0)
-        return _reply(client, *weighted_path(descent, broadcast, key, *legs))
+        return _reply(client, *weighted_path(descent, broadcast, key, *legs), counts=query.size > 0)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class MAML:
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
-        support, query = support_and_query(client, self.query_share, key)
+        support, query = support_and_query(client, self.query_share, key, batch_size=self.batch_size)
 
         def query_loss(params: Tree) -> tuple[Array, Sums]:
             progress = descent.run(descent.begin(params), support, key, steps=self.steps)
@@ -172,13 +173,18 @@ class MAML:
             return loss, add(progress.metrics, metrics)
 
         gradient, metrics = jax.grad(query_loss, has_aux=True)(broadcast)
-        return _reply(client, jax.tree.map(lambda g: self.learning_rate * g, gradient), metrics)
+        delta = jax.tree.map(lambda g: self.learning_rate * g, gradient)
+        return _reply(client, delta, metrics, counts=query.size > 0)
 
 
-def support_and_query(client: Client, query_share: float, key: Array) -> tuple[Client, Client]:
+def support_and_query(
+    client: Client, query_share: float, key: Array, *, batch_size: int | None = None
+) -> tuple[Client, Client]:
     """The client's examples for the inner steps and for the query; the same ones if `query_share` is 0.
 
     Otherwise a random part is held out: at least one example if there are two, none if there is only one.
+
+    batch_size: the query is at most this many of the part held out, so that every batch of it is the whole.
     """
     if not query_share:
         return client, client
@@ -186,8 +192,12 @@ def support_and_query(client: Client, query_share: float, key: Array) -> tuple[C
     held_out = jnp.round(client.size * query_share).astype(client.size.dtype)
     kept = client.size - jnp.clip(held_out, jnp.minimum(1, client.size // 2), jnp.maximum(client.size - 1, 0))
     support = client._replace(rows=rows, size=kept)
-    return support, client._replace(rows=jnp.roll(rows, -kept), size=client.size - kept)
+    size = client.size - kept
+    query = client._replace(
+        rows=jnp.roll(rows, -kept), size=size if batch_size is None else jnp.minimum(size, batch_size)
+    )
+    return support, query
 
 
-def _reply(client: Client, delta: Tree, metrics: Sums) -> Reply:
-    return Reply(delta, client.size.astype(jnp.float32), metrics)
+def _reply(client: Client, delta: Tree, metrics: Sums, *, counts: Array | bool = True) -> Reply:
+    return Reply(delta, jnp.where(counts, client.size, 0).astype(jnp.float32), metrics)

@@ -15,7 +15,7 @@ from headstart.data import Federation, from_arrays, split_examples
 from headstart.datasets import fedjax, leaf, tff
 from headstart.datasets.cache import cache_root, cached
 from headstart.datasets.download import download
-from headstart.datasets.rows import Rows, accept, reading
+from headstart.datasets.rows import Rows, accept, listed, reading
 from headstart.datasets.sources import Sources, find, open_database, recognise
 from headstart.datasets.tables import read_table
 from headstart.errors import UserError
@@ -24,6 +24,7 @@ __all__ = ["download", "load"]
 
 _DATA_URL = "https://storage.googleapis.com/tff-datasets-public"
 _PUBLISHED = {"emnist": "emnist_all.sqlite.lzma", "shakespeare": "shakespeare.sqlite.lzma"}
+NAMES = ("glyphs", *_PUBLISHED)
 
 
 def load(name_or_path: str | os.PathLike[str], **options: Any) -> Federation:
@@ -33,8 +34,8 @@ def load(name_or_path: str | os.PathLike[str], **options: Any) -> Federation:
     LEAF JSON, npz, Parquet, CSV. Where train and test examples have files of their own, one of them is enough, or
     their folder. Sources without a split of their own get one by `split_examples`.
 
-    options: those of `glyphs`; `digits_only=True` for TFF's EMNIST; those of `tables.read_table`.
-        They may be text, as a command line gives them.
+    options: those of `glyphs`; `digits_only=True` for TFF's EMNIST; those of `tables.read_table`, such as
+        `regression=True`, without which whole numbers are classes. They may be text, as a command line gives them.
 
     Images are uint8 `[rows, 28, 28, 1]`, background 255; text is int32 `[rows, 80]`; features are float32.
 
@@ -45,7 +46,9 @@ def load(name_or_path: str | os.PathLike[str], **options: Any) -> Federation:
     if name == "glyphs":
         return _glyphs(options)
     if name not in _PUBLISHED:
-        return _from_files(find(Path(name)), options)
+        with reading(Path(name)):
+            sources = find(Path(name))
+        return _from_files(sources, options)
     path = cache_root() / "downloads" / _PUBLISHED[name]
     download(f"{os.environ.get('HEADSTART_DATA_URL', _DATA_URL)}/{_PUBLISHED[name]}", path)
     return _from_files(Sources(path, (path,), ()), options, name=name)
@@ -80,7 +83,7 @@ def _read(sources: Sources, options: Mapping[str, Any]) -> Rows:
     if form == "sqlite":
         return _read_sqlite(sources, options)
     if form in ("npz", "parquet", "csv"):
-        return read_table(path, form, options)
+        return read_table(sources, form, options)
     accept(options, [], f"{path} ({'TFF h5' if form == 'h5' else 'LEAF JSON'})")
     return tff.read_h5(train, test) if form == "h5" else leaf.read_leaf(train, test)
 
@@ -92,7 +95,7 @@ def _read_sqlite(sources: Sources, options: Mapping[str, Any]) -> Rows:
             return tff.read_sqlite(sources.path, database, options)
     if "federated_data" not in tables:
         raise UserError(
-            f"{sources.path} is SQLite with the tables {', '.join(sorted(tables)) or 'none'}, neither TFF's (examples,"
+            f"{sources.path} is SQLite with the tables {listed(sorted(tables))}, neither TFF's (examples,"
             " client_metadata) nor FedJAX's (federated_data); give one of theirs"
         )
     accept(options, [], f"{sources.path} (FedJAX sqlite)")

@@ -7,7 +7,6 @@ import hashlib
 import http.client
 import os
 import re
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from headstart.errors import UserError
+from headstart.files import write_bytes
 
 try:
     import fcntl
@@ -154,7 +154,7 @@ def _copy(response: Any, part: IO[bytes], path: Path, have: int, total: int | No
 @contextlib.contextmanager
 def _bar(name: str, have: int, total: int | None, progress: bool) -> Iterator[Any]:
     console = Console(stderr=True)
-    columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
     with Progress(
         *columns, TimeRemainingColumn(), console=console, disable=not (progress and console.is_terminal)
     ) as bar:
@@ -176,19 +176,18 @@ def _place(url: str, path: Path, sha256: str | None) -> None:
 def _verify(path: Path, sha256: str | None) -> None:
     record = _beside(path, ".sha256")
     found = _sha256(path)
-    if not record.exists():
-        # Put here by hand: from now on it is to stay as it is.
+    recorded = record.read_text(errors="replace").split() if record.exists() else []
+    if not recorded:
+        # Put here by hand, or the record is empty: from now on the file is to stay as it is.
         _record(path, found)
-    expected = sha256 or record.read_text().split(maxsplit=1)[0]
+    expected = sha256 or (recorded or [found])[0]
     if found != expected:
         raise UserError(f"{path} has SHA-256 {found}, not {expected}; delete it to download it again")
 
 
 def _record(path: Path, digest: str) -> None:
     """In the form that `sha256sum --check` reads."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(f"{digest}  {path.name}\n")
-    os.replace(file.name, _beside(path, ".sha256"))
+    write_bytes(_beside(path, ".sha256"), f"{digest}  {path.name}\n".encode())
 
 
 def _sha256(path: Path) -> str:

@@ -8,9 +8,10 @@ matplotlib ships, by as many writers as asked, each with a hand of his own. A wr
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
+from numbers import Integral, Real
+from typing import Any, overload
 
 import numpy as np
 
@@ -77,6 +78,11 @@ def glyphs(
     ('writer0999999', array([18,  2]))
 
     """
+    _check_kinds(
+        {"writers": writers, "seed": seed, "examples": 1 if examples is None else examples},
+        {"test_fraction": test_fraction, "habits": habits, "variation": variation},
+        humps,
+    )
     _check(writers, humps, examples, test_fraction, habits, variation)
     sizes = _sizes(seed, writers, humps, examples, test_fraction)
     return Federation(
@@ -86,6 +92,17 @@ def glyphs(
         fetch=functools.partial(_fetch, sizes=sizes, seed=seed, habits=habits, variation=variation),
         facts={"kind": "image", "classes": 62, "labels": CHARACTERS, "source": "drawn from matplotlib's fonts"},
     )
+
+
+def _check_kinds(whole: Mapping[str, Any], numbers: Mapping[str, Any], humps: Any) -> None:
+    for name, value in whole.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise UserError(f"glyphs: {name}={value!r} is not a whole number; give one")
+    for name, value in numbers.items():
+        if not isinstance(value, Real):
+            raise UserError(f"glyphs: {name}={value!r} is not a number; give one")
+    if not isinstance(humps, Sequence) or not all(isinstance(hump, Real) for hump in humps):
+        raise UserError(f"glyphs: humps={humps!r} are not two numbers; give two from 1 on, such as (170, 340)")
 
 
 def _check(

@@ -37,8 +37,8 @@ def _clients(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _fields(path: Path, x: list[Any], y: list[Any]) -> dict[str, Any]:
-    if x and isinstance(x[0], str) and len(x[0]) + len(y[0]) == 81:
-        return {"x": x, "y": y}
+    if x and isinstance(x[0], str) and isinstance(y[0], str) and len(x[0]) + len(y[0]) == 81:
+        return {"windows": [a + b for a, b in zip(x, y, strict=True)]}
     if not x or (isinstance(x[0], list) and len(x[0]) == SIDE**2):
         return {"pixels": np.asarray(x, np.float32), "label": np.asarray(y)}
     raise UserError(

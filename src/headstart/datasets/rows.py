@@ -92,6 +92,24 @@ def arrange(
     return Rows([ids[i] for i in by_id], sizes, x, y, own_split, facts)
 
 
+def joined_unless_split(rows: Rows) -> Rows:
+    """The rows as they are, or without a split if no client has both parts: files then separate clients, not examples.
+
+    LEAF's `user` splits are such.
+    """
+    if not rows.own_split or rows.sizes.all(axis=1).any():
+        return rows
+    totals = rows.sizes.sum(axis=1)
+    return rows._replace(sizes=np.stack([totals, np.zeros_like(totals)], axis=1), own_split=False)
+
+
+def listed(names: Iterable[str], *, most: int = 8) -> str:
+    """Names for a sentence; of many, the first."""
+    found = list(names)
+    more = f" ... and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more if found else "none"
+
+
 def refuse_empty(path: Path, counts: Mapping[str, int]) -> None:
     """A client that is listed must have examples."""
     empty = sorted(client for client, count in counts.items() if count == 0)
@@ -116,6 +134,8 @@ def _explain(path: Path, error: Exception) -> str:
         return f"{path} cannot be unpacked: no space left on the disk; free some, or set HEADSTART_CACHE to another"
     if number in (errno.EACCES, errno.EPERM):
         return f"{path} may not be read; give yourself the permission"
+    if number == errno.ENAMETOOLONG:
+        return f"{str(path)[:80]}... is too long for the name of a file; give the path of one"
     return f"{path} is damaged, cut short or not what it seems ({reason}); get or write it again"
 
 

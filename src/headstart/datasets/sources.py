@@ -27,7 +27,7 @@ _PART = re.compile(r"(train|test)(?!.*(train|test))")
 class Sources(NamedTuple):
     """The files of a data set.
 
-    path: the one to speak of in messages, and the only one that formats without a pair read.
+    path: the one to speak of in messages, and the only one that TFF's sqlite reads.
     train, test: a pair, or several; one of them empty if the other part has no file.
     """
 
@@ -68,7 +68,8 @@ def _partner(path: Path) -> list[Path]:
         return []
     other = "test" if part == "train" else "train"
     name = _PART.sub(other, path.name)
-    places = [path.with_name(name), path.parent.parent / other / name]
+    # Absolute, for a path may begin inside LEAF's folder `train`.
+    places = [path.with_name(name), path.absolute().parent.parent / other / name]
     return [place for place in places if place.is_file()][:1]
 
 

@@ -48,11 +48,26 @@ def _cut(codes: np.ndarray) -> np.ndarray:
     return row.reshape(count, LENGTH + 1)
 
 
-def windows(owner: str, test: bool, x: Sequence[str], y: Sequence[str]) -> Chunk:
-    """80 characters and the one that comes next, a row each; the targets are all 80 next characters."""
-    lengths = {len(a) + len(b) for a, b in zip(x, y, strict=True)}
-    if lengths - {LENGTH + 1}:
+def windows(owner: str, test: bool, texts: Sequence[str]) -> Chunk:
+    """Rows from texts of 80 characters and the one that comes next; the targets are all 80 next characters.
+
+    LEAF's windows slide over a passage by one character. Such a passage becomes rows that follow one another, every
+    80th window and the rest, so that each character is a target once and none is both adapted to and tested on.
+    """
+    if {len(each) for each in texts} - {LENGTH + 1}:
         raise ValueError(f"a text that is not {LENGTH} characters and the next one")
-    codes = np.frombuffer("".join(a + b for a, b in zip(x, y, strict=True)).encode("utf-32-le"), "<u4")
+    codes = np.frombuffer("".join(texts).encode("utf-32-le"), "<u4")
     rows = _IDS[np.minimum(codes, 256)].reshape(-1, LENGTH + 1)
-    return Chunk([owner] * len(rows), test, rows[:, :-1], rows[:, 1:])
+    slides = (rows[1:, :-1] == rows[:-1, 1:]).all(axis=1)
+    passages = np.split(rows, np.flatnonzero(~slides) + 1)
+    pairs = [_unslide(np.concatenate([each[0], each[1:, -1]])) for each in passages]
+    x, y = (np.concatenate(pieces) for pieces in zip(*pairs, strict=True))
+    return Chunk([owner] * len(x), test, x, y)
+
+
+def _unslide(passage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens `[n]` as inputs and targets `[rows, 80]`: every one but the first is a target once."""
+    count = -(-(len(passage) - 1) // LENGTH)
+    filled = np.full(count * LENGTH + 1, PAD, np.int32)
+    filled[: len(passage)] = passage
+    return filled[:-1].reshape(count, LENGTH), filled[1:].reshape(count, LENGTH)

@@ -6,12 +6,12 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from headstart.datasets import images, text, tfexample
-from headstart.datasets.rows import Chunk, Rows, accept, as_flag, refuse_empty
+from headstart.datasets.rows import Chunk, Rows, accept, as_flag, listed, refuse_empty
 from headstart.datasets.whole import read_whole
 from headstart.errors import UserError
 
@@ -57,7 +57,7 @@ def _choose_splits(path: Path, found: list[str], digits: bool) -> _Splits:
         if splits.train in found:
             return splits
     raise UserError(
-        f"{path} has the splits {', '.join(sorted(found)) or 'none'}, not {' or '.join(s.train for s in wanted)};"
+        f"{path} has the splits {listed(sorted(found))}, not {' or '.join(s.train for s in wanted)};"
         " name another file" + (", or leave out digits_only" if digits else "")
     )
 
@@ -108,6 +108,11 @@ def _h5_clients(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     import h5py
 
     with h5py.File(path, "r") as file:
-        clients: Any = file["examples"]
+        clients = file.get("examples")
+        if not isinstance(clients, h5py.Group) or not all(isinstance(group, h5py.Group) for group in clients.values()):
+            raise UserError(
+                f"{path} is HDF5 of another data set, with {listed(file)} and no group of clients named examples; write"
+                " it as npz, Parquet or CSV"
+            )
         for client, group in clients.items():
             yield client, {name: group[name][()] for name in group}

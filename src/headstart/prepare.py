@@ -1,0 +1,185 @@
+"""From an experiment's words to things: its data, clients, model and task, checked against each other beforehand."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from headstart.data import Examples, Federation, Split, as_input, split_clients
+from headstart.datasets import load as load_data
+from headstart.errors import UserError
+from headstart.experiment import Experiment, Imported, Stage
+from headstart.models import ALIASES, Model, as_model
+from headstart.tasks import Classification, NextCharacter, Regression, Task, measure
+from headstart.values import attribute
+
+# The least value of every setting that has one.
+LEAST = {
+    **dict.fromkeys(("rounds", "clients_per_round", "batch_size", "epochs", "steps"), 1),
+    **dict.fromkeys(
+        ("seed", "length", "evaluate_every", "evaluation_clients", "train", "validation", "query_share"), 0
+    ),
+}
+
+
+class Prepared(NamedTuple):
+    """An experiment with everything it names at hand."""
+
+    experiment: Experiment
+    task: Task
+    model: Model
+    federation: Federation
+    groups: Split
+
+
+def prepare(experiment: Experiment, *, trusted: Collection[str] = ()) -> Prepared:
+    """Load the data, split the clients, build the model; what can be wrong beforehand is found here.
+
+    Raises:
+        UserError: if a setting is out of range, or data, model, task and stages do not fit each other.
+    """
+    check_ranges(experiment)
+    federation = load_data(experiment.data.source, **experiment.data.options)
+    experiment = suited(experiment, federation)
+    data = experiment.data
+    groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
+    for stage in experiment.stages:
+        if isinstance(stage, Stage) and stage.clients_per_round > len(groups.train):
+            raise UserError(
+                f"stage {stage.name!r} wants a cohort of {stage.clients_per_round} clients, more than the"
+                f" {len(groups.train)} training clients in the data; choose a smaller cohort"
+            )
+    assert experiment.model is not None and experiment.task is not None
+    model = build_model(experiment.model, federation, trusted=trusted)
+    check_fit(experiment.task, model, federation)
+    return Prepared(experiment, experiment.task, model, federation, groups)
+
+
+def check_ranges(experiment: Experiment) -> None:
+    """Refuse settings below their least value.
+
+    Raises:
+        UserError: for the first one.
+    """
+    if not experiment.stages:
+        raise UserError("the experiment has no stages; give it at least one")
+    for place, name, value in _settings(experiment):
+        if name in LEAST and not (math.isfinite(value) and value >= LEAST[name]):
+            raise UserError(f"{place} is {value}, but must be at least {LEAST[name]}")
+
+
+def _settings(value: Any, place: str = "experiment") -> Iterator[tuple[str, str, Any]]:
+    """Every number in a tree of values: its place, its field's name and itself."""
+    if dataclasses.is_dataclass(value):
+        pairs = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    else:
+        pairs = [(str(number), item) for number, item in enumerate(value)] if isinstance(value, tuple) else []
+    for name, item in pairs:
+        if isinstance(item, int | float):
+            yield f"{place}.{name}", name, item
+        yield from _settings(item, f"{place}.{name}")
+
+
+def suited(experiment: Experiment, federation: Federation) -> Experiment:
+    """The experiment with the model and the task that suit the data where none is given."""
+    kind = federation.facts.get("kind", "features")
+    regression = not federation.facts.get("classes")
+    task = {"text": NextCharacter()}.get(kind, Regression() if regression else Classification())
+    model = {"text": "char_lstm", "image": "cnn"}.get(kind, "linear" if regression else "logistic")
+    return replace(experiment, task=experiment.task or task, model=experiment.model or Imported(model))
+
+
+def build_model(model: Imported, federation: Federation, *, trusted: Collection[str] = ()) -> Model:
+    """The model an experiment names, for the examples of a federation.
+
+    Raises:
+        UserError: if it cannot be imported, refuses its options, or is no model.
+    """
+    thing = _named(model.path, trusted)
+    if callable(thing) and not isinstance(thing, Model):
+        thing = _called(thing, model, federation)
+    x, _ = federation.example()
+    return as_model(thing, jax.tree.map(lambda leaf: as_input(jnp.asarray(leaf[:1])), x))
+
+
+def _named(path: str, trusted: Collection[str]) -> Any:
+    if path in ALIASES:
+        return ALIASES[path]
+    if "." not in path and ":" not in path:
+        raise UserError(f"there is no model {path!r}; give one of {', '.join(ALIASES)}, or your own as module:name")
+    thing = attribute(path, trusted, "model")
+    # A saved experiment may name anything of headstart's; what it names is called, so only models will do.
+    own = path.split(".")[0].split(":")[0] == "headstart"
+    if own and not (isinstance(thing, type) and issubclass(thing, nn.Module)):
+        raise UserError(
+            f"{path} is no model of headstart's; give one of {', '.join(ALIASES)}, or your own as module:name"
+        )
+    return thing
+
+
+def _called(thing: Any, model: Imported, federation: Federation) -> Any:
+    """What a class or function gives for the model's options, the number of classes filled in."""
+    is_nnx = isinstance(thing, type) and issubclass(thing, nnx.Module)
+    parameters = inspect.signature(thing.__init__ if is_nnx else thing).parameters
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in model.options.items()}
+    unknown = sorted(set(options) - set(parameters))
+    if unknown:
+        raise UserError(f"model {model.path} has no option {unknown[0]!r}; it accepts {', '.join(parameters)}")
+    classes = federation.facts.get("classes")
+    if "classes" in parameters and classes:
+        options.setdefault("classes", int(classes))
+    if "rngs" in parameters:
+        return partial(thing, **options)
+    try:
+        return thing(**options)
+    except Exception as error:  # whatever the user's own code raises
+        reason = "the data have no classes" if "'classes'" in str(error) else f"{type(error).__name__}: {error}"
+        raise UserError(f"cannot make the model {model.path} with the options {options}: {reason}") from error
+
+
+def check_fit(task: Task, model: Model, federation: Federation) -> None:
+    """Try the task on the model's output for a few examples, without computing anything.
+
+    Raises:
+        UserError: if the task cannot take the output or the targets, or the model has too few outputs.
+    """
+    x, y = jax.tree.map(lambda leaf: jnp.asarray(leaf[:2]), federation.example())
+    x, mask = jax.tree.map(as_input, x), jnp.ones(len(jax.tree.leaves(y)[0]), bool)
+    classes = federation.facts.get("classes")
+
+    def attempt() -> Any:
+        output, _ = model.apply(model.init(jax.random.key(0)), x)
+        measured = measure(task, output, Examples(x, y, mask))
+        return output, task.loss(output, y), measured
+
+    try:
+        output = jax.eval_shape(attempt)[0]
+    except Exception as error:  # whatever a user's own task raises
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"the task {type(task).__name__} does not fit the model's output or the targets: {reason}"
+        ) from error
+    _check_outputs(task, output, y, classes)
+
+
+def _check_outputs(task: Task, output: Any, y: Any, classes: int | None) -> None:
+    if isinstance(task, Regression) and classes:
+        raise UserError("the targets are classes, not quantities; for a table add --data-option regression=true")
+    if not isinstance(task, Classification | NextCharacter):
+        return
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise UserError(
+            f"the targets are {y.dtype}, not classes; choose the task Regression and a model such as linear"
+        )
+    if output.ndim < 2 or (classes and output.shape[-1] < classes):
+        raise UserError(f"the model has {output.shape[-1]} outputs for {classes} classes; choose a larger one")
