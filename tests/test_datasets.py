@@ -225,12 +225,54 @@ def test_leaf_windows_become_shifted_rows(tmp_path):
     with gzip.open(tmp_path / "roles_train.json.gz", "wt") as file:
         json.dump({"users": ["u"], "num_samples": [3], "user_data": data}, file)
     federation = datasets.load(tmp_path / "roles_train.json.gz")
-    assert not federation.own_split and federation.sizes.sum() == 3
+    assert not federation.own_split and federation.sizes.sum() == 2
     x, y = federation.fetch(np.arange(1))
     labels = federation.facts["labels"]
-    order = np.argsort([labels[row[0]] for row in x])
-    assert ["".join(labels[i] for i in x[row]) for row in order] == data["u"]["x"]
-    assert ["".join(labels[i] for i in y[row]) for row in order] == [text[i + 1 : i + 81] for i in range(3)]
+    order = np.argsort((x == 0).sum(axis=1))
+    assert ["".join(labels[i] for i in x[row] if i) for row in order] == [text[:80], text[80:82]]
+    assert ["".join(labels[i] for i in y[row] if i) for row in order] == [text[1:81], text[81:83]]
+
+
+def test_leaf_passages_are_never_both_adapted_to_and_tested_on(tmp_path):
+    # Three characters tell a place in the passage: one counts on, two count its turns.
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    passages = [
+        "".join(alphabet[i % 26] + first + alphabet[i // 26] for i in range(n)) for first, n in (("A", 150), ("B", 200))
+    ]
+    x = [text[i : i + 80] for text in passages for i in range(len(text) - 80)]
+    y = [text[i + 80] for text in passages for i in range(len(text) - 80)]
+    content = {"users": ["u"], "num_samples": [len(x)], "user_data": {"u": {"x": x, "y": y}}}
+    (tmp_path / "roles.json").write_text(json.dumps(content))
+    federation = datasets.load(tmp_path / "roles.json")
+    rows, targets = federation.fetch(np.arange(1))
+    labels = federation.facts["labels"]
+    adapt, test = (
+        [places("".join(labels[i] for i in (row[0], *target) if i), passages) for row, target in part]
+        for part in np.split(list(zip(rows, targets, strict=True)), [federation.sizes[0, 0]])
+    )
+    adapt, test = (set().union(*part) for part in (adapt, test))
+    assert test and not adapt & test
+    assert adapt | test == {(k, i) for k, text in enumerate(passages) for i in range(1, len(text))}
+
+
+def places(row, passages):
+    """Where in which passage the characters that this row predicts stand."""
+    number = next(k for k, text in enumerate(passages) if row in text)
+    start = passages[number].index(row)
+    assert passages[number].count(row) == 1
+    return {(number, start + i) for i in range(1, len(row))}
+
+
+def test_leaf_files_that_separate_users_are_one_federation_without_a_split(tmp_path, monkeypatch):
+    content = drawings()
+    for split, client in zip(("train", "test"), IDS, strict=True):
+        (tmp_path / split).mkdir()
+        own = {(client, split): content[client, "train"]}
+        write_leaf(tmp_path / split / f"x_{split}.json", own, split)
+    monkeypatch.chdir(tmp_path / "train")
+    federation = datasets.load("x_train.json")
+    assert list(federation.ids) == list(IDS) and not federation.own_split
+    assert federation.sizes.sum(axis=1).tolist() == [3, 2] and federation.sizes.min() == 1
 
 
 def test_examples_with_fields_in_any_order_packed_or_not_are_read():
@@ -431,6 +473,50 @@ def test_the_whole_text_is_read():
     assert len(federation) == 1137 and federation.own_split
     x, _ = federation.fetch(np.arange(1137))
     assert (x == 88).sum() == 24_810 + 5_968
+
+
+def leaf_content(x, y):
+    return {"users": ["u"], "num_samples": [len(x)], "user_data": {"u": {"x": x, "y": y}}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (leaf_content(["1.jpg", "2.jpg"], [0, 1]), "neither FEMNIST nor Shakespeare"),
+        (leaf_content([None], [0]), "neither FEMNIST nor Shakespeare"),
+        (leaf_content([{}], [0]), "neither FEMNIST nor Shakespeare"),
+        ({"users": None, "num_samples": [1], "user_data": {}}, "of another structure"),
+        ({"users": ["u"], "num_samples": [1], "user_data": {"u": [1]}}, "of another structure"),
+    ],
+)
+def test_other_leaf_data_get_one_sentence(content, message, tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        datasets.load(tmp_path / "all.json")
+
+
+def test_other_fedjax_and_hdf5_data_get_one_sentence(tmp_path):
+    other = {("u", "train"): {"x": np.zeros((2, 3)), "y": np.zeros(2)}}
+    with pytest.raises(UserError, match="another data set: its clients have the fields x, y, not pixels"):
+        datasets.load(write_fedjax(tmp_path / "b.sqlite", other, "train"))
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file.create_dataset("examples", data=np.zeros(3))
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file.create_dataset("weights", data=np.zeros(3))
+    with h5py.File(tmp_path / "e.h5", "w") as file:
+        file.create_dataset("examples/u/image", data=np.zeros((3, 2)))
+    for name, message in (
+        ("c", "with examples and no group"),
+        ("d", "with weights and no group"),
+        ("e", "fields image"),
+    ):
+        with pytest.raises(UserError, match=message):
+            datasets.load(tmp_path / f"{name}.h5")
+
+
+def test_a_path_that_is_too_long_is_said():
+    with pytest.raises(UserError, match="too long for the name of a file"):
+        datasets.load("a" * 5000)
 
 
 def test_glyphs_take_the_options_of_their_maker():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,32 @@ def test_fractions_are_for_regression_and_whole_numbers_are_classes(form, tmp_pa
 
 
 @pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("flag", [True, "true"])
+def test_whole_numbers_are_for_regression_on_request(form, flag, tmp_path):
+    federation = load(tmp_path, form, columns(y=[30, 7, 30, 7, 9]), regression=flag)
+    assert rows(federation)["ann"] == [[4, 40, 7]] and federation.example()[1].dtype == np.float32
+    assert not {"classes", "labels"} & set(federation.facts)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("named", ["train", "test", ""])
+def test_a_pair_of_files_is_one_data_set(form, named, tmp_path):
+    parts = {"train": columns(), "test": columns(client=["bo", "007"], y=["dog", "ant"], a=[6.0, 7.0], b=[60, 70])}
+    paths = {part: write(tmp_path, form, table).rename(tmp_path / f"{part}.{form}") for part, table in parts.items()}
+    options = {"features": "a,b"} if form == "npz" else {}
+    federation = datasets.load(paths.get(named, tmp_path), **options)
+    assert federation.own_split and federation.sizes.tolist() == [[2, 1], [1, 0], [2, 1]]
+    assert federation.facts["labels"] == ["ant", "bee", "cat", "dog"]
+    x, y = federation.fetch(np.array([0]))
+    assert np.column_stack([x, y]).tolist() == [[1, 10, 2], [3, 30, 1], [7, 70, 0]]
+    with pytest.raises(UserError, match="are a pair, so split=b does not fit"):
+        datasets.load(tmp_path, split="b", **options)
+    write(tmp_path, form, columns(b=["u"] * 5)).rename(paths["test"])
+    with pytest.raises(UserError, match="but differ in column 'b'; give both the same columns"):
+        datasets.load(tmp_path, **options)
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_classes_and_labels_fix_the_numbers_of_classes(form, tmp_path):
     table = columns(y=[3, 4, 3, 5, 3])
     fixed = load(tmp_path, form, table, classes="6")
@@ -133,6 +160,19 @@ def test_a_split_column_separates_the_parts(form, tmp_path):
         ({}, {"partition": "random", "clients": "many"}, "option clients='many' is not a whole number"),
         ({}, {"partition": "random", "clients": 6}, "6 clients cannot share 5 examples"),
         ({"y": [0.5] * 5}, {"partition": "dirichlet"}, "the target holds fractions; give partition=random"),
+        ({}, {"features": 3}, "has no column '3', but"),
+        ({}, {"labels": 3}, "which is not among the 1 labels given"),
+        ({"y": [1, 2, 1, 2, 1]}, {"classes": -3}, "option classes=-3 is not a whole number from 1 on"),
+        ({}, {"partition": "random", "clients": 2, "seed": -1}, "option seed=-1 is not a whole number from 0 on"),
+        ({}, {"partition": "random", "clients": 2.5}, "option clients=2.5 is not a whole number"),
+        ({}, {"regression": "true"}, "no numbers in column 'y'; targets of regression are numbers"),
+        ({}, {"regression": "yes"}, "neither true nor false"),
+        ({"y": [1, 2, 1, 2, 1]}, {"regression": True, "classes": 3}, "give either classes= or regression=true"),
+        (
+            {f"c{i}": [1.0] * 5 for i in range(9)} | {"y": None},
+            {},
+            "but client, a, b, c0, c1, c2, c3, c4 ... and 4 more",
+        ),
     ],
 )
 def test_bad_tables_get_one_sentence(form, changes, options, message, tmp_path):
@@ -193,6 +233,22 @@ def test_npz_features_keep_their_shape(tmp_path):
     x = np.arange(12.0).reshape(2, 3, 2)
     federation = datasets.load(npz(tmp_path / "a.npz", x=x, y=np.arange(2), client=["u", "v"]))
     np.testing.assert_array_equal(federation.fetch(np.arange(2))[0], x.astype(np.float32))
+
+
+@pytest.mark.parametrize("options", [{"classes": 3}, {"partition": "dirichlet", "clients": 2, "alpha": 1}])
+def test_one_hot_targets_are_refused(options, tmp_path):
+    arrays = {"x": np.ones((3, 2)), "y": np.eye(3)}
+    path = npz(tmp_path / "a.npz", **arrays if "partition" in options else {**arrays, "client": np.arange(3)})
+    with pytest.raises(UserError, match=r"needs one class per example, and the target has 3 numbers; .*argmax"):
+        datasets.load(path, **options)
+
+
+@pytest.mark.parametrize("name", ["xl/workbook.xml", "archive/data.pkl"])
+def test_other_zip_archives_are_refused(name, tmp_path):
+    with zipfile.ZipFile(tmp_path / "book.xlsx", "w") as archive:
+        archive.writestr(name, "<workbook/>")
+    with pytest.raises(UserError, match="is a zip archive, but not one of numpy's arrays"):
+        datasets.load(tmp_path / "book.xlsx")
 
 
 def test_bad_npz_gets_one_sentence(tmp_path):

@@ -18,13 +18,14 @@ import pytest
 from headstart import datasets
 from headstart.datasets.download import download
 from headstart.errors import UserError
+from test_datasets import IDS, drawings, speeches, write
 
 CONTENT = np.random.default_rng(0).bytes(700_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 @contextmanager
-def serving(content=CONTENT, *, ranges=True, stop_after=None, etag='"1"', length=True):
+def serving(content=CONTENT, *, place="/file", ranges=True, stop_after=None, etag='"1"', length=True):
     """A server of one file; yields its address and the list of the ranges that were asked for.
 
     stop_after: how many bytes each answer holds before the connection is cut.
@@ -35,7 +36,7 @@ def serving(content=CONTENT, *, ranges=True, stop_after=None, etag='"1"', length
         def do_GET(self):
             wanted = self.headers.get("Range")
             asked.append(wanted)
-            if self.path != "/file":
+            if self.path != place:
                 return self.send_error(404)
             valid = self.headers.get("If-Range") in (None, etag)
             start = int(re.findall(r"\d+", wanted)[0]) if wanted and ranges and valid else 0
@@ -61,7 +62,7 @@ def serving(content=CONTENT, *, ranges=True, stop_after=None, etag='"1"', length
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/file", asked
+            yield f"http://127.0.0.1:{server.server_port}{place}", asked
         finally:
             server.shutdown()
             thread.join()
@@ -186,3 +187,28 @@ def test_published_data_sets_come_from_the_address_in_the_environment(tmp_path, 
         monkeypatch.setenv("HEADSTART_DATA_URL", url + "?name=")
         with pytest.raises(UserError, match="answered 404"):
             datasets.load("shakespeare")
+
+
+@pytest.mark.parametrize(("name", "content"), [("emnist_all", drawings()), ("shakespeare", speeches())])
+def test_published_data_sets_are_fetched_once_and_read(name, content, tmp_path, monkeypatch):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    packed = write(tmp_path, "tff-lzma", content).read_bytes()
+    with serving(packed, place=f"/{name}.sqlite.lzma") as (url, asked):
+        monkeypatch.setenv("HEADSTART_DATA_URL", url.rpartition("/")[0])
+        found = [datasets.load(name.removesuffix("_all")) for _ in range(2)]
+    assert len(asked) == 1
+    for federation in found:
+        assert federation.own_split and list(federation.ids) == list(IDS)
+        assert federation.name == name.removesuffix("_all")
+    first, second = (federation.fetch(np.arange(2)) for federation in found)
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_array_equal(first[1], second[1])
+    if name == "emnist_all":
+        np.testing.assert_array_equal(first[1], np.concatenate([fields["label"] for fields in content.values()]))
+
+
+def test_an_empty_record_of_a_hash_is_written_anew(tmp_path):
+    (tmp_path / "file.bin").write_bytes(CONTENT)
+    (tmp_path / "file.bin.sha256").write_text("")
+    download("http://127.0.0.1:9/never", tmp_path / "file.bin")
+    assert (tmp_path / "file.bin.sha256").read_text() == f"{DIGEST}  file.bin\n"

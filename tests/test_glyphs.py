@@ -184,6 +184,12 @@ def test_ids_are_a_sequence_of_distinct_names():
         {"test_fraction": 1.0},
         {"habits": 1.5},
         {"variation": -1},
+        {"writers": 2.5},
+        {"writers": None},
+        {"humps": 170},
+        {"habits": (1,)},
+        {"seed": 0.5},
+        {"examples": 10.5},
     ],
 )
 def test_an_option_out_of_range_is_named(options):

@@ -99,10 +99,11 @@ def federated(
             if weighting == "uniform":
                 reply = reply._replace(weight=(reply.weight > 0).astype(jnp.float32))
             # What a client keeps must not be spoiled by a reply that is left out.
+            kept = reply.memory
             if memory is not None:
                 usable = all_finite(reply.delta)
-                memory = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.memory, memory)
-            return add(totals, weigh(reply)), memory
+                kept = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.memory, memory)
+            return add(totals, weigh(reply)), kept
 
         totals, memory = over_clients(one, no_totals(state.params, task), cohort.clients, cohort.memory, lanes=lanes)
         return _server_step(server, state, totals, memory)
