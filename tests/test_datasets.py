@@ -229,7 +229,7 @@ def test_leaf_windows_become_shifted_rows(tmp_path):
     x, y = federation.fetch(np.arange(1))
     labels = federation.facts["labels"]
     order = np.argsort((x == 0).sum(axis=1))
-    assert ["".join(labels[i] for i in x[row] if i) for row in order] == [text[:80], text[80:82]]
+    assert ["".join(labels[i] for i in x[row] if i) for row in order] == [text[:80], text[80:83]]
     assert ["".join(labels[i] for i in y[row] if i) for row in order] == [text[1:81], text[81:83]]
 
 

@@ -213,7 +213,7 @@ def seed_means(outcome: Outcome, metric: Metric) -> tuple[np.ndarray, np.ndarray
 
 def finite(outcome: Outcome, metric: Metric) -> np.ndarray:
     """Bool `[tested clients]`: whose values are finite at every length; the others cannot be drawn."""
-    return np.isfinite(client_curves(outcome, metric)).all(axis=1)
+    return np.asarray(np.isfinite(client_curves(outcome, metric)).all(axis=1))
 
 
 def gains(initial: np.ndarray, personalized: np.ndarray, metric: Metric) -> np.ndarray:
@@ -223,9 +223,11 @@ def gains(initial: np.ndarray, personalized: np.ndarray, metric: Metric) -> np.n
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """The mean of per-client values `[clients]` with its interval; NaN if there are none."""
+    """The mean of per-client values `[clients]` with its interval; NaN where there is none."""
     if not len(values):
         return Estimate(np.nan, np.nan, np.nan)
+    if not np.isfinite(values).all():
+        return Estimate(float(values.mean()), np.nan, np.nan)
     return Estimate(float(values.mean()), *bootstrap(values))
 
 

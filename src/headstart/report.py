@@ -10,6 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from headstart.errors import UserError
 from headstart.figures import caption, drawings, left_out
 from headstart.files import write_bytes
@@ -45,7 +47,7 @@ def write(
     # All that may be damaged is read before the first figure is written.
     samples = _distinct_samples(read)
     imports = [word for module in sorted(trusted) for word in ("--import", module)]
-    command = ["headstart", "report", *map(os.fspath, runs), *(["--out", os.fspath(out)] if out else []), *imports]
+    command = ["headstart", "report", *map(str, runs), *(["--out", str(out)] if out else []), *imports]
     content = (
         _head(read),
         *(paragraph(text, "notice") for text in map(_state, read) if text),
@@ -181,6 +183,7 @@ def _clients(rows: Sequence[Row]) -> str:
     return table(head, cells, marks=marks) + paragraph(note, "note") if rows else ""
 
 
+@np.errstate(invalid="ignore")
 def _all_metrics(runs: Sequence[Recorded]) -> str:
     """Every metric of every finished stage."""
     cells = []

@@ -107,6 +107,7 @@ def rows_of(runs: Sequence[Recorded]) -> list[Row]:
     return [_row(run, outcome) for run in runs for outcome in run.outcomes]
 
 
+@np.errstate(invalid="ignore")  # a client whose training diverged may have infinite values
 def _row(run: Recorded, outcome: Outcome) -> Row:
     initial, personalized = before_and_after(outcome, run.metric)
     by_seed = seed_means(outcome, run.metric)

@@ -78,12 +78,7 @@ def glyphs(
     ('writer0999999', array([18,  2]))
 
     """
-    _check_kinds(
-        {"writers": writers, "seed": seed, "examples": 1 if examples is None else examples},
-        {"test_fraction": test_fraction, "habits": habits, "variation": variation},
-        humps,
-    )
-    _check(writers, humps, examples, test_fraction, habits, variation)
+    _check(writers, seed, humps, examples, test_fraction, habits, variation)
     sizes = _sizes(seed, writers, humps, examples, test_fraction)
     return Federation(
         name="glyphs",
@@ -107,12 +102,18 @@ def _check_kinds(whole: Mapping[str, Any], numbers: Mapping[str, Any], humps: An
 
 def _check(
     writers: int,
+    seed: int,
     humps: tuple[float, float],
     examples: int | None,
     test_fraction: float,
     habits: float,
     variation: float,
 ) -> None:
+    _check_kinds(
+        {"writers": writers, "seed": seed, "examples": 1 if examples is None else examples},
+        {"test_fraction": test_fraction, "habits": habits, "variation": variation},
+        humps,
+    )
     wrong = [
         (not 1 <= writers <= 2**31, f"writers={writers} is not between 1 and 2147483648"),
         (examples is not None and examples < 1, f"examples={examples} is not a number of examples; give 1 or more"),

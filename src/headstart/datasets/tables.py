@@ -77,7 +77,7 @@ def _is_text(values: np.ndarray) -> bool:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     # numpy leaves a file open that it opened itself and could not read.
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        columns = {name: file[name] for name in getattr(file, "files", [])}
+        columns = {name: file[name] for name in file.files}
     other = [name for name, values in columns.items() if not isinstance(values, np.ndarray)]
     if other or not columns:
         raise UserError(
