@@ -138,3 +138,33 @@ class Adam:
         first = self.first / (1 - self.beta1**self.count)
         second = self.second / (1 - self.beta2**self.count)
         return theta - self.rate * first / (np.sqrt(second) + self.epsilon)
+
+
+class Yogi:
+    """Zaheer et al. 2018, with the bias correction and the initial value of both moments that optax has."""
+
+    def __init__(self, rate: float, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-3):
+        self.rate, self.beta1, self.beta2, self.epsilon = rate, beta1, beta2, epsilon
+        self.first, self.second, self.count = 1e-6, 1e-6, 0
+
+    def step(self, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """One step."""
+        self.count += 1
+        self.first = self.beta1 * self.first + (1 - self.beta1) * gradient
+        squared = gradient**2
+        self.second = self.second - (1 - self.beta2) * np.sign(self.second - squared) * squared
+        first = self.first / (1 - self.beta1**self.count)
+        second = self.second / (1 - self.beta2**self.count)
+        return theta - self.rate * first / (np.sqrt(second) + self.epsilon)
+
+
+class Adagrad:
+    """Duchi et al. 2011, the sum of squares beginning at 0.1."""
+
+    def __init__(self, rate: float, epsilon: float = 1e-7):
+        self.rate, self.epsilon, self.squares = rate, epsilon, 0.1
+
+    def step(self, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """One step."""
+        self.squares = self.squares + gradient**2
+        return theta - self.rate * gradient / np.sqrt(self.squares + self.epsilon)

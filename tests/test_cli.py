@@ -58,12 +58,14 @@ def test_help_explains_with_examples(command):
 def test_a_run_prints_plain_lines_in_a_pipe_and_its_result(command, finished, tmp_path):
     data, _ = finished
     write_json(tmp_path / "mine.json", to_json(experiment(data)))
-    code, out, err = command("run", "mine.json", "--set", "stages.0.rounds=2", "--seed", 3, "--out", "runs/a")
+    words = ["run", "mine.json", "--set", "stages.0.rounds=2", "--seed", 3, "--seeds", 2, "--tensorboard"]
+    code, out, err = command(*words, "--out", "runs/a")
     assert (code, err) == (0, "")
+    assert all(any((tmp_path / f"runs/a/seed-{seed}/events").iterdir()) for seed in (3, 4))
     lines = out.splitlines()
     assert "seed 3 round 1 (FedAvg): training accuracy" in lines[1]
     assert any("validation accuracy initial" in line for line in lines)
-    assert "initial accuracy" in lines[-2] and "[" in lines[-2]
+    assert "initial accuracy" in lines[-2] and "[" in lines[-2] and "2 seeds" in lines[-2]
     assert "\x1b" not in out
     assert json.loads((tmp_path / "runs/a/experiment.json").read_text())["stages"][0]["rounds"] == 2
 

@@ -14,6 +14,7 @@ import reference
 import tiny
 from headstart.data import on_device
 from headstart.local import gradient_at
+from headstart.optimizers import Optimizer
 from headstart.rounds import Cohort, all_finite, centralized, client_key, federated, weigh
 from headstart.tasks import Classification, no_sums
 from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reply, Reptile
@@ -71,9 +72,11 @@ CASES = {
     "MAML": Case(MAML(3, RATE, BATCH), by_maml),
 }
 SERVERS = [
-    (optax.sgd(0.7), lambda: reference.Sgd(0.7)),
-    (optax.sgd(0.5, momentum=0.9), lambda: reference.Sgd(0.5, 0.9)),
-    (optax.adam(0.03), lambda: reference.Adam(0.03)),
+    (Optimizer("sgd", 0.7).build(), lambda: reference.Sgd(0.7)),
+    (Optimizer("sgd", 0.5, {"momentum": 0.9}).build(), lambda: reference.Sgd(0.5, 0.9)),
+    (Optimizer("adam", 0.03).build(), lambda: reference.Adam(0.03)),
+    (Optimizer("yogi", 0.03).build(), lambda: reference.Yogi(0.03)),
+    (Optimizer("adagrad", 0.1).build(), lambda: reference.Adagrad(0.1)),
 ]
 
 

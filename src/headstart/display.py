@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 from rich.console import Console, Group
@@ -128,33 +129,34 @@ def _facts(follower: Follower) -> Table:
     table = Table.grid(padding=(0, 3))
     training: dict[str, Any] = follower.round.get("training", {})
     facts = [f"{name} {_number(value)}" for name, value in training.items()]
-    pace = f"{follower.clients_per_second:.1f} clients/s"
-    table.add_row(
-        f"seed {follower.round.get('seed', follower.first_seed)}", follower.round.get("stage", ""), *facts, pace
-    )
-    table.add_row(f"{follower.time_left} left", follower.note)
+    seed = f"seed {follower.round.get('seed', follower.first_seed)}"
+    # Names are the user's, and may hold what looks like markup.
+    words = (seed, follower.round.get("stage", ""), *facts, f"{follower.clients_per_second:.1f} clients/s")
+    table.add_row(*map(Text, words))
+    table.add_row(Text(f"{follower.time_left} left"), Text(follower.note))
     return table
 
 
 def _curve(follower: Follower, *, most: int = 8, width: int = 40) -> Table:
-    """The newest evaluations as bars: initial, and what personalization adds."""
+    """The newest evaluations as bars: initial, and how far personalization takes it."""
     table = Table(box=None, padding=(0, 1))
     latest = follower.latest
     if latest is None:
         return table
     name = next(iter(latest["validation"]))
+    rows = [(r["round"], r["validation"][name]) for r in follower.evaluations[latest["seed"]][-most:]]
+    top = max([1.0, *(value for _, values in rows for value in (values[0], values[-1]) if isfinite(value))])
     for column in ("round", f"initial {name}", "personalized"):
-        table.add_column(column, justify="right")
+        table.add_column(Text(column), justify="right")
     table.add_column("validation clients")
-    for record in follower.evaluations[latest["seed"]][-most:]:
-        values = record["validation"][name]
-        table.add_row(str(record["round"]), f"{values[0]:.4f}", f"{values[-1]:.4f}", bar(values[0], values[-1], width))
+    for number, values in rows:
+        bars = bar(values[0] / top, values[-1] / top, width)
+        table.add_row(str(number), f"{values[0]:.4f}", f"{values[-1]:.4f}", bars)
     return table
 
 
 def bar(first: float, second: float, width: int) -> Text:
     """Two shares (0 to 1) as one bar: up to the lower one in one colour, from there to the higher one in another."""
-    low, high = sorted(min(max(value, 0.0), 1.0) for value in (first, second))
+    low, high = sorted(min(max(value, 0.0), 1.0) if isfinite(value) else 0.0 for value in (first, second))
     until, further = round(low * width), round(high * width)
-    more = "green" if second >= first else "red"
-    return Text("█" * until, style="blue").append("█" * (further - until), style=more)
+    return Text("█" * until, style="blue").append("█" * (further - until), style="cyan")
