@@ -56,10 +56,11 @@ def claimed(out: Path, experiment: Experiment, federation: Federation) -> Iterat
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another process is writing {out}; wait for it, or choose another --out") from error
-        _check_data(out, federation)
+        data = _same_data(out, federation)
         for leftover in (path for path in out.rglob(".*") if path.is_file() and path.name != ".lock"):
             leftover.unlink()  # of a process that was killed while it wrote
         write_json(out / "experiment.json", document)
+        write_json(out / "federation.json", data)
         if not (out / "environment.json").exists():
             write_json(out / "environment.json", environment())
         yield
@@ -76,15 +77,15 @@ def _check_same(out: Path, document: Mapping[str, Any]) -> None:
         raise UserError(f"{out} holds another experiment ({differing}); choose another --out or repeat its settings")
 
 
-def _check_data(out: Path, federation: Federation) -> None:
-    """Record whose data a run is made of; data that changed behind the same path make another run."""
+def _same_data(out: Path, federation: Federation) -> Record:
+    """What to record of the data; data that changed behind the same path make another run."""
     digest = hashlib.sha256("\n".join(federation.ids).encode())
     digest.update(np.ascontiguousarray(federation.sizes).tobytes())
     saved = out / "federation.json"
     if saved.exists() and read_json(saved)["sha256"] != digest.hexdigest():
         raise UserError(f"the clients of {federation.name} have changed since {out} was begun; choose another --out")
     facts = {"clients": len(federation), "examples": int(federation.sizes.sum()), "facts": dict(federation.facts)}
-    write_json(saved, {"name": federation.name, **facts, "sha256": digest.hexdigest()})
+    return {"name": federation.name, **facts, "sha256": digest.hexdigest()}
 
 
 def _difference(old: Any, new: Any, place: str = "") -> str:
