@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from headstart.data import Client, Draw, Federation, Part, on_device, part_rows
+from headstart.data import Client, Draw, Federation, Part, part_rows
 from headstart.experiment import Centralized, Stage
 from headstart.rounds import Cohort
 
@@ -24,7 +24,7 @@ def cohorts(
     part: Part = "adapt" if federation.own_split else "all"
     if isinstance(stage, Stage):
         return lambda number: Cohort(draw(clients[sample(seed, number, stage.clients_per_round, len(clients))], part))
-    block = on_device(federation, limit=federation.nbytes)(clients[:1], part).block
+    block = draw(np.arange(len(federation)), part).block
     rows, count = part_rows(federation, clients, part), stage.steps * stage.batch_size
 
     def pooled(number: int) -> Cohort:
