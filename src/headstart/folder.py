@@ -35,6 +35,7 @@ from headstart.personalize import Curves
 from headstart.values import to_json
 
 Record = dict[str, Any]
+Listener = Callable[[Record], None]
 
 
 @contextmanager
@@ -114,7 +115,7 @@ def environment() -> dict[str, Any]:
 class Log:
     """`metrics.jsonl`: a record per line. Every record is also handed to a listener."""
 
-    def __init__(self, path: Path, listen: Callable[[Record], None], seed: int) -> None:
+    def __init__(self, path: Path, listen: Listener, seed: int) -> None:
         self._path, self._listen, self._seed = path, listen, seed
 
     def cut(self, done: int | None) -> list[Record]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from headstart.data import Draw, on_device
 from headstart.errors import UserError
 from headstart.experiment import Experiment
 from headstart.files import write_json
-from headstart.folder import Log, Record, claimed, curve_arrays, write_arrays, write_samples
+from headstart.folder import Listener, Log, claimed, curve_arrays, write_arrays, write_samples
 from headstart.interrupt import Interrupt
 from headstart.personalize import Curves, Personalizer, choose_length, mean_over_clients, personalizer
 from headstart.prepare import Prepared, prepare
@@ -25,8 +25,6 @@ from headstart.rounds import Algorithm, Info, State
 from headstart.sampling import cohorts, round_key
 from headstart.statistics import summarize
 from headstart.tasks import Sums, Task
-
-Listener = Callable[[Record], None]
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from headstart.display import Listener
 from headstart.errors import UserError
-from headstart.folder import Record
+from headstart.folder import Listener, Record
 
 
 @contextmanager
