@@ -12,7 +12,8 @@ import pytest
 
 import reference
 import tiny
-from headstart.data import from_arrays, on_device
+from headstart.data import from_arrays
+from headstart.draw import on_device
 from headstart.local import Descent, batches_per_epoch, mean_loss
 from headstart.models import as_model
 from headstart.rounds import Cohort, client_key, federated

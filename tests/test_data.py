@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import tiny
-from headstart.data import cohort, from_arrays, key_data, on_device, part_rows, split_clients, split_examples
+from headstart.data import from_arrays, key_data, split_clients, split_examples
+from headstart.draw import on_device, part_rows
 from headstart.errors import UserError
 from headstart.sampling import sample, stream
 
@@ -88,8 +89,8 @@ def rows_of(clients):
 @pytest.mark.parametrize("part", ["adapt", "test", "all"])
 def test_rows_are_the_same_whether_they_stay_on_the_device_or_stream(part):
     federation, chosen = tiny.federation(), np.array([4, 0, 2])
-    resident = on_device(federation)(chosen, part, count=5)
-    streaming = on_device(federation, limit=0)(chosen, part, count=5)
+    resident = on_device(federation)(np.append(chosen, [-1, -1]), part)
+    streaming = on_device(federation, limit=0)(np.append(chosen, [-1, -1]), part)
     for a, b in zip(resident[1:], streaming[1:], strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
     np.testing.assert_array_equal(resident.size, streaming.size)
@@ -99,7 +100,7 @@ def test_rows_are_the_same_whether_they_stay_on_the_device_or_stream(part):
         adapt, test = federation.sizes[i]
         piece = {"adapt": slice(0, adapt), "test": slice(adapt, adapt + test), "all": slice(None)}[part]
         expected.append(jax.tree.map(lambda leaf, piece=piece: leaf[piece], federation.fetch(np.array([i]))))
-    for found in (rows_of(resident), rows_of(streaming), rows_of(cohort(federation, chosen, part))):
+    for found in (rows_of(resident), rows_of(streaming)):
         for own, wanted in zip(found, expected, strict=False):
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), own, wanted)
     assert [len(y) for _, y in rows_of(resident)[3:]] == [0, 0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from headstart.conv import conv_general_dilated, convolve, max_pool
-from headstart.recurrent import LSTM, recur
+from headstart.recurrent import LSTM, dot_general, recur
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +152,10 @@ def test_lstm_is_that_of_flax_to_second_order():
         return cell.apply({"params": {"cell": theirs}}, x)
 
     same_to_second_order(lambda params, x: layer.apply({"params": params}, x), flax_lstm, params, x)
+
+
+def test_flax_dense_layer_takes_our_product_to_second_order():
+    ours, theirs = (nn.Dense(4, param_dtype=jnp.float64, dot_general=product) for product in (dot_general, None))
+    x = normal(0, 2, 3, 5)
+    params = theirs.init(jax.random.key(0), x)
+    same_to_second_order(ours.apply, theirs.apply, params, x)

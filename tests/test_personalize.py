@@ -11,7 +11,7 @@ import pytest
 
 import reference
 import tiny
-from headstart.data import on_device
+from headstart.draw import on_device
 from headstart.optimizers import Optimizer
 from headstart.personalize import Curves, Personalization, adapt_client, choose_length, personalize, personalizer
 from headstart.rounds import client_key

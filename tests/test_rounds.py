@@ -12,7 +12,7 @@ import pytest
 
 import reference
 import tiny
-from headstart.data import on_device
+from headstart.draw import on_device
 from headstart.local import gradient_at
 from headstart.optimizers import Optimizer
 from headstart.rounds import Cohort, all_finite, centralized, client_key, federated, weigh
@@ -167,7 +167,7 @@ def test_an_empty_client_weighs_nothing(float64):
     # Number 3 has nothing to train on; of the three that are drawn in its stead, two only fill up the cohort.
     draw, begin = on_device(tiny.federation()), ALGORITHM.init(tiny.theta())
     with_one_of_its_own, filled_up = (
-        STEP(begin, Cohort(draw(np.array(c), count=5)), KEY) for c in ([3, 0, 2, 4], [0, 2, 4])
+        STEP(begin, Cohort(draw(np.array(c))), KEY) for c in ([3, 0, 2, 4, -1], [0, 2, 4, -1, -1])
     )
     assert_same(with_one_of_its_own, filled_up)
     assert int(filled_up[1].clients) == 3 and int(filled_up[1].dropped) == 0

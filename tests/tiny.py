@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from headstart.data import Client, Federation, from_arrays, on_device
+from headstart.data import Client, Federation, from_arrays
+from headstart.draw import on_device
 from headstart.local import Descent, Progress, batch, step_keys
 from headstart.models import Model
 from headstart.tasks import Metric

@@ -2,8 +2,9 @@
 
 __version__ = "0.1.0"
 
-from headstart.data import Client, Examples, Federation, from_arrays, on_device, split_clients, split_examples
+from headstart.data import Client, Examples, Federation, from_arrays, split_clients, split_examples
 from headstart.datasets import load
+from headstart.draw import on_device
 from headstart.errors import UserError
 from headstart.experiment import Centralized, Data, Experiment, Imported, Stage
 from headstart.local import Descent

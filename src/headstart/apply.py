@@ -13,14 +13,17 @@ from urllib.parse import quote
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from headstart import checkpoint
-from headstart.data import Client, Draw, Federation, Tree, on_device
+from headstart.data import Client, Federation, Tree
 from headstart.datasets import load as load_data
+from headstart.draw import Draw, on_device
 from headstart.errors import UserError
 from headstart.experiment import Experiment, read
 from headstart.files import write_bytes, write_json
 from headstart.folder import read_json, seed_folders
+from headstart.lanes import all_devices, over_clients
 from headstart.models import Model
 from headstart.personalize import Curves, Personalization, adapt_client, personalizer
 from headstart.prepare import build_model, check_fit
@@ -37,6 +40,7 @@ def personalize_run(
     options: Mapping[str, Any] | None = None,
     length: int | None = None,
     lanes: int = 1,
+    devices: int | None = None,
     trusted: Collection[str] = (),
     progress: Callable[[int, int], None] = lambda clients, of: None,
 ) -> tuple[dict[str, Any], Task]:
@@ -45,6 +49,7 @@ def personalize_run(
     Writes `parameters/<client>.safetensors`, `clients.csv` (a line per client) and `summary.json`, the last of all.
 
     length: epochs of personalization; by default the number the run chose on its validation clients.
+    lanes, devices: as in `run.Options`.
 
     Raises:
         UserError: if the run is not finished, or the data do not suit its model.
@@ -59,11 +64,12 @@ def personalize_run(
     params = _params(model, params_path, key)
     units: int = report["test"]["length"] if length is None else length
     recipe = replace(experiment.personalization, length=units)
-    draw, key = on_device(federation), jax.random.fold_in(key, 2)
-    watch = personalizer(task, model, recipe, lanes=lanes)
+    mesh = all_devices(devices)
+    draw, key = on_device(federation, mesh=mesh), jax.random.fold_in(key, 2)
+    watch = personalizer(task, model, recipe, lanes=lanes, mesh=mesh)
     curves = watch(params, np.arange(len(federation)), draw, key, lambda done: progress(done, len(federation)))
     summary = summarize(curves, task, length=units)
-    _write_parameters(out / "parameters", federation, draw, _adapter(model, task, recipe, params, key))
+    _write_parameters(out / "parameters", federation, draw, _adapter(model, task, recipe, params, key, mesh))
     write_bytes(out / "clients.csv", _csv(federation, curves, task, units))
     write_json(out / "summary.json", summary)
     return summary, task
@@ -125,21 +131,26 @@ def _params(model: Model, path: Path, key: jax.Array) -> Tree:
 
 
 def _adapter(
-    model: Model, task: Task, recipe: Personalization, params: Tree, key: jax.Array
+    model: Model, task: Task, recipe: Personalization, params: Tree, key: jax.Array, mesh: Mesh | None
 ) -> Callable[[Client], Tree]:
-    @jax.jit
-    def adapted(clients: Client) -> Tree:
-        client = clients.at(0)
-        return adapt_client(task, model, recipe, params, client, client_key(key, client), recipe.length)
+    """A compiled `clients -> parameters`, both with a leading axis of clients."""
 
-    return adapted
+    def one(shared: tuple[Tree, jax.Array], nothing: Tree, member: tuple[Client, Tree]) -> tuple[Tree, Tree]:
+        (params, key), (client, _) = shared, member
+        return nothing, adapt_client(task, model, recipe, params, client, client_key(key, client), recipe.length)
+
+    return jax.jit(lambda clients: over_clients(one, (params, key), (), clients, mesh=mesh)[1])
 
 
 def _write_parameters(folder: Path, federation: Federation, draw: Draw, adapted: Callable[[Client], Tree]) -> None:
-    for number, name in enumerate(federation.ids):
-        # An id may hold any character; quoted it is a file name.
-        path = folder / f"{quote(name, safe='')}.safetensors"
-        checkpoint.write(path, adapted(draw(np.array([number]))), {"client": name})
+    at_once = 1 if draw.mesh is None else draw.mesh.size
+    for start in range(0, len(federation), at_once):
+        chunk = np.arange(start, start + at_once)
+        parameters = jax.device_get(adapted(draw(np.where(chunk < len(federation), chunk, -1))))
+        for place, name in enumerate(federation.ids[start : start + at_once]):
+            # An id may hold any character; quoted it is a file name.
+            path = folder / f"{quote(name, safe='')}.safetensors"
+            checkpoint.write(path, jax.tree.map(lambda leaf, place=place: leaf[place], parameters), {"client": name})
 
 
 def _csv(federation: Federation, curves: Curves, task: Task, length: int) -> bytes:

@@ -35,7 +35,11 @@ DataOptions = Annotated[
 Imports = Annotated[
     list[str] | None, typer.Option("--import", metavar="MODULE", help="Let a saved experiment use code of this module.")
 ]
-Lanes = Annotated[int, typer.Option(min=1, help="Clients trained side by side; 1 is best on a CPU.")]
+Lanes = Annotated[int, typer.Option(min=1, help="Clients side by side on each device; 1 is best on a CPU.")]
+Devices = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Devices that share the work; default: all cores of a CPU, or all GPUs."),
+]
 
 
 @app.callback()
@@ -70,13 +74,16 @@ def run(
     seed: Annotated[int | None, typer.Option(min=0, help="The first seed.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, one run each.")] = 1,
     lanes: Lanes = 1,
+    devices: Devices = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="The least time between saved states.")] = 30.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events too.")] = False,
     imports: Imports = None,
 ) -> None:
     """Run an experiment into a folder. Ctrl-C saves; the same command goes on where it stopped."""
     from headstart.experiment import load
+    from headstart.run import Options
 
+    _prepare_devices(devices)
     trusted = _trusted(imports, model)
     loaded = load(
         experiment,
@@ -88,21 +95,18 @@ def run(
     if experiment.endswith(".py"):
         trusted.add(Path(experiment).stem)
     folder = out or Path("runs") / loaded.name
-    _run(loaded, folder, seeds, lanes, checkpoint_seconds, tensorboard, trusted)
+    options = Options(lanes=lanes, devices=devices, checkpoint_seconds=checkpoint_seconds)
+    _run(loaded, folder, seeds, options, tensorboard, trusted)
 
 
-def _run(
-    experiment: Any, out: Path, seeds: int, lanes: int, checkpoint_seconds: float, tensorboard: bool, trusted: set[str]
-) -> None:
+def _run(experiment: Any, out: Path, seeds: int, options: Any, tensorboard: bool, trusted: set[str]) -> None:
     from headstart.display import Follower, shown
-    from headstart.run import Options, run
+    from headstart.run import run
     from headstart.tables import print_rows, rows
     from headstart.tensorboard import also_events
 
-    _keep_programs()
     console = Console()
     follower = Follower(rounds=sum(s.rounds for s in experiment.stages), seeds=seeds, first_seed=experiment.seed)
-    options = Options(lanes=lanes, checkpoint_seconds=checkpoint_seconds)
     with ExitStack() as stack:
         listen = stack.enter_context(shown(console, follower, f"{experiment.name} → {out}"))
         if tensorboard:
@@ -132,13 +136,14 @@ def personalize(
         int | None, typer.Option(min=0, help="Epochs of personalization; default: the run's choice.")
     ] = None,
     lanes: Lanes = 1,
+    devices: Devices = None,
     imports: Imports = None,
 ) -> None:
     """Personalize a run's initial model on your own clients: per-client results and adapted parameters."""
     from headstart.apply import personalize_run
     from headstart.tables import print_summary
 
-    _keep_programs()
+    _prepare_devices(devices)
     console = Console()
     options = _data_options(client, target, features, data_option)
     with console.status("personalizing") as status:
@@ -149,6 +154,7 @@ def personalize(
             options=options,
             length=epochs,
             lanes=lanes,
+            devices=devices,
             trusted=_trusted(imports, None),
             progress=lambda done, of: status.update(f"personalizing clients, {of} in all"),
         )
@@ -224,12 +230,14 @@ def _data_options(
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _keep_programs() -> None:
-    """Keep compiled programs between commands, unless the user's environment says where, or that they are not to be."""
+def _prepare_devices(count: int | None) -> None:
+    """Use all cores, and keep compiled programs between commands unless the user's environment says otherwise."""
     import jax
 
     from headstart.datasets.cache import cache_root
+    from headstart.lanes import cores_as_devices
 
+    cores_as_devices(count)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
 

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +66,8 @@ class Client(NamedTuple):
     size: Array
     key_data: Array
 
-    def at(self, place: int) -> Client:
-        """One client of a cohort."""
+    def at(self, place: Array | int) -> Client:
+        """One client of a cohort, or one cohort of several."""
         rows, size, key_data = (leaf[place] for leaf in (self.rows, self.size, self.key_data))
         return Client(self.block, rows, size, key_data)
 
@@ -232,76 +232,3 @@ def key_data(client_id: str) -> np.ndarray:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
-
-
-class Draw(Protocol):
-    """Cohorts of a federation that `on_device` has put on the device."""
-
-    def __call__(self, clients: np.ndarray, part: Part = "adapt", *, count: int | None = None) -> Client:
-        """The clients (int array `[n]`) as a `Client` with a leading axis, filled up to `count` with empty clients."""
-        ...
-
-
-def on_device(federation: Federation, *, limit: int = 2**30) -> Draw:
-    """Put a federation on the device; returns what draws cohorts of it.
-
-    A federation of at most `limit` bytes goes there whole, once; of a larger one each draw brings its own rows.
-    """
-    if federation.nbytes > limit:
-        return lambda clients, part="adapt", *, count=None: _bring(federation, np.asarray(clients), part, count)
-    everyone = np.arange(len(federation))
-    block, starts = Block(*jax.tree.map(jnp.asarray, federation.fetch(everyone))), _starts(federation, everyone)
-
-    def draw(clients: np.ndarray, part: Part = "adapt", *, count: int | None = None) -> Client:
-        clients = np.asarray(clients, np.int64)
-        return _client(federation, clients, block, starts[clients], part, count or len(clients))
-
-    return draw
-
-
-def _bring(federation: Federation, clients: np.ndarray, part: Part, count: int | None) -> Client:
-    """A cohort over a block of just its rows, filled up to a power of two, so that few programs are compiled."""
-    rows = int(federation.sizes[clients].sum())
-    room = 1 << max(rows - 1, 1).bit_length()
-
-    def bring(leaf: np.ndarray) -> Array:
-        return jnp.asarray(np.concatenate([leaf, np.zeros((room - rows, *leaf.shape[1:]), leaf.dtype)]))
-
-    block = Block(*jax.tree.map(bring, federation.fetch(clients)))
-    return _client(federation, clients, block, _starts(federation, clients), part, count or len(clients))
-
-
-def cohort(federation: Federation, clients: np.ndarray, part: Part = "adapt") -> Client:
-    """These clients (int array `[n]`) as a `Client` with a leading axis, over a block of just their rows."""
-    return on_device(federation, limit=0)(clients, part)
-
-
-def _starts(federation: Federation, clients: np.ndarray) -> np.ndarray:
-    totals = federation.sizes[clients].sum(axis=1)
-    return np.cumsum(totals) - totals
-
-
-def _client(
-    federation: Federation, clients: np.ndarray, block: Block, starts: np.ndarray, part: Part, count: int
-) -> Client:
-    adapt, test = federation.sizes[clients].T
-    first, size = _part_of(starts, adapt, test, part)
-    rows = np.zeros((count, federation.capacity(part)), np.int32)
-    rows[: len(clients)] = first[:, None] + np.arange(rows.shape[1])
-    keys = np.zeros((count, 2), np.uint32)
-    keys[: len(clients)] = [key_data(federation.ids[int(i)]) for i in clients]
-    sizes = np.zeros(count, np.int32)
-    sizes[: len(clients)] = size
-    return Client(block, jnp.asarray(rows), jnp.asarray(sizes), jnp.asarray(keys))
-
-
-def part_rows(federation: Federation, clients: np.ndarray, part: Part) -> np.ndarray:
-    """int64 `[examples]`: the row numbers of this part of these clients, in a block of the whole federation."""
-    starts = _starts(federation, np.arange(len(federation)))[clients]
-    adapt, test = federation.sizes[clients].T
-    first, size = _part_of(starts, adapt, test, part)
-    return np.concatenate([np.arange(a, a + n) for a, n in zip(first, size, strict=True)])
-
-
-def _part_of(starts: np.ndarray, adapt: np.ndarray, test: np.ndarray, part: Part) -> tuple[np.ndarray, np.ndarray]:
-    return {"adapt": (starts, adapt), "test": (starts + adapt, test), "all": (starts, adapt + test)}[part]

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from headstart.datasets import NAMES
 from headstart.errors import UserError
 from headstart.models import Model
@@ -61,10 +63,10 @@ class Stage:
     clients_per_round: int = 10
     weighting: Weighting = "examples"
 
-    def algorithm(self, task: Task, model: Model, lanes: int) -> Algorithm:
+    def algorithm(self, task: Task, model: Model, *, lanes: int = 1, mesh: Mesh | None = None) -> Algorithm:
         """What a round does."""
         server = self.server.build()
-        return federated(task, model, self.update, server, weighting=self.weighting, lanes=lanes)
+        return federated(task, model, self.update, server, weighting=self.weighting, lanes=lanes, mesh=mesh)
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class Centralized:
     steps: int = 100
     batch_size: int = 20
 
-    def algorithm(self, task: Task, model: Model, lanes: int) -> Algorithm:
-        """What a round does; there are no clients to put in lanes."""
+    def algorithm(self, task: Task, model: Model, *, lanes: int = 1, mesh: Mesh | None = None) -> Algorithm:
+        """What a round does, on one device; there are no clients to put side by side."""
         return centralized(task, model, self.optimizer.build(), batch_size=self.batch_size)
 
 

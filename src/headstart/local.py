@@ -16,6 +16,7 @@ import optax
 from headstart.data import Array, Client, Examples, Tree
 from headstart.models import Model
 from headstart.tasks import Sums, Task, add, masked, mean, measure, no_sums, weighted_sum
+from headstart.trim import trimmed
 
 
 def batches_per_epoch(client: Client, batch_size: int) -> Array:
@@ -29,9 +30,19 @@ def batch(client: Client, number: Array | int, key: Array, *, batch_size: int) -
     Each epoch is a fresh permutation, drawn from `(key, epoch)`, so every epoch sees each example once and a client
     with few examples wraps at the end of its own epoch. A client without examples gets batches of padding.
     """
+    epoch, place = place_of(client, number, batch_size=batch_size)
+    return take(client, shuffled(client, jax.random.fold_in(key, epoch)), place, batch_size=batch_size)
+
+
+def place_of(client: Client, number: Array | int, *, batch_size: int) -> tuple[Array, Array]:
+    """The epoch that batch `number` belongs to, and the batch's place in it."""
     per_epoch = jnp.maximum(batches_per_epoch(client, batch_size), 1)
-    order = shuffled(client, jax.random.fold_in(key, number // per_epoch))
-    positions = (number % per_epoch) * batch_size + jnp.arange(batch_size)
+    return number // per_epoch, number % per_epoch
+
+
+def take(client: Client, order: Array, place: Array, *, batch_size: int) -> Examples:
+    """The batch at this place of an epoch, whose order is int32 `[capacity]`."""
+    positions = place * batch_size + jnp.arange(batch_size)
     return client.examples(order[jnp.clip(positions, 0, order.shape[0] - 1)], positions < client.size)
 
 
@@ -41,7 +52,7 @@ def shuffled(client: Client, key: Array) -> Array:
     Sorting uniform draws, unlike `jax.random.permutation`, gives the same order whatever the capacity.
     """
     draws = jax.random.uniform(key, client.rows.shape, jnp.float32)
-    return jnp.argsort(jnp.where(jnp.arange(draws.shape[0]) < client.size, draws, jnp.inf))
+    return jnp.argsort(jnp.where(jnp.arange(draws.shape[0]) < client.size, draws, jnp.inf)).astype(jnp.int32)
 
 
 class Progress(NamedTuple):
@@ -61,6 +72,7 @@ class Descent:
     """How a client descends: one step of `optimizer` for each batch.
 
     adjust: maps `(gradient, params)` to the gradient to use instead, where a method bends it (FedProx, SCAFFOLD).
+    differentiable: whether the path itself is to be differentiated, as exact MAML does.
     """
 
     task: Task
@@ -68,6 +80,7 @@ class Descent:
     optimizer: optax.GradientTransformation
     batch_size: int
     adjust: Callable[[Tree, Tree], Tree] | None = None
+    differentiable: bool = False
 
     def begin(self, params: Tree) -> Progress:
         """The start of a path at `params`, with a fresh optimizer state."""
@@ -76,19 +89,39 @@ class Descent:
 
     def run(self, progress: Progress, client: Client, key: Array, *, steps: Array | int) -> Progress:
         """`steps` further steps (a number that may be traced). The key belongs to (round, client), not to the step."""
-        return jax.lax.fori_loop(0, steps, lambda _, progress: self.step(progress, client, key), progress)
 
-    def step(self, progress: Progress, client: Client, key: Array) -> Progress:
-        """One step on the client's next batch."""
-        order_key, model_key = step_keys(key, progress.step)
-        examples = batch(client, progress.step, order_key, batch_size=self.batch_size)
-        gradient, (params, metrics) = gradient_at(self.task, self.model, progress.params, examples, model_key)
+        def one(_: Array, carry: tuple[Progress, Array, Array]) -> tuple[Progress, Array, Array]:
+            progress, order, drawn = carry
+            order_key, _ = step_keys(key, progress.step)
+            epoch, place = place_of(client, progress.step, batch_size=self.batch_size)
+            # Sorting takes longer than a step of a small model, and an epoch has one order.
+            order = jax.lax.cond(
+                epoch == drawn, lambda: order, lambda: shuffled(client, jax.random.fold_in(order_key, epoch))
+            )
+            examples = take(client, order, place, batch_size=self.batch_size)
+            return self.step(progress, examples, key), order, epoch.astype(drawn.dtype)
+
+        nothing_drawn = jnp.zeros(client.rows.shape, jnp.int32), jnp.full((), -1, jnp.int32)
+        return jax.lax.fori_loop(0, steps, one, (progress, *nothing_drawn))[0]
+
+    def step(self, progress: Progress, examples: Examples, key: Array) -> Progress:
+        """One step on a batch."""
+        _, model_key = step_keys(key, progress.step)
+        gradient, (params, metrics) = self.gradient(examples, progress.params, model_key)
         if self.adjust is not None:
             gradient = self.adjust(gradient, progress.params)
         updates, optimizer = self.optimizer.update(gradient, progress.optimizer, params)
         return Progress(
             optax.apply_updates(params, updates), optimizer, progress.step + 1, add(progress.metrics, metrics)
         )
+
+    def gradient(self, examples: Examples, params: Tree, key: Array) -> tuple[Tree, tuple[Tree, Sums]]:
+        """What `gradient_at` says of the batch."""
+
+        def at(examples: Examples, params: Tree, key: Array) -> tuple[Tree, tuple[Tree, Sums]]:
+            return gradient_at(self.task, self.model, params, examples, key)
+
+        return (at if self.differentiable else trimmed(at))(examples, params, key)
 
 
 def step_keys(key: Array, step: Array | int) -> tuple[Array, Array]:
@@ -117,17 +150,19 @@ def whole_gradient(
 ) -> tuple[Tree, Sums]:
     """The gradient of the mean loss over all of a client's examples at once, summed over batches to bound memory."""
 
-    def loss_sum(params: Tree, examples: Examples, key: Array) -> tuple[Array, tuple[Array, Sums]]:
+    def loss_sum(examples: Examples, params: Tree, key: Array) -> tuple[Array, tuple[Array, Sums]]:
         output, _ = model.apply(params, examples.x, key=key)
         total, count = weighted_sum(masked(task.loss(output, examples.y), examples.mask))
         return total, (count, measure(task, output, examples))
 
+    gradient = trimmed(jax.grad(loss_sum, argnums=1, has_aux=True))
+
     def accumulate(number: Array, sums: Tree) -> Tree:
         order_key, model_key = step_keys(key, number)
         examples = batch(client, number, order_key, batch_size=batch_size)
-        return add(sums, jax.grad(loss_sum, has_aux=True)(params, examples, model_key))
+        return add(sums, gradient(examples, params, model_key))
 
     dtype = jnp.result_type(*jax.tree.leaves(params))
     nothing = (jax.tree.map(jnp.zeros_like, params), (jnp.zeros((), dtype), no_sums(task, dtype)))
-    gradient, (count, metrics) = jax.lax.fori_loop(0, batches_per_epoch(client, batch_size), accumulate, nothing)
-    return jax.tree.map(lambda leaf: mean(leaf, count), gradient), metrics
+    total, (count, metrics) = jax.lax.fori_loop(0, batches_per_epoch(client, batch_size), accumulate, nothing)
+    return jax.tree.map(lambda leaf: mean(leaf, count), total), metrics

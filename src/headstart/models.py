@@ -14,7 +14,7 @@ from flax import nnx
 
 from headstart.conv import conv_general_dilated, max_pool
 from headstart.errors import UserError
-from headstart.recurrent import LSTM
+from headstart.recurrent import LSTM, dot_general
 
 Array = jax.Array
 Tree = Any
@@ -109,7 +109,7 @@ class CharLSTM(nn.Module):
         x = nn.Embed(self.vocabulary, self.embedding, embedding_init=_around_zero)(x)
         for _ in range(self.layers):
             x = LSTM(self.width)(x)
-        return _dense(self.vocabulary)(x)
+        return _dense(self.vocabulary, dot_general=dot_general)(x)
 
 
 class Logistic(nn.Module):
@@ -158,8 +158,8 @@ ALIASES: dict[str, type[nn.Module]] = {
 }
 
 
-def _dense(features: int) -> nn.Dense:
-    return nn.Dense(features, kernel_init=nn.initializers.glorot_uniform())
+def _dense(features: int, **options: Any) -> nn.Dense:
+    return nn.Dense(features, kernel_init=nn.initializers.glorot_uniform(), **options)
 
 
 def _convolution(filters: int) -> nn.Conv:

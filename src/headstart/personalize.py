@@ -13,14 +13,17 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from headstart.data import Array, Client, Draw, Federation, Tree, on_device
-from headstart.lanes import over_clients
+from headstart.data import Array, Client, Examples, Federation, Tree
+from headstart.draw import Draw, on_device
+from headstart.lanes import deal, over_clients
 from headstart.local import Descent, Progress, batches_per_epoch
 from headstart.models import Model
 from headstart.optimizers import Optimizer
 from headstart.rounds import client_key
 from headstart.tasks import Items, Metric, Sums, Task, add, masked, measure
+from headstart.trim import trimmed
 
 EVALUATION_BATCH = 32
 
@@ -65,23 +68,29 @@ Personalizer = Callable[..., Curves]
 
 
 def personalizer(
-    task: Task, model: Model, recipe: Personalization, *, lanes: int = 1, clients_at_once: int = 32
+    task: Task,
+    model: Model,
+    recipe: Personalization,
+    *,
+    lanes: int = 1,
+    mesh: Mesh | None = None,
+    clients_at_once: int = 32,
 ) -> Personalizer:
     """A compiled `(params, clients, draw, key, progress) -> Curves`.
 
     clients: numbers of the clients to personalize (int array `[n]`); one without a test part gets NaN.
     draw: draws them, from `on_device`. progress: told how many more clients are done.
-    clients_at_once: how many are drawn together; a matter of memory.
+    lanes, mesh: as in `rounds.federated`. clients_at_once: how many are drawn together; a matter of memory.
     """
 
     @jax.jit
     def watch_all(params: Tree, adapt: Client, test: Client, key: Array) -> Tree:
-        def one(nothing: Tree, member: tuple[Client, Client]) -> tuple[Tree, Tree]:
-            adapt_one, test_one = member
-            test_one = test_one._replace(block=adapt.block)
+        def one(shared: tuple[Tree, Array], nothing: Tree, member: tuple[Client, Client]) -> tuple[Tree, Tree]:
+            (params, key), (adapt_one, test_one) = shared, member
+            test_one = test_one._replace(block=adapt_one.block)
             return nothing, watch(task, model, recipe, params, adapt_one, test_one, client_key(key, adapt_one))
 
-        return over_clients(one, (), adapt, test._replace(block=None), lanes=lanes)[1]
+        return over_clients(one, (params, key), (), adapt, test._replace(block=None), lanes=lanes, mesh=mesh)[1]
 
     def personalize_all(
         params: Tree,
@@ -91,11 +100,19 @@ def personalizer(
         progress: Callable[[int], None] = lambda clients: None,
     ) -> Curves:
         pieces = []
+        if mesh is not None:
+            params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
         for start in range(0, len(clients), clients_at_once):
             chunk = clients[start : start + clients_at_once]
-            adapt, test = (draw(chunk, part, count=clients_at_once) for part in ("adapt", "test"))
+            sizes = draw.federation.sizes[chunk, 0]
+            missing = clients_at_once - len(chunk)
+            filled = np.pad(chunk, (0, missing), constant_values=-1)
+            dealt = deal(filled, np.pad(sizes, (0, missing)), lanes=lanes, mesh=mesh)
+            adapt, test = (draw(dealt, part) for part in ("adapt", "test"))
             result = watch_all(params, adapt, test, key)
-            pieces.append(jax.tree.map(lambda leaf, n=len(chunk): np.asarray(leaf)[:n], result))
+            order = np.argsort(dealt)
+            places = order[np.searchsorted(dealt, chunk, sorter=order)]
+            pieces.append(jax.tree.map(lambda leaf, places=places: np.asarray(leaf)[places], result))
             progress(len(chunk))
         metrics, gain, gain_squared = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
         return Curves({name: (sums, counts[:, 0]) for name, (sums, counts) in metrics.items()}, gain, gain_squared)
@@ -158,12 +175,14 @@ def adapt_client(
 def evaluate(task: Task, model: Model, params: Tree, client: Client) -> tuple[Sums, Items]:
     """All metrics over a client's examples, and the first metric's items `[capacity rounded up, ...]`."""
 
+    def measured(examples: Examples, params: Tree) -> tuple[Sums, Items]:
+        output, _ = model.apply(params, examples.x)
+        items = masked(task.metrics[0].items(output, examples.y), examples.mask)
+        return measure(task, output, examples), jax.tree.map(_whole, items)
+
     def measure_batch(number: Array | int) -> tuple[Sums, Items]:
         positions = number * EVALUATION_BATCH + jnp.arange(EVALUATION_BATCH)
-        examples = client.examples(positions, positions < client.size)
-        output, _ = model.apply(params, examples.x)
-        first = task.metrics[0].items(output, examples.y)
-        return measure(task, output, examples), masked(first, examples.mask)
+        return trimmed(measured)(client.examples(positions, positions < client.size), params)
 
     def one(number: Array, carry: tuple[Sums, Items]) -> tuple[Sums, Items]:
         sums, kept = carry
@@ -177,6 +196,11 @@ def evaluate(task: Task, model: Model, params: Tree, client: Client) -> tuple[Su
     no_measure = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
     no_items = jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape[1:]), leaf.dtype), items)
     return jax.lax.fori_loop(0, batches_per_epoch(client, EVALUATION_BATCH), one, (no_measure, no_items))
+
+
+def _whole(leaf: Array) -> Array:
+    """Values of the items of a batch, with zeros up to the length of a whole one."""
+    return jnp.concatenate([leaf, jnp.zeros((EVALUATION_BATCH - leaf.shape[0], *leaf.shape[1:]), leaf.dtype)])
 
 
 def choose_length(curves: Curves, task: Task) -> int:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from headstart.data import Array, Client, Tree
 from headstart.lanes import over_clients
@@ -83,19 +84,21 @@ def federated(
     weighting: Weighting = "examples",
     transform: Callable[[Reply], Reply] = lambda reply: reply,
     lanes: int = 1,
+    mesh: Mesh | None = None,
 ) -> Algorithm:
     """Rounds of a client update under a server optimizer.
 
     server: gets the weighted mean of Δ as its gradient; `optax.sgd(1.0)` is plain averaging.
     weighting: of the replies: by number of examples, or uniform over the clients that have any.
     transform: changes each reply before it is folded (clip, quantise, mask).
-    lanes: how many clients are trained side by side. A matter of speed: results agree to rounding.
+    lanes: how many clients a device trains side by side. A matter of speed: results agree to rounding.
+    mesh: the devices that share the clients, as `lanes.all_devices` gives them; None works on one.
     """
 
     def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
-        def one(totals: Totals, member: tuple[Client, Tree]) -> tuple[Totals, Tree]:
-            client, memory = member
-            reply = transform(update(task, model, state.params, client, memory, client_key(key, client)))
+        def one(shared: tuple[Tree, Array], totals: Totals, member: tuple[Client, Tree]) -> tuple[Totals, Tree]:
+            (broadcast, key), (client, memory) = shared, member
+            reply = transform(update(task, model, broadcast, client, memory, client_key(key, client)))
             if weighting == "uniform":
                 reply = reply._replace(weight=(reply.weight > 0).astype(jnp.float32))
             # What a client keeps must not be spoiled by a reply that is left out.
@@ -105,10 +108,41 @@ def federated(
                 kept = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.memory, memory)
             return add(totals, weigh(reply)), kept
 
-        totals, memory = over_clients(one, no_totals(state.params, task), cohort.clients, cohort.memory, lanes=lanes)
+        shared, zero = (state.params, key), no_totals(state.params, task)
+        totals, memory = over_clients(one, shared, zero, cohort.clients, cohort.memory, lanes=lanes, mesh=mesh)
         return _server_step(server, state, totals, memory)
 
     return Algorithm(lambda params: State(params, server.init(params)), step)
+
+
+def several(algorithm: Algorithm) -> Callable[[State, Cohort, Array, Array | int, Array | int], tuple[State, Info]]:
+    """Rounds in one compiled program: `(state, cohorts, key, first, count) -> (state, infos)`.
+
+    cohorts: of `room` rounds, every field of their clients but `block` with a leading axis `[room, ...]`; no memory.
+    key: of the seed. first: the number of the first round. count: how many rounds, at most `room`; the same program
+        and the same bits whatever it is.
+    infos: an `Info` with a leading axis `[room]`, of which the first `count` are told. The state given is consumed.
+    """
+
+    def run(state: State, cohorts: Cohort, key: Array, first: Array, count: Array) -> tuple[State, Info]:
+        def step(state: State, place: Array | int) -> tuple[State, Info]:
+            return algorithm.step(state, Cohort(cohorts.clients.at(place)), round_key(key, first + place))
+
+        def one(place: Array, carry: tuple[State, Info]) -> tuple[State, Info]:
+            state, info = step(carry[0], place)
+            return state, jax.tree.map(lambda told, new: told.at[place].set(new), carry[1], info)
+
+        room = cohorts.clients.size.shape[0]
+        shapes = jax.eval_shape(step, state, 0)[1]
+        infos = jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape), leaf.dtype), shapes)
+        return jax.lax.fori_loop(0, count, one, (state, infos))
+
+    return jax.jit(run, donate_argnums=0)
+
+
+def round_key(root: Array, number: Array | int) -> Array:
+    """The key of a round, from the key of the seed."""
+    return jax.random.fold_in(jax.random.fold_in(root, 1), number)
 
 
 def client_key(key: Array, client: Client) -> Array:

@@ -11,31 +11,39 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from headstart import checkpoint
-from headstart.data import Draw, on_device
+from headstart.draw import Draw, on_device
 from headstart.errors import UserError
-from headstart.experiment import Experiment
+from headstart.experiment import Centralized, Experiment, Stage
 from headstart.files import write_json
 from headstart.folder import Listener, Log, claimed, curve_arrays, write_arrays, write_samples
 from headstart.interrupt import Interrupt
+from headstart.lanes import all_devices
 from headstart.personalize import Curves, Personalizer, choose_length, mean_over_clients, personalizer
 from headstart.prepare import Prepared, prepare
-from headstart.rounds import Algorithm, Info, State
-from headstart.sampling import cohorts, round_key
+from headstart.rounds import Algorithm, Info, State, several
+from headstart.sampling import Cohorts, cohorts
 from headstart.statistics import summarize
 from headstart.tasks import Sums, Task
+
+# One call of the compiled program trains at most so many rounds, for about so long: then Ctrl-C is heard.
+CALL_ROUNDS = 32
+CALL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Options:
     """What decides not the result, but how it comes about.
 
-    lanes: clients side by side. checkpoint_seconds: the least time between saved states.
+    lanes: clients side by side on each device. devices: how many share a cohort; by default all that JAX has.
+    checkpoint_seconds: the least time between saved states.
     device_bytes: a federation up to this size stays on the device.
     """
 
     lanes: int = 1
+    devices: int | None = None
     checkpoint_seconds: float = 30.0
     device_bytes: int = 2**30
 
@@ -43,10 +51,11 @@ class Options:
 class Session(NamedTuple):
     """What the stages of one seed share.
 
-    draw: draws cohorts of the federation. watch: the compiled personalization.
+    mesh: the devices, if there are several. draw: draws cohorts of the federation. watch: the compiled personalization.
     """
 
     prepared: Prepared
+    mesh: Mesh | None
     draw: Draw
     watch: Personalizer
     options: Options
@@ -86,9 +95,10 @@ def run(
     prepared, out = prepare(experiment, trusted=trusted), Path(out)
     with claimed(out, prepared.experiment, prepared.federation), Interrupt() as interrupt:
         write_samples(out, prepared.federation, prepared.groups.test)
-        watch = personalizer(prepared.task, prepared.model, experiment.personalization, lanes=options.lanes)
-        draw = on_device(prepared.federation, limit=options.device_bytes)
-        session = Session(prepared, draw, watch, options, listen, interrupt)
+        mesh, lanes = all_devices(options.devices), options.lanes
+        watch = personalizer(prepared.task, prepared.model, experiment.personalization, lanes=lanes, mesh=mesh)
+        draw = on_device(prepared.federation, limit=options.device_bytes, mesh=mesh)
+        session = Session(prepared, mesh, draw, watch, options, listen, interrupt)
         return all(_run_seed(session, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
 
 
@@ -98,9 +108,8 @@ def _run_seed(session: Session, folder: Path, seed: int) -> bool:
         return True
     key = jax.random.key(seed, impl="threefry2x32")
     trial = Trial(session, seed, folder, key, Log(folder / "metrics.jsonl", session.listen, seed))
-    algorithms = [
-        stage.algorithm(session.prepared.task, session.prepared.model, session.options.lanes) for stage in stages
-    ]
+    task, model, lanes, mesh = session.prepared.task, session.prepared.model, session.options.lanes, session.mesh
+    algorithms = [stage.algorithm(task, model, lanes=lanes, mesh=mesh) for stage in stages]
     place = _start(trial, algorithms)
     for number in range(place.stage, len(stages)):
         if number > place.stage:
@@ -161,22 +170,29 @@ def _train(trial: Trial, algorithm: Algorithm, place: Place) -> Place | None:
     session, experiment = trial.session, trial.session.prepared.experiment
     stage = experiment.stages[place.stage]
     first = sum(earlier.rounds for earlier in experiment.stages[: place.stage]) + 1
-    federation, groups = session.prepared.federation, session.prepared.groups
-    draw = cohorts(stage, federation, groups.train, session.draw, seed=trial.seed, first_round=first)
-    step = jax.jit(algorithm.step, donate_argnums=0)
-    last, saved = first + stage.rounds - 1, time.monotonic()
-    for number in range(place.round + 1, last + 1):
-        began = time.perf_counter()
-        state, info = step(place.state, draw(number), round_key(trial.key, number))
-        place = Place(place.stage, number, state)
-        _record_round(trial, stage.name, place, jax.device_get(info._replace(memory=None)), began)
-        if number == last or (experiment.evaluate_every and number % experiment.evaluate_every == 0):
+    last, room = first + stage.rounds - 1, _room(session, stage)
+    draw = _cohorts(trial, stage, first)
+    program, saved, pace = several(algorithm), time.monotonic(), 1
+    place = place._replace(state=_put(place.state, session.mesh if isinstance(stage, Stage) else None))
+    count = min(1, last - place.round)
+    drawn = draw(place.round + 1, count, room) if count else None
+    while drawn is not None:
+        began, number = time.perf_counter(), place.round + 1
+        state, infos = program(place.state, drawn, trial.key, number, count)
+        # The next cohorts are drawn while the devices compute.
+        following = min(room, pace, _watched(experiment, number + count, last) - number - count + 1)
+        drawn = draw(number + count, following, room) if following else None
+        infos = jax.device_get(infos)
+        seconds = (time.perf_counter() - began) / count
+        for i in range(count):
+            _record_round(trial, stage.name, number + i, jax.tree.map(lambda leaf, i=i: leaf[i], infos), seconds)
+        place = Place(place.stage, number + count - 1, state)
+        pace = max(1, int(min(CALL_SECONDS, session.options.checkpoint_seconds) / seconds))
+        count = following
+        if place.round == _watched(experiment, place.round, last):
             _evaluate(trial, place)
-        if (
-            number == last
-            or session.interrupt.requested
-            or time.monotonic() - saved >= session.options.checkpoint_seconds
-        ):
+        elapsed = time.monotonic() - saved >= session.options.checkpoint_seconds
+        if place.round == last or session.interrupt.requested or elapsed:
             _save(trial, place)
             saved = time.monotonic()
         if session.interrupt.requested:
@@ -185,7 +201,42 @@ def _train(trial: Trial, algorithm: Algorithm, place: Place) -> Place | None:
     return place
 
 
-def _record_round(trial: Trial, stage: str, place: Place, info: Info, began: float) -> None:
+def _cohorts(trial: Trial, stage: Stage | Centralized, first: int) -> Cohorts:
+    session = trial.session
+    return cohorts(
+        stage,
+        session.prepared.federation,
+        session.prepared.groups.train,
+        session.draw,
+        seed=trial.seed,
+        first_round=first,
+        lanes=session.options.lanes,
+        mesh=session.mesh,
+    )
+
+
+def _room(session: Session, stage: Stage | Centralized) -> int:
+    """How many rounds one call of the compiled program holds at most."""
+    federation = session.prepared.federation
+    if session.draw.resident is not None or isinstance(stage, Centralized):
+        return min(stage.rounds, CALL_ROUNDS)
+    cohort_bytes = federation.nbytes * stage.clients_per_round // len(federation) + 1
+    return max(1, min(stage.rounds, CALL_ROUNDS, session.options.device_bytes // (4 * cohort_bytes)))
+
+
+def _watched(experiment: Experiment, number: int, last: int) -> int:
+    """The first round from `number` on after which validation clients are evaluated."""
+    every = experiment.evaluate_every or last
+    return min(-(-number // every) * every, last)
+
+
+def _put(state: State, mesh: Mesh | None) -> State:
+    """The state where the stage works: on one device, or on each of several."""
+    where = jax.local_devices()[0] if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return jax.device_put(state, where)
+
+
+def _record_round(trial: Trial, stage: str, number: int, info: Info, seconds: float) -> None:
     """Log a round, and stop where training has come to nothing.
 
     Raises:
@@ -193,18 +244,18 @@ def _record_round(trial: Trial, stage: str, place: Place, info: Info, began: flo
     """
     if not info.finite or (info.dropped and not info.clients):
         raise UserError(
-            f"training diverged in stage {stage!r}, round {place.round} of seed {trial.seed}: the parameters are"
+            f"training diverged in stage {stage!r}, round {number} of seed {trial.seed}: the parameters are"
             " no longer finite; lower the learning rates of the stage (client or server)"
         )
     trial.log(
         {
             "event": "round",
-            "round": place.round,
+            "round": number,
             "stage": stage,
             "training": means(trial.session.prepared.task, info.metrics),
             "clients": int(info.clients),
             "dropped": int(info.dropped),
-            "seconds": time.perf_counter() - began,
+            "seconds": seconds,
         }
     )
 

@@ -5,32 +5,69 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from headstart.data import Client, Draw, Federation, Part, part_rows
+from headstart.data import Client, Federation, Part
+from headstart.draw import Draw, part_rows
 from headstart.experiment import Centralized, Stage
+from headstart.lanes import deal
 from headstart.rounds import Cohort
+
+Cohorts = Callable[[int, int, int], Cohort]
 
 
 def cohorts(
-    stage: Stage | Centralized, federation: Federation, clients: np.ndarray, draw: Draw, *, seed: int, first_round: int
-) -> Callable[[int], Cohort]:
-    """Maps a round's number (counted over all stages, from 1) to its cohort.
+    stage: Stage | Centralized,
+    federation: Federation,
+    clients: np.ndarray,
+    draw: Draw,
+    *,
+    seed: int,
+    first_round: int,
+    lanes: int = 1,
+    mesh: Mesh | None = None,
+) -> Cohorts:
+    """Maps `(first, count, room)` to the cohorts of `count` rounds from round `first` on, for `rounds.several`.
+
+    Rounds are counted over all stages, from 1; the leading axis is `room` long, and what `count` leaves of it empty.
 
     clients: the numbers of the training clients. Each uses all of its examples, unless the source itself keeps some for
     testing.
     """
     part: Part = "adapt" if federation.own_split else "all"
-    if isinstance(stage, Stage):
-        return lambda number: Cohort(draw(clients[sample(seed, number, stage.clients_per_round, len(clients))], part))
-    block = draw(np.arange(len(federation)), part).block
-    rows, count = part_rows(federation, clients, part), stage.steps * stage.batch_size
+    if isinstance(stage, Centralized):
+        return _pooled(stage, federation, clients, draw, part, seed, first_round)
+    sizes = federation.sizes[:, 0] if federation.own_split else federation.sizes.sum(axis=1)
 
-    def pooled(number: int) -> Cohort:
-        chosen = rows[stream(seed, (number - first_round) * count, count, len(rows))]
-        size, key = np.array([count], np.int32), np.zeros((1, 2), np.uint32)
-        return Cohort(Client(block, jnp.asarray(chosen[None], jnp.int32), jnp.asarray(size), jnp.asarray(key)))
+    def drawn(first: int, count: int, room: int) -> Cohort:
+        rounds = []
+        for number in range(first, first + count):
+            chosen = clients[sample(seed, number, stage.clients_per_round, len(clients))]
+            rounds.append(deal(chosen, sizes[chosen], lanes=lanes, mesh=mesh))
+        return Cohort(draw(np.pad(rounds, ((0, room - count), (0, 0)), constant_values=-1), part))
+
+    return drawn
+
+
+def _pooled(
+    stage: Centralized,
+    federation: Federation,
+    clients: np.ndarray,
+    draw: Draw,
+    part: Part,
+    seed: int,
+    first_round: int,
+) -> Cohorts:
+    # There is one path of steps, which one device walks.
+    block = jax.tree.map(lambda leaf: leaf.addressable_data(0), draw(np.arange(len(federation)), part).block)
+    rows, size = part_rows(federation, clients, part), stage.steps * stage.batch_size
+
+    def pooled(first: int, count: int, room: int) -> Cohort:
+        chosen = rows[stream(seed, (first - first_round) * size, count * size, len(rows))]
+        chosen = np.concatenate([chosen, np.zeros((room - count) * size, chosen.dtype)]).reshape(room, 1, size)
+        sizes, keys = np.full((room, 1), size, np.int32), np.zeros((room, 1, 2), np.uint32)
+        return Cohort(Client(block, *jax.device_put((chosen.astype(np.int32), sizes, keys))))
 
     return pooled
 
@@ -45,8 +82,3 @@ def stream(seed: int, start: int, count: int, total: int) -> np.ndarray:
     epochs = range(start // total, (start + count - 1) // total + 1)
     shuffled = [np.random.default_rng([seed, 1, epoch]).permutation(total) for epoch in epochs]
     return np.concatenate(shuffled)[start - epochs[0] * total :][:count]
-
-
-def round_key(root: jax.Array, number: int) -> jax.Array:
-    """The key of a round, from the key of the seed."""
-    return jax.random.fold_in(jax.random.fold_in(root, 1), number)

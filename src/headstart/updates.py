@@ -162,7 +162,7 @@ class MAML:
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""
-        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, differentiable=True)
         support, query = support_and_query(client, self.query_share, key, batch_size=self.batch_size)
 
         def query_loss(params: Tree) -> tuple[Array, Sums]:

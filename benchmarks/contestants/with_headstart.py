@@ -1,0 +1,86 @@
+"""headstart itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from headstart.data import Federation, from_arrays
+from headstart.draw import Draw, on_device
+from headstart.lanes import all_devices, cores_as_devices, deal
+from headstart.rounds import Algorithm, Cohort, State, federated, several
+from headstart.run import CALL_ROUNDS
+from headstart.tasks import Classification, NextCharacter, Task
+from headstart.updates import FedAvg
+
+from .federations import model_of
+from .protocol import serve
+from .workload import Workload, as_input
+
+
+class Headstart:
+    """FedAvg under `sgd(1.0)`, which is plain averaging."""
+
+    def __init__(self, given: Workload) -> None:
+        settings = given.settings
+        task: Task = NextCharacter() if settings.model == "lstm" else Classification()
+        self.given, self.model = given, model_of(settings.model, given.x)
+        update = FedAvg(1, settings.learning_rate, settings.batch_size)
+        mesh = all_devices()
+        algorithm = federated(task, self.model, update, optax.sgd(1.0), mesh=mesh)
+        self.draw = on_device(_federation(given), mesh=mesh)
+        self.state = algorithm.init(jax.tree.map(jnp.asarray, nested(given.parameters)))
+        self.train = trainer(algorithm, self.draw, given)
+
+    def run(self, first: int, count: int) -> None:
+        """Train `count` rounds."""
+        self.state = self.train(self.state, first, count)
+
+    def accuracy(self) -> float:
+        """The share of right answers on the test rows."""
+        predict = jax.jit(lambda params, x: self.model.apply(params, x)[0].argmax(-1))
+        return float((np.asarray(predict(self.state.params, as_input(self.given.test_x))) == self.given.test_y).mean())
+
+
+def trainer(algorithm: Algorithm, draw: Draw, given: Workload) -> Callable[[State, int, int], State]:
+    """What trains some rounds: `(state, first, count) -> state`."""
+    program, key = several(algorithm), jax.random.key(0)
+
+    def train(state: State, first: int, count: int) -> State:
+        for start in range(first, first + count, CALL_ROUNDS):
+            numbers = range(start, min(start + CALL_ROUNDS, first + count))
+            dealt = [
+                deal(given.cohort(number), given.sizes[given.cohort(number)], mesh=draw.mesh) for number in numbers
+            ]
+            room = ((0, CALL_ROUNDS - len(dealt)), (0, 0))
+            cohorts = Cohort(draw(np.pad(dealt, room, constant_values=-1)))
+            state, _ = program(state, cohorts, key, start, len(dealt))
+        return jax.block_until_ready(state)
+
+    return train
+
+
+def nested(parameters: dict[str, np.ndarray]) -> dict:
+    """The tree whose leaves have these paths."""
+    tree: dict = {}
+    for path, value in parameters.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def _federation(given: Workload) -> Federation:
+    sizes = np.stack([given.sizes, np.zeros_like(given.sizes)], axis=1)
+    return from_arrays("benchmark", [f"client{i}" for i in range(len(sizes))], sizes, given.x, given.y)
+
+
+if __name__ == "__main__":
+    cores_as_devices()
+    serve(Headstart)

@@ -1,0 +1,117 @@
+"""Drawing: a federation's rows go to the devices, and cohorts are row numbers among them.
+
+One path for all sizes: a flat block of rows is on the devices, and batches are gathered from it by row number. A
+federation that fits is one block for good; of a larger one each draw brings the rows of its own clients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from headstart.data import Block, Client, Federation, Part, Tree, key_data
+
+ALIGNMENT = 64
+
+
+class Resident(NamedTuple):
+    """A federation's rows on the devices, and where each client's begin among them."""
+
+    block: Block
+    starts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Cohorts of a federation that `on_device` has put on the device."""
+
+    federation: Federation
+    mesh: Mesh | None
+    resident: Resident | None
+
+    def __call__(self, clients: np.ndarray, part: Part = "adapt") -> Client:
+        """The clients (int array `[..., n]`) as a `Client` whose leading axes are those of the array.
+
+        A number of -1 stands for an empty client.
+        """
+        clients = np.asarray(clients, np.int64)
+        block, starts = self._bring(clients) if self.resident is None else self._find(clients, self.resident)
+        first, size = _part_of(self.federation, clients, starts, part)
+        present = clients >= 0
+        rows = np.where(present, first, 0)[..., None] + np.arange(self.federation.capacity(part))
+        keys = np.zeros((*clients.shape, 2), np.uint32)
+        keys[present] = np.array([key_data(self.federation.ids[int(i)]) for i in clients[present]]).reshape(-1, 2)
+        given = rows.astype(np.int32), np.where(present, size, 0).astype(np.int32), keys
+        return Client(block, *_place(given, self.mesh, PartitionSpec(*[None] * (clients.ndim - 1), "clients")))
+
+    def _find(self, clients: np.ndarray, resident: Resident) -> Resident:
+        return Resident(resident.block, resident.starts[clients])
+
+    def _bring(self, clients: np.ndarray) -> Resident:
+        """A block of just these clients' rows, filled up to a power of two, so that few programs are compiled."""
+        present = clients[clients >= 0]
+        rows = int(self.federation.sizes[present].sum())
+        room = 1 << max(rows - 1, 1).bit_length()
+        starts = np.zeros(clients.shape, np.int64)
+        starts[clients >= 0] = starts_of(self.federation, present)
+
+        def fill(leaf: np.ndarray) -> np.ndarray:
+            return np.concatenate([leaf, np.zeros((room - rows, *leaf.shape[1:]), leaf.dtype)])
+
+        block = jax.tree.map(fill, Block(*self.federation.fetch(present)))
+        return Resident(_place(block, self.mesh, PartitionSpec()), starts)
+
+
+def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None = None) -> Draw:
+    """Put a federation on the device; returns what draws cohorts of it.
+
+    limit: a federation of at most so many bytes goes there whole, once; of a larger one each draw brings its own rows.
+    mesh: the devices that share the work, as `lanes.all_devices` gives them: each gets the rows and its own clients.
+    """
+    if federation.nbytes > limit:
+        return Draw(federation, mesh, None)
+    everyone = np.arange(len(federation))
+    block = _place(Block(*federation.fetch(everyone)), mesh, PartitionSpec())
+    return Draw(federation, mesh, Resident(block, starts_of(federation, everyone)))
+
+
+def part_rows(federation: Federation, clients: np.ndarray, part: Part) -> np.ndarray:
+    """int64 `[examples]`: the row numbers of this part of these clients, in a block of the whole federation."""
+    starts = starts_of(federation, np.arange(len(federation)))[clients]
+    first, size = _part_of(federation, clients, starts, part)
+    return np.concatenate([np.arange(a, a + n) for a, n in zip(first, size, strict=True)])
+
+
+def starts_of(federation: Federation, clients: np.ndarray) -> np.ndarray:
+    """int64 `[n]`: where each client's rows begin in a block of the rows of these clients."""
+    totals = federation.sizes[clients].sum(axis=1)
+    return np.cumsum(totals) - totals
+
+
+def _place(tree: Tree, mesh: Mesh | None, split: PartitionSpec) -> Tree:
+    """Host arrays on the devices: whole on each, or split among them along an axis."""
+    where = None if mesh is None else NamedSharding(mesh, split)
+    return jax.device_put(jax.tree.map(_aligned, tree), where)
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """The array where a CPU's devices can read it in place: then all of them share one copy."""
+    if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous:
+        return array
+    room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def _part_of(
+    federation: Federation, clients: np.ndarray, starts: np.ndarray, part: Part
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the part of each client begins, and its size."""
+    adapt, test = np.moveaxis(federation.sizes[clients], -1, 0)
+    return {"adapt": (starts, adapt), "test": (starts + adapt, test), "all": (starts, adapt + test)}[part]
