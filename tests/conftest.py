@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Three devices, so that cohorts are split, and seldom evenly; the commands that tests start take them too.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "3")
 # Tests compile the same programs again and again; those of this session are shared, by its workers and commands too.
 OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if OWN_CACHE:

@@ -45,6 +45,23 @@ def test_the_split_of_clients_follows_the_ids_and_the_seed_not_the_order():
     assert groups(named(IDS)) == groups(named(shuffled)) != groups(named(IDS), seed=1)
 
 
+def test_clients_are_ordered_by_the_digest_of_seed_and_id():
+    federation = named(IDS)
+    order = sorted(range(40), key=lambda i: hashlib.sha256(f"7:{IDS[i]}".encode()).digest())
+    for group, expected in zip(
+        split_clients(federation, train=25, validation=4, seed=7), ([0, 25], [25, 29], [29, 40]), strict=True
+    ):
+        assert group.tolist() == sorted(order[slice(*expected)])
+
+
+def test_the_ids_of_chosen_clients_are_a_sequence():
+    chosen = named(IDS).select(np.array([7, 3, 30])).select(np.array([2, 0]))
+    assert list(chosen.ids) == [IDS[30], IDS[7]] == chosen.ids[:] and chosen.ids[-1] == IDS[7]
+    assert IDS[7] in chosen.ids and len(chosen.ids) == len(chosen) == 2
+    with pytest.raises(IndexError):
+        chosen.ids[2]
+
+
 @pytest.mark.parametrize("newcomer", ["a", "b", "c", "d", "e"])
 def test_a_newcomer_moves_at_most_one_client_across_each_border(newcomer):
     before, after = (groups(named(ids), train=25, validation=5) for ids in (IDS, [newcomer, *IDS]))

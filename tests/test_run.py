@@ -103,13 +103,6 @@ def start(experiment_file: Path, out: Path, *extra: str) -> subprocess.Popen:
     )
 
 
-def complete(experiment_file: Path, out: Path) -> None:
-    """The command, from beginning to end."""
-    process = start(experiment_file, out)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-
-
 def experiment_file(whole, folder: Path) -> Path:
     from headstart.files import write_json
 
@@ -119,8 +112,8 @@ def experiment_file(whole, folder: Path) -> Path:
 
 def test_killed_ten_times_at_random_moments_it_ends_with_the_same_bits(data, tmp_path):
     whole = experiment(data, rounds=(14, 40))
+    assert run(whole, tmp_path / "undisturbed")
     file, out, generator = experiment_file(whole, tmp_path), tmp_path / "killed", np.random.default_rng(7)
-    complete(file, tmp_path / "undisturbed")
     kills, rounds_at_kill = 0, []
     for _ in range(40):
         process = start(file, out, "--checkpoint-seconds", "0")
@@ -150,8 +143,8 @@ def test_killed_ten_times_at_random_moments_it_ends_with_the_same_bits(data, tmp
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
     whole = experiment(data, rounds=(30, 10))
+    assert run(whole, tmp_path / "undisturbed")
     file, out = experiment_file(whole, tmp_path), tmp_path / "interrupted"
-    complete(file, tmp_path / "undisturbed")
     process = start(file, out)
     assert process.stdout is not None
     with process.stdout:

@@ -1,4 +1,4 @@
-"""The command `headstart`: run | personalize | report | data."""
+"""The command `headstart`: run | personalize | report | data | bench."""
 
 from __future__ import annotations
 
@@ -200,6 +200,52 @@ def data(
     print_overview(console, federation)
     path = draw(federation, picture or Path(f"{Path(federation.name).name}.png"))
     console.print(f"A picture: {path}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command(
+    epilog="Examples: [bold]headstart bench[/bold] · "
+    "[bold]headstart bench --models cnn --lanes 1,2,4 --seconds 120[/bold] · "
+    "[bold]headstart bench --models mlp,logistic --devices 1 --json bench.json[/bold]"
+)
+def bench(
+    models: Annotated[str, typer.Option(metavar="A,B", help="The models to measure.")] = "cnn,char_lstm,mlp,logistic",
+    cohort: Annotated[int, typer.Option(help="Clients per round.")] = 20,
+    lanes: Annotated[
+        str | None, typer.Option(metavar="1,2,4", help="Numbers of lanes to try; default: a few that make sense here.")
+    ] = None,
+    devices: Devices = None,
+    seconds: Annotated[float, typer.Option(help="About how long to measure, in all.")] = 60.0,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write everything measured there.")
+    ] = None,
+) -> None:
+    """Measure this machine: how fast it trains each model, what is lost where, and how many lanes are best."""
+    from headstart.bench import as_document, check
+    from headstart.bench import bench as measure
+    from headstart.bench_table import print_report
+    from headstart.files import write_json
+
+    names, numbers = [name.strip() for name in models.split(",")], _numbers(lanes)
+    check(names, cohort, numbers, seconds)
+    _prepare_devices(devices)
+    console = Console()
+    if json is not None:
+        write_json(json, {})
+    with console.status("measuring") as status:
+        report = measure(
+            names, cohort=cohort, lanes=numbers, devices=devices, seconds=seconds, tell=lambda text: status.update(text)
+        )
+    print_report(console, report)
+    if json is not None:
+        write_json(json, as_document(report))
+        console.print(f"All numbers: {json}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--lanes {text!r} is no list of numbers; write it as 1,2,4") from None
 
 
 def _overrides(settings: list[str] | None, seed: int | None, model: str | None) -> list[str]:

@@ -10,10 +10,11 @@ Three shapes of the same examples:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,26 @@ def as_input(x: Array) -> Array:
 
 
 @dataclass(frozen=True)
+class ChosenIds(Sequence[str]):
+    """The ids of these clients (int64 `[n]`), looked up when asked for: of a million, few ever are."""
+
+    ids: Sequence[str]
+    clients: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self.ids[int(i)] for i in self.clients[index]]
+        return self.ids[int(self.clients[index])]
+
+
+@dataclass(frozen=True)
 class Federation:
     """Clients that hold different examples.
 
@@ -113,8 +134,14 @@ class Federation:
 
     def capacity(self, part: Part = "all") -> int:
         """The number of examples in this part of the client that has most of them, and at least 1."""
+        return self._capacities[part]
+
+    @cached_property
+    def _capacities(self) -> Mapping[Part, int]:
+        # Every draw asks, and a million clients are many to look through.
         adapt, test = self.sizes.T
-        return int({"adapt": adapt, "test": test, "all": adapt + test}[part].max(initial=1))
+        parts: Mapping[Part, np.ndarray] = {"adapt": adapt, "test": test, "all": adapt + test}
+        return {part: int(sizes.max(initial=1)) for part, sizes in parts.items()}
 
     @property
     def nbytes(self) -> int:
@@ -127,7 +154,7 @@ class Federation:
         clients = np.asarray(clients, np.int64)
         return replace(
             self,
-            ids=[self.ids[i] for i in clients],
+            ids=ChosenIds(self.ids, clients),
             sizes=self.sizes[clients],
             fetch=lambda inner: self.fetch(clients[np.asarray(inner, np.int64)]),
         )
@@ -221,8 +248,17 @@ def split_clients(federation: Federation, *, train: float = 0.7, validation: flo
             f"{numbers[0]} training and {numbers[1]} validation clients leave no test client among the {count} of"
             f" {federation.name}; choose fewer"
         )
-    order = np.array(sorted(range(count), key=lambda i: _digest(f"{seed}:{federation.ids[i]}")))
+    order = _order(f"{seed}:{client_id}" for client_id in federation.ids)
     return Split(*map(np.sort, np.split(order, np.cumsum(numbers))))
+
+
+def _order(texts: Iterable[str]) -> np.ndarray:
+    """int64 `[n]`: the places of the texts in the order of their digests."""
+    # A digest as four numbers: the first decides, but for a chance that is hardly ever met.
+    words = np.frombuffer(b"".join(map(_digest, texts)), ">u8").astype(np.uint64).reshape(-1, 4)
+    order = np.argsort(words[:, 0], kind="stable")
+    tied = not np.diff(words[order, 0]).all()
+    return np.lexsort(words.T[::-1]) if tied else order
 
 
 def key_data(client_id: str) -> np.ndarray:

@@ -55,7 +55,9 @@ class Draw:
         """A block of just these clients' rows, filled up to a power of two, so that few programs are compiled."""
         present = clients[clients >= 0]
         rows = int(self.federation.sizes[present].sum())
-        room = 1 << max(rows - 1, 1).bit_length()
+        # Counted for all places: how many of them are empty differs from call to call.
+        usual = clients.size * int(self.federation.sizes.sum()) // len(self.federation)
+        room = 1 << max(rows - 1, usual, 1).bit_length()
         starts = np.zeros(clients.shape, np.int64)
         starts[clients >= 0] = starts_of(self.federation, present)
 

@@ -16,6 +16,7 @@ import optax
 from headstart.data import Array, Client, Examples, Tree
 from headstart.models import Model
 from headstart.tasks import Sums, Task, add, masked, mean, measure, no_sums, weighted_sum
+from headstart.threefry import uniform
 from headstart.trim import trimmed
 
 
@@ -51,7 +52,7 @@ def shuffled(client: Client, key: Array) -> Array:
 
     Sorting uniform draws, unlike `jax.random.permutation`, gives the same order whatever the capacity.
     """
-    draws = jax.random.uniform(key, client.rows.shape, jnp.float32)
+    draws = uniform(key, client.rows.shape)
     return jnp.argsort(jnp.where(jnp.arange(draws.shape[0]) < client.size, draws, jnp.inf)).astype(jnp.int32)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from headstart.conv import conv_general_dilated, max_pool
+from headstart.dropout import Dropout
 from headstart.errors import UserError
 from headstart.recurrent import LSTM, dot_general
 
@@ -89,9 +90,9 @@ class CNN(nn.Module):
         for filters in self.filters:
             x = nn.relu(_convolution(filters)(x))
         x = max_pool(x)
-        x = nn.Dropout(after_pooling, deterministic=not train)(x)
+        x = Dropout(after_pooling)(x, train=train)
         x = nn.relu(_dense(self.hidden)(_flat(x)))
-        x = nn.Dropout(after_hidden, deterministic=not train)(x)
+        x = Dropout(after_hidden)(x, train=train)
         return _dense(self.classes)(x)
 
 

@@ -8,7 +8,7 @@ matplotlib ships, by as many writers as asked, each with a hand of his own. A wr
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, overload
@@ -44,7 +44,14 @@ class WriterIds(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(self.length)[index]]
-        return f"writer{range(self.length)[index]:07d}"
+        return _id(range(self.length)[index])
+
+    def __iter__(self) -> Iterator[str]:
+        return map(_id, range(self.length))
+
+
+def _id(writer: int) -> str:
+    return f"writer{writer:07d}"
 
 
 def glyphs(

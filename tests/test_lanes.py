@@ -1,0 +1,116 @@
+"""Clients side by side: who works where, and that it changes nothing but the time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import tiny
+from headstart import FOMAML, MAML, Classification, Examples, FedAvg, FedSGD, Reptile, UserError
+from headstart.draw import on_device
+from headstart.lanes import all_devices, deal
+from headstart.personalize import Personalization, personalizer
+from headstart.rounds import Cohort, federated, round_key, several
+from headstart.trim import trimmed
+
+KEY = jax.random.key(3, impl="threefry2x32")
+UPDATES = [FedSGD(), FedAvg(2, 0.1, 3), Reptile(4, 0.1, 3), FOMAML(2, 0.1, 3), MAML(2, 0.1, 3)]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_everyone_is_dealt_once(lanes, devices, count):
+    mesh, clients = all_devices(devices), np.arange(count) + 100
+    dealt = deal(clients, np.random.default_rng(count).integers(1, 90, count), lanes=lanes, mesh=mesh)
+    assert sorted(dealt[dealt >= 0]) == clients.tolist()
+    assert len(dealt) % devices == 0
+
+
+def test_devices_get_about_as_much_to_do():
+    sizes = np.random.default_rng(0).lognormal(4.5, 0.6, 30).astype(int)
+    dealt = deal(np.arange(30), sizes, mesh=all_devices(3)).reshape(3, -1)
+    loads = np.array([sizes[row[row >= 0]].sum() for row in dealt])
+    assert loads.max() < 1.03 * loads.mean()
+
+
+def test_lanes_run_clients_of_one_size_side_by_side():
+    sizes = np.array([10, 90, 11, 91, 12, 92])
+    lanes = deal(np.arange(6), sizes, lanes=3).reshape(3, 2)
+    assert [set(column) for column in lanes.T] == [{1, 3, 5}, {0, 2, 4}]
+
+
+def test_more_devices_than_there_are_are_refused():
+    with pytest.raises(UserError, match="64 devices are more than the 3"):
+        all_devices(64)
+
+
+@pytest.mark.parametrize("update", UPDATES, ids=lambda update: type(update).__name__)
+def test_devices_and_lanes_change_a_round_by_rounding_only(update, float64):
+    federation, results = tiny.federation(), []
+    for devices, lanes in ((1, 1), (3, 1), (2, 2)):
+        mesh = all_devices(devices)
+        algorithm = federated(
+            Classification(), tiny.SOFTMAX, update, optax.sgd(1.0, momentum=0.9), lanes=lanes, mesh=mesh
+        )
+        clients = deal(np.arange(5), federation.sizes[:, 0], lanes=lanes, mesh=mesh)
+        cohort = Cohort(on_device(federation, mesh=mesh)(clients))
+        state, info = jax.jit(algorithm.step)(algorithm.init(tiny.theta()), cohort, KEY)
+        results.append(jax.device_get((state.params, info.metrics, info.clients)))
+    for other in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), results[0], other)
+
+
+def test_several_rounds_in_one_program_are_the_same_bits_as_one_after_another():
+    federation = tiny.federation()
+    algorithm, draw = (
+        federated(Classification(), tiny.SOFTMAX, FedAvg(1, 0.1, 3), optax.adam(0.1)),
+        on_device(federation),
+    )
+    cohorts = [np.array([4, 0]), np.array([1, 2]), np.array([2, -1])]
+    program, room = several(algorithm), np.full((1, 2), -1)
+    together, infos = program(algorithm.init(tiny.theta()), Cohort(draw(np.stack([*cohorts, room[0]]))), KEY, 7, 3)
+    state, counted = algorithm.init(tiny.theta()), []
+    for number, clients in enumerate(cohorts, start=7):
+        drawn = Cohort(draw(np.concatenate([clients[None], room, room, room])))
+        state, info = program(state, drawn, KEY, number, 1)
+        counted.append(int(info.clients[0]))
+    jax.tree.map(np.testing.assert_array_equal, together, state)
+    assert counted == np.asarray(infos.clients)[:3].tolist() == [2, 2, 1]
+    step = jax.jit(algorithm.step)
+    plain = algorithm.init(tiny.theta())
+    for number, clients in enumerate(cohorts, start=7):
+        plain, _ = step(plain, Cohort(draw(clients)), round_key(KEY, number))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), together.params, plain.params)
+
+
+def test_clients_personalized_on_several_devices_come_back_in_their_order():
+    federation, recipe, curves = tiny.federation(), Personalization(batch_size=3, length=2), []
+    for devices in (1, 3):
+        mesh = all_devices(devices)
+        watch = personalizer(Classification(), tiny.SOFTMAX, recipe, mesh=mesh, clients_at_once=4)
+        curves.append(watch(tiny.theta(), np.array([3, 0, 4, 1, 2]), on_device(federation, mesh=mesh), KEY))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *curves)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 5, 6, 10])
+def test_a_partial_batch_runs_at_the_shortest_length_that_holds_it(rows):
+    lengths = []
+
+    def function(examples, scale):
+        jax.debug.callback(lambda n: lengths.append(int(n)), examples.mask.shape[0])
+        return scale * jnp.sum(examples.x * examples.mask)
+
+    x, mask = jnp.arange(10.0) + 1, jnp.arange(10) < rows
+    examples = Examples(x, x, mask)
+    assert jax.jit(trimmed(function))(examples, 2.0) == rows * (rows + 1)
+    jax.effects_barrier()
+    assert lengths == [next(n for n in (3, 5, 10) if n >= rows)]
+
+
+def test_side_by_side_a_batch_stays_whole():
+    examples = Examples(jnp.ones((2, 8)), jnp.ones((2, 8)), jnp.arange(8) < jnp.array([[1], [8]]))
+    summed = jax.jit(jax.vmap(trimmed(lambda examples: (examples.x * examples.mask).sum())))
+    np.testing.assert_array_equal(summed(examples), [1, 8])
+    assert "cond" not in str(jax.make_jaxpr(summed)(examples))
