@@ -1,5 +1,6 @@
 """Clients side by side: who works where, and that it changes nothing but the time."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +8,24 @@ import optax
 import pytest
 
 import tiny
-from headstart import FOMAML, MAML, Classification, Examples, FedAvg, FedSGD, Reptile, UserError
+from headstart import (
+    FOMAML,
+    MAML,
+    Centralized,
+    Classification,
+    Examples,
+    FedAvg,
+    FedSGD,
+    Optimizer,
+    Reptile,
+    UserError,
+    as_model,
+)
 from headstart.draw import on_device
 from headstart.lanes import all_devices, deal
 from headstart.personalize import Personalization, personalizer
 from headstart.rounds import Cohort, federated, round_key, several
+from headstart.sampling import cohorts
 from headstart.trim import trimmed
 
 KEY = jax.random.key(3, impl="threefry2x32")
@@ -114,3 +128,29 @@ def test_side_by_side_a_batch_stays_whole():
     summed = jax.jit(jax.vmap(trimmed(lambda examples: (examples.x * examples.mask).sum())))
     np.testing.assert_array_equal(summed(examples), [1, 8])
     assert "cond" not in str(jax.make_jaxpr(summed)(examples))
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_the_pool_of_a_datacenter_needs_no_even_number_of_clients(limit):
+    federation, stage = tiny.federation(), Centralized("pool", Optimizer("sgd", 0.1), rounds=2, steps=2, batch_size=4)
+    draw = on_device(federation, limit=limit, mesh=all_devices(3))
+    drawn = cohorts(stage, federation, np.arange(5), draw, seed=0, first_round=1)(1, 2, 3)
+    assert drawn.clients.rows.shape == (3, 1, 8)
+    assert drawn.clients.block.y.shape[0] >= federation.sizes.sum()
+
+
+class Normalized(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(4)(nn.BatchNorm(use_running_average=not train)(x))
+
+
+def test_batch_statistics_of_a_partial_batch_do_not_depend_on_lanes():
+    federation, results = tiny.federation(), []
+    model = as_model(Normalized(), np.zeros((1, 3), np.float32))
+    for lanes in (1, 3):
+        algorithm = federated(Classification(), model, FedAvg(2, 0.1, 8), optax.sgd(1.0), lanes=lanes)
+        cohort = Cohort(on_device(federation)(np.arange(5)))
+        state, _ = jax.jit(algorithm.step)(algorithm.init(model.init(KEY)), cohort, KEY)
+        results.append(state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)

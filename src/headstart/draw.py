@@ -36,17 +36,23 @@ class Draw:
     def __call__(self, clients: np.ndarray, part: Part = "adapt") -> Client:
         """The clients (int array `[..., n]`) as a `Client` whose leading axes are those of the array.
 
-        A number of -1 stands for an empty client.
+        A number of -1 stands for an empty client. Of several devices n is a multiple, as `lanes.deal` makes it.
         """
         clients = np.asarray(clients, np.int64)
         block, starts = self._bring(clients) if self.resident is None else self._find(clients, self.resident)
         first, size = _part_of(self.federation, clients, starts, part)
         present = clients >= 0
-        rows = np.where(present, first, 0)[..., None] + np.arange(self.federation.capacity(part))
+        rows = np.where(present, first, 0).astype(np.int32)[..., None]
+        rows = rows + np.arange(self.federation.capacity(part), dtype=np.int32)
         keys = np.zeros((*clients.shape, 2), np.uint32)
         keys[present] = np.array([key_data(self.federation.ids[int(i)]) for i in clients[present]]).reshape(-1, 2)
-        given = rows.astype(np.int32), np.where(present, size, 0).astype(np.int32), keys
+        given = rows, np.where(present, size, 0).astype(np.int32), keys
         return Client(block, *_place(given, self.mesh, PartitionSpec(*[None] * (clients.ndim - 1), "clients")))
+
+    def everything(self) -> Block:
+        """The rows of all clients, client after client."""
+        everyone = np.arange(len(self.federation))
+        return (self._bring(everyone) if self.resident is None else self.resident).block
 
     def _find(self, clients: np.ndarray, resident: Resident) -> Resident:
         return Resident(resident.block, resident.starts[clients])

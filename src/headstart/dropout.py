@@ -19,5 +19,7 @@ class Dropout(nn.Module):
         """If it trains, x `[batch, ...]` with entries set to 0 at this rate and the others scaled up."""
         if not train or self.rate == 0:
             return x
+        if self.rate == 1:
+            return jnp.zeros_like(x)
         kept = uniform(self.make_rng("dropout"), x.shape) < 1 - self.rate
         return jnp.where(kept, x / (1 - self.rate), 0)

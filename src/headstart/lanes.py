@@ -23,13 +23,26 @@ Member = tuple[Client, Tree]
 Step = Callable[[Tree, Tree, Member], tuple[Tree, Tree]]
 
 
+# A device that has done its part waits for the others, however long their clients take; XLA would end the process.
+PATIENCE = (
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=2000000"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=2000000"
+)
+
+
 def cores_as_devices(count: int | None = None) -> None:
     """Have JAX take this machine's cores for devices, if it computes on a CPU; before anything else is asked of JAX.
 
-    count: how many; by default all that this process may use. A number in the user's own environment stays.
+    count: at most so many; by default all that this process may use. A number in the user's own environment stays.
     """
-    if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", count or len(os.sched_getaffinity(0)))
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "collective_call" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}".strip()
+    if "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in flags:
+        return
+    # What this process may use, where the system tells; macOS and Windows tell only what there is.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", min(count or cores, cores))
 
 
 def all_devices(count: int | None = None) -> Mesh | None:

@@ -122,7 +122,21 @@ class Descent:
         def at(examples: Examples, params: Tree, key: Array) -> tuple[Tree, tuple[Tree, Sums]]:
             return gradient_at(self.task, self.model, params, examples, key)
 
-        return (at if self.differentiable else trimmed(at))(examples, params, key)
+        whole = self.differentiable or renews(self.model, examples, params, key)
+        return (at if whole else trimmed(at))(examples, params, key)
+
+
+def renews(model: Model, examples: Examples, params: Tree, key: Array) -> bool:
+    """Whether training renews statistics of the batch: then its rows, padding among them, are not independent."""
+    found = []
+
+    def look(examples: Examples, params: Tree, key: Array) -> None:
+        _, renewed = model.apply(params, examples.x, key=key)
+        pairs = zip(jax.tree.leaves(params), jax.tree.leaves(renewed), strict=True)
+        found.append(any(before is not after for before, after in pairs))
+
+    jax.eval_shape(look, examples, params, key)
+    return found[0]
 
 
 def step_keys(key: Array, step: Array | int) -> tuple[Array, Array]:
@@ -156,11 +170,12 @@ def whole_gradient(
         total, count = weighted_sum(masked(task.loss(output, examples.y), examples.mask))
         return total, (count, measure(task, output, examples))
 
-    gradient = trimmed(jax.grad(loss_sum, argnums=1, has_aux=True))
-
     def accumulate(number: Array, sums: Tree) -> Tree:
         order_key, model_key = step_keys(key, number)
         examples = batch(client, number, order_key, batch_size=batch_size)
+        gradient = jax.grad(loss_sum, argnums=1, has_aux=True)
+        if not renews(model, examples, params, model_key):
+            gradient = trimmed(gradient)
         return add(sums, gradient(examples, params, model_key))
 
     dtype = jnp.result_type(*jax.tree.leaves(params))

@@ -74,14 +74,17 @@ def personalizer(
     *,
     lanes: int = 1,
     mesh: Mesh | None = None,
-    clients_at_once: int = 32,
+    clients_at_once: int | None = None,
 ) -> Personalizer:
     """A compiled `(params, clients, draw, key, progress) -> Curves`.
 
     clients: numbers of the clients to personalize (int array `[n]`); one without a test part gets NaN.
     draw: draws them, from `on_device`. progress: told how many more clients are done.
-    lanes, mesh: as in `rounds.federated`. clients_at_once: how many are drawn together; a matter of memory.
+    lanes, mesh: as in `rounds.federated`.
+    clients_at_once: how many are drawn together; a matter of memory; by default four for every lane, or 32.
     """
+    devices = 1 if mesh is None else mesh.size
+    at_once = clients_at_once or max(32, 4 * lanes * devices)
 
     @jax.jit
     def watch_all(params: Tree, adapt: Client, test: Client, key: Array) -> Tree:
@@ -102,10 +105,10 @@ def personalizer(
         pieces = []
         if mesh is not None:
             params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-        for start in range(0, len(clients), clients_at_once):
-            chunk = clients[start : start + clients_at_once]
+        for start in range(0, len(clients), at_once):
+            chunk = clients[start : start + at_once]
             sizes = draw.federation.sizes[chunk, 0]
-            missing = clients_at_once - len(chunk)
+            missing = at_once - len(chunk)
             filled = np.pad(chunk, (0, missing), constant_values=-1)
             dealt = deal(filled, np.pad(sizes, (0, missing)), lanes=lanes, mesh=mesh)
             adapt, test = (draw(dealt, part) for part in ("adapt", "test"))

@@ -92,11 +92,11 @@ def run(
     Raises:
         UserError: for anything the user can mend; what was saved before stays.
     """
-    prepared, out = prepare(experiment, trusted=trusted), Path(out)
+    prepared, out, mesh = prepare(experiment, trusted=trusted), Path(out), all_devices(options.devices)
     with claimed(out, prepared.experiment, prepared.federation), Interrupt() as interrupt:
         write_samples(out, prepared.federation, prepared.groups.test)
-        mesh, lanes = all_devices(options.devices), options.lanes
-        watch = personalizer(prepared.task, prepared.model, experiment.personalization, lanes=lanes, mesh=mesh)
+        lanes, recipe = options.lanes, experiment.personalization
+        watch = personalizer(prepared.task, prepared.model, recipe, lanes=lanes, mesh=mesh)
         draw = on_device(prepared.federation, limit=options.device_bytes, mesh=mesh)
         session = Session(prepared, mesh, draw, watch, options, listen, interrupt)
         return all(_run_seed(session, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
@@ -217,11 +217,14 @@ def _cohorts(trial: Trial, stage: Stage | Centralized, first: int) -> Cohorts:
 
 def _room(session: Session, stage: Stage | Centralized) -> int:
     """How many rounds one call of the compiled program holds at most."""
-    federation = session.prepared.federation
-    if session.draw.resident is not None or isinstance(stage, Centralized):
-        return min(stage.rounds, CALL_ROUNDS)
-    cohort_bytes = federation.nbytes * stage.clients_per_round // len(federation) + 1
-    return max(1, min(stage.rounds, CALL_ROUNDS, session.options.device_bytes // (4 * cohort_bytes)))
+    federation, room = session.prepared.federation, min(stage.rounds, CALL_ROUNDS)
+    if isinstance(stage, Centralized):
+        return room
+    # Row numbers, and the rows themselves if they stream, in two blocks: one is drawn while the other trains.
+    cohort_bytes = 4 * stage.clients_per_round * federation.capacity()
+    if session.draw.resident is None:
+        cohort_bytes += federation.nbytes * stage.clients_per_round // len(federation)
+    return max(1, min(room, session.options.device_bytes // (4 * cohort_bytes)))
 
 
 def _watched(experiment: Experiment, number: int, last: int) -> int:

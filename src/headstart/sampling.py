@@ -60,7 +60,7 @@ def _pooled(
     first_round: int,
 ) -> Cohorts:
     # There is one path of steps, which one device walks.
-    block = jax.tree.map(lambda leaf: leaf.addressable_data(0), draw(np.arange(len(federation)), part).block)
+    block = jax.tree.map(lambda leaf: leaf.addressable_data(0), draw.everything())
     rows, size = part_rows(federation, clients, part), stage.steps * stage.batch_size
 
     def pooled(first: int, count: int, room: int) -> Cohort:
