@@ -229,8 +229,8 @@ def bench(
     check(names, cohort, numbers, seconds)
     _prepare_devices(devices)
     console = Console()
-    if json is not None:
-        write_json(json, {})
+    if json is not None and not json.exists():
+        write_json(json, {})  # better now than after a minute, if it cannot be written
     with console.status("measuring") as status:
         report = measure(
             names, cohort=cohort, lanes=numbers, devices=devices, seconds=seconds, tell=lambda text: status.update(text)
