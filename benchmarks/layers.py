@@ -22,15 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from headstart import conv, recurrent
+from headstart.bench_work import ARITHMETIC
 from headstart.models import CNN, CharLSTM
 
 STEPS = 8
 PRODUCTS = 8
 PRODUCT_FLOPS = 2 * 11520 * 288 * 64
-_CNN_LAYERS = (26**2 * 9 * 32, 24**2 * 288 * 64, 9216 * 128, 128 * 62)
-_LSTM_LAYERS = (8 * 1024, 256 * 1024, 256 * 1024, 256 * 1024, 256 * 90)
-CNN_FLOPS = 2 * (3 * sum(_CNN_LAYERS) - _CNN_LAYERS[0])
-LSTM_FLOPS = 2 * 80 * 3 * sum(_LSTM_LAYERS)
 
 
 class Contender(NamedTuple):
@@ -68,12 +65,14 @@ def _contenders() -> dict[str, Contender]:
     }
     lstm = {"LSTM": recurrent.recur, "LSTM, autodiff of a scan": _scanned}
     found = {
-        name: Contender(_trainer(model, images, labels, (conv, "convolve", function)), 20 * STEPS, CNN_FLOPS)
+        name: Contender(
+            _trainer(model, images, labels, (conv, "convolve", function)), 20 * STEPS, ARITHMETIC["cnn"].training
+        )
         for name, (model, function) in cnn.items()
     }
     for name, function in lstm.items():
         run = _trainer(CharLSTM(), text, text, (recurrent, "recur", function))
-        found[name] = Contender(run, 10 * STEPS, LSTM_FLOPS)
+        found[name] = Contender(run, 10 * STEPS, ARITHMETIC["char_lstm"].training)
     return found
 
 

@@ -1,16 +1,15 @@
 """`headstart bench`: what it counts, against hand counts and XLA; and the command, as a user types it."""
 
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headstart import cli
-from headstart.bench import sensible_lanes, spread
+from headstart.bench import Report, Result, Tried, sensible_lanes, spread
 from headstart.bench_machine import PERSONAL_EPOCHS, machine_of, personal_operations, timed
+from headstart.bench_table import clipped
 from headstart.bench_work import ARITHMETIC, client_sizes, padding, rows_computed, trimmed_rows, work_of
 from headstart.data import Examples
 from headstart.local import mean_loss
@@ -84,21 +83,20 @@ def test_lanes_worth_trying():
     assert spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0, 3)
 
 
-def _command(monkeypatch, capsys, *words: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["headstart", *map(str, words)])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+def test_lanes_that_no_client_is_left_for_are_told():
+    one = spread([1.0])
+    tried = tuple(Tried(lanes, one, one, 0.0, one, 0.0) for lanes in (2, 4))
+    report = Report("cpu", "cpu", 3, 10, one, (Result("mlp", tried, (), one, 0.0),), 1.0)
+    assert clipped(report) == []
+    assert clipped(report._replace(cohort=6)) == [
+        "Lanes above 2 change nothing: a device has at most 2 clients of a round"
+    ]
 
 
-def test_the_command_measures_and_writes_its_numbers(monkeypatch, capsys, tmp_path):
+def test_the_command_measures_and_writes_its_numbers(command, tmp_path):
     path = tmp_path / "bench.json"
     words = ("bench", "--models", "logistic", "--seconds", 1, "--cohort", 3, "--lanes", "1", "--json", path)
-    code, out, err = _command(monkeypatch, capsys, *words)
+    code, out, err = command(*words)
     assert (code, err) == (0, ""), err
     assert "logistic: " in out and "best with 1 lane" in out and "--model logistic --lanes 1" in out
     report = json.loads(path.read_text())
@@ -124,12 +122,12 @@ def test_the_command_measures_and_writes_its_numbers(monkeypatch, capsys, tmp_pa
         (["--models", "logistic", "--json", "/proc/x/bench.json"], "cannot write /proc/x/bench.json"),
     ],
 )
-def test_a_mistake_gets_one_sentence_and_exit_code_2(monkeypatch, capsys, words, complaint):
-    code, _, err = _command(monkeypatch, capsys, "bench", *words)
+def test_a_mistake_gets_one_sentence_and_exit_code_2(command, words, complaint):
+    code, _, err = command("bench", *words)
     assert code == 2 and complaint in err
     assert len(err.strip().splitlines()) == 1 and "Traceback" not in err
 
 
-def test_help_explains_with_examples(monkeypatch, capsys):
-    code, out, _ = _command(monkeypatch, capsys, "bench", "--help")
+def test_help_explains_with_examples(command):
+    code, out, _ = command("bench", "--help")
     assert code == 0 and "headstart bench --models cnn --lanes 1,2,4" in " ".join(out.split())

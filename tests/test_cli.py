@@ -2,36 +2,16 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headstart import cli, run
+from headstart import run
 from headstart.checkpoint import read_arrays
 from headstart.files import write_json
 from headstart.values import to_json
 from small import experiment, federation_file
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Runs the command in an empty folder; returns its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["headstart", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

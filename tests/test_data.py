@@ -1,6 +1,7 @@
 """Federations: splits that never overlap and stay, and the same rows whichever way they reach the device."""
 
 import hashlib
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import tiny
-from headstart.data import from_arrays, key_data, split_clients, split_examples
+from headstart.data import Part, from_arrays, key_data, split_clients, split_examples
 from headstart.draw import on_device, part_rows
 from headstart.errors import UserError
 from headstart.sampling import sample, stream
@@ -121,6 +122,24 @@ def test_rows_are_the_same_whether_they_stay_on_the_device_or_stream(part):
         for own, wanted in zip(found, expected, strict=False):
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), own, wanted)
     assert [len(y) for _, y in rows_of(resident)[3:]] == [0, 0]
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_parts_drawn_together_are_those_drawn_apart_and_their_rows_are_fetched_once(limit):
+    federation, chosen, fetched = tiny.federation(), np.array([[4, 0], [2, -1]]), []
+
+    def fetch(clients):
+        fetched.append(clients)
+        return federation.fetch(clients)
+
+    draw = on_device(replace(federation, fetch=fetch), limit=limit)
+    parts: tuple[Part, ...] = ("test", "adapt", "all")
+    apart = [draw(chosen, part) for part in parts]
+    fetched.clear()
+    together = draw.parts(chosen, *parts)
+    assert len(fetched) == (limit == 0)
+    jax.tree.map(np.testing.assert_array_equal, list(together), apart)
+    assert all(client.block is together[0].block for client in together)
 
 
 def test_the_pool_holds_every_row_of_its_clients_part_and_no_other():

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from headstart.bench_work import client_sizes
 from headstart.datasets import load
 from headstart.models import CNN, MLP, CharLSTM, Logistic, Model, as_model
 
@@ -29,12 +30,6 @@ class Examples(NamedTuple):
     sizes: np.ndarray
     test_x: np.ndarray
     test_y: np.ndarray
-
-
-def client_sizes(count: int, *, mean: float, low: int, high: int, seed: int = 0) -> np.ndarray:
-    """int64 `[count]`: log-normal draws, as skewed as the writers of FEMNIST, scaled to a mean and cut at both ends."""
-    draws = np.random.default_rng(seed).lognormal(0.0, 0.6, count)
-    return np.clip(np.round(draws / draws.mean() * mean), low, high).astype(np.int64)
 
 
 def examples_of(workload: str) -> Examples:
@@ -87,9 +82,7 @@ def _images() -> Examples:
 def _text() -> Examples:
     """Snippets in which one character comes most of the time, and otherwise the successor of the last one.
 
-    A few rounds teach everybody which one that is. The rest takes an LSTM under plain SGD thousands of steps, or luck:
-    at rates that shorten it, the same loop ends anywhere between chance and the optimum, depending on the order of
-    the examples.
+    A few rounds teach only the frequencies: which character comes most of the time.
     """
     sizes = client_sizes(CLIENTS, mean=16, low=5, high=60)
     rows, generator = int(sizes.sum()), np.random.default_rng(2)

@@ -26,7 +26,7 @@ class Process:
     def __init__(self, python: str, module: str, workload: Path, cores: set[int] | None) -> None:
         """cores: what it may run on; None for all."""
         paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
-        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (as long as self)
         self.process = subprocess.Popen(
             [python, "-m", f"{__package__}.{module}", str(workload)],
             stdin=subprocess.PIPE,

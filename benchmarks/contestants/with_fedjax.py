@@ -15,7 +15,8 @@ import numpy as np
 from .protocol import serve
 from .workload import Workload, as_input
 
-# FedJAX 0.0.17 is older than the removal of these names from JAX.
+# FedJAX 0.0.17 is older than the removal of these names from JAX, and asks for them while it is imported. So the
+# imports below (E402) come after them.
 for _name in ("map", "leaves", "reduce", "flatten", "unflatten", "structure", "transpose"):
     if not hasattr(jax, f"tree_{_name}"):
         setattr(jax, f"tree_{_name}", getattr(jax.tree_util, f"tree_{_name}"))

@@ -11,10 +11,11 @@ import optax
 
 from headstart.data import Federation, from_arrays
 from headstart.draw import Draw, on_device
-from headstart.lanes import all_devices, cores_as_devices, deal
+from headstart.lanes import all_devices, cores_as_devices
 from headstart.rounds import Algorithm, Cohort, State, federated, several
-from headstart.run import CALL_ROUNDS
+from headstart.sampling import deal_rounds
 from headstart.tasks import Classification, NextCharacter, Task
+from headstart.train import CALL_ROUNDS
 from headstart.updates import FedAvg
 
 from .federations import model_of
@@ -53,12 +54,8 @@ def trainer(algorithm: Algorithm, draw: Draw, given: Workload) -> Callable[[Stat
     def train(state: State, first: int, count: int) -> State:
         for start in range(first, first + count, CALL_ROUNDS):
             numbers = range(start, min(start + CALL_ROUNDS, first + count))
-            dealt = [
-                deal(given.cohort(number), given.sizes[given.cohort(number)], mesh=draw.mesh) for number in numbers
-            ]
-            room = ((0, CALL_ROUNDS - len(dealt)), (0, 0))
-            cohorts = Cohort(draw(np.pad(dealt, room, constant_values=-1)))
-            state, _ = program(state, cohorts, key, start, len(dealt))
+            dealt = deal_rounds(map(given.cohort, numbers), given.sizes, CALL_ROUNDS, mesh=draw.mesh)
+            state, _ = program(state, Cohort(draw(dealt)), key, start, len(numbers))
         return jax.block_until_ready(state)
 
     return train

@@ -23,7 +23,7 @@ from headstart.errors import UserError
 from headstart.experiment import Experiment, read
 from headstart.files import write_bytes, write_json
 from headstart.folder import read_json, seed_folders
-from headstart.lanes import all_devices, over_clients
+from headstart.lanes import all_devices, device_count, over_clients
 from headstart.models import Model
 from headstart.personalize import Curves, Personalization, adapt_client, personalizer
 from headstart.prepare import build_model, check_fit
@@ -143,7 +143,7 @@ def _adapter(
 
 
 def _write_parameters(folder: Path, federation: Federation, draw: Draw, adapted: Callable[[Client], Tree]) -> None:
-    at_once = 1 if draw.mesh is None else draw.mesh.size
+    at_once = device_count(draw.mesh)
     for start in range(0, len(federation), at_once):
         chunk = np.arange(start, start + at_once)
         parameters = jax.device_get(adapted(draw(np.where(chunk < len(federation), chunk, -1))))

@@ -16,7 +16,7 @@ from headstart.bench_machine import Machine, Personal, Repetition, Trainer, mach
 from headstart.bench_work import MODELS, Work, padding, work_of
 from headstart.draw import Draw, on_device
 from headstart.errors import UserError
-from headstart.run import CALL_SECONDS
+from headstart.train import CALL_SECONDS
 
 LEAST, MOST = 2, 9  # repetitions
 # A number of lanes that is so much slower than the best in its first round is timed only once more.

@@ -14,12 +14,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from headstart.bench_work import LEARNING_RATE, SEED, Work
 from headstart.draw import Draw
-from headstart.lanes import all_devices
+from headstart.lanes import all_devices, device_count, replicated
 from headstart.optimizers import Optimizer
 from headstart.personalize import Personalization, personalizer
-from headstart.rounds import Cohort, Info, State, several
-from headstart.run import CALL_ROUNDS
+from headstart.rounds import Cohort, Info, several
 from headstart.sampling import cohorts
+from headstart.train import CALL_ROUNDS
 
 PRODUCT_SHAPE = 11520, 288, 64
 PRODUCT_SECONDS = 0.05
@@ -50,7 +50,7 @@ def machine_of(count: int | None) -> Machine:
 def _products(mesh: Mesh | None) -> Callable[[], float]:
     """What times matrix products, on all devices at once, and returns their operations per second."""
     rows, inner, columns = PRODUCT_SHAPE
-    count, program = 1 if mesh is None else mesh.size, _product_program(mesh)
+    count, program = device_count(mesh), _product_program(mesh)
     factors = jnp.full((count, rows, inner), 1 / inner), jnp.ones((count, inner, columns))
     if mesh is not None:
         factors = jax.device_put(factors, NamedSharding(mesh, PartitionSpec("clients")))
@@ -104,9 +104,8 @@ class Trainer:
         self.work, self.lanes, self.drawer = work, lanes, draw
         algorithm = work.stage.algorithm(work.task, work.model, lanes=lanes, mesh=draw.mesh)
         self.program, self.key = several(algorithm), jax.random.key(SEED, impl="threefry2x32")
-        self.state = _put(algorithm.init(work.model.init(self.key)), draw.mesh)
-        given = work.stage, work.federation, work.training, draw
-        self.cohorts = cohorts(*given, seed=SEED, first_round=1, lanes=lanes, mesh=draw.mesh)
+        self.state = replicated(algorithm.init(work.model.init(self.key)), draw.mesh)
+        self.cohorts = cohorts(work.stage, work.training, draw, seed=SEED, first_round=1, lanes=lanes)
         drawn = self.draw(1, 1)
         self.compile_seconds = timed(lambda: self.advance(drawn, 1, 0))
         self.round_seconds = timed(lambda: self.advance(drawn, 1, 1))
@@ -147,11 +146,6 @@ class Trainer:
     def _rounds(self, number: int, seconds: float) -> tuple[int, int]:
         count = max(1, min(CALL_ROUNDS, int(seconds / self.round_seconds)))
         return 1 + number * count, count
-
-
-def _put(state: State, mesh: Mesh | None) -> State:
-    where = jax.local_devices()[0] if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return jax.device_put(state, where)
 
 
 class Personal:

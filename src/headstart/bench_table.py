@@ -21,7 +21,7 @@ def print_report(console: Console, report: Report) -> None:
     ]
     console.print(lines[0], highlight=False, soft_wrap=True, markup=False)
     console.print(_table(report))
-    for line in [*lines[1:], hint(report)]:
+    for line in [*clipped(report), *lines[1:], hint(report)]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -65,6 +65,14 @@ def conclusion(report: Report, result: Result) -> str:
         f" machine's matrix products; best with {plural(best.lanes, 'lane')} on {where}{untried};"
         f" personalizing takes {cost:.2f} times its own arithmetic{costly}"
     )
+
+
+def clipped(report: Report) -> list[str]:
+    """A line if lanes were tried that no client is left for."""
+    most = -(-report.cohort // report.devices)
+    if all(tried.lanes <= most for result in report.results for tried in result.tried):
+        return []
+    return [f"Lanes above {most} change nothing: a device has at most {plural(most, 'client')} of a round"]
 
 
 def hint(report: Report) -> str:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from headstart.data import Federation, from_arrays
 from headstart.experiment import Stage
-from headstart.lanes import deal
+from headstart.lanes import deal, device_count
 from headstart.models import ALIASES, Model, as_model
 from headstart.optimizers import Optimizer
 from headstart.sampling import sample
@@ -137,7 +137,7 @@ def padding(work: Work, rounds: Sequence[int], *, lanes: int, mesh: Mesh | None)
     for number in rounds:
         chosen = work.chosen(number)
         places = deal(chosen, sizes[chosen], lanes=lanes, mesh=mesh)
-        beside = np.where(places >= 0, sizes[places], 0).reshape(1 if mesh is None else mesh.size, -1)
+        beside = np.where(places >= 0, sizes[places], 0).reshape(device_count(mesh), -1)
         computed += rows_computed(beside, work.batch_size, lanes)
         examples += int(sizes[chosen].sum())
     return 1 - examples / computed

@@ -10,7 +10,7 @@ Three shapes of the same examples:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -88,14 +88,14 @@ def as_input(x: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class ChosenIds(Sequence[str]):
-    """The ids of these clients (int64 `[n]`), looked up when asked for: of a million, few ever are."""
+class Ids(Sequence[str]):
+    """The ids `name(0)` to `name(length - 1)`, made when asked for: of a million, few ever are."""
 
-    ids: Sequence[str]
-    clients: np.ndarray
+    length: int
+    name: Callable[[int], str]
 
     def __len__(self) -> int:
-        return len(self.clients)
+        return self.length
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -103,8 +103,11 @@ class ChosenIds(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self.ids[int(i)] for i in self.clients[index]]
-        return self.ids[int(self.clients[index])]
+            return [self.name(i) for i in range(self.length)[index]]
+        return self.name(range(self.length)[index])
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.name, range(self.length))
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class Federation:
         clients = np.asarray(clients, np.int64)
         return replace(
             self,
-            ids=ChosenIds(self.ids, clients),
+            ids=Ids(len(clients), lambda place: self.ids[int(clients[place])]),
             sizes=self.sizes[clients],
             fetch=lambda inner: self.fetch(clients[np.asarray(inner, np.int64)]),
         )
@@ -221,6 +224,30 @@ def split_examples(federation: Federation, *, test_fraction: float = 0.2, seed: 
         return jax.tree.map(lambda leaf: leaf[rows], federation.fetch(clients))
 
     return replace(federation, sizes=np.stack([totals - test, test], axis=1), fetch=fetch, own_split=False)
+
+
+def limited(federation: Federation, adapt_examples: float, *, seed: int = 0) -> Federation:
+    """The federation with fewer examples of each client to adapt on, drawn from (seed, its id).
+
+    adapt_examples: at most so many if at least 1, this share of them, and one at least, if below. The test parts stay
+        whole; where the source has no split of its own, who trains uses them too.
+    """
+    all_of_it = federation.sizes[:, 0]
+    share = np.maximum(np.round(adapt_examples * all_of_it), 1)
+    kept = np.minimum(all_of_it, adapt_examples if adapt_examples >= 1 else share).astype(np.int64)
+
+    def fetch(clients: np.ndarray) -> tuple[Tree, Tree]:
+        rows, start = [np.zeros(0, np.int64)], 0
+        for i in np.asarray(clients, np.int64):
+            adapt, test = map(int, federation.sizes[i])
+            generator = np.random.default_rng([seed, 1, *map(int, key_data(federation.ids[int(i)]))])
+            chosen = generator.choice(adapt, int(kept[i]), replace=False)
+            rows.append(start + np.concatenate([np.sort(chosen), adapt + np.arange(test)]))
+            start += adapt + test
+        taken = np.concatenate(rows)
+        return jax.tree.map(lambda leaf: leaf[taken], federation.fetch(clients))
+
+    return replace(federation, sizes=np.stack([kept, federation.sizes[:, 1]], axis=1), fetch=fetch)
 
 
 class Split(NamedTuple):

@@ -38,21 +38,33 @@ class Draw:
 
         A number of -1 stands for an empty client. Of several devices n is a multiple, as `lanes.deal` makes it.
         """
+        return self.parts(clients, part)[0]
+
+    def parts(self, clients: np.ndarray, *parts: Part) -> tuple[Client, ...]:
+        """Several parts of the same clients, each what a draw of its own would be, over one block."""
         clients = np.asarray(clients, np.int64)
         block, starts = self._bring(clients) if self.resident is None else self._find(clients, self.resident)
-        first, size = _part_of(self.federation, clients, starts, part)
-        present = clients >= 0
-        rows = np.where(present, first, 0).astype(np.int32)[..., None]
-        rows = rows + np.arange(self.federation.capacity(part), dtype=np.int32)
-        keys = np.zeros((*clients.shape, 2), np.uint32)
-        keys[present] = np.array([key_data(self.federation.ids[int(i)]) for i in clients[present]]).reshape(-1, 2)
-        given = rows, np.where(present, size, 0).astype(np.int32), keys
-        return Client(block, *_place(given, self.mesh, PartitionSpec(*[None] * (clients.ndim - 1), "clients")))
+        given = [self._rows(clients, starts, part) for part in parts], self._key_data(clients)
+        drawn, keys = _place(given, self.mesh, PartitionSpec(*[None] * (clients.ndim - 1), "clients"))
+        return tuple(Client(block, rows, size, keys) for rows, size in drawn)
 
     def everything(self) -> Block:
         """The rows of all clients, client after client."""
         everyone = np.arange(len(self.federation))
         return (self._bring(everyone) if self.resident is None else self.resident).block
+
+    def _rows(self, clients: np.ndarray, starts: np.ndarray, part: Part) -> tuple[np.ndarray, np.ndarray]:
+        """`Client.rows` and `Client.size` of this part of the clients, whose rows begin at `starts`."""
+        first, size = _part_of(self.federation, clients, starts, part)
+        present = clients >= 0
+        rows = np.where(present, first, 0).astype(np.int32)[..., None]
+        rows = rows + np.arange(self.federation.capacity(part), dtype=np.int32)
+        return rows, np.where(present, size, 0).astype(np.int32)
+
+    def _key_data(self, clients: np.ndarray) -> np.ndarray:
+        keys, present = np.zeros((*clients.shape, 2), np.uint32), clients >= 0
+        keys[present] = np.array([key_data(self.federation.ids[int(i)]) for i in clients[present]]).reshape(-1, 2)
+        return keys
 
     def _find(self, clients: np.ndarray, resident: Resident) -> Resident:
         return Resident(resident.block, resident.starts[clients])

@@ -43,6 +43,8 @@ class Data:
     options: for the reader or generator of that source.
     train, validation: numbers of clients if at least 1, shares if below; the rest test.
     seed: of the split, apart from the seed of a run, so that all runs share it.
+    adapt_examples: how many examples of each client there are to adapt on, and, where the source keeps others for
+        testing, to train on: at most so many if at least 1, a share if below; None: all.
     """
 
     source: str = "glyphs"
@@ -50,11 +52,16 @@ class Data:
     train: float = 0.7
     validation: float = 0.1
     seed: int = 0
+    adapt_examples: float | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Rounds of one client update under one server optimizer."""
+    """Rounds of one client update under one server optimizer.
+
+    until: end the stage early, at the first evaluation at which the initial model's first metric is as good on
+        validation clients.
+    """
 
     name: str
     update: ClientUpdate
@@ -62,6 +69,7 @@ class Stage:
     rounds: int
     clients_per_round: int = 10
     weighting: Weighting = "examples"
+    until: float | None = None
 
     def algorithm(self, task: Task, model: Model, *, lanes: int = 1, mesh: Mesh | None = None) -> Algorithm:
         """What a round does."""
@@ -73,7 +81,7 @@ class Stage:
 class Centralized:
     """A stage as a datacenter would do it: the clients' examples pooled and shuffled.
 
-    steps: how many batches make one round, for curves and checkpoints.
+    steps: how many batches make one round, for curves and checkpoints. until: as of a `Stage`.
     """
 
     name: str
@@ -81,6 +89,7 @@ class Centralized:
     rounds: int
     steps: int = 100
     batch_size: int = 20
+    until: float | None = None
 
     def algorithm(self, task: Task, model: Model, *, lanes: int = 1, mesh: Mesh | None = None) -> Algorithm:
         """What a round does, on one device; there are no clients to put side by side."""
@@ -96,6 +105,9 @@ class Experiment:
     evaluate_every: rounds between evaluations on validation clients; 0 evaluates only at the end of a stage.
     evaluation_clients: how many validation clients those curves use; all of them choose the length of personalization.
     target: the value of the first metric whose round is reported, as the paper's 0.8.
+    start: a safetensors file of parameters to start from, such as another run's `stage-0.safetensors`; `{seed}` in it
+        stands for the seed.
+    test: whether test clients are measured; not where settings are chosen.
     """
 
     name: str
@@ -108,6 +120,8 @@ class Experiment:
     evaluate_every: int = 10
     evaluation_clients: int = 20
     target: float | None = None
+    start: str | None = None
+    test: bool = True
 
 
 def load(
@@ -140,13 +154,13 @@ def load(
 
 def with_data(experiment: Experiment, source: str | None, options: Mapping[str, Any]) -> Experiment:
     """The experiment on this data (None: its own); other data bring a model and a task that suit them."""
-    own = replace(experiment.data, source=_placed(experiment.data.source))
-    if source is None or _placed(source) == own.source:
+    own = replace(experiment.data, source=placed(experiment.data.source))
+    if source is None or placed(source) == own.source:
         return replace(experiment, data=replace(own, options={**own.options, **options}))
-    return replace(experiment, task=None, model=None, data=replace(own, source=_placed(source), options=options))
+    return replace(experiment, task=None, model=None, data=replace(own, source=placed(source), options=options))
 
 
-def _placed(source: str) -> str:
+def placed(source: str) -> str:
     """A path from the root, so that a run can be gone on with from anywhere; the name of a federation as it is."""
     return source if source in NAMES or not Path(source).exists() else str(Path(source).resolve())
 

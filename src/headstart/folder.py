@@ -124,6 +124,10 @@ class Log:
         write_bytes(self._path, b"".join(_line(record) for record in kept))
         return kept
 
+    def records(self) -> list[Record]:
+        """What is written so far."""
+        return read_records(self._path)
+
     def __call__(self, record: Record) -> None:
         """Write a record and tell the listener."""
         record = {**record, "seed": self._seed}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from headstart.data import Client, Tree
@@ -58,13 +58,23 @@ def all_devices(count: int | None = None) -> Mesh | None:
     return None if len(chosen) == 1 else jax.make_mesh((len(chosen),), ("clients",), (AxisType.Auto,), devices=chosen)
 
 
+def device_count(mesh: Mesh | None) -> int:
+    """How many devices share the clients."""
+    return 1 if mesh is None else mesh.size
+
+
+def replicated(tree: Tree, mesh: Mesh | None) -> Tree:
+    """The tree whole on every device of the mesh; without one, on the first device of this process."""
+    return jax.device_put(tree, jax.local_devices()[0] if mesh is None else NamedSharding(mesh, P()))
+
+
 def deal(clients: np.ndarray, sizes: np.ndarray, *, lanes: int = 1, mesh: Mesh | None = None) -> np.ndarray:
     """The clients (int `[n]`) in the order `over_clients` serves them best: int `[places]`, -1 for an empty place.
 
     Clients of one size run side by side, so that lanes wait little for each other, and every device gets about as
     much to do.
     """
-    devices = 1 if mesh is None else mesh.size
+    devices = device_count(mesh)
     lanes = min(lanes, -(-len(sizes) // devices))
     order = np.argsort(-np.asarray(sizes), kind="stable")
     per_device = -(-len(order) // (devices * lanes))

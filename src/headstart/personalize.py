@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from headstart.data import Array, Client, Examples, Federation, Tree
 from headstart.draw import Draw, on_device
-from headstart.lanes import deal, over_clients
+from headstart.lanes import deal, device_count, over_clients, replicated
 from headstart.local import Descent, Progress, batches_per_epoch
 from headstart.models import Model
 from headstart.optimizers import Optimizer
@@ -83,8 +83,7 @@ def personalizer(
     lanes, mesh: as in `rounds.federated`.
     clients_at_once: how many are drawn together; a matter of memory; by default four for every lane, or 32.
     """
-    devices = 1 if mesh is None else mesh.size
-    at_once = clients_at_once or max(32, 4 * lanes * devices)
+    at_once = clients_at_once or max(32, 4 * lanes * device_count(mesh))
 
     @jax.jit
     def watch_all(params: Tree, adapt: Client, test: Client, key: Array) -> Tree:
@@ -104,15 +103,14 @@ def personalizer(
     ) -> Curves:
         pieces = []
         if mesh is not None:
-            params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+            params = replicated(params, mesh)
         for start in range(0, len(clients), at_once):
             chunk = clients[start : start + at_once]
             sizes = draw.federation.sizes[chunk, 0]
             missing = at_once - len(chunk)
             filled = np.pad(chunk, (0, missing), constant_values=-1)
             dealt = deal(filled, np.pad(sizes, (0, missing)), lanes=lanes, mesh=mesh)
-            adapt, test = (draw(dealt, part) for part in ("adapt", "test"))
-            result = watch_all(params, adapt, test, key)
+            result = watch_all(params, *draw.parts(dealt, "adapt", "test"), key)
             order = np.argsort(dealt)
             places = order[np.searchsorted(dealt, chunk, sorter=order)]
             pieces.append(jax.tree.map(lambda leaf, places=places: np.asarray(leaf)[places], result))

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from headstart.data import Examples, Federation, Split, as_input, split_clients
+from headstart.data import Examples, Federation, Split, as_input, limited, split_clients
 from headstart.datasets import load as load_data
 from headstart.errors import UserError
-from headstart.experiment import Experiment, Imported, Stage
+from headstart.experiment import Data, Experiment, Imported, Stage
 from headstart.models import ALIASES, Model, as_model
 from headstart.tasks import Classification, NextCharacter, Regression, Task, measure
 from headstart.values import attribute
@@ -27,7 +27,17 @@ from headstart.values import attribute
 LEAST = {
     **dict.fromkeys(("rounds", "clients_per_round", "batch_size", "epochs", "steps"), 1),
     **dict.fromkeys(
-        ("seed", "length", "evaluate_every", "evaluation_clients", "train", "validation", "query_share"), 0
+        (
+            "seed",
+            "length",
+            "evaluate_every",
+            "evaluation_clients",
+            "train",
+            "validation",
+            "query_share",
+            "adapt_examples",
+        ),
+        0,
     ),
 }
 
@@ -42,14 +52,16 @@ class Prepared(NamedTuple):
     groups: Split
 
 
-def prepare(experiment: Experiment, *, trusted: Collection[str] = ()) -> Prepared:
+def prepare(experiment: Experiment, *, trusted: Collection[str] = (), earlier: Prepared | None = None) -> Prepared:
     """Load the data, split the clients, build the model; what can be wrong beforehand is found here.
+
+    earlier: another experiment with the same data, model and task, prepared; they are not made again.
 
     Raises:
         UserError: if a setting is out of range, or data, model, task and stages do not fit each other.
     """
     check_ranges(experiment)
-    federation = load_data(experiment.data.source, **experiment.data.options)
+    federation = _federation(experiment.data) if earlier is None else earlier.federation
     experiment = suited(experiment, federation)
     data = experiment.data
     groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
@@ -59,10 +71,16 @@ def prepare(experiment: Experiment, *, trusted: Collection[str] = ()) -> Prepare
                 f"stage {stage.name!r} wants a cohort of {stage.clients_per_round} clients, more than the"
                 f" {len(groups.train)} training clients in the data; choose a smaller cohort"
             )
+    _check_targets(experiment, len(groups.validation))
     assert experiment.model is not None and experiment.task is not None
-    model = build_model(experiment.model, federation, trusted=trusted)
+    model = build_model(experiment.model, federation, trusted=trusted) if earlier is None else earlier.model
     check_fit(experiment.task, model, federation)
     return Prepared(experiment, experiment.task, model, federation, groups)
+
+
+def _federation(data: Data) -> Federation:
+    federation = load_data(data.source, **data.options)
+    return federation if data.adapt_examples is None else limited(federation, data.adapt_examples)
 
 
 def check_ranges(experiment: Experiment) -> None:
@@ -76,6 +94,21 @@ def check_ranges(experiment: Experiment) -> None:
     for place, name, value in _settings(experiment):
         if name in LEAST and not (math.isfinite(value) and value >= LEAST[name]):
             raise UserError(f"{place} is {value}, but must be at least {LEAST[name]}")
+
+
+def _check_targets(experiment: Experiment, validation: int) -> None:
+    """Refuse a stage that would end early where nothing watches it, or before another."""
+    watched = experiment.evaluate_every and experiment.evaluation_clients and validation
+    for number, stage in enumerate(experiment.stages):
+        if stage.until is None:
+            continue
+        if number < len(experiment.stages) - 1:
+            raise UserError(f"stage {stage.name!r} has `until` and is not the last one; only the last may end early")
+        if not watched:
+            raise UserError(
+                f"stage {stage.name!r} has `until`, but validation clients are never evaluated along training; give"
+                " evaluate_every, evaluation_clients and data.validation above 0"
+            )
 
 
 def _settings(value: Any, place: str = "experiment") -> Iterator[tuple[str, str, Any]]:

@@ -149,9 +149,10 @@ def _outcome(
     path: Path, seeds: list[int], number: int, stages: list[dict[str, Any]], ends: tuple[int, ...]
 ) -> Outcome | None:
     done = tuple(seed for seed in seeds if (path / f"seed-{seed}" / f"stage-{number}.json").exists())
-    if not done:
-        return None
     reports = tuple(read_json(path / f"seed-{seed}" / f"stage-{number}.json") for seed in done)
+    # Where settings are chosen, no test client is measured.
+    if not all("test" in report for report in reports) or not done:
+        return None
     results = [_results(path / f"seed-{seed}" / f"stage-{number}.npz") for seed in done]
     lengths = tuple(int(report["test"]["length"]) for report in reports)
     curves = tuple(curves for _, curves in results)
@@ -176,7 +177,9 @@ def _history(logs: dict[int, list[Record]], outcomes: tuple[Outcome, ...], ends:
         rounds = [record["round"] for record in told]
         values = [record["validation"][name] for record in told]
         stages = np.searchsorted(ends, rounds)
-        personalized = [v[chosen.get((int(stage), seed), -1)] for v, stage in zip(values, stages, strict=True)]
+        lengths = [chosen.get((int(stage), seed), -1) for stage in stages]
+        # A stage with a target is watched without personalization.
+        personalized = [v[min(length, len(v) - 1)] for v, length in zip(values, lengths, strict=True)]
         curves.append((rounds, [v[0] for v in values], personalized))
     furthest = max((rounds[-1] for rounds, _, _ in curves if rounds), default=-1)
     curves = [curve for curve in curves if curve[0] and curve[0][-1] == furthest]

@@ -115,7 +115,10 @@ def federated(
     return Algorithm(lambda params: State(params, server.init(params)), step)
 
 
-def several(algorithm: Algorithm) -> Callable[[State, Cohort, Array, Array | int, Array | int], tuple[State, Info]]:
+Rounds = Callable[[State, Cohort, Array, Array | int, Array | int], tuple[State, Info]]
+
+
+def several(algorithm: Algorithm) -> Rounds:
     """Rounds in one compiled program: `(state, cohorts, key, first, count) -> (state, infos)`.
 
     cohorts: of `room` rounds, every field of their clients but `block` with a leading axis `[room, ...]`; no memory.

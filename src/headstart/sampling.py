@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from headstart.data import Client, Federation, Part
+from headstart.data import Client, Part
 from headstart.draw import Draw, part_rows
 from headstart.experiment import Centralized, Stage
 from headstart.lanes import deal
@@ -19,14 +19,12 @@ Cohorts = Callable[[int, int, int], Cohort]
 
 def cohorts(
     stage: Stage | Centralized,
-    federation: Federation,
     clients: np.ndarray,
     draw: Draw,
     *,
     seed: int,
     first_round: int,
     lanes: int = 1,
-    mesh: Mesh | None = None,
 ) -> Cohorts:
     """Maps `(first, count, room)` to the cohorts of `count` rounds from round `first` on, for `rounds.several`.
 
@@ -35,33 +33,35 @@ def cohorts(
     clients: the numbers of the training clients. Each uses all of its examples, unless the source itself keeps some for
     testing.
     """
+    federation = draw.federation
     part: Part = "adapt" if federation.own_split else "all"
     if isinstance(stage, Centralized):
-        return _pooled(stage, federation, clients, draw, part, seed, first_round)
+        return _pooled(stage, clients, draw, part, seed, first_round)
     sizes = federation.sizes[:, 0] if federation.own_split else federation.sizes.sum(axis=1)
 
     def drawn(first: int, count: int, room: int) -> Cohort:
-        rounds = []
-        for number in range(first, first + count):
-            chosen = clients[sample(seed, number, stage.clients_per_round, len(clients))]
-            rounds.append(deal(chosen, sizes[chosen], lanes=lanes, mesh=mesh))
-        return Cohort(draw(np.pad(rounds, ((0, room - count), (0, 0)), constant_values=-1), part))
+        numbers = range(first, first + count)
+        rounds = (clients[sample(seed, number, stage.clients_per_round, len(clients))] for number in numbers)
+        return Cohort(draw(deal_rounds(rounds, sizes, room, lanes=lanes, mesh=draw.mesh), part))
 
     return drawn
 
 
-def _pooled(
-    stage: Centralized,
-    federation: Federation,
-    clients: np.ndarray,
-    draw: Draw,
-    part: Part,
-    seed: int,
-    first_round: int,
-) -> Cohorts:
+def deal_rounds(
+    rounds: Iterable[np.ndarray], sizes: np.ndarray, room: int, *, lanes: int = 1, mesh: Mesh | None = None
+) -> np.ndarray:
+    """The clients of several rounds, each dealt by `lanes.deal`: int `[room, places]`, -1 for an empty place.
+
+    rounds: the client numbers of each, int `[n]` with one n for all. sizes: int `[clients]`: every client's examples.
+    """
+    dealt = [deal(clients, sizes[clients], lanes=lanes, mesh=mesh) for clients in rounds]
+    return np.pad(dealt, ((0, room - len(dealt)), (0, 0)), constant_values=-1)
+
+
+def _pooled(stage: Centralized, clients: np.ndarray, draw: Draw, part: Part, seed: int, first_round: int) -> Cohorts:
     # There is one path of steps, which one device walks.
     block = jax.tree.map(lambda leaf: leaf.addressable_data(0), draw.everything())
-    rows, size = part_rows(federation, clients, part), stage.steps * stage.batch_size
+    rows, size = part_rows(draw.federation, clients, part), stage.steps * stage.batch_size
 
     def pooled(first: int, count: int, room: int) -> Cohort:
         chosen = rows[stream(seed, (first - first_round) * size, count * size, len(rows))]

@@ -1,6 +1,6 @@
 """Partial batches at less than the price of whole ones.
 
-The last batch of a client's epoch is partial, and with clients of FEMNIST's sizes an eighth of all rows would be
+The last batch of a client's epoch is partial, and with clients of FEMNIST's sizes a twelfth of all rows would be
 padding. A compiled program has fixed shapes, so it holds the same function for a few lengths of batch.
 """
 

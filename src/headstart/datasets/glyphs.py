@@ -8,14 +8,13 @@ matplotlib ships, by as many writers as asked, each with a hand of his own. A wr
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from headstart.data import Federation
+from headstart.data import Federation, Ids
 from headstart.datasets.glyph_atlas import CHARACTERS, atlas
 from headstart.datasets.glyph_draws import bits, normal, streams, uniform
 from headstart.datasets.glyph_hands import hands, write
@@ -26,28 +25,6 @@ _SHARE_OF_FIRST_HUMP = 0.65  # with humps at 170 and 340: mean 230, deviation 87
 _SPREAD = 0.12  # deviation of a hump, as a share of its place
 _SIZE_STREAM = 2**40  # apart from the streams of the hands
 _GROUP = 16  # writers whose styles are made at once: bounds the memory of a fetch
-
-
-@dataclass(frozen=True)
-class WriterIds(Sequence[str]):
-    """The ids of writers 0 to `length` - 1, made when asked for."""
-
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(self.length)[index]]
-        return _id(range(self.length)[index])
-
-    def __iter__(self) -> Iterator[str]:
-        return map(_id, range(self.length))
 
 
 def _id(writer: int) -> str:
@@ -89,7 +66,7 @@ def glyphs(
     sizes = _sizes(seed, writers, humps, examples, test_fraction)
     return Federation(
         name="glyphs",
-        ids=WriterIds(writers),
+        ids=Ids(writers, _id),
         sizes=sizes,
         fetch=functools.partial(_fetch, sizes=sizes, seed=seed, habits=habits, variation=variation),
         facts={"kind": "image", "classes": 62, "labels": CHARACTERS, "source": "drawn from matplotlib's fonts"},

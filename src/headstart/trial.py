@@ -1,0 +1,200 @@
+"""One seed of a run: where it is, what it tells, and how its clients are watched."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from headstart import checkpoint
+from headstart.draw import Draw
+from headstart.errors import UserError
+from headstart.experiment import Centralized, Stage
+from headstart.folder import Listener, Log
+from headstart.interrupt import Interrupt
+from headstart.personalize import Curves, Personalizer, mean_over_clients
+from headstart.prepare import Prepared
+from headstart.rounds import Algorithm, Info, Rounds, State
+from headstart.tasks import Sums, Task
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides not the result, but how it comes about.
+
+    lanes: clients side by side on each device. devices: how many share a cohort; by default all that JAX has.
+    checkpoint_seconds: the least time between saved states.
+    device_bytes: a federation up to this size stays on the device.
+    """
+
+    lanes: int = 1
+    devices: int | None = None
+    checkpoint_seconds: float = 30.0
+    device_bytes: int = 2**30
+
+
+class Session(NamedTuple):
+    """What the seeds of a run share.
+
+    draw: draws cohorts of the federation, on the devices in use.
+    algorithms, programs: of every stage; the programs are its rounds, compiled. watch, measure: the compiled
+        personalization, and the same of no length.
+    """
+
+    prepared: Prepared
+    draw: Draw
+    algorithms: tuple[Algorithm, ...]
+    programs: tuple[Rounds, ...]
+    watch: Personalizer
+    measure: Personalizer
+    options: Options
+    listen: Listener
+    interrupt: Interrupt
+
+
+class Trial(NamedTuple):
+    """One seed of a session."""
+
+    session: Session
+    seed: int
+    folder: Path
+    key: jax.Array
+    log: Log
+
+
+class Place(NamedTuple):
+    """Where a run is: in this stage, after this round (counted over all stages)."""
+
+    stage: int
+    round: int
+    state: State
+
+
+class InterruptedRunError(Exception):
+    """Ctrl-C was pressed while clients were personalized; the state was saved before."""
+
+
+class DivergedError(UserError):
+    """Training came to nothing: no reply was finite, or the new parameters are not."""
+
+
+def tell_interrupted(trial: Trial, place: Place) -> None:
+    """Tell the listener where Ctrl-C stopped the run."""
+    text = f"interrupted; saved after round {place.round}"
+    trial.session.listen({"event": "note", "seed": trial.seed, "text": text})
+
+
+def record_round(trial: Trial, stage: str, number: int, info: Info, seconds: float) -> None:
+    """Log a round, and stop where training has come to nothing.
+
+    Raises:
+        DivergedError: if no reply of the round was finite, or the new parameters are not.
+    """
+    if not info.finite or (info.dropped and not info.clients):
+        raise DivergedError(
+            f"training diverged in stage {stage!r}, round {number} of seed {trial.seed}: the parameters are"
+            " no longer finite; lower the learning rates of the stage (client or server)"
+        )
+    trial.log(
+        {
+            "event": "round",
+            "round": number,
+            "stage": stage,
+            "training": means(trial.session.prepared.task, info.metrics),
+            "items": float(next(iter(info.metrics.values()))[1]),
+            "clients": int(info.clients),
+            "dropped": int(info.dropped),
+            "seconds": seconds,
+        }
+    )
+
+
+def means(task: Task, sums: Sums) -> dict[str, float | None]:
+    """What is reported of summed metrics; None where nothing was counted."""
+    report = {}
+    for metric in task.metrics:
+        total, count = sums[metric.name]
+        report[metric.name] = float(metric.finish(total / count)) if count > 0 else None
+    return report
+
+
+def evaluate(trial: Trial, place: Place) -> float | None:
+    """Log how the state does on some validation clients, before and after personalization; returns the former.
+
+    A stage with a target looks at the initial model alone, and nobody waits for a personalization.
+    """
+    prepared = trial.session.prepared
+    clients = watched(prepared)
+    if not len(clients):
+        return None
+    began, stage = time.perf_counter(), prepared.experiment.stages[place.stage]
+    curves = watch(trial, place, "validation", clients, personalized=stage.until is None)
+    metrics = prepared.task.metrics
+    summary = {metric.name: mean_over_clients(curves, metric).tolist() for metric in metrics}
+    values = curves.means(metrics[0])[curves.metrics[metrics[0].name][1] > 0]
+    trial.log(
+        {
+            "event": "evaluation",
+            "round": place.round,
+            "stage": stage.name,
+            "validation": summary,
+            "clients": len(clients),
+            "clients_values": [[float(f"{value:.6g}") for value in row] for row in values],
+            "seconds": time.perf_counter() - began,
+        }
+    )
+    return summary[metrics[0].name][0]
+
+
+def watched(prepared: Prepared) -> np.ndarray:
+    """The validation clients that are looked at along training."""
+    clients, count = prepared.groups.validation, prepared.experiment.evaluation_clients
+    if not len(clients) or not count:
+        return clients[:0]
+    # Spread over the file, whose order may mean something.
+    return clients[np.unique(np.linspace(0, len(clients) - 1, min(count, len(clients))).astype(int))]
+
+
+def choosing(prepared: Prepared, stage: Stage | Centralized) -> np.ndarray:
+    """The validation clients that choose the length of personalization.
+
+    Where some of them have ended the stage at their best moment, the others choose, if there are any.
+    """
+    clients = prepared.groups.validation
+    others = clients if stage.until is None else np.setdiff1d(clients, watched(prepared))
+    return others if len(others) else clients
+
+
+def watch(
+    trial: Trial,
+    place: Place,
+    group: str,
+    clients: np.ndarray,
+    *,
+    personalized: bool = True,
+    interruptible: bool = False,
+) -> Curves:
+    """Personalize clients of a group from the state of the run, or measure its initial model alone.
+
+    Raises:
+        InterruptedRunError: on Ctrl-C, if interruptible.
+    """
+    session = trial.session
+    told = {"event": "progress", "seed": trial.seed, "group": group, "of": len(clients)}
+
+    def progress(done: int) -> None:
+        session.listen({**told, "clients": done})
+        if interruptible and session.interrupt.requested:
+            raise InterruptedRunError
+
+    look = session.watch if personalized else session.measure
+    return look(place.state.params, clients, session.draw, jax.random.fold_in(trial.key, 2), progress)
+
+
+def save(trial: Trial, place: Place) -> None:
+    """Write a checkpoint."""
+    checkpoint.write_round(trial.folder / "checkpoints", place.state, {"round": place.round, "stage": place.stage})
