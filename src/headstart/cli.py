@@ -1,4 +1,4 @@
-"""The command `headstart`: run | personalize | report | data | bench."""
+"""The command `headstart`: run | personalize | report | data | bench | reproduce."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def run(
 ) -> None:
     """Run an experiment into a folder. Ctrl-C saves; the same command goes on where it stopped."""
     from headstart.experiment import load
-    from headstart.run import Options
+    from headstart.trial import Options
 
-    _prepare_devices(devices)
+    prepare_devices(devices)
     trusted = _trusted(imports, model)
     loaded = load(
         experiment,
@@ -143,7 +143,7 @@ def personalize(
     from headstart.apply import personalize_run
     from headstart.tables import print_summary
 
-    _prepare_devices(devices)
+    prepare_devices(devices)
     console = Console()
     options = _data_options(client, target, features, data_option)
     with console.status("personalizing") as status:
@@ -227,7 +227,7 @@ def bench(
 
     names, numbers = [name.strip() for name in models.split(",")], _numbers(lanes)
     check(names, cohort, numbers, seconds)
-    _prepare_devices(devices)
+    prepare_devices(devices)
     console = Console()
     if json is not None and not json.exists():
         write_json(json, {})  # better now than after a minute, if it cannot be written
@@ -239,6 +239,44 @@ def bench(
     if json is not None:
         write_json(json, as_document(report))
         console.print(f"All numbers: {json}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command(
+    epilog="Examples: [bold]headstart reproduce --scale smoke[/bold] · "
+    "[bold]headstart reproduce table1 finetune --scale small --data glyphs --data handwriting62.sqlite.lzma[/bold] · "
+    "[bold]headstart reproduce --scale full --data emnist[/bold]"
+)
+def reproduce(
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STUDY]...", help="identity, table1, finetune, datacenter, updates, server, cnn; default: all."
+        ),
+    ] = None,
+    scale: Annotated[str, typer.Option(help="smoke (minutes), small (hours on two cores) or full (a GPU).")] = "small",
+    data: Annotated[
+        list[str] | None, typer.Option("--data", metavar="PATH|NAME", help="A federation; may be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, results and report go.")] = Path("reproduction"),
+    processes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Runs beside each other; default: one per core, 1 on a GPU.")
+    ] = None,
+) -> None:
+    """Put the paper's claims to the test, each with a verdict by a rule fixed beforehand. Ctrl-C saves; repeat it."""
+    from headstart.experiments.paper.pool import free_cores
+    from headstart.experiments.paper.reproduce import reproduce as run_studies
+
+    console = Console()
+    prepare_devices(None)
+    page = run_studies(
+        studies or (),
+        scale=scale,
+        data=data or ("glyphs",),
+        out=out,
+        processes=processes or free_cores(),
+        tell=lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False),
+    )
+    console.print(f"The report: {page}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -276,7 +314,7 @@ def _data_options(
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _prepare_devices(count: int | None) -> None:
+def prepare_devices(count: int | None) -> None:
     """Use all cores, and keep compiled programs between commands unless the user's environment says otherwise."""
     import jax
 

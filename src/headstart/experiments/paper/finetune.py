@@ -1,0 +1,237 @@
+"""Claim 2: what the second stage does, its change of update told apart from its change of optimizer (PAPER, Claims)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from headstart.experiment import Experiment, Stage
+from headstart.experiments.paper.pictures import forest
+from headstart.experiments.paper.runner import TUNING_SEED, Runs
+from headstart.experiments.paper.study import (
+    Claim,
+    Evidence,
+    Result,
+    Setting,
+    Study,
+    Table,
+    foreseen,
+    gained,
+    percent,
+    spoken,
+    worse_off,
+)
+from headstart.optimizers import Optimizer, Schedule
+from headstart.updates import FedAvg, FedSGD, Reptile
+from headstart.verdicts import Difference, decide, difference, power
+
+PAPER = "claim 2; no number is known"
+NOTHING, DECAYED, FEDSGD, FEDAVG1 = (
+    "nothing more",
+    "FedAvg, decayed rate",
+    "FedSGD from scratch",
+    "FedAvg(1) from scratch",
+)
+
+
+def finetune(setting: Setting, runs: Runs) -> Evidence:
+    """After one first stage: nothing, {FedAvg, Reptile} × {momentum, Adam}, a decayed rate; two from scratch."""
+    setting, choices = runs.tuned(setting)
+    first = setting.experiment("FedAvg", setting.fedavg())
+    tuning = replace(first, seed=TUNING_SEED, test=False)
+    runs.choose("first stage", {"FedAvg": first}, seeds=setting.tuning_seeds)
+    asked = {cell: second_stages(setting, runs, tuning, cell) for cell in _cells(setting)}
+    asked |= {name: scratch(setting, name) for name in (FEDSGD, FEDAVG1)}
+    # Who aims at global accuracy alone chooses by it.
+    made = runs.choose_each(asked, seeds=setting.tuning_seeds, by={FEDSGD: "initial", FEDAVG1: "initial"})
+    picked = {cell: choice.chosen for cell, (choice, _) in made.items()}
+    pilot = {cell: results[picked[cell]] for cell, (_, results) in made.items()}
+    best, plain = _best_names(setting)
+    clients, seeds = len(runs.prepared(first).groups.test), setting.most_seeds
+    estimates = {
+        what: power(getattr(pilot[best], what) - getattr(pilot[plain], what), seeds=seeds, clients=clients)
+        for what in ("initial", "personalized")
+    }
+
+    wanted: dict[str, Experiment] = {NOTHING: first}
+    runs.finish(wanted, seeds=seeds)
+    wanted |= {cell: second_stages(setting, runs, first, cell)[picked[cell]] for cell in _cells(setting)}
+    wanted |= {name: scratch(setting, name)[picked[name]] for name in (FEDSGD, FEDAVG1)}
+    found = runs.finish(wanted, seeds=seeds)
+    effects = _effects(setting, found)
+    return Evidence(
+        "finetune",
+        "Does a second stage give a more accurate model that is easier to personalize, and is it the update or the"
+        " optimizer that does it?",
+        _claims(setting, found),
+        (_table(setting, found), _effect_table(effects)),
+        _figures(found, effects),
+        (*choices, *(choice for choice, _ in made.values())),
+        (
+            f"First stage: {setting.rounds} rounds of FedAvg({setting.local_epochs}); second: {setting.more_rounds}"
+            f" rounds of it or of Reptile({setting.steps}), {setting.cohort} clients each, {seeds} seeds. From"
+            f" scratch: {_scratch_rounds(setting)} rounds of one epoch, which is as many examples.",
+            foreseen(estimates),
+        ),
+        {name: result.command for name, result in found.items()},
+    )
+
+
+def _reptile(setting: Setting) -> str:
+    return f"Reptile({setting.steps})"
+
+
+def _best_names(setting: Setting) -> tuple[str, str]:
+    """The second stage of the paper, and more of the first."""
+    return f"{_reptile(setting)}, Adam", "FedAvg, momentum"
+
+
+def _cells(setting: Setting) -> tuple[str, ...]:
+    names = [f"{update}, {server}" for update in ("FedAvg", _reptile(setting)) for server in ("momentum", "Adam")]
+    return (*names, DECAYED)
+
+
+def second_stages(setting: Setting, runs: Runs, first: Experiment, cell: str) -> dict[str, Experiment]:
+    """The candidates of a cell, each going on where `first` ended; by their settings."""
+    start, rounds = runs.start(first), setting.more_rounds
+    if cell == DECAYED:
+        schedule = Schedule("cosine_decay_schedule", {"decay_steps": rounds})
+        servers = {"rate 1, to 0": Optimizer("sgd", 1.0, {"momentum": 0.9}, schedule)}
+    elif cell.endswith("momentum"):
+        servers = {f"rate {rate:g}": Optimizer("sgd", rate, {"momentum": 0.9}) for rate in setting.momentum_rates}
+    else:
+        servers = {
+            f"rate {rate:g}, β₁ {b1:g}": Optimizer("adam", rate, {"b1": b1})
+            for rate in setting.adam_rates
+            for b1 in setting.tried((0.0, 0.9))
+        }
+    if cell.startswith("Reptile"):
+        update, weighting = Reptile(setting.steps, setting.client_rate, setting.batch_size), "uniform"
+    else:
+        update, weighting = FedAvg(setting.local_epochs, setting.client_rate, setting.batch_size), "examples"
+    slug = cell.replace(", ", "-").replace("(", "").replace(")", "").replace(" ", "-")
+    return {
+        label: setting.experiment(
+            slug, setting.stage(cell, update, server, rounds=rounds, weighting=weighting), start=start
+        )
+        for label, server in servers.items()
+    }
+
+
+def scratch(setting: Setting, name: str) -> dict[str, Experiment]:
+    """The candidates of what aims at global accuracy alone, on as many examples as both stages of FedAvg take."""
+    rounds, rate = _scratch_rounds(setting), setting.client_rate
+    # One gradient of a client is a small step: its server rate is that of many.
+    update, factors = (
+        (FedSGD(rate), (1.0, 0.3, 3.0)) if name == FEDSGD else (FedAvg(1, rate, setting.batch_size), (1.0, 0.3))
+    )
+    slug = "FedSGD" if name == FEDSGD else "FedAvg1"
+    return {
+        f"rate {factor:g}": setting.experiment(
+            slug, Stage(name, update, Optimizer("sgd", factor, {"momentum": 0.9}), rounds, setting.cohort)
+        )
+        for factor in setting.tried(factors)
+    }
+
+
+def _scratch_rounds(setting: Setting) -> int:
+    return (setting.rounds + setting.more_rounds) * setting.local_epochs
+
+
+def _claims(setting: Setting, found: Mapping[str, Result]) -> tuple[Claim, ...]:
+    best, plain = _best_names(setting)
+    others = plain, "FedAvg, Adam", DECAYED
+
+    def compare(first: str, second: str, what: str) -> Difference:
+        return difference(getattr(found[first], what) - getattr(found[second], what))
+
+    def claim(text: str, pairs: list[tuple[str, str, str]]) -> Claim:
+        compared = [(pair, compare(*pair)) for pair in pairs]
+        sentences = tuple(spoken(f"{what}: {a} over {b}", each) for (a, b, what), each in compared)
+        return Claim(text, PAPER, decide([each.sign for _, each in compared]), sentences)
+
+    return (
+        claim(
+            f"{best} after FedAvg gives a more accurate initial model than stopping or more of FedAvg in any form",
+            [(best, other, "initial") for other in (NOTHING, *others)],
+        ),
+        claim(
+            f"{best} after FedAvg gives a model that personalizes better than stopping or more of FedAvg in any form",
+            [(best, other, "personalized") for other in (NOTHING, *others)],
+        ),
+        claim(
+            "Aiming at global accuracy alone (FedSGD, FedAvg(1), as many examples) gives weaker personalization",
+            [(best, FEDSGD, "personalized"), (best, FEDAVG1, "personalized")],
+        ),
+    )
+
+
+def _effects(setting: Setting, found: Mapping[str, Result]) -> list[tuple[str, Difference]]:
+    """What the update does and what the optimizer does, each averaged over the other, and their interaction."""
+    made = []
+    for what in ("initial", "personalized"):
+        fm, fa, rm, ra = (getattr(found[cell], what) for cell in _cells(setting)[:4])
+        made += [
+            (f"{what}: Reptile for FedAvg", difference(((rm - fm) + (ra - fa)) / 2)),
+            (f"{what}: Adam for momentum", difference(((fa - fm) + (ra - rm)) / 2)),
+            (f"{what}: both together, beyond their sum", difference((ra - fa) - (rm - fm))),
+        ]
+    return made
+
+
+def _table(setting: Setting, found: Mapping[str, Result]) -> Table:
+    before = float(found[NOTHING].items.mean())
+    rows = [
+        (
+            name,
+            percent(float(result.initial.mean())),
+            percent(float(result.personalized.mean())),
+            gained(result),
+            worse_off(result),
+            spoken_change(found, name, "initial"),
+            spoken_change(found, name, "personalized"),
+            f"{result.items.mean() + (before if name in _cells(setting) else 0):,.0f}",
+        )
+        for name, result in found.items()
+    ]
+    head = (
+        "after the first stage", "initial", "personalized", "gain", "worse off",
+        "initial, change", "personalized, change", "examples",
+    )  # fmt: skip
+    return Table(
+        "The second stage",
+        head,
+        tuple(rows),
+        "Gain: personalized less initial, in points; worse off: the clients whose own accuracy falls. Changes are"
+        " against stopping after the first stage, in points; * both intervals exclude zero. Examples: of clients, in"
+        " both stages, each counted every time it was used.",
+    )
+
+
+def spoken_change(found: Mapping[str, Result], name: str, what: str) -> str:
+    """The change against the first stage, marked if it is decided."""
+    if name == NOTHING:
+        return "–"
+    change = difference(getattr(found[name], what) - getattr(found[NOTHING], what))
+    return f"{100 * change.mean:+.1f}{'*' if change.sign else ''}"
+
+
+def _effect_table(effects: list[tuple[str, Difference]]) -> Table:
+    rows = tuple((spoken(name, each),) for name, each in effects)
+    return Table("The update and the optimizer, told apart", ("effect",), rows)
+
+
+def _figures(found: Mapping[str, Result], effects: list[tuple[str, Difference]]):
+    changes = [
+        (f"{name}: {what}", difference(getattr(result, what) - getattr(found[NOTHING], what)))
+        for name, result in found.items()
+        for what in ("initial", "personalized")
+        if name != NOTHING
+    ]
+    return (
+        forest("finetune", "Change of accuracy by each second stage", "What a second stage changes", changes),
+        forest("effects", "Effects of update and optimizer", "The update and the optimizer, told apart", effects),
+    )
+
+
+FINETUNE = Study("finetune", finetune)

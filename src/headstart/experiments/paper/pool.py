@@ -1,0 +1,161 @@
+"""Runs side by side: one process on each share of the cores, which does one run after another.
+
+A process keeps what one run leaves to the next: the data, the model, compiled programs. What a run comes to is what
+the command `headstart run` makes of the same experiment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import jax
+
+from headstart.errors import UserError
+from headstart.experiment import Experiment
+from headstart.files import write_bytes
+from headstart.run import Kept, run
+from headstart.trial import DivergedError
+
+PATIENCE = 60.0
+
+
+class Job(NamedTuple):
+    """A run of one seed, which is the experiment's. file: the saved experiment, whatever its seed."""
+
+    experiment: Experiment
+    file: Path
+    folder: Path
+
+    @property
+    def diverged(self) -> Path:
+        """The file that says that training diverged, and where."""
+        return self.folder.with_suffix(".diverged")
+
+    @property
+    def results(self) -> Path:
+        """The seed's own folder."""
+        return self.folder / f"seed-{self.experiment.seed}"
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        end = self.results / f"stage-{len(self.experiment.stages) - 1}.json"
+        return self.diverged.exists() or end.exists()
+
+
+def free_cores() -> int:
+    """How many runs go well beside each other: one on every core of this process, or one where there is a GPU."""
+    return 1 if jax.default_backend() != "cpu" else len(_cores())
+
+
+def do(job: Job, kept: Kept) -> str:
+    """Do a run in this process; returns "done", "diverged" or "interrupted".
+
+    Raises:
+        UserError: if it fails otherwise.
+    """
+    try:
+        return "done" if run(job.experiment, job.folder, kept=kept) else "interrupted"
+    except DivergedError as error:
+        write_bytes(job.diverged, str(error).encode())
+        return "diverged"
+
+
+def run_jobs(jobs: Sequence[Job], *, processes: int, tell: Callable[[str], None]) -> None:
+    """Run them all, begun in their order.
+
+    Raises:
+        UserError: for the first that fails otherwise than by diverging.
+        KeyboardInterrupt: if Ctrl-C stopped them, with everything saved.
+    """
+    if not jobs:
+        return
+    kept: Kept = {}
+    with ExitStack() as stack:
+        if processes > 1:
+            count = min(processes, len(_cores()), len(jobs))
+            # Threads wait for the processes, so they are the last to go; what is not begun then is never sent.
+            threads = stack.enter_context(ThreadPoolExecutor(count))
+            stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+            workers: SimpleQueue[Worker] = SimpleQueue()
+            for share in range(count):
+                workers.put(stack.enter_context(Worker(_cores()[share::count])))
+            told = (future.result() for future in as_completed([threads.submit(_send, workers, job) for job in jobs]))
+        else:
+            told = ((job, do(job, kept)) for job in jobs)
+        for number, (job, answer) in enumerate(told, 1):
+            if answer == "interrupted":
+                raise KeyboardInterrupt
+            name = f"{job.folder.parent.name}, seed {job.experiment.seed}"
+            tell(f"{number} of {len(jobs)} runs: {name}{' diverged' if answer == 'diverged' else ''}")
+
+
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+class Worker:
+    """A process that does jobs on some cores; see `worker`. At the end of its block it saves and goes."""
+
+    def __init__(self, cores: Sequence[int]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "headstart.experiments.paper.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # A terminal's Ctrl-C reaches this process alone, which then asks once for everything to be saved.
+            start_new_session=True,
+        )
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(self.process.pid, cores)  # before it has begun to count its cores
+
+    def __call__(self, job: Job) -> str:
+        """Do a job; returns what `do` does.
+
+        Raises:
+            UserError: if the run fails, or the process ends.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            print(
+                json.dumps([str(job.file), str(job.folder), job.experiment.seed]), file=self.process.stdin, flush=True
+            )
+            answer = json.loads(self.process.stdout.readline())
+        except (OSError, ValueError) as error:
+            raise UserError(f"the process of the run {job.folder} has ended; repeat the command") from error
+        if "error" in answer:
+            raise UserError(f"the run {job.folder} failed: {answer['error']}")
+        return answer["answer"]
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is not None:
+            self.process.terminate()
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+
+def _send(workers: SimpleQueue[Any], job: Job) -> tuple[Job, str]:
+    worker = workers.get()
+    try:
+        return job, worker(job)
+    finally:
+        workers.put(worker)

@@ -1,0 +1,190 @@
+"""Runs of studies: each is a `headstart run` into a folder of its own, so what is finished is never done again.
+
+A folder's name ends with a digest of its experiment: two studies that want the same run share it, and a changed setting
+makes another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+
+from headstart.errors import UserError
+from headstart.experiment import Experiment
+from headstart.experiments.paper.pool import Job, run_jobs
+from headstart.experiments.paper.study import Choice, Result, Setting
+from headstart.files import write_json
+from headstart.folder import read_curves, read_json, read_records
+from headstart.prepare import Prepared, prepare
+from headstart.trial import DivergedError
+from headstart.values import to_json
+
+# Seeds of runs that only choose, apart from those whose results are told.
+TUNING_SEED = 1000
+
+
+class Runs:
+    """The runs of one federation.
+
+    folder: where they go. seeds: how many of each, once `size` has decided. processes: how many run beside each other;
+    with 1 they run in this process. tell: gets a line of progress.
+    """
+
+    def __init__(self, folder: Path, *, seeds: int, processes: int = 1, tell: Callable[[str], None] = print) -> None:
+        # From the root, so that a run goes on wherever the command is given.
+        self.root, self.seeds, self.processes, self.tell = folder.resolve(), seeds, processes, tell
+        self._prepared: dict[str, Prepared] = {}
+
+    def folder(self, experiment: Experiment) -> Path:
+        """Where the runs of an experiment are, each in a folder named by its seed."""
+        text = json.dumps(to_json(replace(experiment, seed=0)), sort_keys=True).replace(str(self.root), "")
+        return self.root / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def prepared(self, experiment: Experiment) -> Prepared:
+        """Its data, clients, model and task."""
+        key = json.dumps(to_json(experiment.data))
+        if key not in self._prepared:
+            self._prepared[key] = prepare(experiment)
+        return self._prepared[key]
+
+    def finish(self, wanted: Mapping[str, Experiment], *, seeds: int | None = None) -> dict[str, Result]:
+        """The results on test clients, after running what is missing.
+
+        Raises:
+            DivergedError: if a run diverges.
+            UserError: if one fails otherwise.
+        """
+        count = seeds or self.seeds
+        jobs = {name: self._jobs(experiment, range(count)) for name, experiment in wanted.items()}
+        self._run(jobs.values())
+        for diverged in (job.diverged for each in jobs.values() for job in each if job.diverged.exists()):
+            raise DivergedError(diverged.read_text(encoding="utf-8"))
+        return {name: self._result(each, "test") for name, each in jobs.items()}
+
+    def choose(
+        self, what: str, candidates: Mapping[str, Experiment], *, seeds: int
+    ) -> tuple[Choice, dict[str, Result]]:
+        """The candidate that personalizes best on validation clients; test clients are not touched.
+
+        Returns also the results on validation clients, without those that diverged.
+        """
+        return self.choose_each({what: candidates}, seeds=seeds)[what]
+
+    def choose_each(
+        self,
+        asked: Mapping[str, Mapping[str, Experiment]],
+        *,
+        seeds: int,
+        by: Mapping[str, Literal["initial", "personalized"]] = MappingProxyType({}),
+    ) -> dict[str, tuple[Choice, dict[str, Result]]]:
+        """Several choices whose runs go side by side.
+
+        by: what a choice looks at, if it is not the personalized model.
+
+        Raises:
+            UserError: if every candidate of one of them diverges.
+        """
+        seen = range(TUNING_SEED, TUNING_SEED + seeds)
+        jobs = {
+            (what, name): self._jobs(replace(experiment, test=False), seen)
+            for what, candidates in asked.items()
+            for name, experiment in candidates.items()
+        }
+        self._run(jobs.values())
+        chosen = {}
+        for what, candidates in asked.items():
+            mine = {name: jobs[what, name] for name in candidates}
+            whole = {name: each for name, each in mine.items() if not any(job.diverged.exists() for job in each)}
+            results = {name: self._result(each, "validation") for name, each in whole.items()}
+            looked_at = by.get(what, "personalized")
+            values = {name: float(np.nanmean(getattr(result, looked_at))) for name, result in results.items()}
+            if not values:
+                raise UserError(f"every candidate for {what} diverged; try smaller rates")
+            all_values = {name: values.get(name, np.nan) for name in candidates}
+            chosen[what] = Choice(what, all_values, max(values, key=values.__getitem__)), results
+        return chosen
+
+    def tuned(self, setting: Setting) -> tuple[Setting, tuple[Choice, ...]]:
+        """The setting with the client's rates that suit FedAvg best (PAPER: the same rate trains and personalizes)."""
+        pairs = {
+            f"{rate:g} × {factor:g}": setting.with_rates(rate, factor)
+            for rate, factor in product(setting.client_rates, setting.personal_factors)
+        }
+        candidates = {name: tried.experiment("FedAvg", tried.fedavg()) for name, tried in pairs.items()}
+        choice, _ = self.choose("client rate × factor of the personal rate", candidates, seeds=setting.tuning_seeds)
+        return pairs[choice.chosen], (choice,)
+
+    def tuned_initial(self, setting: Setting) -> float:
+        """The initial accuracy on validation clients of what `tuned` chose."""
+        what = "FedAvg"
+        _, results = self.choose(what, {what: setting.experiment(what, setting.fedavg())}, seeds=setting.tuning_seeds)
+        return float(results[what].initial.mean())
+
+    def ended(self, experiment: Experiment, seed: int | str) -> Path:
+        """The parameters a run ended with."""
+        return self.folder(experiment) / f"{seed}" / f"seed-{seed}" / f"stage-{len(experiment.stages) - 1}.safetensors"
+
+    def start(self, experiment: Experiment) -> str:
+        """What another experiment starts from, if it goes on where this one ended, seed by seed."""
+        return str(self.ended(experiment, "{seed}"))
+
+    def _jobs(self, experiment: Experiment, seeds: range) -> list[Job]:
+        folder = self.folder(experiment)
+        file = self.root / "experiments" / f"{folder.name}.json"
+        return [Job(replace(experiment, seed=seed), file, folder / str(seed)) for seed in seeds]
+
+    def _run(self, jobs: Iterable[Sequence[Job]]) -> None:
+        missing = {job.folder: job for each in jobs for job in each if not job.done}
+        for job in missing.values():
+            write_json(job.file, to_json(job.experiment))
+        run_jobs(list(missing.values()), processes=self.processes, tell=self.tell)
+
+    def _result(self, jobs: Sequence[Job], group: str) -> Result:
+        experiment = jobs[0].experiment
+        number, metric = len(experiment.stages) - 1, self.prepared(experiment).task.metrics[0]
+        reports = [read_json(job.results / f"stage-{number}.json") for job in jobs]
+        read = [read_curves(job.results / f"stage-{number}.npz", group) for job in jobs]
+        ids, curves = read[0][0], [curves for _, curves in read]
+        tested = curves[0].metrics[metric.name][1] > 0
+        logs = [read_records(job.results / "metrics.jsonl") for job in jobs]
+        told = [[record for record in log if record["event"] == "evaluation"] for log in logs]
+        # Runs that stop at a target are of different lengths, and of those no history is asked.
+        common = min(len(records) for records in told)
+        return Result(
+            tuple(client for client, counts in zip(ids, tested, strict=True) if counts),
+            np.array([each.means(metric)[tested] for each in curves], np.float64),
+            np.array([report[group]["length"] for report in reports]),
+            np.array([record["round"] for record in told[0][:common]]),
+            np.array([[record["clients_values"] for record in records[:common]] for records in told], np.float64),
+            np.array([sum(record.get("items", 0) for record in log) for log in logs]),
+            np.array([report["round"] for report in reports]),
+            _command(jobs),
+        )
+
+
+def _command(jobs: Sequence[Job]) -> str:
+    """What does these runs again, in one folder."""
+    first = jobs[0]
+    file, folder = (os.path.relpath(path) for path in (first.file, first.folder.parent))
+    words = [
+        "headstart",
+        "run",
+        file,
+        "--seed",
+        first.experiment.seed,
+        "--seeds",
+        len(jobs),
+        "--out",
+        f"{folder}-again",
+    ]
+    return shlex.join(map(str, words))

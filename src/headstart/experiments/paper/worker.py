@@ -1,0 +1,40 @@
+"""A process that does runs: reads `[experiment file, folder, seed]` as JSON lines, answers each with a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Do runs until the input ends; the first SIGTERM saves the one in progress, as Ctrl-C does."""
+    from headstart.cli import prepare_devices
+    from headstart.errors import UserError
+    from headstart.experiment import load
+    from headstart.experiments.paper.pool import Job, do
+    from headstart.run import Kept
+
+    prepare_devices(1)
+    kept: Kept = {}
+    # What others print must not be taken for an answer.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    sys.stdout = sys.stderr
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    for line in sys.stdin:
+        file, folder, seed = json.loads(line)
+        try:
+            answer = {"answer": do(Job(load(file, settings=[f"seed={seed}"]), Path(file), Path(folder)), kept)}
+        except UserError as error:
+            answer = {"error": str(error)}
+        except KeyboardInterrupt:
+            answer = {"answer": "interrupted"}
+        print(json.dumps(answer), file=answers, flush=True)
+        if answer.get("answer") == "interrupted":
+            return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Verdicts: what a comparison decides, by a rule that is fixed before anything is measured.
+
+A difference is decided only if two intervals exclude zero on the same side: a t-interval over seeds of the clients'
+mean, and a bootstrap over clients of the seeds' mean. The first asks whether another training run would say the same,
+the second whether other clients would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from headstart.statistics import bootstrap
+
+Decision = Literal["holds", "does not hold", "not decided"]
+LEAST_SEEDS = 5
+LEAST_SEEDS_FOR_SPREAD = 10
+POWER = 0.8
+
+
+class Difference(NamedTuple):
+    """The mean of a paired difference and its two 95 % intervals.
+
+    over_seeds: by t, of the clients' mean in each seed. over_clients: by bootstrap, of the seeds' mean in each client.
+    """
+
+    mean: float
+    over_seeds: tuple[float, float]
+    over_clients: tuple[float, float]
+    seeds: int
+    clients: int
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where both intervals lie on one side of zero and the seeds are enough; 0 is not decided."""
+        if self.seeds < LEAST_SEEDS:
+            return 0
+        lows, highs = zip(self.over_seeds, self.over_clients, strict=True)
+        return 1 if min(lows) > 0 else -1 if max(highs) < 0 else 0
+
+
+def difference(values: np.ndarray) -> Difference:
+    """Of paired differences `[seeds, clients]`; clients without a value in every seed (NaN) are left out.
+
+    A single client gives no interval over clients: however often it is drawn, its mean is the same.
+    """
+    values = values[:, np.isfinite(values).all(axis=0)]
+    seeds, clients = values.shape
+    if not clients:
+        return Difference(math.nan, (-math.inf, math.inf), (-math.inf, math.inf), seeds, 0)
+    over_clients = bootstrap(values.mean(axis=0)) if clients > 1 else (-math.inf, math.inf)
+    return Difference(float(values.mean()), t_interval(values.mean(axis=1)), over_clients, seeds, clients)
+
+
+def t_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
+    """The t-interval of the mean of `values` `[n]`; without bounds for a single one."""
+    if len(values) < 2:
+        return -math.inf, math.inf
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def decide(signs: Sequence[int]) -> Decision:
+    """What comparisons say of a claim that wants all of them positive: one decided against it refutes it."""
+    if any(sign < 0 for sign in signs):
+        return "does not hold"
+    return "holds" if signs and all(sign > 0 for sign in signs) else "not decided"
+
+
+def decide_most(signs: Sequence[int]) -> Decision:
+    """The same of a claim about a tendency: half of the comparisons for it and none against, or the reverse."""
+    positive, negative = sum(sign > 0 for sign in signs), sum(sign < 0 for sign in signs)
+    if positive and not negative and 2 * positive >= len(signs):
+        return "holds"
+    return "does not hold" if negative and not positive and 2 * negative >= len(signs) else "not decided"
+
+
+class Spread(NamedTuple):
+    """Two standard deviations over seeds, and the correlation that tells them apart (Pitman 1939, Morgan 1939).
+
+    ratio: of the first over the second. correlation: of sum and difference of the pairs, zero if the two are as wide,
+    with its 95 % interval; positive if the first is wider.
+    """
+
+    ratio: float
+    correlation: tuple[float, float]
+    seeds: int
+
+    @property
+    def sign(self) -> int:
+        """1 if the first is decidedly wider, -1 if the second is; 0 is not decided, as with fewer than ten seeds."""
+        if self.seeds < LEAST_SEEDS_FOR_SPREAD:
+            return 0
+        low, high = self.correlation
+        return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def spread(first: np.ndarray, second: np.ndarray) -> Spread:
+    """Compare the spreads of two quantities of the same seeds, `[seeds]` each."""
+    widths = first.std(ddof=1), second.std(ddof=1)
+    ratio = float(widths[0] / widths[1]) if widths[1] > 0 else math.inf
+    total, change = first + second, first - second
+    # Not the standard deviation: rounding makes that of equal numbers a little more than zero.
+    if len(first) < 4 or not (np.ptp(total) > 0 and np.ptp(change) > 0):
+        return Spread(ratio, (-1.0, 1.0), len(first))
+    # Where one is constant, or a multiple of the other, the correlation is 1 or -1, and that has no atanh.
+    correlation = np.clip(np.corrcoef(total, change)[0, 1], -1 + 1e-12, 1 - 1e-12)
+    middle, half = math.atanh(correlation), 1.96 / math.sqrt(len(first) - 3)
+    return Spread(ratio, (math.tanh(middle - half), math.tanh(middle + half)), len(first))
+
+
+class Power(NamedTuple):
+    """How small a difference would still be decided, four times in five.
+
+    by_seeds, by_clients: by each of the two intervals alone. seeds, clients: the size it is asked for.
+    """
+
+    by_seeds: float
+    by_clients: float
+    seeds: int
+    clients: int
+
+    @property
+    def smallest(self) -> float:
+        """Of the two, the larger."""
+        return max(self.by_seeds, self.by_clients)
+
+
+def power(pilot: np.ndarray, *, seeds: int, clients: int) -> Power:
+    """Expected of so many seeds and clients, from paired differences `[pilot seeds, pilot clients]` seen beforehand.
+
+    The variance is taken apart, as in a two-way table without repetition, into that of seeds, of clients and the rest.
+    Without two seeds and two clients with values in the pilot, or two seeds asked for, no difference is small enough.
+    """
+    pilot = pilot[:, np.isfinite(pilot).all(axis=0)]
+    count, width = pilot.shape
+    if min(count, width, seeds) < 2:
+        return Power(math.inf, math.inf, seeds, clients)
+    of_seeds, of_clients = pilot.mean(axis=1), pilot.mean(axis=0)
+    rest = pilot - of_seeds[:, None] - of_clients + pilot.mean()
+    noise = float((rest**2).sum() / ((count - 1) * (width - 1)))
+    between_seeds = max(of_seeds.var(ddof=1) - noise / width, 0.0)
+    between_clients = max(of_clients.var(ddof=1) - noise / count, 0.0)
+    errors = (
+        math.sqrt((between_seeds + noise / clients) / seeds),
+        math.sqrt((between_clients + noise / seeds) / clients),
+    )
+    reach = stats.t.ppf(0.975, seeds - 1) + stats.t.ppf(POWER, seeds - 1), 1.96 + stats.norm.ppf(POWER)
+    return Power(float(reach[0] * errors[0]), float(reach[1] * errors[1]), seeds, clients)

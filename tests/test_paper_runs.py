@@ -1,0 +1,131 @@
+"""The runs of studies: done once, side by side or not, and what is read of them."""
+
+import json
+import os
+import signal
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headstart import Optimizer
+from headstart.errors import UserError
+from headstart.experiments.paper.pool import Job, run_jobs
+from headstart.experiments.paper.runner import TUNING_SEED, Runs
+from headstart.folder import read_curves
+from small import experiment, federation_file, first_stage_only
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """One stage of six rounds, watched."""
+    return first_stage_only(experiment(federation_file(tmp_path / "data.npz")))
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def runs(tmp_path, told):
+    return Runs(tmp_path / "runs", seeds=2, tell=told.append)
+
+
+def with_server(plain, rate):
+    return replace(plain, stages=(replace(plain.stages[0], server=Optimizer("sgd", rate)),))
+
+
+def test_what_is_finished_is_not_run_again_and_more_seeds_add_to_it(runs, told, plain):
+    first = runs.finish({"a": plain})["a"]
+    assert len(told) == 2
+    again = runs.finish({"a": plain}, seeds=3)["a"]
+    assert len(told) == 3
+    np.testing.assert_array_equal(again.curves[:2], first.curves)
+    assert first.curves.shape[::2] == (2, 3)
+    assert first.history.shape[:2] == (2, len(first.rounds))
+    np.testing.assert_array_equal(first.initial, first.curves[:, :, 0])
+    for seed, length in enumerate(first.lengths):
+        np.testing.assert_array_equal(first.personalized[seed], first.curves[seed, :, length])
+
+
+def test_the_results_are_those_of_the_command_that_is_told(runs, plain, command):
+    result = runs.finish({"a": plain}, seeds=2)["a"]
+    words = result.command.split()
+    assert words[0] == "headstart"
+    assert command(*words[1:])[0] == 0
+    for seed in range(2):
+        curves = read_curves(Path(words[-1]) / f"seed-{seed}" / "stage-0.npz", "test")[1]
+        sums, counts = curves.metrics["accuracy"]
+        values = (sums / counts[:, None])[counts > 0]
+        np.testing.assert_allclose(values, result.curves[seed], rtol=1e-6)
+
+
+def test_a_choice_sees_validation_clients_alone_and_passes_over_what_diverges(runs, told, plain):
+    candidates = {"slow": with_server(plain, 1e-3), "good": plain, "wild": with_server(plain, 1e30)}
+    choice, results = runs.choose("rate", candidates, seeds=2)
+    assert np.isnan(choice.values["wild"])
+    assert set(results) == {"slow", "good"}
+    means = {name: result.personalized.mean() for name, result in results.items()}
+    assert choice.chosen == max(means, key=means.__getitem__)
+    assert choice.values["good"] == pytest.approx(means["good"])
+    for folder in (runs.root).glob(f"*/{TUNING_SEED}/seed-*"):
+        report = json.loads((folder / "stage-0.json").read_text()) if (folder / "stage-0.json").exists() else {}
+        assert "test" not in report
+    count = len(told)
+    runs.choose("rate", candidates, seeds=2)
+    assert len(told) == count
+
+
+def test_a_choice_in_which_all_diverge_says_so(runs, plain):
+    with pytest.raises(UserError, match="every candidate for rate diverged"):
+        runs.choose("rate", {"wild": with_server(plain, 1e30)}, seeds=1)
+
+
+def test_an_experiment_goes_on_where_another_ended_seed_by_seed(runs, plain):
+    runs.finish({"first": plain})
+    second = runs.finish({"second": replace(plain, start=runs.start(plain))})["second"]
+    first = runs.finish({"first": plain})["first"]
+    np.testing.assert_allclose(second.history[:, 0], first.history[:, -1])
+
+
+def test_the_folder_does_not_depend_on_where_the_runs_are(tmp_path, plain):
+    one, other = (Runs(tmp_path / name, seeds=1) for name in ("one", "other"))
+    ahead = [runs.folder(replace(plain, start=runs.start(plain))).name for runs in (one, other)]
+    assert ahead[0] == ahead[1]
+    assert one.folder(plain).name == one.folder(replace(plain, seed=5)).name
+    assert one.folder(plain).name != one.folder(replace(plain, test=False)).name
+
+
+def test_processes_side_by_side_come_to_the_same(runs, plain, tmp_path, told):
+    alone = runs.finish({"a": plain})["a"]
+    beside = Runs(tmp_path / "beside", seeds=2, processes=2, tell=told.append)
+    together = beside.finish({"a": plain})["a"]
+    np.testing.assert_allclose(together.curves, alone.curves, rtol=1e-5)
+    assert subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "paper.worker"], stdout=subprocess.DEVNULL).returncode
+
+
+def test_a_run_that_fails_elsewhere_is_told_with_its_reason(plain, tmp_path):
+    broken = replace(plain, start=str(tmp_path / "nothing.safetensors"))
+    runs = Runs(tmp_path / "runs", seeds=1, processes=2)
+    with pytest.raises(UserError, match="nothing"):
+        runs.finish({"a": broken})
+
+
+def test_ctrl_c_stops_the_runs_and_the_next_call_goes_on(runs, plain, told):
+    def stop(text: str) -> None:
+        told.append(text)
+        signal.raise_signal(signal.SIGINT)
+
+    jobs = [Job(replace(plain, seed=seed), runs.root / "a.json", runs.root / str(seed)) for seed in range(2)]
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_jobs(jobs, processes=1, tell=stop)
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    assert [job.done for job in jobs] == [True, False]
+    run_jobs([job for job in jobs if not job.done], processes=1, tell=told.append)
+    assert all(job.done for job in jobs)

@@ -1,0 +1,55 @@
+"""`headstart reproduce` as a user gives it, at the smallest scale."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from small import federation_file
+
+
+def test_a_study_runs_reports_and_is_not_run_again(command):
+    words = ("reproduce", "table1", "--scale", "smoke", "--out", "out", "--processes", "1")
+    code, output, errors = command(*words)
+    assert (code, errors) == (0, "")
+    assert "table1 on glyphs" in output
+    document = json.loads(Path("out/results/table1-glyphs.json").read_text())
+    assert document["name"] == "table1"
+    # Two seeds decide nothing, whatever they show.
+    assert {claim["decision"] for claim in document["claims"]} == {"not decided"}
+    page = Path("out/report.html").read_text()
+    assert "headstart reproduce table1 --scale smoke --data glyphs --out out" in page
+    assert "How do the local epochs E" in page
+
+    code, output, _ = command(*words)
+    assert code == 0
+    assert "runs:" not in output
+    assert json.loads(Path("out/results/table1-glyphs.json").read_text()) == document
+
+
+def test_a_centralized_model_is_stopped_and_compared(command):
+    code, _, errors = command("reproduce", "datacenter", "--scale", "smoke", "--out", "out", "--processes", "1")
+    assert (code, errors) == (0, "")
+    (claim,) = json.loads(Path("out/results/datacenter-glyphs.json").read_text())["claims"]
+    assert len([text for text in claim["evidence"] if text.startswith("personalized: FedAvg over")]) == 3
+    ends = {
+        json.loads(path.read_text())["round"] for path in Path("out/runs").glob("glyphs/datacenter-*/*/seed-*/*.json")
+    }
+    assert max(ends) <= 40
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("table2",), "there is no study 'table2'; give some of identity, table1"),
+        (("--scale", "huge"), "there is no scale 'huge'; give one of smoke, small, full"),
+        (("--data", "data.npz"), "data.npz holds features; the paper's claims are tested on images and on text"),
+        (("--data", "glyphs", "--data", "glyphs"), "two of the federations glyphs, glyphs have the same name"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_in_a_sentence(command, tmp_path, words, said):
+    federation_file(tmp_path / "data.npz")
+    code, _, errors = command("reproduce", *words)
+    assert code == 2
+    assert said in " ".join(errors.split())
+    assert not Path("reproduction").exists()

@@ -1,0 +1,210 @@
+"""Verdicts: intervals and powers against scipy and simulation, decisions against their truth tables."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from headstart.statistics import bootstrap
+from headstart.verdicts import (
+    LEAST_SEEDS,
+    LEAST_SEEDS_FOR_SPREAD,
+    Difference,
+    Power,
+    Spread,
+    decide,
+    decide_most,
+    difference,
+    power,
+    spread,
+    t_interval,
+)
+
+EVERYWHERE = (-math.inf, math.inf)
+
+
+def two_way(generator: np.random.Generator, shape: tuple[int, ...], parts: tuple[float, float, float]) -> np.ndarray:
+    """`[..., seeds, clients]` with standard deviations of seeds, of clients and of the rest."""
+    *many, seeds, clients = shape
+    of_seeds = generator.normal(0, parts[0], (*many, seeds, 1))
+    of_clients = generator.normal(0, parts[1], (*many, 1, clients))
+    return of_seeds + of_clients + generator.normal(0, parts[2], shape)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 20])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_the_t_interval_is_that_of_scipy(count: int, level: float) -> None:
+    values = np.random.default_rng(count).normal(0.3, 2.0, count)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(level)
+    np.testing.assert_allclose(t_interval(values, level=level), expected)
+
+
+def test_a_single_value_has_no_bounds() -> None:
+    assert t_interval(np.array([0.7])) == EVERYWHERE
+
+
+def test_a_difference_has_an_interval_over_seeds_and_one_over_clients() -> None:
+    values = two_way(np.random.default_rng(0), (6, 40), (0.1, 0.3, 0.2)) + 0.05
+    found = difference(values)
+    assert found.mean == pytest.approx(values.mean())
+    np.testing.assert_allclose(found.over_seeds, stats.ttest_1samp(values.mean(axis=1), 0).confidence_interval())
+    assert found.over_clients == bootstrap(values.mean(axis=0))
+    assert (found.seeds, found.clients) == (6, 40)
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_clients_without_a_value_in_every_seed_are_left_out(lost: float) -> None:
+    values = two_way(np.random.default_rng(1), (5, 12), (0.1, 0.1, 0.1))
+    damaged = values.copy()
+    damaged[2, 3] = damaged[:, 7] = lost
+    assert difference(damaged) == difference(np.delete(values, [3, 7], axis=1))
+    assert difference(damaged).clients == 10
+
+
+def test_without_clients_and_with_a_single_one_nothing_is_decided() -> None:
+    nobody = difference(np.full((8, 3), np.nan))
+    assert math.isnan(nobody.mean) and (nobody.over_seeds, nobody.over_clients) == (EVERYWHERE, EVERYWHERE)
+    assert (nobody.sign, nobody.clients) == (0, 0)
+    alone = difference(1 + 1e-3 * np.random.default_rng(0).normal(size=(8, 1)))
+    assert alone.over_seeds[0] > 0 and alone.over_clients == EVERYWHERE and alone.sign == 0
+
+
+@pytest.mark.parametrize("seeds", range(1, 8))
+@pytest.mark.parametrize("side", [1, -1])
+def test_fewer_than_five_seeds_never_decide(seeds: int, side: int) -> None:
+    values = side * (1 + 1e-6 * np.random.default_rng(2).normal(size=(seeds, 30)))
+    assert difference(values).sign == (side if seeds >= LEAST_SEEDS == 5 else 0)
+
+
+INTERVALS = {1: (0.1, 0.3), 0: (-0.1, 0.2), -1: (-0.4, -0.2)}
+
+
+@pytest.mark.parametrize(("over_seeds", "over_clients"), list(product(INTERVALS, repeat=2)))
+def test_both_intervals_must_exclude_zero_on_the_same_side(over_seeds: int, over_clients: int) -> None:
+    found = Difference(0.0, INTERVALS[over_seeds], INTERVALS[over_clients], 5, 10)
+    assert found.sign == (over_seeds if over_seeds == over_clients else 0)
+
+
+def test_an_interval_that_touches_zero_does_not_exclude_it() -> None:
+    assert Difference(0.1, (0.0, 0.2), (0.1, 0.2), 5, 10).sign == 0
+    assert Difference(-0.1, (-0.2, -0.1), (-0.2, 0.0), 5, 10).sign == 0
+
+
+@pytest.mark.parametrize(
+    ("signs", "all_of_them", "most_of_them"),
+    [
+        ([], "not decided", "not decided"),
+        ([1], "holds", "holds"),
+        ([0], "not decided", "not decided"),
+        ([-1], "does not hold", "does not hold"),
+        ([1, 1, 1], "holds", "holds"),
+        ([1, 0], "not decided", "holds"),
+        ([1, 0, 0], "not decided", "not decided"),
+        ([1, 1, 0, 0], "not decided", "holds"),
+        ([1, -1], "does not hold", "not decided"),
+        ([1, 1, 1, -1], "does not hold", "not decided"),
+        ([0, -1], "does not hold", "does not hold"),
+        ([0, 0, -1], "does not hold", "not decided"),
+        ([-1, -1], "does not hold", "does not hold"),
+    ],
+)
+def test_what_signs_decide(signs: list[int], all_of_them: str, most_of_them: str) -> None:
+    for order in (signs, signs[::-1]):
+        assert (decide(order), decide_most(order)) == (all_of_them, most_of_them)
+
+
+def test_the_wider_of_two_is_told_by_the_correlation_of_sum_and_difference() -> None:
+    """Pitman and Morgan: cov(x + y, x - y) = var x - var y, and the correlation is tested with n - 2 degrees."""
+    generator = np.random.default_rng(3)
+    wide, narrow = generator.normal(0, 3, 20), generator.normal(0, 1, 20)
+    found = spread(wide, narrow)
+    assert found.sign == 1 and found.seeds == 20
+    assert found.ratio == pytest.approx(math.sqrt(wide.var(ddof=1) / narrow.var(ddof=1)))
+    fisher = stats.pearsonr(wide + narrow, wide - narrow).confidence_interval(0.95)
+    np.testing.assert_allclose(found.correlation, fisher, rtol=1e-4)
+
+
+def test_swapping_the_two_turns_the_comparison_around() -> None:
+    generator = np.random.default_rng(4)
+    first, second = generator.normal(0, 1, (2, 15))
+    one, other = spread(first, 2.5 * second), spread(2.5 * second, first)
+    np.testing.assert_allclose(one.correlation, [-end for end in reversed(other.correlation)])
+    assert one.sign == -other.sign == -1 and one.ratio * other.ratio == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seeds", range(2, 13))
+def test_fewer_than_ten_seeds_do_not_tell_spreads_apart(seeds: int) -> None:
+    generator = np.random.default_rng(seeds)
+    found = spread(generator.normal(0, 1000, seeds), generator.normal(0, 0.01, seeds))
+    assert found.sign == (1 if seeds >= LEAST_SEEDS_FOR_SPREAD == 10 else 0)
+
+
+def test_equal_spreads_are_told_apart_as_seldom_as_the_interval_says() -> None:
+    pairs = np.random.default_rng(5).normal(0, 1, (1000, 2, 12))
+    wrong = np.mean([spread(*pair).sign != 0 for pair in pairs])
+    assert 0.02 < wrong < 0.08
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1, 0.7])
+def test_constants_and_multiples_have_a_spread_too(level: float) -> None:
+    values, constant = np.random.default_rng(6).normal(0, 1, 12), np.full(12, level)
+    assert spread(values, constant).sign == 1 and spread(constant, values).sign == -1
+    assert spread(2 * values, values).sign == 1 and spread(2 * values, values).ratio == pytest.approx(2)
+    assert spread(values, values) == Spread(1.0, (-1.0, 1.0), 12)
+    assert spread(constant, constant + 0.2).sign == 0
+
+
+PARTS = (0.02, 0.05, 0.2)
+
+
+def test_the_predicted_errors_are_those_of_the_variance_components() -> None:
+    """From many pilots: by seeds sqrt((s² + r²/clients)/seeds), by clients sqrt((c² + r²/seeds)/clients)."""
+    seeds, clients = 7, 50
+    pilots = two_way(np.random.default_rng(7), (300, 4, 60), PARTS)
+    found = [power(pilot, seeds=seeds, clients=clients) for pilot in pilots]
+    by_seeds = math.sqrt((PARTS[0] ** 2 + PARTS[2] ** 2 / clients) / seeds)
+    by_clients = math.sqrt((PARTS[1] ** 2 + PARTS[2] ** 2 / seeds) / clients)
+    reach = stats.t.ppf(0.975, seeds - 1) + stats.t.ppf(0.8, seeds - 1), stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
+    squares = np.square([(each.by_seeds / reach[0], each.by_clients / reach[1]) for each in found])
+    np.testing.assert_allclose(np.sqrt(squares.mean(axis=0)), (by_seeds, by_clients), rtol=0.08)
+
+
+def test_the_predicted_errors_are_those_of_simulated_means() -> None:
+    """Over seeds clients stay the same ones, and over clients seeds do."""
+    generator = np.random.default_rng(8)
+    found = power(two_way(generator, (40, 400), PARTS), seeds=6, clients=30)
+    reach = stats.t.ppf(0.975, 5) + stats.t.ppf(0.8, 5), stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
+    other_seeds = two_way(generator, (4000, 6, 30), (PARTS[0], 0.0, PARTS[2])).mean(axis=(1, 2)).std()
+    other_clients = two_way(generator, (4000, 6, 30), (0.0, PARTS[1], PARTS[2])).mean(axis=(1, 2)).std()
+    assert found.by_seeds / reach[0] == pytest.approx(other_seeds, rel=0.15)
+    assert found.by_clients / reach[1] == pytest.approx(other_clients, rel=0.15)
+
+
+@pytest.mark.parametrize("seeds", [5, 12])
+def test_a_difference_as_small_as_predicted_is_decided_four_times_in_five(seeds: int) -> None:
+    generator = np.random.default_rng(9)
+    clients = 60
+    found = power(two_way(generator, (60, 300), PARTS), seeds=seeds, clients=clients)
+    values = two_way(generator, (3000, seeds, clients), (PARTS[0], 0.0, PARTS[2])) + found.by_seeds
+    statistic, chance = map(np.asarray, stats.ttest_1samp(values.mean(axis=2), 0, axis=1))
+    assert np.mean((chance < 0.05) & (statistic > 0)) == pytest.approx(0.8, abs=0.07)
+    values = two_way(generator, (150, seeds, clients), (0.0, PARTS[1], PARTS[2])) + found.by_clients
+    decided = np.mean([bootstrap(each, resamples=300)[0] > 0 for each in values.mean(axis=1)])
+    assert decided == pytest.approx(0.8, abs=0.1)
+
+
+def test_the_smallest_is_the_larger_of_the_two_and_clients_without_values_do_not_count() -> None:
+    pilot = two_way(np.random.default_rng(10), (4, 30), PARTS)
+    damaged = np.concatenate([pilot, np.full((4, 2), np.nan)], axis=1)
+    found = power(damaged, seeds=5, clients=30)
+    assert found == power(pilot, seeds=5, clients=30)
+    assert found.smallest == max(found.by_seeds, found.by_clients)
+
+
+@pytest.mark.parametrize("pilot", [np.zeros((1, 9)), np.zeros((4, 1)), np.full((4, 9), np.nan)])
+def test_a_pilot_without_seeds_or_clients_promises_nothing(pilot: np.ndarray) -> None:
+    assert power(pilot, seeds=5, clients=30) == Power(math.inf, math.inf, 5, 30)
