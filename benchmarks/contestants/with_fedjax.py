@@ -21,10 +21,10 @@ for _name in ("map", "leaves", "reduce", "flatten", "unflatten", "structure", "t
     if not hasattr(jax, f"tree_{_name}"):
         setattr(jax, f"tree_{_name}", getattr(jax.tree_util, f"tree_{_name}"))
 
-import fedjax  # noqa: E402
-from fedjax.algorithms import fed_avg  # noqa: E402
+import fedjax  # noqa: E402 (after the names above)
+from fedjax.algorithms import fed_avg  # noqa: E402 (after the names above)
 
-from .jax_models import logits_of  # noqa: E402
+from .jax_models import logits_of  # noqa: E402 (after the names above)
 
 Tree = dict
 

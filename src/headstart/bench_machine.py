@@ -17,7 +17,7 @@ from headstart.draw import Draw
 from headstart.lanes import all_devices, device_count, replicated
 from headstart.optimizers import Optimizer
 from headstart.personalize import Personalization, personalizer
-from headstart.rounds import Cohort, Info, several
+from headstart.rounds import Cohort, Info, seed_key, several
 from headstart.sampling import cohorts
 from headstart.train import CALL_ROUNDS
 
@@ -103,7 +103,7 @@ class Trainer:
     def __init__(self, work: Work, draw: Draw, lanes: int) -> None:
         self.work, self.lanes, self.drawer = work, lanes, draw
         algorithm = work.stage.algorithm(work.task, work.model, lanes=lanes, mesh=draw.mesh)
-        self.program, self.key = several(algorithm), jax.random.key(SEED, impl="threefry2x32")
+        self.program, self.key = several(algorithm), seed_key(SEED)
         self.state = replicated(algorithm.init(work.model.init(self.key)), draw.mesh)
         self.cohorts = cohorts(work.stage, work.training, draw, seed=SEED, first_round=1, lanes=lanes)
         drawn = self.draw(1, 1)

@@ -147,6 +147,16 @@ class Federation:
         return {part: int(sizes.max(initial=1)) for part, sizes in parts.items()}
 
     @property
+    def training_part(self) -> Part:
+        """What a client trains on: its adapt part if the source keeps another for testing, else all of its rows."""
+        return "adapt" if self.own_split else "all"
+
+    @property
+    def training_sizes(self) -> np.ndarray:
+        """Int `[clients]`: how many examples each client trains on."""
+        return self.sizes[:, 0] if self.own_split else self.sizes.sum(axis=1)
+
+    @property
     def nbytes(self) -> int:
         """The size of all examples, estimated from one client's."""
         example = jax.tree.leaves(self.example())

@@ -40,9 +40,13 @@ def cores_as_devices(count: int | None = None) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}".strip()
     if "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in flags:
         return
-    # What this process may use, where the system tells; macOS and Windows tell only what there is.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", min(count or cores, cores))
+    available = len(cores())
+    jax.config.update("jax_num_cpu_devices", min(count or available, available))
+
+
+def cores() -> list[int]:
+    """The cores this process may use, where the system tells; macOS and Windows tell only how many there are."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def all_devices(count: int | None = None) -> Mesh | None:

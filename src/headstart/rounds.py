@@ -143,6 +143,11 @@ def several(algorithm: Algorithm) -> Rounds:
     return jax.jit(run, donate_argnums=0)
 
 
+def seed_key(seed: int) -> Array:
+    """The key of a seed, of which all others are made."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
 def round_key(root: Array, number: Array | int) -> Array:
     """The key of a round, from the key of the seed."""
     return jax.random.fold_in(jax.random.fold_in(root, 1), number)

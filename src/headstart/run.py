@@ -21,7 +21,7 @@ from headstart.interrupt import Interrupt
 from headstart.lanes import all_devices
 from headstart.personalize import Personalization, Personalizer, choose_length, personalizer
 from headstart.prepare import Prepared, prepare
-from headstart.rounds import several
+from headstart.rounds import seed_key, several
 from headstart.statistics import summarize
 from headstart.train import train
 from headstart.trial import (
@@ -110,8 +110,7 @@ def _run_seed(session: Session, folder: Path, seed: int) -> bool:
     stages = session.prepared.experiment.stages
     if all((folder / f"stage-{number}.json").exists() for number in range(len(stages))):
         return True
-    key = jax.random.key(seed, impl="threefry2x32")
-    trial = Trial(session, seed, folder, key, Log(folder / "metrics.jsonl", session.listen, seed))
+    trial = Trial(session, seed, folder, seed_key(seed), Log(folder / "metrics.jsonl", session.listen, seed))
     place = _start(trial)
     for number in range(place.stage, len(stages)):
         if number > place.stage:

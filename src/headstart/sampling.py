@@ -34,10 +34,9 @@ def cohorts(
     testing.
     """
     federation = draw.federation
-    part: Part = "adapt" if federation.own_split else "all"
+    part, sizes = federation.training_part, federation.training_sizes
     if isinstance(stage, Centralized):
         return _pooled(stage, clients, draw, part, seed, first_round)
-    sizes = federation.sizes[:, 0] if federation.own_split else federation.sizes.sum(axis=1)
 
     def drawn(first: int, count: int, room: int) -> Cohort:
         numbers = range(first, first + count)

@@ -26,7 +26,8 @@ def train(trial: Trial, place: Place) -> Place | None:
     program, saved, pace = session.programs[place.stage], time.monotonic(), 1
     # The pool of a datacenter is walked by one device.
     place = place._replace(state=replicated(place.state, session.draw.mesh if isinstance(stage, Stage) else None))
-    count = 0 if _reached(trial, stage, _told(trial, place)) else min(1, last - place.round)
+    done = stage.until is not None and _reached(trial, stage, _told(trial, place))
+    count = 0 if done else min(1, last - place.round)
     drawn = draw(place.round + 1, count, room) if count else None
     while drawn is not None:
         began, number = time.perf_counter(), place.round + 1

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from headstart.experiment import Imported
+from headstart.experiments.paper.comparisons import accuracies, against, better, claim
 from headstart.experiments.paper.finetune import DECAYED, NOTHING, second_stages
 from headstart.experiments.paper.pictures import forest
 from headstart.experiments.paper.runner import Runs
-from headstart.experiments.paper.study import Claim, Evidence, Setting, Study, Table, gained, percent, spoken, worse_off
-from headstart.verdicts import decide, difference
+from headstart.experiments.paper.study import Evidence, Setting, Study, Table, gained, worse_off
+from headstart.verdicts import difference
 
 # Nothing is chosen at this price: the rates are ones that PAPER's protocol names.
 CLIENT_RATE, ADAM_RATE = 0.02, 1e-3
@@ -36,26 +37,12 @@ def cnn(setting: Setting, runs: Runs) -> Evidence:
         wanted[cell] = candidates[list(candidates)[-1]]  # β₁ 0.9, or rate 1
     found |= runs.finish(wanted, seeds=setting.seeds)
 
-    def claim(text: str, paper_says: str, pairs: list[tuple[str, str, str]]) -> Claim:
-        compared = [
-            (f"{what}: {a} over {b}", difference(getattr(found[a], what) - getattr(found[b], what)))
-            for a, b, what in pairs
-        ]
-        return Claim(
-            text, paper_says, decide([d.sign for _, d in compared]), tuple(spoken(name, d) for name, d in compared)
-        )
-
     gain = difference(found[NOTHING].personalized - found[NOTHING].initial)
-    changes = [
-        (f"{cell}: {what}", difference(getattr(found[cell], what) - getattr(found[NOTHING], what)))
-        for cell in (paper, more, DECAYED)
-        for what in ("initial", "personalized")
-    ]
+    changes = against(found, NOTHING)
     rows = tuple(
         (
             name,
-            percent(float(r.initial.mean())),
-            percent(float(r.personalized.mean())),
+            *accuracies(r),
             gained(r),
             worse_off(r),
             f"{r.items.mean():,.0f}",
@@ -66,21 +53,20 @@ def cnn(setting: Setting, runs: Runs) -> Evidence:
         "cnn",
         f"Do the row M = {m}, E = {e} of Table 1 and the second stage look the same with the full network?",
         (
-            Claim(
+            claim(
                 f"Personalization improves the network that FedAvg({e}) trained with {m} clients per round",
                 "+6.8 points (M = 5, E = 5)" if (m, e) == (5, 5) else "not known",
-                decide([gain.sign]),
-                (spoken("personalized over initial", gain),),
+                [("personalized over initial", gain)],
             ),
             claim(
                 f"{paper} after FedAvg gives the network a more accurate initial model",
                 "not known",
-                [(paper, other, "initial") for other in others],
+                better(found, paper, others, "initial"),
             ),
             claim(
                 f"{paper} after FedAvg gives a network that personalizes better",
                 "not known",
-                [(paper, other, "personalized") for other in others],
+                better(found, paper, others, "personalized"),
             ),
         ),
         (

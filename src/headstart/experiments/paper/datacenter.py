@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from headstart.experiment import Centralized, Experiment
+from headstart.experiments.paper.comparisons import BOTH, What, accuracies, over
 from headstart.experiments.paper.pictures import curves, forest
 from headstart.experiments.paper.runner import Runs
 from headstart.experiments.paper.study import (
@@ -24,8 +25,8 @@ from headstart.experiments.paper.study import (
     worse_off,
 )
 from headstart.optimizers import Optimizer
-from headstart.prepare import Prepared
-from headstart.verdicts import Difference, decide, difference, power
+from headstart.themes import Drawing
+from headstart.verdicts import Difference, decide, power
 
 FEDAVG = "FedAvg"
 # So many evaluations for what is one round of FedAvg: the target is hardly overshot.
@@ -38,14 +39,14 @@ def datacenter(setting: Setting, runs: Runs) -> Evidence:
     """The centralized model, stopped where validation clients find it as accurate as FedAvg's; the same recipe."""
     setting, choices = runs.tuned(setting)
     federated = setting.experiment(FEDAVG, setting.fedavg())
-    _, watched = runs.choose("first stage", {FEDAVG: federated}, seeds=setting.tuning_seeds)
-    target = float(watched[FEDAVG].initial.mean())
+    watched = runs.first_stage(setting)
+    target = float(watched.initial.mean())
     asked = {name: centralized(setting, runs, name, target) for name in optimizers(setting)}
     made = runs.choose_each(asked, seeds=setting.tuning_seeds)
     picked = {name: asked[name][choice.chosen] for name, (choice, _) in made.items()}
     clients, seeds = len(runs.prepared(federated).groups.test), setting.most_seeds
     estimates = {
-        name: power(_shared(watched[FEDAVG], results[choice.chosen]), seeds=seeds, clients=clients)
+        name: power(_shared(watched, results[choice.chosen]), seeds=seeds, clients=clients)
         for name, (choice, results) in made.items()
     }
     found = runs.finish({FEDAVG: federated, **picked}, seeds=seeds)
@@ -85,7 +86,7 @@ def optimizers(setting: Setting) -> dict[str, dict[str, Optimizer]]:
 def centralized(setting: Setting, runs: Runs, name: str, target: float) -> dict[str, Experiment]:
     """The candidates of an optimizer, stopped at the target or after as many examples as FedAvg sees."""
     prepared = runs.prepared(setting.experiment(FEDAVG, setting.fedavg()))
-    per_client = _training_sizes(prepared).mean()
+    per_client = prepared.federation.training_sizes[prepared.groups.train].mean()
     steps = max(1, round(setting.cohort * setting.local_epochs * per_client / setting.batch_size / _PER_ROUND))
     made = {}
     for label, optimizer in optimizers(setting)[name].items():
@@ -93,11 +94,6 @@ def centralized(setting: Setting, runs: Runs, name: str, target: float) -> dict[
         experiment = setting.experiment(f"datacenter-{name}", stage)
         made[label] = replace(experiment, evaluate_every=1, evaluation_clients=len(prepared.groups.validation) // 2)
     return made
-
-
-def _training_sizes(prepared: Prepared) -> np.ndarray:
-    sizes = prepared.federation.sizes[prepared.groups.train]
-    return sizes[:, 0] if prepared.federation.own_split else sizes.sum(axis=1)
 
 
 def _most_rounds(setting: Setting) -> int:
@@ -110,16 +106,16 @@ def _shared(federated: Result, central: Result) -> np.ndarray:
     return federated.personalized[:, mine] - central.personalized
 
 
-def _compare(federated: Result, central: Result) -> dict[str, Difference]:
-    return {what: difference(getattr(federated, what) - getattr(central, what)) for what in ("initial", "personalized")}
+def _compare(federated: Result, central: Result) -> dict[What, Difference]:
+    return {what: over(federated, central, what) for what in BOTH}
 
 
-def _claim(compared: Mapping[str, Mapping[str, Difference]], missed: Mapping[str, int]) -> Claim:
+def _claim(compared: Mapping[str, Mapping[What, Difference]], missed: Mapping[str, int]) -> Claim:
     sentences, signs = [], []
     for name, each in compared.items():
         comparable = abs(each["initial"].mean) <= SAME and not missed[name]
         signs.append(each["personalized"].sign if comparable else 0)
-        sentences += [spoken(f"{what}: FedAvg over {name}", each[what]) for what in ("initial", "personalized")]
+        sentences += [spoken(f"{what}: FedAvg over {name}", each[what]) for what in BOTH]
         if missed[name]:
             sentences.append(f"{name} never came to the target in {missed[name]} seeds: it decides nothing")
         elif not comparable:
@@ -134,12 +130,11 @@ def _claim(compared: Mapping[str, Mapping[str, Difference]], missed: Mapping[str
     )
 
 
-def _table(found: Mapping[str, Result], compared: Mapping[str, Mapping[str, Difference]]) -> Table:
+def _table(found: Mapping[str, Result], compared: Mapping[str, Mapping[What, Difference]]) -> Table:
     rows = [
         (
             name,
-            percent(float(result.initial.mean())),
-            percent(float(result.personalized.mean())),
+            *accuracies(result),
             gained(result),
             worse_off(result),
             "–" if name == FEDAVG else f"{100 * compared[name]['personalized'].mean:+.1f}",
@@ -150,21 +145,14 @@ def _table(found: Mapping[str, Result], compared: Mapping[str, Mapping[str, Diff
         for name, result in found.items()
     ]
     head = (
-        "trained by",
-        "initial",
-        "personalized",
-        "gain",
-        "worse off",
-        "FedAvg over it",
-        "trained on",
-        "stopped after",
-        "epochs chosen",
-    )
+        "trained by", "initial", "personalized", "gain", "worse off", "FedAvg over it",
+        "trained on", "stopped after", "epochs chosen",
+    )  # fmt: skip
     note = "FedAvg over it: of personalized accuracy, in points. Trained on: examples, counted every time one was used."
     return Table("The datacenter beside FedAvg", head, tuple(rows), note)
 
 
-def _figures(found: Mapping[str, Result], compared: Mapping[str, Mapping[str, Difference]]):
+def _figures(found: Mapping[str, Result], compared: Mapping[str, Mapping[What, Difference]]) -> tuple[Drawing, ...]:
     length = next(iter(found.values())).curves.shape[2]
     lines = [(name, np.arange(length), result.curves.mean(axis=1)) for name, result in found.items()]
     rows = [(f"FedAvg over {name}: {what}", each) for name, pair in compared.items() for what, each in pair.items()]

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from headstart.experiment import Experiment, Stage
+from headstart.experiments.paper.comparisons import BOTH, Compared, What, accuracies, against, better, claim, over
 from headstart.experiments.paper.pictures import forest
-from headstart.experiments.paper.runner import TUNING_SEED, Runs
+from headstart.experiments.paper.runner import Runs
 from headstart.experiments.paper.study import (
     Claim,
     Evidence,
@@ -17,13 +18,13 @@ from headstart.experiments.paper.study import (
     Table,
     foreseen,
     gained,
-    percent,
     spoken,
     worse_off,
 )
 from headstart.optimizers import Optimizer, Schedule
+from headstart.themes import Drawing
 from headstart.updates import FedAvg, FedSGD, Reptile
-from headstart.verdicts import Difference, decide, difference, power
+from headstart.verdicts import Difference, difference, power
 
 PAPER = "claim 2; no number is known"
 NOTHING, DECAYED = "nothing more", "FedAvg, decayed rate"
@@ -37,8 +38,8 @@ def finetune(setting: Setting, runs: Runs) -> Evidence:
     """After one first stage: nothing, {FedAvg, Reptile} × {momentum, Adam}, a decayed rate; two from scratch."""
     setting, choices = runs.tuned(setting)
     first = setting.experiment("FedAvg", setting.fedavg())
-    tuning = replace(first, seed=TUNING_SEED, test=False)
-    runs.choose("first stage", {"FedAvg": first}, seeds=setting.tuning_seeds)
+    tuning = replace(first, test=False)
+    runs.first_stage(setting)
     asked = {cell: second_stages(setting, runs, tuning, cell) for cell in _cells(setting)}
     asked |= {name: scratch(setting, name) for name in _SCRATCH}
     # Who aims at global accuracy alone chooses by it.
@@ -49,7 +50,7 @@ def finetune(setting: Setting, runs: Runs) -> Evidence:
     clients, seeds = len(runs.prepared(first).groups.test), setting.most_seeds
     estimates = {
         what: power(getattr(pilot[best], what) - getattr(pilot[plain], what), seeds=seeds, clients=clients)
-        for what in ("initial", "personalized")
+        for what in BOTH
     }
 
     wanted: dict[str, Experiment] = {NOTHING: first}
@@ -141,38 +142,34 @@ def _claims(setting: Setting, found: Mapping[str, Result]) -> tuple[Claim, ...]:
     best, plain = _best_names(setting)
     others = plain, "FedAvg, Adam", DECAYED
 
-    def compare(first: str, second: str, what: str) -> Difference:
-        return difference(getattr(found[first], what) - getattr(found[second], what))
-
-    def claim(text: str, pairs: list[tuple[str, str, str]]) -> Claim:
-        compared = [(pair, compare(*pair)) for pair in pairs]
-        sentences = tuple(spoken(f"{what}: {a} over {b}", each) for (a, b, what), each in compared)
-        return Claim(text, PAPER, decide([each.sign for _, each in compared]), sentences)
-
     return (
         claim(
             f"{best} after FedAvg gives a more accurate initial model than stopping or more of FedAvg in any form",
-            [(best, other, "initial") for other in (NOTHING, *others)],
+            PAPER,
+            better(found, best, (NOTHING, *others), "initial"),
         ),
         claim(
             f"{best} after FedAvg gives a model that personalizes better than stopping or more of FedAvg in any form",
-            [(best, other, "personalized") for other in (NOTHING, *others)],
+            PAPER,
+            better(found, best, (NOTHING, *others), "personalized"),
         ),
         claim(
             "Aiming at global accuracy alone (FedSGD, FedAvg(1)) for as many rounds gives weaker personalization",
-            [(best, FEDSGD_ROUNDS, "personalized"), (best, FEDAVG1_ROUNDS, "personalized")],
+            PAPER,
+            better(found, best, (FEDSGD_ROUNDS, FEDAVG1_ROUNDS), "personalized"),
         ),
         claim(
             "Aiming at global accuracy alone (FedSGD, FedAvg(1)) on as many examples gives weaker personalization",
-            [(best, FEDSGD, "personalized"), (best, FEDAVG1, "personalized")],
+            PAPER,
+            better(found, best, (FEDSGD, FEDAVG1), "personalized"),
         ),
     )
 
 
-def _effects(setting: Setting, found: Mapping[str, Result]) -> list[tuple[str, Difference]]:
+def _effects(setting: Setting, found: Mapping[str, Result]) -> Compared:
     """What the update does and what the optimizer does, each averaged over the other, and their interaction."""
-    made = []
-    for what in ("initial", "personalized"):
+    made: list[tuple[str, Difference]] = []
+    for what in BOTH:
         fm, fa, rm, ra = (getattr(found[cell], what) for cell in _cells(setting)[:4])
         made += [
             (f"{what}: Reptile for FedAvg", difference(((rm - fm) + (ra - fa)) / 2)),
@@ -187,8 +184,7 @@ def _table(setting: Setting, found: Mapping[str, Result]) -> Table:
     rows = [
         (
             name,
-            percent(float(result.initial.mean())),
-            percent(float(result.personalized.mean())),
+            *accuracies(result),
             gained(result),
             worse_off(result),
             spoken_change(found, name, "initial"),
@@ -211,26 +207,21 @@ def _table(setting: Setting, found: Mapping[str, Result]) -> Table:
     )
 
 
-def spoken_change(found: Mapping[str, Result], name: str, what: str) -> str:
+def spoken_change(found: Mapping[str, Result], name: str, what: What) -> str:
     """The change against the first stage, marked if it is decided."""
     if name == NOTHING:
         return "–"
-    change = difference(getattr(found[name], what) - getattr(found[NOTHING], what))
+    change = over(found[name], found[NOTHING], what)
     return f"{100 * change.mean:+.1f}{'*' if change.sign else ''}"
 
 
-def _effect_table(effects: list[tuple[str, Difference]]) -> Table:
+def _effect_table(effects: Compared) -> Table:
     rows = tuple((spoken(name, each),) for name, each in effects)
     return Table("The update and the optimizer, told apart", ("effect",), rows)
 
 
-def _figures(found: Mapping[str, Result], effects: list[tuple[str, Difference]]):
-    changes = [
-        (f"{name}: {what}", difference(getattr(result, what) - getattr(found[NOTHING], what)))
-        for name, result in found.items()
-        for what in ("initial", "personalized")
-        if name != NOTHING
-    ]
+def _figures(found: Mapping[str, Result], effects: Compared) -> tuple[Drawing, ...]:
+    changes = against(found, NOTHING)
     return (
         forest("finetune", "Change of accuracy by each second stage", "What a second stage changes", changes),
         forest("effects", "Effects of update and optimizer", "The update and the optimizer, told apart", effects),

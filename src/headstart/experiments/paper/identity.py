@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from headstart import checkpoint
-from headstart.data import Client, Part, Tree
+from headstart.data import Client, Tree
 from headstart.draw import on_device
 from headstart.experiment import Experiment
 from headstart.experiments.paper.identity_shown import (
@@ -27,6 +27,7 @@ from headstart.experiments.paper.pseudo_gradients import Local, Measured, measur
 from headstart.experiments.paper.runner import Runs
 from headstart.experiments.paper.study import Claim, Evidence, Setting, Study
 from headstart.prepare import Prepared
+from headstart.rounds import seed_key
 from headstart.verdicts import LEAST_SEEDS, Decision, decide, t_interval
 
 COHORT = 20
@@ -82,8 +83,7 @@ def _notes(setting: Setting, seeds: int, sizes: np.ndarray) -> tuple[str, ...]:
 def _cohorts(prepared: Prepared, count: int) -> tuple[list[Client], np.ndarray]:
     """Cohorts of training clients that have examples, and int `[count, clients]`: how many each has."""
     federation, generator = prepared.federation, np.random.default_rng(0)
-    part: Part = "adapt" if federation.own_split else "all"
-    sizes = federation.sizes[:, 0] if federation.own_split else federation.sizes.sum(axis=1)
+    part, sizes = federation.training_part, federation.training_sizes
     able = prepared.groups.train[sizes[prepared.groups.train] > 0]
     size = min(COHORT, len(able))
     chosen = np.stack([generator.choice(able, size, replace=False) for _ in range(count)])
@@ -94,7 +94,7 @@ def _cohorts(prepared: Prepared, count: int) -> tuple[list[Client], np.ndarray]:
 
 def _params(runs: Runs, prepared: Prepared, experiment: Experiment | None, seed: int) -> Tree:
     """The model at the end of a run; of none, the untrained one that all runs of this seed start from."""
-    untrained = prepared.model.init(jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), 0))
+    untrained = prepared.model.init(jax.random.fold_in(seed_key(seed), 0))
     if experiment is None:
         return untrained
     return checkpoint.read(runs.ended(experiment, seed), untrained).tree
@@ -134,4 +134,4 @@ def decision(errors: np.ndarray, shares: np.ndarray) -> Decision:
     return decide([*held, *(int(low > 0.5) - int(high < 0.5) for low, high in intervals)])
 
 
-IDENTITY = Study("identity", identity, ("image", "features", "text"))
+IDENTITY = Study("identity", identity)

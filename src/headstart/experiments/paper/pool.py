@@ -22,6 +22,7 @@ import jax
 from headstart.errors import UserError
 from headstart.experiment import Experiment
 from headstart.files import write_bytes
+from headstart.lanes import cores
 from headstart.run import Kept, run
 from headstart.trial import DivergedError
 
@@ -54,7 +55,7 @@ class Job(NamedTuple):
 
 def free_cores() -> int:
     """How many runs go well beside each other: one on every core of this process, or one where there is a GPU."""
-    return 1 if jax.default_backend() != "cpu" else len(_cores())
+    return 1 if jax.default_backend() != "cpu" else len(cores())
 
 
 def do(job: Job, kept: Kept) -> str:
@@ -82,13 +83,13 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, tell: Callable[[str], None]
     kept: Kept = {}
     with ExitStack() as stack:
         if processes > 1:
-            count = min(processes, len(_cores()), len(jobs))
+            count = min(processes, len(cores()), len(jobs))
             # Threads wait for the processes, so they are the last to go; what is not begun then is never sent.
             threads = stack.enter_context(ThreadPoolExecutor(count))
             stack.callback(threads.shutdown, wait=False, cancel_futures=True)
             workers: SimpleQueue[Worker] = SimpleQueue()
-            for share in range(count):
-                workers.put(stack.enter_context(Worker(_cores()[share::count])))
+            for number in range(count):
+                workers.put(stack.enter_context(Worker(cores()[number::count])))
             told = (future.result() for future in as_completed([threads.submit(_send, workers, job) for job in jobs]))
         else:
             told = ((job, do(job, kept)) for job in jobs)
@@ -99,14 +100,10 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, tell: Callable[[str], None]
             tell(f"{number} of {len(jobs)} runs: {name}{' diverged' if answer == 'diverged' else ''}")
 
 
-def _cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-
-
 class Worker:
-    """A process that does jobs on some cores; see `worker`. At the end of its block it saves and goes."""
+    """A process that does jobs on a share of the cores; see `worker`. At the end of its block it saves and goes."""
 
-    def __init__(self, cores: Sequence[int]) -> None:
+    def __init__(self, share: Sequence[int]) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "headstart.experiments.paper.worker"],
             stdin=subprocess.PIPE,
@@ -116,7 +113,7 @@ class Worker:
             start_new_session=True,
         )
         if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(self.process.pid, cores)  # before it has begun to count its cores
+            os.sched_setaffinity(self.process.pid, share)  # before it has begun to count its cores
 
     def __call__(self, job: Job) -> str:
         """Do a job; returns what `do` does.

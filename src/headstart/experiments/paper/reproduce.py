@@ -20,6 +20,7 @@ from headstart.experiments.paper.study import Evidence, Setting, Study
 from headstart.experiments.paper.table1 import TABLE1
 from headstart.experiments.paper.updates import UPDATES
 from headstart.folder import environment
+from headstart.tasks import NextCharacter
 from headstart.trial import DivergedError
 
 STUDIES = (IDENTITY, TABLE1, FINETUNE, DATACENTER, UPDATES, SERVER, CNN)
@@ -50,15 +51,18 @@ def reproduce(
     chosen = _studies(names)
     settings = {name: setting_of(scale, source, {}) for name, source in _named(data).items()}
     out = Path(out)
+    runs = {
+        name: Runs(out / "runs" / name, seeds=setting.seeds, processes=processes, tell=tell)
+        for name, setting in settings.items()
+    }
     found: dict[str, list[Evidence]] = {name: [] for name in settings}
     page = None
     for study in chosen:
         for name, setting in settings.items():
             if _kind(setting) in study.kinds:
                 tell(f"{study.name} on {name}")
-                runs = Runs(out / "runs" / name, seeds=setting.seeds, processes=processes, tell=tell)
                 try:
-                    found[name].append(study.ask(setting, runs))
+                    found[name].append(study.ask(setting, runs[name]))
                 except DivergedError as error:
                     tell(f"{study.name} on {name} is left out: {error}")
                     continue
@@ -99,7 +103,7 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
 
 
 def _kind(setting: Setting) -> str:
-    return "text" if type(setting.task).__name__ == "NextCharacter" else "image"
+    return "text" if isinstance(setting.task, NextCharacter) else "image"
 
 
 def _command(names: Sequence[str], scale: str, data: Sequence[str], out: Path) -> str:

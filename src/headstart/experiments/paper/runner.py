@@ -36,7 +36,7 @@ TUNING_SEED = 1000
 class Runs:
     """The runs of one federation.
 
-    folder: where they go. seeds: how many of each, once `size` has decided. processes: how many run beside each other;
+    folder: where they go. seeds: how many of each, where a study does not say. processes: how many run side by side;
     with 1 they run in this process. tell: gets a line of progress.
     """
 
@@ -124,11 +124,11 @@ class Runs:
         choice, _ = self.choose("client rate × factor of the personal rate", candidates, seeds=setting.tuning_seeds)
         return pairs[choice.chosen], (choice,)
 
-    def tuned_initial(self, setting: Setting) -> float:
-        """The initial accuracy on validation clients of what `tuned` chose."""
+    def first_stage(self, setting: Setting) -> Result:
+        """FedAvg with the rates in force, on validation clients."""
         what = "FedAvg"
         _, results = self.choose(what, {what: setting.experiment(what, setting.fedavg())}, seeds=setting.tuning_seeds)
-        return float(results[what].initial.mean())
+        return results[what]
 
     def ended(self, experiment: Experiment, seed: int | str) -> Path:
         """The parameters a run ended with."""

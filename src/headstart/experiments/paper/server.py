@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from headstart.experiment import Experiment
+from headstart.experiments.paper.comparisons import BOTH, accuracies, better, claim, over
 from headstart.experiments.paper.pictures import forest
 from headstart.experiments.paper.runner import Runs
-from headstart.experiments.paper.study import Claim, Evidence, Setting, Study, Table, percent, spoken
+from headstart.experiments.paper.study import Evidence, Setting, Study, Table
 from headstart.optimizers import Optimizer
-from headstart.verdicts import decide, difference
 
 # log10 of (client rate, server rate, ε) for EMNIST in arXiv:2003.00295, as PAPER gives them.
 PUBLISHED = {
@@ -32,34 +32,26 @@ def server(setting: Setting, runs: Runs) -> Evidence:
     wanted = {name: asked[name][choice.chosen] for name, (choice, _) in made.items()}
     found = runs.finish(wanted, seeds=setting.seeds)
     best = max(found, key=lambda name: made[name][0].values[made[name][0].chosen])
-    others = {
-        name: {
-            what: difference(getattr(found[best], what) - getattr(each, what)) for what in ("initial", "personalized")
-        }
-        for name, each in found.items()
-        if name != best
-    }
+    others = [name for name in found if name != best]
     rows = tuple(
         (
             name,
             made[name][0].chosen,
-            percent(float(each.initial.mean())),
-            percent(float(each.personalized.mean())),
+            *accuracies(each),
         )
         for name, each in found.items()
     )
-    forests = [(f"{best} over {name}: {what}", each) for name, pair in others.items() for what, each in pair.items()]
+    forests = [
+        (f"{best} over {name}: {what}", over(found[best], found[name], what)) for name in others for what in BOTH
+    ]
     return Evidence(
         "server",
         "Does the server's optimizer matter, for the initial and for the personalized model?",
         (
-            Claim(
+            claim(
                 "The server optimizer that is best on validation clients personalizes better than every other",
                 "not known",
-                decide([pair["personalized"].sign for pair in others.values()]),
-                tuple(
-                    spoken(f"personalized: {best} over {name}", pair["personalized"]) for name, pair in others.items()
-                ),
+                better(found, best, others, "personalized"),
             ),
         ),
         (

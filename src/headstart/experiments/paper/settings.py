@@ -104,7 +104,6 @@ _FULL = replace(
     more_rounds=100,
     local_epochs=10,
     cohort=20,
-    length=10,
     target=0.8,
     tuning_seeds=2,
 )

@@ -74,11 +74,10 @@ class Setting:
         epochs: int | None = None,
         cohort: int | None = None,
         server: Optimizer = MOMENTUM,
-        name: str = "FedAvg",
     ) -> Stage:
         """FedAvg(E) from scratch, by default with server momentum (PAPER, Algorithm 2, line 1)."""
         update = FedAvg(epochs or self.local_epochs, self.client_rate, self.batch_size)
-        return Stage(name, update, server, self.rounds, cohort or self.cohort)
+        return Stage("FedAvg", update, server, self.rounds, cohort or self.cohort)
 
     def stage(
         self, name: str, update: ClientUpdate, server: Optimizer, *, rounds: int, weighting: Weighting = "uniform"
@@ -189,12 +188,12 @@ class Evidence(NamedTuple):
 class Study(NamedTuple):
     """A question to a federation: `ask(setting, runs) -> Evidence`.
 
-    kinds: of the federations it is asked of: "image", "text", "features".
+    kinds: of the federations it is asked of: "image", "text".
     """
 
     name: str
     ask: Callable[..., Evidence]
-    kinds: tuple[str, ...] = ("image", "features", "text")
+    kinds: tuple[str, ...] = ("image", "text")
 
 
 def worse_off(result: Result) -> str:

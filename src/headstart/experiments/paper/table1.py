@@ -55,7 +55,7 @@ Rows = Mapping[tuple[int, int], Result]
 def table1(setting: Setting, runs: Runs) -> Evidence:
     """FedAvg for every E and M, with the client rate of the setting, personalized and measured."""
     setting, choices = runs.tuned(setting)
-    target = setting.target or TARGET * runs.tuned_initial(setting)
+    target = setting.target or TARGET * float(runs.first_stage(setting).initial.mean())
     wanted = {
         f"M={m}, E={e}": setting.experiment(f"table1-M{m}-E{e}", setting.fedavg(epochs=e, cohort=m), watch=True)
         for m in sorted(setting.cohorts, reverse=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from headstart.experiment import Experiment
+from headstart.experiments.paper.comparisons import accuracies, against, better, claim
 from headstart.experiments.paper.pictures import forest
 from headstart.experiments.paper.runner import Runs
-from headstart.experiments.paper.study import Claim, Evidence, Result, Setting, Study, Table, percent, spoken
+from headstart.experiments.paper.study import Claim, Evidence, Result, Setting, Study, Table
 from headstart.optimizers import Optimizer
 from headstart.rounds import Weighting
+from headstart.themes import Drawing
 from headstart.updates import FOMAML, MAML, ClientUpdate, FedAvg, FedSGD, Reptile
-from headstart.verdicts import decide, difference
 
 # A gradient through K steps costs the K gradients, and about as much again twice on the way back.
 MAML_COST = 3
@@ -94,14 +95,9 @@ def _rounds_at_equal_computation(setting: Setting, seen: Mapping[str, Result], r
 
 
 def _claim(when: str, reference: str, found: Mapping[str, Result]) -> Claim:
-    others = {name: difference(found[reference].personalized - found[name].personalized) for name in found}
-    del others[reference]
-    return Claim(
-        f"{when}, {reference} personalizes better than every other update",
-        "not known",
-        decide([each.sign for each in others.values()]),
-        tuple(spoken(f"personalized: {reference} over {name}", each) for name, each in others.items()),
-    )
+    others = [name for name in found if name != reference]
+    text = f"{when}, {reference} personalizes better than every other update"
+    return claim(text, "not known", better(found, reference, others, "personalized"))
 
 
 def _table(title: str, found: Mapping[str, Result]) -> Table:
@@ -109,8 +105,7 @@ def _table(title: str, found: Mapping[str, Result]) -> Table:
         (
             name,
             f"{result.ends.mean():.0f}",
-            percent(float(result.initial.mean())),
-            percent(float(result.personalized.mean())),
+            *accuracies(result),
             f"{result.items.mean():,.0f}",
         )
         for name, result in found.items()
@@ -118,13 +113,8 @@ def _table(title: str, found: Mapping[str, Result]) -> Table:
     return Table(title, ("update", "rounds", "initial", "personalized", "trained on"), rows)
 
 
-def _figure(name: str, title: str, reference: str, found: Mapping[str, Result]):
-    rows = [
-        (f"{other}: {what}", difference(getattr(result, what) - getattr(found[reference], what)))
-        for other, result in found.items()
-        for what in ("initial", "personalized")
-        if other != reference
-    ]
+def _figure(name: str, title: str, reference: str, found: Mapping[str, Result]) -> Drawing:
+    rows = against(found, reference)
     return forest(name, f"{title}: the updates against {reference}", f"{title}, against {reference}", rows)
 
 

@@ -1,0 +1,44 @@
+"""What studies say of two results: differences, claims about them, and the cells that every table begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from headstart.experiments.paper.study import Claim, Result, percent, spoken
+from headstart.verdicts import Difference, decide, difference
+
+What = Literal["initial", "personalized"]
+BOTH: tuple[What, What] = ("initial", "personalized")
+Compared = Sequence[tuple[str, Difference]]
+
+
+def over(first: Result, second: Result, what: What) -> Difference:
+    """The first less the second, client by client."""
+    return difference(getattr(first, what) - getattr(second, what))
+
+
+def against(found: Mapping[str, Result], reference: str) -> Compared:
+    """Every result less the one of this name, of the initial and of the personalized model."""
+    return [
+        (f"{name}: {what}", over(result, found[reference], what))
+        for name, result in found.items()
+        for what in BOTH
+        if name != reference
+    ]
+
+
+def better(found: Mapping[str, Result], best: str, others: Sequence[str], what: What) -> Compared:
+    """One result less each of the others, named in a sentence."""
+    return [(f"{what}: {best} over {other}", over(found[best], found[other], what)) for other in others]
+
+
+def claim(text: str, paper: str, compared: Compared) -> Claim:
+    """A claim that wants all of these differences positive."""
+    sentences = tuple(spoken(name, each) for name, each in compared)
+    return Claim(text, paper, decide([each.sign for _, each in compared]), sentences)
+
+
+def accuracies(result: Result) -> tuple[str, str]:
+    """Initial and personalized, mean over seeds and clients."""
+    return percent(float(result.initial.mean())), percent(float(result.personalized.mean()))
