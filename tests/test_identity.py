@@ -189,10 +189,8 @@ class MadeRuns:
 def small_result(name):
     from headstart.experiments.paper.study import Result
 
-    nothing = np.zeros((1, 1))
-    return Result(
-        ("a",), nothing[None], nothing[0], nothing[0], nothing, nothing[0], nothing[0], f"headstart run {name}"
-    )
+    one, nothing = np.zeros((1, 1)), np.zeros(1)
+    return Result(("a",), one[None], nothing, nothing, one, nothing, nothing, nothing, f"headstart run {name}")
 
 
 def test_the_study_gives_its_evidence(tmp_path):

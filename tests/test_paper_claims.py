@@ -27,7 +27,7 @@ def result(initial, personalized, *, wobble=0.0, generator=None, rounds=(0, 10, 
         history[:, place, :, 1:] = 0.6 if number >= reach[1] else 0.1
     fields = np.full(SEEDS, LENGTH), np.array(rounds), history, np.full(SEEDS, 1000.0), np.full(SEEDS, 30)
     ids = tuple(map(str, range(CLIENTS)))
-    return Result(ids, curves, *fields, "headstart run made")
+    return Result(ids, curves, *fields, np.full(SEEDS, 0.1), "headstart run made")
 
 
 def decisions(claims):

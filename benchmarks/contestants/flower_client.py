@@ -19,9 +19,11 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on the client that the message names, from the parameters that it brings."""
-    config = message.content["config"]
-    loop, client = _loop(str(config["workload"])), int(config["client"])
-    for parameter, value in zip(loop.parameters, message.content["arrays"].to_numpy_ndarrays(), strict=True):
+    config = message.content.config_records["config"]
+    loop, client = _loop(str(config["workload"])), int(str(config["client"]))
+    for parameter, value in zip(
+        loop.parameters, message.content.array_records["arrays"].to_numpy_ndarrays(), strict=True
+    ):
         parameter.copy_(torch.from_numpy(value))
     loop.train(client)
     arrays = ArrayRecord([parameter.numpy() for parameter in loop.parameters])

@@ -59,8 +59,8 @@ class Server:
 def _weighted(reply: Message) -> list[list[torch.Tensor]]:
     if reply.has_error():
         raise RuntimeError(reply.error.reason)
-    weight = reply.content["metrics"]["examples"]
-    return [[torch.from_numpy(value * np.float32(weight)) for value in reply.content["arrays"].to_numpy_ndarrays()]]
+    weight = np.asarray(reply.content.metric_records["metrics"]["examples"], np.float32)
+    return [[torch.from_numpy(value * weight) for value in reply.content.array_records["arrays"].to_numpy_ndarrays()]]
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
 
     @server.main()
     def serve(grid: Grid, context: Context) -> None:
-        grid.pull_interval = 0.005  # seconds between looks for replies; 0.1 by default
+        setattr(grid, "pull_interval", 0.005)  # noqa: B010 (the simulation's own; seconds between looks for replies)
         torch.set_num_threads(given.settings.threads)
         obey(given, Server(given, grid), answers)
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from headstart.data import Block, Client, Federation, Part, Tree, key_data
+from headstart.lanes import block_spec, on_mesh
 
 ALIGNMENT = 64
 
@@ -70,20 +71,28 @@ class Draw:
         return Resident(resident.block, resident.starts[clients])
 
     def _bring(self, clients: np.ndarray) -> Resident:
-        """A block of just these clients' rows, filled up to a power of two, so that few programs are compiled."""
-        present = clients[clients >= 0]
-        rows = int(self.federation.sizes[present].sum())
+        """A block of just these clients' rows, filled up to a power of two, so that few programs are compiled.
+
+        In a cluster every process brings those of its own devices' clients alone, all of them into equal blocks.
+        """
+        shares = _shares(clients, self.mesh)
+        place = jax.process_index() if len(shares) > 1 else 0
+        mine = shares[place]
+        counts = [int(self.federation.sizes[share[share >= 0]].sum()) for share in shares]
         # Counted for all places: how many of them are empty differs from call to call.
-        usual = clients.size * int(self.federation.sizes.sum()) // len(self.federation)
-        room = 1 << max(rows - 1, usual, 1).bit_length()
-        starts = np.zeros(clients.shape, np.int64)
-        starts[clients >= 0] = starts_of(self.federation, present)
+        usual = clients.size * int(self.federation.sizes.sum()) // len(self.federation) // len(shares)
+        room = 1 << max(max(counts) - 1, usual, 1).bit_length()
+        present, starts = mine[mine >= 0], np.zeros(clients.shape, np.int64)
+        starts[mine >= 0] = starts_of(self.federation, present)
 
         def fill(leaf: np.ndarray) -> np.ndarray:
-            return np.concatenate([leaf, np.zeros((room - rows, *leaf.shape[1:]), leaf.dtype)])
+            rows = leaf[: counts[place]]
+            return np.concatenate([rows, np.zeros((room - len(rows), *leaf.shape[1:]), leaf.dtype)])
 
-        block = jax.tree.map(fill, Block(*self.federation.fetch(present)))
-        return Resident(_place(block, self.mesh, PartitionSpec()), starts)
+        # Who has nothing to do still wants to know what rows look like.
+        fetched = self.federation.fetch(present if len(present) else np.zeros(1, np.int64))
+        block = jax.tree.map(fill, Block(*fetched))
+        return Resident(_place_block(block, self.mesh), starts)
 
 
 def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None = None) -> Draw:
@@ -91,12 +100,22 @@ def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None =
 
     limit: a federation of at most so many bytes goes there whole, once; of a larger one each draw brings its own rows.
     mesh: the devices that share the work, as `lanes.all_devices` gives them: each gets the rows and its own clients.
+        Processes of a cluster read the clients they train and no others, so that each draw brings its own rows.
     """
-    if federation.nbytes > limit:
+    if federation.nbytes > limit or (mesh is not None and mesh.is_multi_process):
         return Draw(federation, mesh, None)
     everyone = np.arange(len(federation))
-    block = _place(Block(*federation.fetch(everyone)), mesh, PartitionSpec())
+    block = _place_block(Block(*federation.fetch(everyone)), mesh)
     return Draw(federation, mesh, Resident(block, starts_of(federation, everyone)))
+
+
+def _shares(clients: np.ndarray, mesh: Mesh | None) -> list[np.ndarray]:
+    """The clients (int `[..., n]`) that each process trains, -1 in the places of others."""
+    if mesh is None or not mesh.is_multi_process:
+        return [clients]
+    owners = [device.process_index for device in mesh.devices.flat]
+    owner = np.repeat(owners, clients.shape[-1] // len(owners))
+    return [np.where(owner == process, clients, -1) for process in range(jax.process_count())]
 
 
 def part_rows(federation: Federation, clients: np.ndarray, part: Part) -> np.ndarray:
@@ -114,8 +133,21 @@ def starts_of(federation: Federation, clients: np.ndarray) -> np.ndarray:
 
 def _place(tree: Tree, mesh: Mesh | None, split: PartitionSpec) -> Tree:
     """Host arrays on the devices: whole on each, or split among them along an axis."""
-    where = None if mesh is None else NamedSharding(mesh, split)
-    return jax.device_put(jax.tree.map(_aligned, tree), where)
+    aligned = jax.tree.map(_aligned, tree)
+    return jax.device_put(aligned) if mesh is None else on_mesh(aligned, mesh, split)
+
+
+def _place_block(block: Block, mesh: Mesh | None) -> Block:
+    """A block on the devices of this process, as `lanes.block_spec` says."""
+    if mesh is None or not mesh.is_multi_process:
+        return _place(block, mesh, PartitionSpec())
+    sharding = NamedSharding(mesh, block_spec(mesh))
+
+    def place(leaf: np.ndarray) -> jax.Array:
+        mine = [jax.device_put(leaf, device) for device in mesh.local_devices]
+        return jax.make_array_from_single_device_arrays((len(leaf) * mesh.size, *leaf.shape[1:]), sharding, mine)
+
+    return jax.tree.map(place, jax.tree.map(_aligned, block))
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:

@@ -113,27 +113,32 @@ def environment() -> dict[str, Any]:
 
 
 class Log:
-    """`metrics.jsonl`: a record per line. Every record is also handed to a listener."""
+    """`metrics.jsonl`: a record per line. Every record is also handed to a listener.
 
-    def __init__(self, path: Path, listen: Listener, seed: int) -> None:
+    path: None writes nothing, as in those processes of a cluster that only listen.
+    """
+
+    def __init__(self, path: Path | None, listen: Listener, seed: int) -> None:
         self._path, self._listen, self._seed = path, listen, seed
 
     def cut(self, done: int | None) -> list[Record]:
         """Keep the records up to round `done` (None: none), as they were when that round was saved; returns them."""
-        kept = [] if done is None else [r for r in read_records(self._path) if r["round"] <= done]
-        write_bytes(self._path, b"".join(_line(record) for record in kept))
+        kept = [] if done is None else [r for r in self.records() if r["round"] <= done]
+        if self._path is not None:
+            write_bytes(self._path, b"".join(_line(record) for record in kept))
         return kept
 
     def records(self) -> list[Record]:
         """What is written so far."""
-        return read_records(self._path)
+        return [] if self._path is None else read_records(self._path)
 
     def __call__(self, record: Record) -> None:
         """Write a record and tell the listener."""
         record = {**record, "seed": self._seed}
         try:
-            with self._path.open("ab") as file:
-                file.write(_line(record))
+            if self._path is not None:
+                with self._path.open("ab") as file:
+                    file.write(_line(record))
         except OSError as error:
             raise UserError(
                 f"cannot write {self._path}: {error.strerror}; make room, then repeat the command"

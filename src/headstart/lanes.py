@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,15 +51,16 @@ def cores() -> list[int]:
 
 
 def all_devices(count: int | None = None) -> Mesh | None:
-    """The first `count` devices of this process, by default all, as the axis `clients`; None if that is one.
+    """The first `count` devices of every process, by default all, as the axis `clients`; None if that is one.
 
     Raises:
-        UserError: if there are not so many.
+        UserError: if this process has not so many.
     """
-    devices = jax.local_devices()
-    if count is not None and count > len(devices):
-        raise UserError(f"{count} devices are more than the {len(devices)} that JAX has here; choose fewer")
-    chosen = devices[:count]
+    here = len(jax.local_devices())
+    if count is not None and count > here:
+        raise UserError(f"{count} devices are more than the {here} that JAX has here; choose fewer")
+    found = [[d for d in jax.devices() if d.process_index == i][:count] for i in range(jax.process_count())]
+    chosen = [device for devices in found for device in devices]
     return None if len(chosen) == 1 else jax.make_mesh((len(chosen),), ("clients",), (AxisType.Auto,), devices=chosen)
 
 
@@ -69,7 +71,25 @@ def device_count(mesh: Mesh | None) -> int:
 
 def replicated(tree: Tree, mesh: Mesh | None) -> Tree:
     """The tree whole on every device of the mesh; without one, on the first device of this process."""
-    return jax.device_put(tree, jax.local_devices()[0] if mesh is None else NamedSharding(mesh, P()))
+    return jax.device_put(tree, jax.local_devices()[0]) if mesh is None else on_mesh(tree, mesh, P())
+
+
+def on_mesh(tree: Tree, mesh: Mesh, spec: P) -> Tree:
+    """Arrays that every process has, on the devices of the mesh: whole on each or split among them along an axis."""
+    sharding = NamedSharding(mesh, spec)
+    if not mesh.is_multi_process:
+        return jax.device_put(tree, sharding)
+
+    def place(leaf: Any) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(place, tree)
+
+
+def block_spec(mesh: Mesh) -> P:
+    """How a block lies on the devices: whole on each; in a cluster every process has a block of its own clients."""
+    return P("clients") if mesh.is_multi_process else P()
 
 
 def deal(clients: np.ndarray, sizes: np.ndarray, *, lanes: int = 1, mesh: Mesh | None = None) -> np.ndarray:
@@ -110,27 +130,25 @@ def over_clients(
     shared: a tree that every client gets whole. extra: a tree with the clients' leading axis, handed over one by one.
     zero: the carry each lane starts with; carries of lanes are added, so it must be the zero of a sum.
     """
-    work = shared, zero, clients.block
     members = clients._replace(block=None), extra
     if mesh is None:
-        return _on_one(step, work, members, lanes)
+        return _on_one(step, (shared, zero), clients.block, members, lanes)
     count = clients.size.shape[0]
     members = jax.tree.map(lambda leaf: _filled(leaf, mesh.size), members)
 
-    def on_each(work: Tree, members: Tree) -> tuple[Tree, Tree]:
-        carry, outputs = _on_one(step, work, members, lanes)
+    def on_each(work: Tree, block: Tree, members: Tree) -> tuple[Tree, Tree]:
+        carry, outputs = _on_one(step, work, block, members, lanes)
         return jax.lax.psum(carry, "clients"), outputs
 
-    split = jax.shard_map(
-        on_each, mesh=mesh, in_specs=(P(), P("clients")), out_specs=(P(), P("clients")), check_vma=False
-    )
-    carry, outputs = split(work, members)
+    given = P(), block_spec(mesh), P("clients")
+    split = jax.shard_map(on_each, mesh=mesh, in_specs=given, out_specs=(P(), P("clients")), check_vma=False)
+    carry, outputs = split((shared, zero), clients.block, members)
     return carry, jax.tree.map(lambda leaf: leaf[:count], outputs)
 
 
-def _on_one(step: Step, work: tuple[Tree, Tree, Tree], members: Tree, lanes: int) -> tuple[Tree, Tree]:
-    """The fold on one device; `work` is (shared, zero, block)."""
-    shared, zero, block = work
+def _on_one(step: Step, work: tuple[Tree, Tree], block: Tree, members: Tree, lanes: int) -> tuple[Tree, Tree]:
+    """The fold on one device; `work` is (shared, zero)."""
+    shared, zero = work
     count = jax.tree.leaves(members)[0].shape[0]
     lanes = min(lanes, count)
 

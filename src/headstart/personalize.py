@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from headstart.data import Array, Client, Examples, Federation, Tree
 from headstart.draw import Draw, on_device
@@ -85,7 +86,10 @@ def personalizer(
     """
     at_once = clients_at_once or max(32, 4 * lanes * device_count(mesh))
 
-    @jax.jit
+    # Every process of a cluster wants all results; a single one takes them from where they are.
+    everywhere = NamedSharding(mesh, PartitionSpec()) if mesh is not None and mesh.is_multi_process else None
+
+    @partial(jax.jit, out_shardings=everywhere)
     def watch_all(params: Tree, adapt: Client, test: Client, key: Array) -> Tree:
         def one(shared: tuple[Tree, Array], nothing: Tree, member: tuple[Client, Client]) -> tuple[Tree, Tree]:
             (params, key), (adapt_one, test_one) = shared, member
@@ -166,7 +170,7 @@ def _steps(recipe: Personalization, client: Client) -> Array:
 
 
 def adapt_client(
-    task: Task, model: Model, recipe: Personalization, params: Tree, client: Client, key: Array, length: int
+    task: Task, model: Model, recipe: Personalization, params: Tree, client: Client, key: Array, length: Array | int
 ) -> Tree:
     """The client's own parameters after `length` units of the recipe; what `watch` measured at that length."""
     descent = Descent(task, model, recipe.optimizer.build(), recipe.batch_size)

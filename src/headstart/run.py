@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from headstart import checkpoint
+from headstart import checkpoint, cluster
 from headstart.draw import on_device
-from headstart.experiment import Experiment
+from headstart.errors import UserError
+from headstart.experiment import Centralized, Experiment
 from headstart.files import write_json
 from headstart.folder import Listener, Log, claimed, curve_arrays, write_arrays, write_samples
 from headstart.interrupt import Interrupt
@@ -65,10 +67,20 @@ def run(
     """
     kept, out, mesh = {} if kept is None else kept, Path(out), all_devices(options.devices)
     prepared = _prepared(experiment, trusted, kept)
-    with claimed(out, prepared.experiment, prepared.federation), Interrupt() as interrupt:
-        write_samples(out, prepared.federation, prepared.groups.test)
+    _check_shared(prepared.experiment)
+    writing = claimed(out, prepared.experiment, prepared.federation) if cluster.is_first() else nullcontext()
+    with writing, Interrupt() as interrupt:
+        if cluster.is_first():
+            write_samples(out, prepared.federation, prepared.groups.test)
         session = _session(prepared, mesh, options, listen, interrupt, kept)
         return all(_run_seed(session, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
+
+
+def _check_shared(experiment: Experiment) -> None:
+    """A stage without clients is no work for several processes."""
+    central = [stage.name for stage in experiment.stages if isinstance(stage, Centralized)]
+    if central and cluster.size() > 1:
+        raise UserError(f"the stage {central[0]!r} is centralized, which one process trains; run it without a cluster")
 
 
 def _prepared(experiment: Experiment, trusted: Collection[str], kept: Kept) -> Prepared:
@@ -108,9 +120,10 @@ def _session(
 
 def _run_seed(session: Session, folder: Path, seed: int) -> bool:
     stages = session.prepared.experiment.stages
-    if all((folder / f"stage-{number}.json").exists() for number in range(len(stages))):
+    if cluster.told(all((folder / f"stage-{number}.json").exists() for number in range(len(stages)))):
         return True
-    trial = Trial(session, seed, folder, seed_key(seed), Log(folder / "metrics.jsonl", session.listen, seed))
+    log = Log(folder / "metrics.jsonl" if cluster.is_first() else None, session.listen, seed)
+    trial = Trial(session, seed, folder, seed_key(seed), log)
     place = _start(trial)
     for number in range(place.stage, len(stages)):
         if number > place.stage:
@@ -132,14 +145,13 @@ def _start(trial: Trial) -> Place:
     listen, algorithms = trial.session.listen, trial.session.algorithms
     params = trial.session.prepared.model.init(jax.random.fold_in(trial.key, 0))
     expected = {number: jax.eval_shape(algorithm.init, params) for number, algorithm in enumerate(algorithms)}
-    saved, complaints = checkpoint.read_newest(trial.folder / "checkpoints", expected)
-    for complaint in complaints:
-        listen({"event": "note", "seed": trial.seed, "text": complaint})
+    saved = _saved(trial, expected)
     if saved is None:
         trial.log.cut(None)
         file = trial.session.prepared.experiment.start
         if file is not None:
-            params = checkpoint.read(Path(file.replace("{seed}", str(trial.seed))), like=params).tree
+            own = Path(file.replace("{seed}", str(trial.seed)))
+            params = cluster.shared(checkpoint.read(own, like=params).tree if cluster.is_first() else None, params)
         place = Place(0, 0, algorithms[0].init(params))
         evaluate(trial, place)
         return place
@@ -148,6 +160,20 @@ def _start(trial: Trial) -> Place:
         listen({**record, "past": True})
     listen({"event": "note", "seed": trial.seed, "text": f"seed {trial.seed} goes on after round {place.round}"})
     return place
+
+
+def _saved(trial: Trial, expected: Mapping[int, Any]) -> checkpoint.Saved | None:
+    """The newest saved state, which process 0 of a cluster reads for all."""
+    saved, complaints = None, []
+    if cluster.is_first():
+        saved, complaints = checkpoint.read_newest(trial.folder / "checkpoints", expected)
+    for complaint in complaints:
+        trial.session.listen({"event": "note", "seed": trial.seed, "text": complaint})
+    about = cluster.told(None if saved is None else saved.about)
+    if about is None:
+        return None
+    tree = None if saved is None else saved.tree
+    return checkpoint.Saved(cluster.shared(tree, expected[about["stage"]]), about)
 
 
 def _finish_stage(trial: Trial, place: Place) -> None:
@@ -163,7 +189,9 @@ def _finish_stage(trial: Trial, place: Place) -> None:
             length = choose_length(curves, prepared.task)
         arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
         report[group] = summarize(curves, prepared.task, length=length)
+    trial.session.listen({"event": "stage", **report})
+    if not cluster.is_first():
+        return
     checkpoint.write(trial.folder / f"stage-{place.stage}.safetensors", place.state.params, {"round": place.round})
     write_arrays(trial.folder / f"stage-{place.stage}.npz", arrays)
     write_json(trial.folder / f"stage-{place.stage}.json", report)
-    trial.session.listen({"event": "stage", **report})

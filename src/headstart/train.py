@@ -6,6 +6,7 @@ import time
 
 import jax
 
+from headstart import cluster
 from headstart.experiment import Centralized, Experiment, Stage
 from headstart.lanes import replicated
 from headstart.sampling import Cohorts, cohorts
@@ -26,7 +27,7 @@ def train(trial: Trial, place: Place) -> Place | None:
     program, saved, pace = session.programs[place.stage], time.monotonic(), 1
     # The pool of a datacenter is walked by one device.
     place = place._replace(state=replicated(place.state, session.draw.mesh if isinstance(stage, Stage) else None))
-    done = stage.until is not None and _reached(trial, stage, _told(trial, place))
+    done = stage.until is not None and _reached(trial, stage, cluster.told(_told(trial, place)))
     count = 0 if done else min(1, last - place.round)
     drawn = draw(place.round + 1, count, room) if count else None
     while drawn is not None:
@@ -40,15 +41,16 @@ def train(trial: Trial, place: Place) -> Place | None:
         for i in range(count):
             record_round(trial, stage.name, number + i, jax.tree.map(lambda leaf, i=i: leaf[i], infos), seconds)
         place = Place(place.stage, number + count - 1, state)
-        pace = max(1, int(min(CALL_SECONDS, session.options.checkpoint_seconds) / seconds))
+        pace = max(1, int(cluster.told(min(CALL_SECONDS, session.options.checkpoint_seconds) / seconds)))
         count = following
         if place.round == _watched(experiment, place.round, last) and _reached(trial, stage, evaluate(trial, place)):
             drawn = None
         elapsed = time.monotonic() - saved >= session.options.checkpoint_seconds
-        if drawn is None or session.interrupt.requested or elapsed:
+        requested = cluster.any_of(session.interrupt.requested)
+        if drawn is None or requested or elapsed:
             save(trial, place)
             saved = time.monotonic()
-        if session.interrupt.requested:
+        if requested:
             tell_interrupted(trial, place)
             return None
     return place

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from headstart import checkpoint
+from headstart import checkpoint, cluster
 from headstart.draw import Draw
 from headstart.errors import UserError
 from headstart.experiment import Centralized, Stage
@@ -188,7 +188,7 @@ def watch(
 
     def progress(done: int) -> None:
         session.listen({**told, "clients": done})
-        if interruptible and session.interrupt.requested:
+        if interruptible and cluster.any_of(session.interrupt.requested):
             raise InterruptedRunError
 
     look = session.watch if personalized else session.measure
@@ -197,4 +197,6 @@ def watch(
 
 def save(trial: Trial, place: Place) -> None:
     """Write a checkpoint."""
+    if not cluster.is_first():
+        return
     checkpoint.write_round(trial.folder / "checkpoints", place.state, {"round": place.round, "stage": place.stage})

@@ -72,7 +72,14 @@ def cnn(setting: Setting, runs: Runs) -> Evidence:
         (
             Table(
                 "The convolutional network (1,206,590 parameters)",
-                ("after the first stage", "initial", "personalized", "gain", "worse off", "examples of its stage"),
+                (
+                    "after the first stage",
+                    "initial",
+                    "personalized",
+                    "gain",
+                    "worse off / by chance",
+                    "examples of its stage",
+                ),
                 rows,
             ),
         ),

@@ -145,7 +145,7 @@ def _table(found: Mapping[str, Result], compared: Mapping[str, Mapping[What, Dif
         for name, result in found.items()
     ]
     head = (
-        "trained by", "initial", "personalized", "gain", "worse off", "FedAvg over it",
+        "trained by", "initial", "personalized", "gain", "worse off / by chance", "FedAvg over it",
         "trained on", "stopped after", "epochs chosen",
     )  # fmt: skip
     note = "FedAvg over it: of personalized accuracy, in points. Trained on: examples, counted every time one was used."

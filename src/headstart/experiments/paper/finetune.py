@@ -194,16 +194,17 @@ def _table(setting: Setting, found: Mapping[str, Result]) -> Table:
         for name, result in found.items()
     ]
     head = (
-        "after the first stage", "initial", "personalized", "gain", "worse off",
+        "after the first stage", "initial", "personalized", "gain", "worse off / by chance",
         "initial, change", "personalized, change", "examples",
     )  # fmt: skip
     return Table(
         "The second stage",
         head,
         tuple(rows),
-        "Gain: personalized less initial, in points; worse off: the clients whose own accuracy falls. Changes are"
-        " against stopping after the first stage, in points; * both intervals exclude zero. Examples: of clients, in"
-        " both stages, each counted every time it was used.",
+        "Gain: personalized less initial, in points. Worse off: the clients whose own accuracy falls; by chance: those"
+        " for whom it would if every client's true gain were the mean one. Changes are against stopping after the first"
+        " stage, in points; * both intervals exclude zero. Examples: of clients, in both stages, each counted every"
+        " time it was used.",
     )
 
 

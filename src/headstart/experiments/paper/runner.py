@@ -168,6 +168,7 @@ class Runs:
             np.array([[record["clients_values"] for record in records[:common]] for records in told], np.float64),
             np.array([sum(record.get("items", 0) for record in log) for log in logs]),
             np.array([report["round"] for report in reports]),
+            np.array([report[group]["hurt"].get("by_chance", np.nan) for report in reports]),
             _command(jobs),
         )
 

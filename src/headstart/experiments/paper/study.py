@@ -117,6 +117,7 @@ class Result(NamedTuple):
     lengths: `[seeds]`: the epochs chosen on validation clients.
     rounds: `[evaluations]`. history: `[seeds, evaluations, clients, length + 1]`, of validation clients along training.
     items: `[seeds]`: how many examples, counted each time one was used, trained. ends: `[seeds]`: the last round.
+    by_chance: `[seeds]`: the share of clients that chance alone would make look worse off, as `statistics.hurt` tells.
     command: what repeats the run.
     """
 
@@ -127,6 +128,7 @@ class Result(NamedTuple):
     history: np.ndarray
     items: np.ndarray
     ends: np.ndarray
+    by_chance: np.ndarray
     command: str
 
     @property
@@ -197,8 +199,9 @@ class Study(NamedTuple):
 
 
 def worse_off(result: Result) -> str:
-    """The share of clients whose own value personalization lowers, mean over seeds."""
-    return percent(float((result.personalized < result.initial).mean()))
+    """The share of clients whose own value personalization lowers, and that by chance alone, means over seeds."""
+    share = float((result.personalized < result.initial).mean())
+    return f"{100 * share:.1f} / {100 * float(result.by_chance.mean()):.1f} %"
 
 
 def gained(result: Result) -> str:

@@ -16,7 +16,10 @@ def main() -> None:
     from headstart.experiment import load
     from headstart.experiments.paper.pool import Job, do
     from headstart.run import Kept
+    from headstart.supervise import follow_parent
 
+    # A killed command must not leave runs behind that hold their folders.
+    follow_parent()
     prepare_devices(1)
     kept: Kept = {}
     # What others print must not be taken for an answer.

@@ -1,0 +1,82 @@
+"""A process of a cluster, started by test_cluster.py: rounds of every update, and who reads what.
+
+python cluster_member.py HOST:PORT PROCESSES PROCESS_ID OUT [UPDATE...]
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from headstart import cluster
+
+if __name__ == "__main__":
+    address, processes, process_id, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    cluster.join(cluster.Membership(address, processes, process_id))
+
+import tiny
+from headstart import FOMAML, MAML, Classification, FedAvg, FedSGD, Optimizer, Reptile, Stage
+from headstart.data import Federation
+from headstart.draw import on_device
+from headstart.lanes import all_devices, replicated
+from headstart.personalize import Personalization, personalizer
+from headstart.rounds import federated, several
+from headstart.sampling import cohorts
+
+UPDATES = {
+    "fedsgd": FedSGD(),
+    "fedavg": FedAvg(2, 0.1, 3),
+    "reptile": Reptile(4, 0.1, 3),
+    "fomaml": FOMAML(2, 0.1, 3),
+    "maml": MAML(2, 0.1, 3),
+}
+SIZES = ((7, 3), (1, 2), (12, 5), (4, 4), (5, 2), (9, 1), (3, 3))
+ROUNDS = 3
+
+
+def watched(federation: Federation, read: list[int]) -> Federation:
+    """The federation, which writes down whose rows are fetched."""
+
+    def fetch(clients):
+        read.extend(map(int, clients))
+        return federation.fetch(clients)
+
+    return replace(federation, fetch=fetch)
+
+
+def trained(update, read: list[int]) -> np.ndarray:
+    """The parameters after some rounds of an update on cohorts of five clients, momentum on the server."""
+    federation, mesh = watched(tiny.federation(SIZES), read), all_devices(1)
+    algorithm = federated(Classification(), tiny.SOFTMAX, update, optax.sgd(1.0, momentum=0.9), mesh=mesh)
+    stage = Stage("stage", update, Optimizer("sgd", 1.0), ROUNDS, 5)
+    draw = on_device(federation, mesh=mesh)
+    cohort = cohorts(stage, np.arange(len(SIZES)), draw, seed=0, first_round=1)(1, ROUNDS, ROUNDS)
+    key = jax.random.key(3, impl="threefry2x32")
+    state, _ = several(algorithm)(replicated(algorithm.init(tiny.theta()), mesh), cohort, key, 1, ROUNDS)
+    return np.asarray(state.params["theta"])
+
+
+def personalized() -> np.ndarray:
+    """The accuracies of all clients along personalization, and how far their losses moved."""
+    mesh, recipe = all_devices(1), Personalization(Optimizer("sgd", 0.1), 3, 2)
+    watch = personalizer(Classification(), tiny.SOFTMAX, recipe, mesh=mesh)
+    draw = on_device(tiny.federation(SIZES), mesh=mesh)
+    key = jax.random.key(4, impl="threefry2x32")
+    curves = watch(tiny.theta(), np.arange(len(SIZES)), draw, key)
+    return np.concatenate([curves.metrics["accuracy"][0], curves.gain], axis=1)
+
+
+def main() -> None:
+    """Every process writes what it has read; what it computed is the same in all."""
+    read: dict[str, list[int]] = {name: [] for name in sys.argv[5:]}
+    results = {name: trained(UPDATES[name], read[name]) for name in read}
+    np.savez(out / f"results-{process_id}.npz", personalized=personalized(), **results)
+    (out / f"read-{process_id}.json").write_text(json.dumps(read))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Clusters of real processes: the same results, one writer, and a quick end for all when one is lost."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import cluster_member
+import small
+from headstart import UserError
+from headstart.cluster import LOST, Membership, membership
+from headstart.files import write_json
+from headstart.values import to_json
+
+HERE = Path(__file__).parent
+PATHS = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": PATHS}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextmanager
+def started(commands: Sequence[Sequence[object]], **environment: str) -> Iterator[list[subprocess.Popen]]:
+    """These commands as processes, of which nothing is left behind."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env=ENVIRONMENT | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command in commands
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            for one in (*children(process), process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
+            process.communicate()
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    try:
+        return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+    except OSError:
+        return []
+
+
+def members(count: int, *words: object, out: Path) -> list[list[object]]:
+    """The commands of a cluster; every process is told another folder, of which only the first may appear."""
+    place = "--coordinator", f"127.0.0.1:{free_port()}", "--processes", count
+    run = "-m", "headstart", "run", *words, "--devices", 1, *place
+    return [[*run, "--process-id", i, "--out", out / f"run-{i}"] for i in range(count)]
+
+
+def finished(processes: Sequence[subprocess.Popen], seconds: float = 200) -> list[tuple[int, str]]:
+    """Exit status and errors of each."""
+    ends = [process.communicate(timeout=seconds) for process in processes]
+    return [(process.returncode, errors) for process, (_, errors) in zip(processes, ends, strict=True)]
+
+
+def experiment_file(folder: Path, rounds: tuple[int, int] = (6, 4)) -> Path:
+    data = small.federation_file(folder / "small.npz")
+    write_json(folder / "small.json", to_json(small.experiment(data, rounds=rounds)))
+    return folder / "small.json"
+
+
+def parameters(run: Path, stage: int = 1) -> np.ndarray:
+    tree = load_file(run / "seed-0" / f"stage-{stage}.safetensors")
+    return np.concatenate([tree[name].ravel() for name in sorted(tree)])
+
+
+def alone(command, file: Path, out: Path, *words: object) -> Path:
+    code, _, errors = command("run", file, "--out", out, "--devices", 1, *words)
+    assert code == 0, errors
+    return out
+
+
+def log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "seed-0" / "metrics.jsonl").read_text().splitlines()]
+
+
+def until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Wait for what other processes do."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("count", "updates"), [(2, list(cluster_member.UPDATES)), (4, ["fedavg"])])
+def test_every_update_is_the_same_to_rounding_and_processes_read_their_own_clients(count, updates, tmp_path):
+    port = free_port()
+    member = HERE / "cluster_member.py", f"127.0.0.1:{port}"
+    commands = [[*member, count, i, tmp_path, *updates] for i in range(count)]
+    with started(commands, JAX_ENABLE_X64="1") as processes:
+        assert [code for code, _ in finished(processes)] == [0] * count
+    with jax.enable_x64(True):
+        read: list[int] = []
+        alone = {name: cluster_member.trained(cluster_member.UPDATES[name], read) for name in updates}
+        alone["personalized"] = cluster_member.personalized()
+    for process in range(count):
+        with np.load(tmp_path / f"results-{process}.npz") as results:
+            for name, expected in alone.items():
+                assert results[name].dtype == np.float64
+                np.testing.assert_allclose(results[name], expected, rtol=1e-10, atol=1e-12)
+    pieces = [json.loads((tmp_path / f"read-{i}.json").read_text()) for i in range(count)]
+    for update in pieces[0]:
+        together = [client for piece in pieces for client in piece[update]]
+        # Cohorts of five in each of the rounds: every client of them is read once, by one process.
+        assert len(together) >= 5 * cluster_member.ROUNDS
+        assert max(len(piece[update]) for piece in pieces) < len(together)
+
+
+def test_an_experiment_of_two_stages_is_that_of_one_process_and_only_the_first_writes(tmp_path, command):
+    file = experiment_file(tmp_path)
+    with started(members(2, file, out=tmp_path)) as processes:
+        assert [code for code, _ in finished(processes)] == [0, 0]
+    assert not (tmp_path / "run-1").exists()
+    whole = alone(command, file, tmp_path / "alone")
+    for stage in (0, 1):
+        np.testing.assert_allclose(parameters(tmp_path / "run-0", stage), parameters(whole, stage), rtol=1e-5)
+    assert [r["round"] for r in log(tmp_path / "run-0")] == [r["round"] for r in log(whole)]
+
+
+def test_an_interrupted_cluster_goes_on_as_one_process(tmp_path, command):
+    file = experiment_file(tmp_path, rounds=(400, 4))
+    with started(members(2, file, "--checkpoint-seconds", 0.1, out=tmp_path)) as processes:
+        saved = tmp_path / "run-0" / "seed-0" / "checkpoints"
+        until(lambda: saved.exists() and any(saved.glob("round-*")), processes[0])
+        processes[1].send_signal(signal.SIGINT)
+        assert [code for code, _ in finished(processes)] == [130, 130]
+    assert not (tmp_path / "run-0" / "seed-0" / "stage-1.json").exists()
+    resumed = alone(command, file, tmp_path / "run-0")
+    whole = alone(command, file, tmp_path / "alone")
+    np.testing.assert_allclose(parameters(resumed), parameters(whole), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lost", "blow"),
+    [(1, signal.SIGKILL), (0, signal.SIGKILL), (0, signal.SIGSTOP)],
+    ids=["killed", "coordinator killed", "coordinator hangs"],
+)
+def test_when_one_is_lost_the_others_leave_with_a_sentence(lost, blow, tmp_path):
+    file = experiment_file(tmp_path, rounds=(100_000, 4))
+    with started(members(2, file, "--checkpoint-seconds", 0.1, out=tmp_path)) as processes:
+        saved = tmp_path / "run-0" / "seed-0" / "checkpoints"
+        until(lambda: saved.exists() and any(saved.glob("round-*")), processes[0])
+        os.kill(children(processes[lost])[0], blow)
+        began = time.monotonic()
+        ((code, errors),) = finished([processes[1 - lost]], seconds=60)
+        assert time.monotonic() - began < 60
+        assert code == LOST
+        assert len(errors.strip().splitlines()) == 1
+        assert "what was saved last is kept" in errors
+
+
+def test_a_cluster_is_joined_by_options_or_as_its_launcher_says():
+    assert membership(None, None, None, {}) is None
+    assert membership("10.0.0.1:4321", 4, 3, {}) == Membership("10.0.0.1:4321", 4, 3)
+    slurm = {"SLURM_STEP_NODELIST": "a[1-2]", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
+    assert membership(None, None, None, slurm) == Membership()
+    assert membership(None, None, None, slurm | {"SLURM_NTASKS": "1"}) is None
+    assert membership(None, None, None, {"OMPI_COMM_WORLD_SIZE": "2"}) == Membership()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("10.0.0.1:4321", None, None), "needs all of"),
+        (("10.0.0.1", 2, 0), "no HOST:PORT"),
+        (("10.0.0.1:4321", 2, 2), "not one of 0 to 1"),
+    ],
+)
+def test_half_a_place_in_a_cluster_is_refused(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        membership(*options, {})
