@@ -62,7 +62,7 @@ def personalize_run(
     check_fit(task, model, federation)
     key = jax.random.key(report["seed"], impl="threefry2x32")
     params = _params(model, params_path, key)
-    units: int = report["test"]["length"] if length is None else length
+    units = chosen_length(experiment, report) if length is None else length
     recipe = replace(experiment.personalization, length=units)
     mesh = all_devices(devices)
     draw, key = on_device(federation, mesh=mesh), jax.random.fold_in(key, 2)
@@ -87,6 +87,15 @@ def finished(run: Path, *, trusted: Collection[str] = ()) -> tuple[Experiment, P
         if (folder / f"{last}.json").exists():
             return experiment, folder / f"{last}.safetensors", read_json(folder / f"{last}.json")
     raise UserError(f"{run} is not finished; repeat its `headstart run` command to go on with it")
+
+
+def chosen_length(experiment: Experiment, report: Mapping[str, Any]) -> int:
+    """The length of personalization that a stage's validation clients chose; without any, the largest.
+
+    report: the stage's `stage-n.json`, which may lack either group.
+    """
+    lengths = [report[group]["length"] for group in ("validation", "test") if group in report]
+    return int(lengths[0]) if lengths else experiment.personalization.length
 
 
 def _as_trained(trained: Mapping[str, Any], source: str, options: dict[str, Any]) -> Federation:

@@ -28,7 +28,7 @@ class Saved(NamedTuple):
 
 def write(path: Path, tree: Tree, about: Mapping[str, Any]) -> None:
     """Save a tree of arrays, atomically; each array is named by its path in the tree."""
-    arrays = {name: np.asarray(leaf) for name, leaf in _named(tree)}
+    arrays = {name: np.asarray(leaf) for name, leaf in named(tree)}
     metadata = {"about": json.dumps(dict(about)), "sha256": _digest(arrays)}
     write_bytes(path, save(arrays, metadata=metadata))
 
@@ -40,7 +40,7 @@ def read(path: Path, like: Tree) -> Saved:
         UserError: if the file is missing or damaged, or holds another tree.
     """
     arrays, about = read_arrays(path)
-    expected = dict(_named(like))
+    expected = dict(named(like))
     if set(arrays) != set(expected) or any(arrays[k].shape != v.shape for k, v in expected.items()):
         raise UserError(f"{path} holds the state of another model or optimizer; choose the folder of this experiment")
     leaves = [jnp.asarray(arrays[name], leaf.dtype) for name, leaf in expected.items()]
@@ -91,7 +91,8 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("round-*.safetensors"), reverse=True)
 
 
-def _named(tree: Tree) -> list[tuple[str, Any]]:
+def named(tree: Tree) -> list[tuple[str, Any]]:
+    """The leaves of a tree in their order, each with its path as a name."""
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 

@@ -78,11 +78,25 @@ def run(
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="The least time between saved states.")] = 30.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events too.")] = False,
     imports: Imports = None,
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Join a cluster: where its process 0 listens.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many processes the cluster has.")
+    ] = None,
+    process_id: Annotated[int | None, typer.Option(min=0, metavar="I", help="Which of them this is, from 0.")] = None,
+    patience: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How long a cluster waits for a process that hangs.")
+    ] = 40.0,
 ) -> None:
-    """Run an experiment into a folder. Ctrl-C saves; the same command goes on where it stopped."""
+    """Run an experiment into a folder. Ctrl-C saves; the same command goes on where it stopped.
+
+    Started by SLURM, Open MPI or Kubernetes as several processes, or with --coordinator, these share the clients.
+    """
     from headstart.experiment import load
     from headstart.trial import Options
 
+    _join(coordinator, processes, process_id)
     prepare_devices(devices)
     trusted = _trusted(imports, model)
     loaded = load(
@@ -96,10 +110,26 @@ def run(
         trusted.add(Path(experiment).stem)
     folder = out or Path("runs") / loaded.name
     options = Options(lanes=lanes, devices=devices, checkpoint_seconds=checkpoint_seconds)
-    _run(loaded, folder, seeds, options, tensorboard, trusted)
+    _run(loaded, folder, seeds, options, tensorboard, trusted, patience)
 
 
-def _run(experiment: Any, out: Path, seeds: int, options: Any, tensorboard: bool, trusted: set[str]) -> None:
+def _join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
+    """Become a member of a cluster, if this process is to be one; its work is done by a child."""
+    from headstart import cluster, supervise
+
+    place = cluster.membership(coordinator, processes, process_id)
+    if place is None:
+        return
+    if not supervise.is_child():
+        raise typer.Exit(supervise.supervise(sys.argv[1:]))
+    supervise.follow_parent()
+    cluster.join(place)
+
+
+def _run(
+    experiment: Any, out: Path, seeds: int, options: Any, tensorboard: bool, trusted: set[str], patience: float
+) -> None:
+    from headstart import cluster
     from headstart.display import Follower, shown
     from headstart.run import run
     from headstart.tables import print_rows, rows
@@ -108,10 +138,18 @@ def _run(experiment: Any, out: Path, seeds: int, options: Any, tensorboard: bool
     console = Console()
     follower = Follower(rounds=sum(s.rounds for s in experiment.stages), seeds=seeds, first_seed=experiment.seed)
     with ExitStack() as stack:
-        listen = stack.enter_context(shown(console, follower, f"{experiment.name} → {out}"))
-        if tensorboard:
-            listen = stack.enter_context(also_events(listen, out))
+        listeners = [stack.enter_context(cluster.as_one(patience))]
+        if cluster.is_first():
+            show = stack.enter_context(shown(console, follower, f"{experiment.name} → {out}"))
+            listeners.append(stack.enter_context(also_events(show, out)) if tensorboard else show)
+
+        def listen(record: Any) -> None:
+            for hear in listeners:
+                hear(record)
+
         finished = run(experiment, out, seeds=seeds, options=options, listen=listen, trusted=trusted)
+    if not cluster.is_first():
+        raise typer.Exit(0 if finished else 130)
     if not finished:
         console.print(f"Stopped; everything is saved in {out}. Repeat the same command to go on.", markup=False)
         raise typer.Exit(130)
@@ -160,6 +198,25 @@ def personalize(
         )
     print_summary(console, summary, task.metrics)
     console.print(f"{out}/clients.csv and {out}/parameters written", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command(
+    epilog="Examples: [bold]headstart export runs/personalized_fedavg --out artifact[/bold] · "
+    "[bold]headstart export runs/mine --out artifact --platforms cpu,cuda --import mymodels[/bold]"
+)
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the artifact.")] = Path("artifact"),
+    platforms: Annotated[str, typer.Option(metavar="A,B", help="What its programs can run on.")] = "cpu,cuda,rocm,tpu",
+    imports: Imports = None,
+) -> None:
+    """Write what a device needs to adapt and predict by itself, with JAX and without headstart."""
+    from headstart.export import export_run
+
+    chosen = [name.strip() for name in platforms.split(",") if name.strip()]
+    sizes = export_run(run, out, platforms=chosen, trusted=_trusted(imports, None))
+    lines = [f"{out}/{name}: {size:,} bytes" for name, size in sizes.items()]
+    Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example: [bold]headstart report runs/fedavg runs/personalized_fedavg --out report.html[/bold]")
@@ -334,6 +391,15 @@ def main() -> None:
         Console(stderr=True).print(
             f"headstart: {error}", style="bold red", highlight=False, soft_wrap=True, markup=False
         )
-        sys.exit(2)
+        _exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _exit(130)
+
+
+def _exit(status: int) -> None:
+    """Leave; a member of a cluster at once, since the usual way out waits for the others."""
+    from headstart.supervise import is_child
+
+    if is_child():
+        os._exit(status)
+    sys.exit(status)

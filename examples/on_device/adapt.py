@@ -1,0 +1,335 @@
+"""Adapt a model on a device, from what `headstart export` wrote and the device's own examples; needs no headstart.
+
+    pip install jax numpy flatbuffers safetensors
+    python adapt.py artifact data.npz --client tablet-7 --out adapted
+
+`data.npz` holds the device's examples as arrays `x` and `y`. A part of them is held back: the adapted model is kept
+only if it is better there than the initial one (`--no-gate` adapts to all of them and keeps what comes out). The folder
+`adapted` then holds the model that was kept (`parameters.safetensors`), what it says about `x`, or about the x of
+`--predict` (`predictions.npz`), and the decision with its figures (`decision.json`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    import flatbuffers  # noqa: F401 (JAX reads exported programs with it)
+    import jax
+    import numpy as np
+    from jax import export
+    from safetensors.numpy import load, save
+except ImportError as missing:
+    print(f"adapt.py: {missing}; pip install jax numpy flatbuffers safetensors", file=sys.stderr)
+    sys.exit(2)
+
+FORMAT = 1
+PROGRAMS = ("adapt", "measure", "predict")
+
+
+class MistakeError(Exception):
+    """What the user can mend: one sentence."""
+
+
+class Data(NamedTuple):
+    """Examples: x `[examples, ...]`, y `[examples, ...]`."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def rows(self, chosen: np.ndarray) -> Data:
+        """Some of them."""
+        return Data(self.x[chosen], self.y[chosen])
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided, and by which figures.
+
+    kept: "adapted" or "initial". initial, adapted: the metric of each model on the examples held back; None where
+    nothing was. held_back: which rows these are.
+    """
+
+    kept: str
+    sentence: str
+    client: str
+    length: int
+    initial: float | None = None
+    adapted: float | None = None
+    held_back: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact that was read and checked.
+
+    about: its `artifact.json`. parameters: the initial model, in the order the programs take. programs: compiled.
+    """
+
+    about: dict[str, Any]
+    parameters: list[np.ndarray]
+    programs: dict[str, Callable[..., Any]]
+
+    def adapt(self, data: Data, client: str, length: int) -> list[np.ndarray]:
+        """The client's own parameters, after so many epochs (or steps) on its examples."""
+        x, y, size = self._filled(data.x, data.y)
+        key = np.array(self.about["key"]["data"], np.uint32)
+        leaves = self.programs["adapt"](self.parameters, x, y, size, key, client_words(client), np.int32(length))
+        return [np.asarray(leaf) for leaf in leaves]
+
+    def measure(self, parameters: list[np.ndarray], data: Data) -> float:
+        """The task's metric over the examples."""
+        return float(self.programs["measure"](parameters, *self._filled(data.x, data.y))[0])
+
+    def predict(self, parameters: list[np.ndarray], x: np.ndarray) -> dict[str, np.ndarray]:
+        """The model's output, and the class it means if it means one."""
+        output = np.asarray(self.programs["predict"](parameters, *self._filled(x)))[: len(x)]
+        return {"output": output, **({"y": output.argmax(axis=-1)} if self.about["output"] == "classes" else {})}
+
+    def _filled(self, *arrays: np.ndarray) -> tuple[Any, ...]:
+        """The arrays with zeros up to a capacity, and how many rows count: so few sizes need a program."""
+        size = len(arrays[0])
+        capacity = next((room for room in self.about["capacities"] if room >= size), None)
+        if capacity is None:
+            raise MistakeError(f"{size} examples are more than {self.about['capacities'][-1]}; give fewer")
+        filled = [np.concatenate([a, np.zeros((capacity - size, *a.shape[1:]), a.dtype)]) for a in arrays]
+        return *filled, np.int32(size)
+
+
+def client_words(client: str) -> np.ndarray:
+    """uint32 `[2]`: what the randomness of a client derives from."""
+    return np.frombuffer(hashlib.sha256(client.encode()).digest()[:8], "<u4").astype(np.uint32)
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """The artifact in a folder.
+
+    Raises:
+        MistakeError: if a file is missing or damaged, or the programs do not run on this device.
+    """
+    about = read_description(folder / "artifact.json")
+    files = {name: read_checked(folder / name, entry["sha256"]) for name, entry in about["files"].items()}
+    try:
+        platform = export.default_export_platform().lower()
+    except RuntimeError as error:
+        raise MistakeError(f"JAX finds no device: {first_line(error)}; set JAX_PLATFORMS=cpu") from error
+    if platform not in about["platforms"]:
+        accepted = ", ".join(about["platforms"])
+        raise MistakeError(f"the artifact is for {accepted}, but JAX computes on {platform} here; set JAX_PLATFORMS")
+    arrays = load(files["parameters.safetensors"])
+    parameters = [arrays[entry["name"]] for entry in about["parameters"]]
+    return Artifact(about, parameters, {name: program(files, name, about) for name in PROGRAMS})
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """`artifact.json`, whose last entry is the checksum of the others."""
+    try:
+        about = json.loads(path.read_bytes())
+        expected = about.pop("sha256")
+    except OSError as error:
+        raise MistakeError(f"cannot read {path} ({error.strerror}); give a folder of `headstart export`") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise MistakeError(f"{path} is damaged ({first_line(error)}); copy the artifact again") from error
+    if hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest() != expected:
+        raise MistakeError(f"{path} is damaged: it does not match its checksum; copy the artifact again")
+    if about["format"] != FORMAT:
+        raise MistakeError(f"{path} has format {about['format']}, this program reads {FORMAT}; use the one that fits")
+    return about
+
+
+def read_checked(path: Path, sha256: str) -> bytes:
+    """A file's content, if it is what the description says."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MistakeError(f"cannot read {path} ({error.strerror}); copy the artifact again") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise MistakeError(f"{path} is damaged: it does not match its checksum; copy the artifact again")
+    return content
+
+
+def program(files: dict[str, bytes], name: str, about: dict[str, Any]) -> Callable[..., Any]:
+    """The program of this name, compiled when it is first called."""
+    try:
+        return jax.jit(export.deserialize(bytearray(files[f"{name}.jaxexport"])).call)
+    except Exception as error:  # whatever another version of JAX makes of it
+        made_with = about["made_with"]["jax"]
+        raise MistakeError(
+            f"JAX {jax.__version__} cannot read the program {name}, made with JAX {made_with} ({first_line(error)});"
+            f" install JAX {made_with} or up to six months newer"
+        ) from error
+
+
+def read_data(path: Path, about: dict[str, Any], names: tuple[str, ...]) -> list[np.ndarray]:
+    """The arrays of these names in an .npz file, as the programs take them.
+
+    Raises:
+        MistakeError: if the file is missing or damaged, or an array has the wrong shape, type or values.
+    """
+    try:
+        # numpy leaves a file open that it opened itself and could not read.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            lacking = [name for name in names if name not in file.files]
+            if lacking:
+                raise MistakeError(f"{path} has no array {lacking[0]!r}; it holds {', '.join(file.files) or 'nothing'}")
+            arrays = [accepted(f"{name} in {path}", file[name], about[name]) for name in names]
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise MistakeError(f"cannot read {path} ({first_line(error)}); give an .npz file of x and y") from error
+    if len({len(array) for array in arrays}) > 1:
+        raise MistakeError(f"{path} has {len(arrays[0])} rows of x and {len(arrays[1])} of y; give as many of both")
+    return arrays
+
+
+def accepted(name: str, array: np.ndarray, expected: dict[str, Any]) -> np.ndarray:
+    """The array in the type that the programs take, if it is the same numbers (floats may be rounded).
+
+    Raises:
+        MistakeError: if it is not.
+    """
+    shape, dtype = tuple(expected["shape"][1:]), np.dtype(expected["dtype"])
+    if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
+        wanted = ", ".join(map(str, ("examples", *shape)))
+        raise MistakeError(f"{name} has the shape {list(array.shape)}, but must be [{wanted}]")
+    kinds = "iu" if dtype.kind in "iu" else dtype.kind
+    if array.dtype.kind not in kinds:
+        raise MistakeError(f"{name} is {array.dtype}, but must be {dtype}")
+    given = array.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(given, array):
+        raise MistakeError(f"{name} has numbers that are no {dtype}, from {array.min()} to {array.max()}")
+    if dtype.kind == "f" and not np.isfinite(given).all():
+        raise MistakeError(f"{name} has values that are not finite numbers; leave these examples out")
+    if "below" in expected and given.size and not 0 <= given.min() <= given.max() < expected["below"]:
+        most = expected["below"] - 1
+        raise MistakeError(f"{name} goes from {given.min()} to {given.max()}, but must be from 0 to {most}")
+    return given
+
+
+def gated(artifact: Artifact, data: Data, client: str, length: int, share: float) -> tuple[list[np.ndarray], Decision]:
+    """Adapt to most examples, and keep the result if it is better on the others."""
+    size = len(data.x)
+    if size < 2:
+        sentence = "kept the initial model: of fewer than 2 examples none can be held back to see if adapting helps"
+        return artifact.parameters, Decision("initial", sentence, client, length)
+    count = min(max(round(share * size), 1), size - 1)
+    # Drawn from the client's id, so that the same data always give the same decision.
+    order = np.random.default_rng(client_words(client)).permutation(size)
+    held_back, others = np.sort(order[:count]), np.sort(order[count:])
+    parameters = artifact.adapt(data.rows(others), client, length)
+    before, after = (artifact.measure(p, data.rows(held_back)) for p in (artifact.parameters, parameters))
+    metric = artifact.about["metric"]
+    # What is not a number is not better.
+    better = after > before if metric["higher_is_better"] else after < before
+    kept = "adapted" if better else "initial"
+    sentence = (
+        f"kept the {kept} model: {metric['name']} {after:.4g} after adapting to {len(others)} examples for"
+        f" {told_length(artifact, length)}, {before:.4g} before, on {count} examples held back"
+    )
+    initial, adapted = (figure if np.isfinite(figure) else None for figure in (before, after))
+    rows = tuple(int(row) for row in held_back)
+    decision = Decision(kept, sentence, client, length, initial, adapted, rows)
+    return (parameters if better else artifact.parameters), decision
+
+
+def ungated(artifact: Artifact, data: Data, client: str, length: int) -> tuple[list[np.ndarray], Decision]:
+    """Adapt to all examples, and keep the result."""
+    told = f"{len(data.x)} examples for {told_length(artifact, length)}"
+    sentence = f"kept the adapted model unseen: adapted to {told}, with no examples held back"
+    return artifact.adapt(data, client, length), Decision("adapted", sentence, client, length)
+
+
+def told_length(artifact: Artifact, length: int) -> str:
+    """So many epochs (or steps)."""
+    unit = artifact.about["recipe"]["unit"]
+    return f"{length} {unit.removesuffix('s') if length == 1 else unit}"
+
+
+def write_all(out: Path, contents: dict[str, bytes]) -> None:
+    """Every file whole or not at all, in this order."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            temporary = out / f".{name}.{os.getpid()}"
+            try:
+                temporary.write_bytes(content)
+                os.replace(temporary, out / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise MistakeError(f"cannot write {error.filename or out}: {error.strerror}; give another --out") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its details."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    about, *details = (__doc__ or "").split("\n\n")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=about, epilog="\n\n".join(details), formatter_class=raw)
+    parser.add_argument("artifact", type=Path, help="the folder that `headstart export` wrote")
+    parser.add_argument("data", type=Path, help="an .npz file of the device's own examples x and y")
+    parser.add_argument("--client", default="device", help="this device's id, which its randomness derives from")
+    parser.add_argument("--out", type=Path, default=Path("adapted"), help="a folder for the results")
+    parser.add_argument("--predict", type=Path, metavar="FILE", help="an .npz file of the x to predict for")
+    parser.add_argument("--length", type=int, help="epochs (or steps); default: as the run chose")
+    parser.add_argument("--held-back", type=float, default=0.2, metavar="SHARE", help="of the examples, for the gate")
+    parser.add_argument("--no-gate", action="store_true", help="adapt to all examples and keep the result")
+    given = parser.parse_args()
+    if not 0 < given.held_back < 1:
+        raise MistakeError(f"--held-back is {given.held_back}, but must lie between 0 and 1")
+    if given.length is not None and given.length < 0:
+        raise MistakeError(f"--length is {given.length}, but must be at least 0")
+    return given
+
+
+def adapt(given: argparse.Namespace) -> str:
+    """Read, adapt, decide, predict, write; returns the sentence."""
+    artifact = read_artifact(given.artifact)
+    data = Data(*read_data(given.data, artifact.about, ("x", "y")))
+    (asked,) = [data.x] if given.predict is None else read_data(given.predict, artifact.about, ("x",))
+    length = artifact.about["recipe"]["length"] if given.length is None else given.length
+    if given.no_gate:
+        parameters, decision = ungated(artifact, data, given.client, length)
+    else:
+        parameters, decision = gated(artifact, data, given.client, length, given.held_back)
+    names = [entry["name"] for entry in artifact.about["parameters"]]
+    contents = {
+        "predictions.npz": npz(artifact.predict(parameters, asked)),
+        "parameters.safetensors": save(dict(zip(names, parameters, strict=True)), {"client": given.client}),
+        "decision.json": (json.dumps(asdict(decision), indent=2) + "\n").encode(),
+    }
+    write_all(given.out, contents)
+    return decision.sentence
+
+
+def npz(arrays: dict[str, np.ndarray]) -> bytes:
+    """The content of an .npz file."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]
+    return content.getvalue()
+
+
+def main() -> None:
+    """Run the command; a mistake is one sentence and exit code 2."""
+    try:
+        print(adapt(arguments()))
+    except MistakeError as mistake:
+        print(f"adapt.py: {mistake}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
