@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,14 +19,15 @@ from safetensors.numpy import load_file
 
 import cluster_member
 import small
-from headstart import UserError
+import tiny
+from headstart import Imported, UserError
 from headstart.cluster import LOST, Membership, membership
 from headstart.files import write_json
 from headstart.values import to_json
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
-ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": PATHS}
+ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": PATHS, "JAX_ENABLE_X64": "1"}
 
 
 def free_port() -> int:
@@ -35,12 +37,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(commands: Sequence[Sequence[object]], **environment: str) -> Iterator[list[subprocess.Popen]]:
+def started(commands: Sequence[Sequence[object]]) -> Iterator[list[subprocess.Popen]]:
     """These commands as processes, of which nothing is left behind."""
     processes = [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
-            env=ENVIRONMENT | environment,
+            env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -67,7 +69,7 @@ def children(process: subprocess.Popen) -> list[int]:
 def members(count: int, *words: object, out: Path) -> list[list[object]]:
     """The commands of a cluster; every process is told another folder, of which only the first may appear."""
     place = "--coordinator", f"127.0.0.1:{free_port()}", "--processes", count
-    run = "-m", "headstart", "run", *words, "--devices", 1, *place
+    run = "-m", "headstart", "run", *words, "--import", "tiny", "--devices", 1, *place
     return [[*run, "--process-id", i, "--out", out / f"run-{i}"] for i in range(count)]
 
 
@@ -78,9 +80,14 @@ def finished(processes: Sequence[subprocess.Popen], seconds: float = 200) -> lis
 
 
 def experiment_file(folder: Path, rounds: tuple[int, int] = (6, 4)) -> Path:
-    data = small.federation_file(folder / "small.npz")
-    write_json(folder / "small.json", to_json(small.experiment(data, rounds=rounds)))
-    return folder / "small.json"
+    """Two stages of a model in float64."""
+    federation = tiny.federation(np.random.default_rng(0).integers(3, 12, (12, 2)))
+    client = np.repeat(list(federation.ids), federation.sizes.sum(axis=1))
+    x, y = federation.fetch(np.arange(len(federation)))
+    np.savez(folder / "tiny.npz", client=client, x=x, y=y)
+    whole = replace(small.experiment(folder / "tiny.npz", rounds=rounds), model=Imported("tiny:SOFTMAX"))
+    write_json(folder / "tiny.json", to_json(whole))
+    return folder / "tiny.json"
 
 
 def parameters(run: Path, stage: int = 1) -> np.ndarray:
@@ -89,7 +96,7 @@ def parameters(run: Path, stage: int = 1) -> np.ndarray:
 
 
 def alone(command, file: Path, out: Path, *words: object) -> Path:
-    code, _, errors = command("run", file, "--out", out, "--devices", 1, *words)
+    code, _, errors = command("run", file, "--out", out, "--import", "tiny", "--devices", 1, *words)
     assert code == 0, errors
     return out
 
@@ -111,7 +118,7 @@ def test_every_update_is_the_same_to_rounding_and_processes_read_their_own_clien
     port = free_port()
     member = HERE / "cluster_member.py", f"127.0.0.1:{port}"
     commands = [[*member, count, i, tmp_path, *updates] for i in range(count)]
-    with started(commands, JAX_ENABLE_X64="1") as processes:
+    with started(commands) as processes:
         assert [code for code, _ in finished(processes)] == [0] * count
     with jax.enable_x64(True):
         read: list[int] = []
@@ -130,18 +137,19 @@ def test_every_update_is_the_same_to_rounding_and_processes_read_their_own_clien
         assert max(len(piece[update]) for piece in pieces) < len(together)
 
 
-def test_an_experiment_of_two_stages_is_that_of_one_process_and_only_the_first_writes(tmp_path, command):
+def test_an_experiment_of_two_stages_is_that_of_one_process_and_only_the_first_writes(tmp_path, command, float64):
     file = experiment_file(tmp_path)
     with started(members(2, file, out=tmp_path)) as processes:
         assert [code for code, _ in finished(processes)] == [0, 0]
     assert not (tmp_path / "run-1").exists()
     whole = alone(command, file, tmp_path / "alone")
     for stage in (0, 1):
-        np.testing.assert_allclose(parameters(tmp_path / "run-0", stage), parameters(whole, stage), rtol=1e-5)
+        assert parameters(whole, stage).dtype == np.float64
+        np.testing.assert_allclose(parameters(tmp_path / "run-0", stage), parameters(whole, stage), rtol=1e-9)
     assert [r["round"] for r in log(tmp_path / "run-0")] == [r["round"] for r in log(whole)]
 
 
-def test_an_interrupted_cluster_goes_on_as_one_process(tmp_path, command):
+def test_an_interrupted_cluster_goes_on_as_one_process(tmp_path, command, float64):
     file = experiment_file(tmp_path, rounds=(400, 4))
     with started(members(2, file, "--checkpoint-seconds", 0.1, out=tmp_path)) as processes:
         saved = tmp_path / "run-0" / "seed-0" / "checkpoints"
@@ -151,7 +159,7 @@ def test_an_interrupted_cluster_goes_on_as_one_process(tmp_path, command):
     assert not (tmp_path / "run-0" / "seed-0" / "stage-1.json").exists()
     resumed = alone(command, file, tmp_path / "run-0")
     whole = alone(command, file, tmp_path / "alone")
-    np.testing.assert_allclose(parameters(resumed), parameters(whole), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(parameters(resumed), parameters(whole), rtol=1e-8)
 
 
 @pytest.mark.parametrize(
