@@ -23,6 +23,7 @@ import tiny
 from headstart import Imported, UserError
 from headstart.cluster import LOST, Membership, membership
 from headstart.files import write_json
+from headstart.sampling import sample
 from headstart.values import to_json
 
 HERE = Path(__file__).parent
@@ -131,10 +132,9 @@ def test_every_update_is_the_same_to_rounding_and_processes_read_their_own_clien
                 np.testing.assert_allclose(results[name], expected, rtol=1e-10, atol=1e-12)
     pieces = [json.loads((tmp_path / f"read-{i}.json").read_text()) for i in range(count)]
     for update in pieces[0]:
-        together = [client for piece in pieces for client in piece[update]]
-        # Cohorts of five in each of the rounds: every client of them is read once, by one process.
-        assert len(together) >= 5 * cluster_member.ROUNDS
-        assert max(len(piece[update]) for piece in pieces) < len(together)
+        cohorts = [sample(0, 1 + number, 5, len(cluster_member.SIZES)) for number in range(cluster_member.ROUNDS)]
+        # Every client of every cohort is read once, by one process.
+        assert sorted(client for piece in pieces for client in piece[update]) == sorted(np.concatenate(cohorts))
 
 
 def test_an_experiment_of_two_stages_is_that_of_one_process_and_only_the_first_writes(tmp_path, command, float64):
@@ -149,17 +149,23 @@ def test_an_experiment_of_two_stages_is_that_of_one_process_and_only_the_first_w
     assert [r["round"] for r in log(tmp_path / "run-0")] == [r["round"] for r in log(whole)]
 
 
-def test_an_interrupted_cluster_goes_on_as_one_process(tmp_path, command, float64):
-    file = experiment_file(tmp_path, rounds=(400, 4))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_interrupted_cluster_goes_on_with_more_processes(number, tmp_path, command, float64):
+    file = experiment_file(tmp_path, rounds=(150, 4))
     with started(members(2, file, "--checkpoint-seconds", 0.1, out=tmp_path)) as processes:
         saved = tmp_path / "run-0" / "seed-0" / "checkpoints"
         until(lambda: saved.exists() and any(saved.glob("round-*")), processes[0])
-        processes[1].send_signal(signal.SIGINT)
+        processes[1].send_signal(number)
         assert [code for code, _ in finished(processes)] == [130, 130]
     assert not (tmp_path / "run-0" / "seed-0" / "stage-1.json").exists()
-    resumed = alone(command, file, tmp_path / "run-0")
+    count = 3 if number == signal.SIGINT else 1
+    if count == 1:
+        alone(command, file, tmp_path / "run-0")
+    else:
+        with started(members(count, file, out=tmp_path)) as processes:
+            assert [code for code, _ in finished(processes)] == [0] * count
     whole = alone(command, file, tmp_path / "alone")
-    np.testing.assert_allclose(parameters(resumed), parameters(whole), rtol=1e-8)
+    np.testing.assert_allclose(parameters(tmp_path / "run-0"), parameters(whole), rtol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -181,13 +187,26 @@ def test_when_one_is_lost_the_others_leave_with_a_sentence(lost, blow, tmp_path)
         assert "what was saved last is kept" in errors
 
 
+def test_processes_that_differ_are_refused(tmp_path):
+    file = experiment_file(tmp_path)
+    first, second = members(2, file, out=tmp_path)
+    with started([first, [*second, "--set", "stages.0.update.learning_rate=0.3"]]) as processes:
+        ends = finished(processes)
+    assert [code for code, _ in ends] == [2, 2]
+    assert all("not the same experiment" in errors for _, errors in ends)
+    assert not (tmp_path / "run-0").exists()
+
+
 def test_a_cluster_is_joined_by_options_or_as_its_launcher_says():
     assert membership(None, None, None, {}) is None
     assert membership("10.0.0.1:4321", 4, 3, {}) == Membership("10.0.0.1:4321", 4, 3)
     slurm = {"SLURM_STEP_NODELIST": "a[1-2]", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
     assert membership(None, None, None, slurm) == Membership()
     assert membership(None, None, None, slurm | {"SLURM_NTASKS": "1"}) is None
+    assert membership(None, 1, None, slurm) is None
     assert membership(None, None, None, {"OMPI_COMM_WORLD_SIZE": "2"}) == Membership()
+    kubernetes = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+    assert membership(None, None, None, kubernetes) == Membership()
 
 
 @pytest.mark.parametrize(

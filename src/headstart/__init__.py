@@ -1,5 +1,7 @@
 """headstart: one initial model for a federation, which a few local steps make each client's own."""
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
 from headstart.data import Client, Examples, Federation, from_arrays, split_clients, split_examples
@@ -11,12 +13,14 @@ from headstart.local import Descent
 from headstart.models import Model, as_model
 from headstart.optimizers import Optimizer, Schedule
 from headstart.personalize import Personalization, choose_length, personalize
-from headstart.report import write as write_report
 from headstart.rounds import Algorithm, Cohort, State, centralized, federated
 from headstart.run import run
 from headstart.statistics import summarize
 from headstart.tasks import Classification, Metric, NextCharacter, Regression, Task
 from headstart.updates import FOMAML, MAML, ClientUpdate, FedAvg, FedSGD, Reply, Reptile
+
+if TYPE_CHECKING:
+    from headstart.report import write as write_report
 
 __all__ = [
     "FOMAML",
@@ -62,3 +66,12 @@ __all__ = [
     "summarize",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # matplotlib takes longer to import than JAX, and a device that trains does not draw.
+    if name != "write_report":
+        raise AttributeError(f"module 'headstart' has no attribute {name!r}")
+    from headstart.report import write
+
+    return write

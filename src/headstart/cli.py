@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -394,6 +396,13 @@ def main() -> None:
         _exit(2)
     except KeyboardInterrupt:
         _exit(130)
+    except Exception:
+        from headstart.supervise import is_child
+
+        if not is_child():
+            raise
+        traceback.print_exc()
+        _exit(1)
 
 
 def _exit(status: int) -> None:
@@ -401,5 +410,7 @@ def _exit(status: int) -> None:
     from headstart.supervise import is_child
 
     if is_child():
+        # What all have to say, all may say, before the first that leaves takes the others with it.
+        time.sleep(2)
         os._exit(status)
     sys.exit(status)

@@ -31,7 +31,7 @@ HEARTBEAT_SECONDS = 20
 JOIN_SECONDS = 300
 # The exit status of a process whose cluster has lost another one.
 LOST = 3
-# So many signs of life are seen before another is waited for: a record of the initial model and two rounds.
+# So many records, the first of a round, are seen before another is waited for.
 _SIGNS = 3
 
 
@@ -49,12 +49,14 @@ class Membership(NamedTuple):
 def membership(
     coordinator: str | None, processes: int | None, process_id: int | None, environment: Mapping[str, str] = os.environ
 ) -> Membership | None:
-    """The place that options give, or else the environment; None for a process on its own.
+    """The place that options give, or else the environment; None for a process on its own, or told to be one.
 
     Raises:
         UserError: for options that do not say all, or contradict each other.
     """
     given = coordinator, processes, process_id
+    if given == (None, 1, None):
+        return None
     if all(option is None for option in given):
         return Membership() if _started_together(environment) else None
     if coordinator is None or processes is None or process_id is None:
@@ -100,13 +102,14 @@ def join(place: Membership) -> None:
             cluster_detection_method="deactivate" if place.coordinator else None,
             initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=5,
+            shutdown_timeout_seconds=JOIN_SECONDS,
         )
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # of JAX, or of what it asks a launcher with
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"cannot join the cluster at {place.coordinator or 'the address of its launcher'} ({reason}); start all"
-            f" processes within {JOIN_SECONDS} s of each other, each with its own --process-id"
+            f" processes within {JOIN_SECONDS} s of each other, each with --coordinator, --processes and its own"
+            " --process-id, or one alone with --processes 1"
         ) from error
 
 
@@ -157,30 +160,36 @@ def as_one(patience: float) -> Iterator[Callable[[Any], None]]:
     try:
         yield _watchdog(patience)
     except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise
         _leave(f"another process of the cluster is gone ({str(error).splitlines()[0][:200]})")
 
 
 def _watchdog(patience: float) -> Callable[[Any], None]:
-    """What is to be told of every sign of life; when the next is late, a thread ends the process.
+    """What is to be told of every record; when the next is late, a thread ends the process.
 
-    A wait inside a collective cannot be interrupted. Nothing is expected before the first two rounds are done, since
-    nobody knows how long a program compiles.
+    A wait inside a collective cannot be interrupted. Nothing is expected before the first rounds of a stage are done,
+    since nobody knows how long a program compiles.
     """
     signs: list[float] = []
     longest = 0.0
 
-    def seen(sign: Any) -> None:
+    def seen(record: Any) -> None:
         nonlocal longest
         now = time.monotonic()
-        longest = max(longest, now - signs[-1]) if signs else 0.0
-        signs.append(now)
-        del signs[:-_SIGNS]
+        if record.get("past") or record["event"] == "stage":
+            signs.clear()
+        elif signs or record["event"] == "round":
+            longest = max(longest, now - signs[-1]) if signs else 0.0
+            signs.append(now)
+            del signs[:-_SIGNS]
 
     def watch() -> None:
         while True:
             time.sleep(0.5)
-            if len(signs) == _SIGNS and time.monotonic() - signs[-1] > patience + 4 * longest:
-                _leave(f"nothing has come of the cluster for {time.monotonic() - signs[-1]:.0f} s: a process hangs")
+            latest = signs[-1:] if len(signs) == _SIGNS else []
+            if latest and time.monotonic() - latest[0] > patience + 4 * longest:
+                _leave(f"nothing has come of the cluster for {time.monotonic() - latest[0]:.0f} s: a process hangs")
 
     threading.Thread(target=watch, daemon=True).start()
     return seen
@@ -189,8 +198,8 @@ def _watchdog(patience: float) -> Callable[[Any], None]:
 def _leave(reason: str) -> None:
     """End this process now: the usual way out would wait for the others."""
     print(
-        f"headstart, process {jax.process_index()} of {size()}: {reason}; what was saved last is kept: start all"
-        " processes again with the same commands to go on",
+        f"headstart, process {jax.process_index()} of {size()}: {reason}; what was saved last is kept: unless another"
+        " process says what to mend, start all again with the same commands to go on",
         file=sys.stderr,
         flush=True,
     )

@@ -89,8 +89,8 @@ class Draw:
             rows = leaf[: counts[place]]
             return np.concatenate([rows, np.zeros((room - len(rows), *leaf.shape[1:]), leaf.dtype)])
 
-        # Who has nothing to do still wants to know what rows look like.
-        fetched = self.federation.fetch(present if len(present) else np.zeros(1, np.int64))
+        # Who has nothing to do still wants to know what rows look like: from one of the others'.
+        fetched = self.federation.fetch(present if len(present) else clients[clients >= 0][:1])
         block = jax.tree.map(fill, Block(*fetched))
         return Resident(_place_block(block, self.mesh), starts)
 

@@ -1,10 +1,16 @@
-"""Ctrl-C as a request: the loop finishes its round, saves and leaves; a second one leaves at once."""
+"""Ctrl-C as a request: the loop finishes its round, saves and leaves; a second one leaves at once.
+
+In a process of a cluster SIGTERM is the same request, however often it comes: a queue sends it to every process.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
 from types import FrameType
+from typing import Any
+
+from headstart.supervise import is_child
 
 
 class Interrupt:
@@ -12,18 +18,20 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.requested = False
-        self._before = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._ask)}
+            if is_child():
+                self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True

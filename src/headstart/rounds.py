@@ -94,8 +94,33 @@ def federated(
     lanes: how many clients a device trains side by side. A matter of speed: results agree to rounding.
     mesh: the devices that share the clients, as `lanes.all_devices` gives them; None works on one.
     """
+    fold = folded(task, model, update, weighting=weighting, transform=transform, lanes=lanes, mesh=mesh)
 
     def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
+        return server_step(server, state, *fold(state.params, cohort, key))
+
+    return Algorithm(lambda params: State(params, server.init(params)), step)
+
+
+Fold = Callable[[Tree, Cohort, Array], tuple[Totals, Tree]]
+
+
+def folded(
+    task: Task,
+    model: Model,
+    update: ClientUpdate,
+    *,
+    weighting: Weighting = "examples",
+    transform: Callable[[Reply], Reply] = lambda reply: reply,
+    lanes: int = 1,
+    mesh: Mesh | None = None,
+) -> Fold:
+    """The clients' half of a round: `(params, cohort, key of the round) -> (totals, memory)`; as in `federated`.
+
+    Totals of parts of a cohort add up to those of the whole, wherever the parts are.
+    """
+
+    def fold(params: Tree, cohort: Cohort, key: Array) -> tuple[Totals, Tree]:
         def one(shared: tuple[Tree, Array], totals: Totals, member: tuple[Client, Tree]) -> tuple[Totals, Tree]:
             (broadcast, key), (client, memory) = shared, member
             reply = transform(update(task, model, broadcast, client, memory, client_key(key, client)))
@@ -108,11 +133,10 @@ def federated(
                 kept = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.memory, memory)
             return add(totals, weigh(reply)), kept
 
-        shared, zero = (state.params, key), no_totals(state.params, task)
-        totals, memory = over_clients(one, shared, zero, cohort.clients, cohort.memory, lanes=lanes, mesh=mesh)
-        return _server_step(server, state, totals, memory)
+        shared, zero = (params, key), no_totals(params, task)
+        return over_clients(one, shared, zero, cohort.clients, cohort.memory, lanes=lanes, mesh=mesh)
 
-    return Algorithm(lambda params: State(params, server.init(params)), step)
+    return fold
 
 
 Rounds = Callable[[State, Cohort, Array, Array | int, Array | int], tuple[State, Info]]
@@ -181,9 +205,10 @@ def all_finite(tree: Tree) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def _server_step(
-    server: optax.GradientTransformation, state: State, totals: Totals, memory: Tree
+def server_step(
+    server: optax.GradientTransformation, state: State, totals: Totals, memory: Tree = None
 ) -> tuple[State, Info]:
+    """The server's half of a round: its optimizer takes the weighted mean of Δ for a gradient."""
     delta = jax.tree.map(lambda leaf: mean(leaf, totals.weight.astype(leaf.dtype)), totals.delta)
     updates, optimizer = server.update(delta, state.optimizer, state.params)
     stepped = State(optax.apply_updates(state.params, updates), optimizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from headstart import checkpoint, cluster
+from headstart import __version__, checkpoint, cluster
 from headstart.draw import on_device
 from headstart.errors import UserError
 from headstart.experiment import Centralized, Experiment
@@ -67,7 +69,7 @@ def run(
     """
     kept, out, mesh = {} if kept is None else kept, Path(out), all_devices(options.devices)
     prepared = _prepared(experiment, trusted, kept)
-    _check_shared(prepared.experiment)
+    _check_together(prepared, seeds, options)
     writing = claimed(out, prepared.experiment, prepared.federation) if cluster.is_first() else nullcontext()
     with writing, Interrupt() as interrupt:
         if cluster.is_first():
@@ -76,11 +78,31 @@ def run(
         return all(_run_seed(session, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
 
 
-def _check_shared(experiment: Experiment) -> None:
-    """A stage without clients is no work for several processes."""
+def _check_together(prepared: Prepared, seeds: int, options: Options) -> None:
+    """Several processes need stages with clients, and all of them the same work."""
+    if cluster.size() == 1:
+        return
+    experiment, federation = prepared.experiment, prepared.federation
     central = [stage.name for stage in experiment.stages if isinstance(stage, Centralized)]
-    if central and cluster.size() > 1:
+    if central:
         raise UserError(f"the stage {central[0]!r} is centralized, which one process trains; run it without a cluster")
+    # Where the data lie may differ from machine to machine.
+    placeless = replace(experiment, data=replace(experiment.data, source=Path(experiment.data.source).name))
+    alike = (
+        replace(options, checkpoint_seconds=0.0),
+        seeds,
+        jax.__version__,
+        __version__,
+        jax.dtypes.canonicalize_dtype(float).name,
+    )
+    sizes = hashlib.sha256(np.ascontiguousarray(federation.sizes, np.int64).tobytes()).hexdigest()
+    data = sizes, federation.ids[0], federation.ids[len(federation) - 1]
+    mine = hashlib.sha256(json.dumps([to_json(placeless), repr(alike), data]).encode()).hexdigest()
+    if cluster.any_of(mine != cluster.told(mine)):
+        raise UserError(
+            "the processes of the cluster have not the same experiment, data, options or versions; start all with the"
+            " same command, but for --process-id"
+        )
 
 
 def _prepared(experiment: Experiment, trusted: Collection[str], kept: Kept) -> Prepared:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from headstart.personalize import Curves
 from headstart.tasks import Metric, Task
@@ -95,6 +94,8 @@ def chance_of_harm(gain: np.ndarray, squared: np.ndarray, counts: np.ndarray, *,
     discrete: the change of an item is -1, 0 or 1 (right before, wrong after; unchanged; the reverse). Then the number
         of changed items is binomial and so is, of these, the number made worse; otherwise a normal approximation.
     """
+    from scipy import stats  # not above: it takes longer to import than JAX
+
     finite = np.isfinite(gain) & np.isfinite(squared)
     total = max(counts[finite].sum(), 1)
     mean, squared = gain[finite].sum() / total, squared[finite]
@@ -110,6 +111,8 @@ def chance_of_harm(gain: np.ndarray, squared: np.ndarray, counts: np.ndarray, *,
 
 def _worse_than_better(items: int, changed: float, worse: float) -> float:
     """P(more items get worse than better), of `items` that change with one probability and then worsen with another."""
+    from scipy import stats
+
     number = np.arange(items + 1)
     return float(np.sum(stats.binom.pmf(number, items, changed) * stats.binom.sf(number // 2, number, worse)))
 

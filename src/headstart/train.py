@@ -27,7 +27,7 @@ def train(trial: Trial, place: Place) -> Place | None:
     program, saved, pace = session.programs[place.stage], time.monotonic(), 1
     # The pool of a datacenter is walked by one device.
     place = place._replace(state=replicated(place.state, session.draw.mesh if isinstance(stage, Stage) else None))
-    done = stage.until is not None and _reached(trial, stage, cluster.told(_told(trial, place)))
+    done = stage.until is not None and _reached(trial, stage, _told(trial, place))
     count = 0 if done else min(1, last - place.round)
     drawn = draw(place.round + 1, count, room) if count else None
     while drawn is not None:
@@ -58,6 +58,7 @@ def train(trial: Trial, place: Place) -> Place | None:
 
 def _reached(trial: Trial, stage: Stage | Centralized, value: float | None) -> bool:
     """Whether a stage with a target has come to it."""
+    value = None if stage.until is None else cluster.told(value)
     if stage.until is None or value is None:
         return False
     better = trial.session.prepared.task.metrics[0].higher_is_better

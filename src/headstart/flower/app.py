@@ -1,0 +1,38 @@
+"""The two components of a Flower app that needs no code: its pyproject.toml names them, and the run's config the rest.
+
+client: takes part, with the file its node's config names as `data`, in any experiment of headstart's own values.
+server: config `experiment` (a name or a file), `out` (the run folder), and if wanted `set` (settings such as
+    "seed=1 stages.0.rounds=5") and the fields of `Terms`: `nodes`, `replies`, `deadline`, `patience`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from headstart.errors import UserError
+from headstart.experiment import load
+from headstart.flower.device import client_app
+from headstart.flower.server import serve
+from headstart.flower.service import Terms
+
+client = client_app()
+server = ServerApp()
+
+_ACCEPTED = ("experiment", "out", "set", *Terms.__dataclass_fields__)
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment that the run's config names."""
+    config = dict(context.run_config)
+    unknown = [name for name in config if name not in _ACCEPTED]
+    if unknown or not config.get("experiment") or not config.get("out"):
+        problem = f"has an unknown setting {unknown[0]!r}" if unknown else "names no experiment or no folder `out`"
+        raise UserError(f"the run's config {problem}; it accepts {', '.join(_ACCEPTED)}")
+    given: dict[str, Any] = {name: config[name] for name in Terms.__dataclass_fields__ if name in config}
+    terms = Terms(**given)
+    experiment = load(str(config["experiment"]), settings=str(config.get("set", "")).split())
+    serve(grid, experiment, str(config["out"]), terms=terms)

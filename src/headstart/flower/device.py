@@ -1,0 +1,213 @@
+"""A device: a Flower ClientApp that trains and personalizes the clients it holds. Their examples never leave it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+
+from headstart.data import Federation, Tree, limited
+from headstart.datasets import load
+from headstart.datasets.cache import cache_root
+from headstart.draw import on_device
+from headstart.errors import UserError
+from headstart.experiment import Experiment, Stage, read
+from headstart.flower import wire
+from headstart.flower.wire import Order
+from headstart.models import Model
+from headstart.personalize import personalizer
+from headstart.prepare import build_model, check_fit, check_ranges, suited
+from headstart.rounds import Cohort, Totals, folded, no_totals, round_key, seed_key
+from headstart.tasks import Task, add
+from headstart.updates import Reply
+from headstart.values import to_json
+
+Loader = Callable[[Context], Federation]
+
+# Flower's codes of errors: the app raised an exception. A reason goes to the server, so it holds nothing of the data.
+FAILED = 2
+
+
+class Setting(NamedTuple):
+    """What an order is about, at hand."""
+
+    experiment: Experiment
+    task: Task
+    model: Model
+    federation: Federation
+
+
+@dataclass(frozen=True)
+class Device:
+    """How the clients of a device answer a server's orders.
+
+    only: the experiment it takes part in; None: any that is made of headstart's own values and `trusted` modules.
+    data: loads its own clients; None: the file that the node's config names as `data`.
+    transform: changes the reply of every client before the device folds them (clip, add noise).
+    lanes: how many of its clients train side by side.
+    """
+
+    only: Experiment | None = None
+    data: Loader | None = None
+    transform: Callable[[Reply], Reply] = lambda reply: reply
+    lanes: int = 1
+    trusted: Collection[str] = ()
+
+    def hold(self, order: Order, content: RecordDict, context: Context) -> RecordDict:
+        """Tell which clients are here, how many examples they have and what one looks like."""
+        setting = self._setting(order, context)
+        check_fit(setting.task, setting.model, setting.federation)
+        return wire.holding_record(setting.federation)
+
+    def train(self, order: Order, content: RecordDict, context: Context) -> RecordDict:
+        """Train the clients of a round; their replies, folded."""
+        setting = self._setting(order, context)
+        stage = setting.experiment.stages[order.stage]
+        assert isinstance(stage, Stage)
+        params, federation = _params(setting.model, content), setting.federation
+        given = setting.task, setting.model, stage.update
+        fold = jax.jit(folded(*given, weighting=stage.weighting, transform=self.transform, lanes=self.lanes))
+        draw, key = on_device(federation), round_key(seed_key(order.seed), order.round)
+        totals: Totals = no_totals(params, setting.task)
+        clients = _places(federation, order.clients)
+        # Always as many at once, so that one program serves every message.
+        for beside in np.pad(clients, (0, -len(clients) % self.lanes), constant_values=-1).reshape(-1, self.lanes):
+            totals = add(totals, fold(params, Cohort(draw(beside, federation.training_part)), key)[0])
+        return wire.totals_record(jax.device_get(totals))
+
+    def evaluate(self, order: Order, content: RecordDict, context: Context) -> RecordDict:
+        """Personalize clients, and tell what that did to each; what they have become stays here."""
+        setting = self._setting(order, context)
+        recipe = replace(setting.experiment.personalization, length=order.length)
+        watch = personalizer(setting.task, setting.model, recipe, lanes=self.lanes)
+        clients, key = _places(setting.federation, order.clients), jax.random.fold_in(seed_key(order.seed), 2)
+        curves = watch(_params(setting.model, content), clients, on_device(setting.federation), key)
+        return wire.curves_record(curves)
+
+    def _setting(self, order: Order, context: Context) -> Setting:
+        experiment = read(dict(order.experiment), trusted=self.trusted)
+        check_ranges(experiment)
+        if self.only is not None:
+            _check_same(self.only, experiment)
+        if not (0 <= order.stage < len(experiment.stages) and isinstance(experiment.stages[order.stage], Stage)):
+            raise UserError(f"there is no stage {order.stage} for devices in the experiment")
+        federation = self._federation(experiment, context)
+        experiment = suited(experiment, federation)
+        assert experiment.model is not None and experiment.task is not None
+        model = build_model(experiment.model, federation, trusted=self.trusted)
+        return Setting(experiment, experiment.task, model, federation)
+
+    def _federation(self, experiment: Experiment, context: Context) -> Federation:
+        try:
+            federation = (self.data or partial(from_node, options=experiment.data.options))(context)
+        except Exception as error:
+            # What the user's own code raises may speak of the data.
+            _log(error)
+            raise UserError("its data cannot be loaded; the node's own log says why") from error
+        share = experiment.data.adapt_examples
+        return federation if share is None else limited(federation, share)
+
+
+def client_app(
+    experiment: Experiment | None = None,
+    data: Loader | None = None,
+    *,
+    transform: Callable[[Reply], Reply] = lambda reply: reply,
+    lanes: int = 1,
+    trusted: Collection[str] = (),
+    mods: Sequence[Mod] = (),
+) -> ClientApp:
+    """A ClientApp of the clients a device holds.
+
+    experiment: the one it takes part in; whatever else a server asks is refused. None: any experiment made of
+        headstart's own values and of the modules `trusted`.
+    data: maps Flower's Context to the device's own clients; None: `from_node`.
+    transform: changes the reply of every client before it leaves the device, as in `rounds.federated`.
+    lanes: how many of its clients train side by side.
+    mods: of Flower, around every message.
+    """
+    device = Device(experiment, data, transform, lanes, trusted)
+    app = ClientApp(mods=list(mods))
+    app.query()(partial(_answer, device.hold))
+    app.train()(partial(_answer, device.train))
+    app.evaluate()(partial(_answer, device.evaluate))
+    return app
+
+
+def from_node(context: Context, options: Any = None) -> Federation:
+    """The clients in the file that the node's config names: `flower-supernode --node-config 'data="clients.npz"'`.
+
+    options: for the reader of the file.
+
+    Raises:
+        UserError: if the config names none, or it cannot be read.
+    """
+    if "data" not in context.node_config:
+        raise UserError("the node's config names no data; start the node with --node-config 'data=\"FILE\"'")
+    return load(str(context.node_config["data"]), **(options or {}))
+
+
+Work = Callable[[Order, RecordDict, Context], RecordDict]
+
+
+def _answer(work: Work, message: Message, context: Context) -> Message:
+    """The reply to a message; an error says no more than it must."""
+    keep_programs()
+    try:
+        order = wire.read_order(message.content)
+        with jax.enable_x64(order.x64):
+            return Message(work(order, message.content, context), reply_to=message)
+    except UserError as error:
+        _log(error)
+        return Message(Error(FAILED, str(error)), reply_to=message)
+    except Exception as error:
+        _log(error)
+        return Message(Error(FAILED, f"{type(error).__name__}; the node's own log says more"), reply_to=message)
+
+
+def keep_programs() -> None:
+    """Keep compiled programs between messages, each of which has a process of its own."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _log(error: Exception) -> None:
+    traceback.print_exception(error, file=sys.stderr)
+
+
+def _check_same(mine: Experiment, given: Experiment) -> None:
+    """Refuse what this device has not agreed to. Who takes part in which round is the server's matter."""
+    for name in ("stages", "personalization", "task", "model"):
+        own = getattr(mine, name)
+        if own is not None and to_json(own) != to_json(getattr(given, name)):
+            raise UserError(f"the server's experiment has other {name} than the one of this node; install the same one")
+
+
+def _places(federation: Federation, ids: Sequence[str]) -> np.ndarray:
+    """int64 `[n]`: the numbers of these clients."""
+    places = {name: number for number, name in enumerate(federation.ids)}
+    unknown = [name for name in ids if name not in places]
+    if unknown or not ids:
+        raise UserError(f"the client {unknown[0]!r} is not here" if unknown else "no client is named")
+    return np.array([places[name] for name in ids])
+
+
+def _params(model: Model, content: RecordDict) -> Tree:
+    """The parameters of a message, as the model here has them."""
+    like = jax.eval_shape(model.init, seed_key(0))
+    record = content.array_records.get(wire.PARAMS)
+    if record is None:
+        raise UserError("the message brings no parameters")
+    return jax.tree.map(jnp.asarray, wire.from_arrays(record, like))

@@ -1,0 +1,299 @@
+"""What crosses the network: trees as named arrays, and orders, tallies and holdings as JSON. Nothing is pickled."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from headstart.data import Federation, Tree
+from headstart.errors import UserError
+from headstart.personalize import Curves
+from headstart.rounds import Totals
+from headstart.tasks import Metric
+
+PARAMS, ORDER, DELTA, TOLD, CURVES = "params", "order", "delta", "told", "curves"
+
+# Numbers in one example: what a node says of its shape must not take the server's memory.
+LARGEST_EXAMPLE = 2**27
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """What an array should be. dtype: None stands for any floating one."""
+
+    shape: tuple[int, ...]
+    dtype: Any = None
+
+
+class Order(NamedTuple):
+    """What a server asks a node for.
+
+    experiment: a document of `values.to_json`.
+    x64: whether the server computes in 64 bits; then the node does.
+    stage, round, seed: with the client's id, all that decides a client's keys.
+    clients: the ids of those clients of the node that are meant.
+    length: how long to personalize, of an evaluation.
+    """
+
+    experiment: Mapping[str, Any]
+    x64: bool = False
+    stage: int = 0
+    round: int = 0
+    seed: int = 0
+    clients: tuple[str, ...] = ()
+    length: int = 0
+
+
+class Holding(NamedTuple):
+    """What a node says of the clients it holds.
+
+    ids: theirs. sizes: int `[clients, 2]`, examples for adapting and for testing.
+    examples: what `describe` says of them; alike on all nodes of a run.
+    """
+
+    ids: tuple[str, ...]
+    sizes: np.ndarray
+    examples: Mapping[str, Any]
+
+
+def order_record(order: Order, params: Tree = None) -> RecordDict:
+    """An order, with the parameters to start from."""
+    content = RecordDict({ORDER: _document(order._asdict())})
+    if params is not None:
+        content[PARAMS] = to_arrays(params)
+    return content
+
+
+def read_order(content: RecordDict) -> Order:
+    """The order of a message."""
+    fields = _read(content, ORDER, Order._fields)
+    return Order(**{**fields, "clients": tuple(fields["clients"])})
+
+
+def holding_record(federation: Federation) -> RecordDict:
+    """What there is to say of a node's clients, and no example."""
+    sizes = np.asarray(federation.sizes).tolist()
+    told = {"ids": list(federation.ids), "sizes": sizes, "examples": describe(federation)}
+    return RecordDict({TOLD: _document(told)})
+
+
+def read_holding(content: RecordDict) -> Holding:
+    """A node's holding, checked.
+
+    Raises:
+        UserError: if it is none.
+    """
+    told = _read(content, TOLD, Holding._fields)
+    ids = told["ids"]
+    try:
+        sizes = np.array(told["sizes"], np.int64).reshape(len(ids), 2)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError("its sizes are not two whole numbers per client") from None
+    if (sizes < 0).any() or len(set(ids)) != len(ids) or not all(isinstance(name, str) for name in ids):
+        raise UserError("its clients have negative sizes or no names of their own")
+    stand_in(told["examples"])
+    return Holding(tuple(ids), sizes, told["examples"])
+
+
+def totals_record(totals: Totals) -> RecordDict:
+    """The totals of a node's clients."""
+    metrics = {name: [float(total), float(count)] for name, (total, count) in totals.metrics.items()}
+    told = {"weight": float(totals.weight), "clients": int(totals.clients), "dropped": int(totals.dropped)}
+    return RecordDict({DELTA: to_arrays(totals.delta), TOLD: _document(told | {"metrics": metrics})})
+
+
+def read_totals(content: RecordDict, like: Totals, *, most: float, clients: int) -> Totals:
+    """A node's totals, checked so that they cannot spoil a round.
+
+    like: totals of the right structure. most: the largest weight these clients can have. clients: how many were asked.
+
+    Raises:
+        UserError: for what is wrong with them.
+    """
+    told = _read(content, TOLD, ("weight", "clients", "dropped", "metrics"))
+    weight, counted, dropped = (_number(told[name], name) for name in ("weight", "clients", "dropped"))
+    if not 0 <= weight <= most * (1 + 1e-6):
+        raise UserError(f"its weight is {weight:g}, and its clients' is at most {most:g}")
+    if not (counted >= 0 and dropped >= 0 and counted + dropped <= clients) or (weight > 0) != (counted > 0):
+        raise UserError(
+            f"it counts {counted:g} clients and drops {dropped:g} of {clients} asked, with weight {weight:g}"
+        )
+    delta = from_arrays(_arrays(content, DELTA), like.delta)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(delta)):
+        raise UserError("its Δ has numbers that are not finite")
+    whole = {"clients": jnp.int32(counted), "dropped": jnp.int32(dropped)}
+    return Totals(delta, jnp.asarray(weight, like.weight.dtype), _metrics(told["metrics"], like), **whole)
+
+
+def _metrics(told: Any, like: Totals) -> Any:
+    if not isinstance(told, dict) or set(told) != set(like.metrics):
+        raise UserError(f"its metrics are not {', '.join(like.metrics)}")
+    try:
+        pairs = {name: np.array(told[name], np.float64).reshape(2) for name in like.metrics}
+    except (TypeError, ValueError):
+        raise UserError("its metrics are not a sum and a count each") from None
+    return {
+        name: tuple(jnp.asarray(pairs[name][i], total.dtype) for i in (0, 1))
+        for name, (total, _) in like.metrics.items()
+    }
+
+
+def curves_record(curves: Curves) -> RecordDict:
+    """What personalization did to each of a node's clients."""
+    return RecordDict({CURVES: to_arrays(curves)})
+
+
+def read_curves(content: RecordDict, metrics: Sequence[Metric], *, clients: int, length: int) -> Curves:
+    """The curves of so many clients.
+
+    Raises:
+        UserError: if they are not of this length or lack a metric.
+    """
+    whole: Any = Shaped((clients, length + 1))
+    one: Any = Shaped((clients,))
+    return from_arrays(_arrays(content, CURVES), Curves({m.name: (whole, one) for m in metrics}, whole, whole))
+
+
+def to_arrays(tree: Tree) -> ArrayRecord:
+    """A tree of arrays, each named by its path."""
+    return ArrayRecord({name: Array(np.asarray(leaf)) for name, leaf in _named(tree).items()})
+
+
+def from_arrays(record: ArrayRecord, like: Tree) -> Tree:
+    """The tree of a record, as numpy arrays in the structure of `like`.
+
+    like: a tree of arrays, or of `Shaped`.
+
+    Raises:
+        UserError: if names, shapes or dtypes differ.
+    """
+    expected = _named(like)
+    if set(record) != set(expected):
+        other = sorted(set(record) ^ set(expected))[0]
+        raise UserError(f"its arrays are not those of the model: {other} is missing or too many")
+    leaves = [_array(name, record[name], leaf) for name, leaf in expected.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _array(name: str, array: Array, like: Any) -> np.ndarray:
+    try:
+        # The header first: it says how much memory the rest would take.
+        file = io.BytesIO(array.data)
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(name)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{name} is no array") from error
+    fits = dtype == like.dtype if like.dtype is not None else np.issubdtype(dtype, np.floating)
+    if shape != tuple(like.shape) or not fits:
+        wanted = "float" if like.dtype is None else np.dtype(like.dtype)
+        raise UserError(f"{name} is {dtype}{list(shape)}, and should be {wanted}{list(like.shape)}")
+    try:
+        return array.numpy()
+    except (ValueError, TypeError, EOFError) as error:
+        raise UserError(f"{name} is no array") from error
+
+
+def _named(tree: Tree) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _arrays(content: RecordDict, name: str) -> ArrayRecord:
+    record = content.get(name)
+    if not isinstance(record, ArrayRecord):
+        raise UserError(f"it sends no arrays named {name!r}")
+    return record
+
+
+def _document(fields: Mapping[str, Any]) -> ConfigRecord:
+    return ConfigRecord({"json": json.dumps(dict(fields))})
+
+
+def _read(content: RecordDict, name: str, fields: Sequence[str]) -> dict[str, Any]:
+    record = content.get(name)
+    text = record.get("json") if isinstance(record, ConfigRecord) else None
+    try:
+        told = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        told = None
+    if not isinstance(told, dict) or set(told) != set(fields):
+        raise UserError(f"its record {name!r} is not one of this version of headstart; install the same on all nodes")
+    return told
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise UserError(f"its {name} is {value!r}, which is no number")
+    return float(value)
+
+
+def size_of(content: RecordDict) -> int:
+    """How many bytes a message carries, to a little."""
+    told = sum(len(str(value)) for record in content.config_records.values() for value in record.values())
+    return told + sum(record.count_bytes() for record in content.array_records.values())
+
+
+def describe(federation: Federation) -> dict[str, Any]:
+    """What an example looks like, whether its source keeps some for testing, and what is known of the classes."""
+    known = {
+        name: federation.facts[name] for name in ("kind", "classes", "labels", "features") if name in federation.facts
+    }
+    known = {name: list(value) if isinstance(value, list | tuple) else value for name, value in known.items()}
+    x, y = map(_shape, federation.example())
+    return json.loads(json.dumps({"x": x, "y": y, "own_split": federation.own_split, "facts": known}, default=str))
+
+
+def _shape(tree: Tree) -> Any:
+    """A tree of rows as JSON: a leaf is text, such as uint8[28,28,1]."""
+    if isinstance(tree, Mapping):
+        return {str(name): _shape(leaf) for name, leaf in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_shape(leaf) for leaf in tree]
+    return f"{tree.dtype}[{','.join(map(str, tree.shape[1:]))}]"
+
+
+def stand_in(examples: Mapping[str, Any], ids: Sequence[str] = (), sizes: np.ndarray | None = None) -> Federation:
+    """A federation that looks like the nodes' examples and holds none: blank rows, to make a model for.
+
+    Raises:
+        UserError: if the description is none.
+    """
+
+    def fetch(clients: np.ndarray) -> tuple[Tree, Tree]:
+        return _blank(examples["x"]), _blank(examples["y"])
+
+    sizes = np.zeros((len(ids), 2), np.int64) if sizes is None else sizes
+    try:
+        fetch(np.zeros(0))
+        return Federation("devices", ids, sizes, fetch, bool(examples["own_split"]), dict(examples["facts"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            "a node does not say what its examples look like; install the same headstart everywhere"
+        ) from error
+
+
+def _blank(shape: Any) -> Tree:
+    if isinstance(shape, Mapping):
+        return {name: _blank(leaf) for name, leaf in shape.items()}
+    if isinstance(shape, list):
+        return tuple(map(_blank, shape))
+    dtype, _, sides = shape.removesuffix("]").partition("[")
+    row = [int(side) for side in sides.split(",") if side]
+    if not all(side >= 0 for side in row) or np.prod(row, dtype=float) > LARGEST_EXAMPLE:
+        raise ValueError(shape)
+    return np.zeros((2, *row), np.dtype(dtype))
+
+
+def most_common(descriptions: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The description that most nodes share; of several, the first."""
+    texts = Counter(json.dumps(examples, sort_keys=True) for examples in descriptions)
+    return json.loads(texts.most_common(1)[0][0])

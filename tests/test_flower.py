@@ -1,0 +1,402 @@
+"""A server of devices against scripted nodes: what it counts, refuses, reports, saves; and one device by itself."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr")
+
+from flwr.app import Array, ArrayRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+
+import tiny
+from headstart import Centralized, Cohort, Data, Experiment, FedAvg, FedSGD, Imported, Optimizer, Stage, UserError
+from headstart.checkpoint import read_arrays
+from headstart.draw import on_device
+from headstart.flower import Terms, client_app, serve, wire
+from headstart.flower.server import told
+from headstart.folder import read_json, read_records
+from headstart.models import as_model
+from headstart.personalize import Curves, Personalization
+from headstart.recorded import read_runs
+from headstart.rounds import Totals, folded, round_key, seed_key
+from headstart.sampling import sample
+from headstart.tasks import Classification
+from headstart.trial import DivergedError
+from headstart.values import to_json
+from inline_grid import InlineGrid, Node
+
+TERMS = Terms(nodes=2, deadline=0.2, patience=1.0)
+PLAN = Experiment(
+    "scripted",
+    stages=(Stage("step", FedSGD(0.1), Optimizer("sgd", 1.0), rounds=3, clients_per_round=4, weighting="uniform"),),
+    data=Data(train=0.5, validation=0.25),
+    model=Imported("logistic"),
+    task=Classification(),
+    personalization=Personalization(length=2),
+    evaluate_every=1,
+)
+EXAMPLES = {"x": "float32[3]", "y": "int32[]", "own_split": True, "facts": {"kind": "features", "classes": 4}}
+SIZE = 10
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Nobody waits long for the SuperLink to say that nothing came."""
+    monkeypatch.setattr("headstart.flower.exchange.GRACE", 0.0)
+    for module in ("roster", "training", "measure"):
+        monkeypatch.setattr(f"headstart.flower.{module}.AGAIN", 0.1)
+
+
+def scripted(*ids: str, delta: float = 1.0, examples: Any = EXAMPLES) -> ClientApp:
+    """A ClientApp that holds clients of ten examples; the Δ of each is `delta` everywhere."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        record = wire.holding_record(wire.stand_in(examples, ids, np.full((len(ids), 2), SIZE)))
+        return Message(record, reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        order, params = wire.read_order(message.content), message.content.array_records[wire.PARAMS]
+        n = len(order.clients)
+        sums = {name: (jnp.float32(n), jnp.float32(2 * n)) for name in ("accuracy", "loss")}
+        totals = Totals({}, jnp.float32(n), sums, jnp.int32(n), jnp.int32(0))
+        record = wire.totals_record(totals)
+        record[wire.DELTA] = ArrayRecord(
+            {name: Array(np.full(array.shape, n * delta, array.dtype)) for name, array in params.items()}
+        )
+        return Message(record, reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        order = wire.read_order(message.content)
+        shape = (len(order.clients), order.length + 1)
+        values = np.tile(np.linspace(4, 6, order.length + 1, dtype=np.float32), (len(order.clients), 1))
+        pair = values, np.full(shape[0], SIZE, np.float32)
+        curves = Curves({"accuracy": pair, "loss": pair}, np.zeros(shape), np.zeros(shape))
+        return Message(wire.curves_record(curves), reply_to=message)
+
+    return app
+
+
+def grid(**changes: dict[str, Any]) -> InlineGrid:
+    """Two nodes of four clients each."""
+    nodes = {"north": Node(scripted("a", "b", "c", "d"), {}, "north"), "south": Node(scripted(*"efgh"), {}, "south")}
+    nodes = {name: node._replace(**changes.get(name, {})) for name, node in nodes.items()}
+    return InlineGrid(dict(enumerate(nodes.values(), 1)))
+
+
+def run(there: InlineGrid, out, plan: Experiment = PLAN, terms: Terms = TERMS) -> list[dict]:
+    heard: list[dict] = []
+    serve(there, plan, out, terms=terms, listen=heard.append)
+    return heard
+
+
+def logged(out, event: str) -> list[dict]:
+    return [record for record in read_records(out / "seed-0" / "metrics.jsonl") if record["event"] == event]
+
+
+def start() -> dict[str, np.ndarray]:
+    model = as_model(tiny_model(), jnp.zeros((1, 3)))
+    params = model.init(jax.random.fold_in(seed_key(0), 0))
+    return {name: np.asarray(array) for name, array in wire._named(params).items()}
+
+
+def tiny_model():
+    from headstart.models import ALIASES
+
+    return ALIASES["logistic"](classes=4)
+
+
+def assert_steps(out, count: int) -> None:
+    """The parameters are those of the start less so many times Δ, which is 1 everywhere."""
+    arrays, _ = read_arrays(out / "seed-0" / "stage-0.safetensors")
+    for name, before in start().items():
+        np.testing.assert_allclose(arrays[name], before - count, rtol=1e-6)
+
+
+def only_in(number: int, change: Callable[[Message], Message | None]) -> Callable[[Message], Message | None]:
+    """The change, made to replies of the training of this round alone."""
+
+    def spoil(reply: Message) -> Message | None:
+        metadata = reply.metadata
+        mine = metadata.message_type == MessageType.TRAIN and metadata.group_id == str(number)
+        return change(reply) if mine else reply
+
+    return spoil
+
+
+def with_arrays(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Message], Message]:
+    def spoil(reply: Message) -> Message:
+        delta = reply.content.array_records[wire.DELTA]
+        reply.content[wire.DELTA] = ArrayRecord({name: Array(change(a.numpy())) for name, a in delta.items()})
+        return reply
+
+    return spoil
+
+
+def with_told(**fields: Any) -> Callable[[Message], Message]:
+    def spoil(reply: Message) -> Message:
+        record = reply.content.config_records[wire.TOLD]
+        record["json"] = json.dumps(json.loads(str(record["json"])) | fields)
+        return reply
+
+    return spoil
+
+
+def test_a_run_on_nodes_leaves_a_run_folder_that_can_be_reported(tmp_path):
+    run(grid(), tmp_path)
+    assert_steps(tmp_path, 3)
+    assert [r["round"] for r in logged(tmp_path, "evaluation")] == [0, 1, 2, 3]
+    for record in logged(tmp_path, "round"):
+        assert (record["clients"], record["dropped"], record["missing"]) == (4, 0, 0)
+        assert record["training"] == {"accuracy": 0.5, "loss": 0.5}
+        assert record["sent_bytes"] > 0 < record["received_bytes"]
+    recorded = read_runs([tmp_path])[0]
+    assert recorded.reached == {0: 3}
+    assert recorded.outcomes[0].reports[0]["test"]["accuracy"]["difference"]["mean"] == pytest.approx(0.2)
+
+
+def test_cohorts_are_those_of_a_run_on_one_machine(tmp_path):
+    plan = replace(PLAN, stages=(replace(PLAN.stages[0], clients_per_round=2),))
+    there = grid()
+    run(there, tmp_path, plan)
+    members = read_json(tmp_path / "seed-0" / "members.json")
+    for number in (1, 2, 3):
+        orders = [wire.read_order(m.content) for m in there.sent if m.metadata.message_type == MessageType.TRAIN]
+        asked = {client for order in orders if order.round == number for client in order.clients}
+        assert asked == {members["train"][i] for i in sample(0, number, 2, 4)}
+
+
+def failed(reply: Message) -> Message:
+    reply.__dict__.update(_content=None, _error=Error(2, "RuntimeError"))
+    return reply
+
+
+SPOILED = {
+    "not finite": (with_arrays(lambda array: np.full_like(array, np.nan)), "not finite"),
+    "of another shape": (with_arrays(lambda array: array[..., :1]), "should be float32"),
+    "of another type": (with_arrays(lambda array: array.astype(np.float64)), "float64"),
+    "too heavy": (with_told(weight=1e9), "weight"),
+    "of negative weight": (with_told(weight=-1.0), "weight"),
+    "of no weight": (with_told(weight=0.0), "counts"),
+    "no numbers": (with_told(weight=float("nan")), "no number"),
+    "of other metrics": (with_told(metrics={"accuracy": [1, 2]}), "metrics"),
+    "of too many clients": (with_told(clients=5), "counts"),
+    "an error": (lambda reply: failed(reply), "RuntimeError"),
+    "silence": (lambda reply: None, "no reply within"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_a_spoiled_reply_is_reported_with_its_node_and_the_round_goes_on(case, tmp_path):
+    spoil, reason = SPOILED[case]
+    heard = run(grid(south={"spoil": only_in(2, spoil)}), tmp_path)
+    assert_steps(tmp_path, 3)
+    fault = next(record for record in logged(tmp_path, "fault") if record["round"] == 2)
+    assert fault["node"] == "south" and reason in fault["reason"] and set(fault["clients"]) <= set("efgh")
+    second = logged(tmp_path, "round")[1]
+    lost = len(fault["clients"])
+    assert second["clients"] == 4 - lost and second["missing"] + second["dropped"] == lost
+    assert any("south" in told(record) for record in heard)
+
+
+def test_a_node_that_says_its_own_update_is_not_finite_is_reported(tmp_path):
+    def spoil(reply: Message) -> Message:
+        told = json.loads(str(reply.content.config_records[wire.TOLD]["json"]))
+        return with_told(clients=told["clients"] - 1, dropped=1, weight=told["weight"] - 1)(reply)
+
+    run(grid(south={"spoil": only_in(2, spoil)}), tmp_path)
+    assert "not finite" in logged(tmp_path, "fault")[0]["reason"]
+    assert logged(tmp_path, "round")[1]["dropped"] == 1
+
+
+def test_a_node_that_comes_late_trains_from_then_on_and_is_never_a_test(tmp_path):
+    there = grid()
+
+    def join(there: InlineGrid, message: Message) -> None:
+        if message.metadata.group_id == "2":
+            there.nodes[3] = Node(scripted("late"), {}, "late")
+
+    there.before_push = join
+    run(there, tmp_path, replace(PLAN, stages=(replace(PLAN.stages[0], clients_per_round=9),)))
+    assert [record["clients"] for record in logged(tmp_path, "round")] == [4, 4, 5]
+    members = read_json(tmp_path / "seed-0" / "members.json")
+    assert "late" in members["train"] and "late" not in members["test"] + members["validation"]
+
+
+def test_a_round_without_replies_is_done_again(tmp_path):
+    there, silent = grid(), [True, True]
+    spoil = only_in(2, lambda reply: silent.pop() and None if silent else reply)
+    there.nodes = {number: node._replace(spoil=spoil) for number, node in there.nodes.items()}
+    run(there, tmp_path)
+    assert_steps(tmp_path, 3)
+    assert [record["round"] for record in logged(tmp_path, "fault")] == [2, 2]
+
+
+def test_a_run_without_replies_ends_and_goes_on_when_repeated(tmp_path):
+    there = grid(north={"spoil": only_in(2, lambda reply: None)}, south={"spoil": only_in(2, lambda reply: None)})
+    with pytest.raises(UserError, match=r"round 2 had no 1 usable replies .* goes on after round 1"):
+        run(there, tmp_path)
+    assert [record["round"] for record in logged(tmp_path, "round")] == [1]
+    run(grid(), tmp_path)
+    assert_steps(tmp_path, 3)
+    assert [record["round"] for record in logged(tmp_path, "round")] == [1, 2, 3]
+    assert [record["round"] for record in logged(tmp_path, "evaluation")] == [0, 1, 2, 3]
+
+
+def test_a_node_that_is_gone_is_not_asked(tmp_path):
+    there = grid()
+
+    def leave(there: InlineGrid, message: Message) -> None:
+        if message.metadata.group_id == "2":
+            there.nodes.pop(2, None)
+
+    there.before_push = leave
+    run(there, tmp_path, replace(PLAN, evaluate_every=0))
+    north = set("abcd") & set(read_json(tmp_path / "seed-0" / "members.json")["train"])
+    assert logged(tmp_path, "round")[2]["clients"] == len(north) and logged(tmp_path, "round")[2]["missing"] == 0
+    assert logged(tmp_path, "fault")[0]["reason"] == "the node is gone"
+
+
+def test_clients_that_could_not_be_measured_are_untested(tmp_path):
+    def mute(reply: Message) -> Message | None:
+        return None if reply.metadata.message_type == MessageType.EVALUATE else reply
+
+    run(grid(south={"spoil": mute}), tmp_path, replace(PLAN, evaluate_every=0))
+    members, report = read_json(tmp_path / "seed-0" / "members.json"), read_json(tmp_path / "seed-0" / "stage-0.json")
+    lost = [client for client in members["validation"] + members["test"] if client in "efgh"]
+    assert lost and report["validation"]["untested"] + report["test"]["untested"] == len(lost)
+    assert {r["node"] for r in logged(tmp_path, "fault")} == {"south"}
+
+
+def test_too_few_nodes_end_the_run_with_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"2 of 3 nodes told what they hold .* start more nodes, or ask for fewer"):
+        run(grid(), tmp_path, terms=replace(TERMS, nodes=3))
+
+
+def test_a_node_with_other_examples_is_left_out(tmp_path):
+    there = grid()
+    other = scripted("x", "y", examples=EXAMPLES | {"facts": {"kind": "features", "classes": 5}})
+    there.nodes[3] = Node(other, {}, "odd")
+    run(there, tmp_path, terms=replace(TERMS, nodes=3))
+    fault = logged(tmp_path, "fault")[0]
+    assert fault["node"] == "odd" and "classes is 5 here and 4 there" in fault["reason"]
+    assert_steps(tmp_path, 3)
+
+
+def test_nobody_takes_over_anothers_clients(tmp_path):
+    there = grid()
+    there.nodes[3] = Node(scripted("a", "b", delta=100.0), {}, "thief")
+    run(there, tmp_path, terms=replace(TERMS, nodes=3))
+    fault = logged(tmp_path, "fault")[0]
+    assert fault["node"] == "thief" and "north has them already" in fault["reason"]
+    assert_steps(tmp_path, 3)
+
+
+def test_a_diverged_run_stops_with_its_round(tmp_path):
+    spoil = only_in(2, with_arrays(lambda array: np.full_like(array, np.nan)))
+    with pytest.raises(DivergedError, match="round 2"):
+        run(grid(north={"spoil": spoil}, south={"spoil": spoil}), tmp_path)
+
+
+def test_a_centralized_stage_is_refused(tmp_path):
+    plan = replace(PLAN, stages=(Centralized("all", Optimizer(), 2),))
+    with pytest.raises(UserError, match="devices keep their data"):
+        run(grid(), tmp_path, plan)
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [{}, EXAMPLES | {"x": "float32[999999999,999]"}, EXAMPLES | {"x": "nothing[3]"}, EXAMPLES | {"facts": 3}],
+)
+def test_a_node_cannot_say_just_anything_of_its_examples(examples):
+    record = RecordDict({wire.TOLD: wire._document({"ids": ["a"], "sizes": [[1, 1]], "examples": examples})})
+    with pytest.raises(UserError, match="does not say what its examples look like"):
+        wire.read_holding(record)
+
+
+def test_an_array_that_lies_about_its_size_takes_no_memory():
+    array = Array(np.zeros(3, np.float32))
+    array.data = array.data.replace(b"(3,), }" + b" " * 12, b"(3000000000000,), }")
+    with pytest.raises(UserError, match="should be"):
+        wire.from_arrays(ArrayRecord({"": array}), np.zeros(3, np.float32))
+
+
+# One device by itself.
+
+
+def own_clients(context: Context):
+    return tiny.federation()
+
+
+def ask(app: ClientApp, kind: str, experiment: Experiment = PLAN, params: Any = None, **order: Any) -> Message:
+    content = wire.order_record(wire.Order(to_json(experiment), **order), params)
+    there = InlineGrid({1: Node(app, {})})
+    message = Message(content, 1, kind)
+    there.push_messages([message])
+    return next(iter(there.pull_messages([message.metadata.message_id])))
+
+
+def model_params():
+    return as_model(tiny_model(), jnp.zeros((1, 3))).init(jax.random.key(3))
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_device_folds_its_clients_as_a_round_does(lanes):
+    stage = Stage("two", FedAvg(2, 0.1, 3), Optimizer(), 2, 3)
+    plan, params, federation = replace(PLAN, stages=(stage,)), model_params(), tiny.federation()
+    app = client_app(plan, own_clients, lanes=lanes)
+    reply = ask(app, MessageType.TRAIN, plan, params, round=4, seed=5, clients=("a", "c", "b"))
+    model = as_model(tiny_model(), jnp.zeros((1, 3)))
+    fold = jax.jit(folded(Classification(), model, stage.update))
+    cohort = Cohort(on_device(federation)(np.array([0, 1, 2])))
+    expected, _ = fold(params, cohort, round_key(seed_key(5), 4))
+    totals = wire.read_totals(reply.content, expected, most=20.0, clients=3)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), totals, expected)
+
+
+def refusal(reply: Message) -> str:
+    assert reply.has_error()
+    return str(reply.error.reason)
+
+
+def test_a_device_takes_part_in_its_own_experiment_alone():
+    other = replace(PLAN, stages=(replace(PLAN.stages[0], update=FedSGD(9.0)),))
+    app = client_app(PLAN, own_clients)
+    assert "other stages than the one of this node" in refusal(ask(app, MessageType.TRAIN, other, model_params()))
+
+
+def test_a_device_imports_nothing_that_its_owner_does_not_name():
+    plan = replace(PLAN, model=Imported("os:system"))
+    assert "names code in the module 'os'" in refusal(ask(client_app(None, own_clients), MessageType.QUERY, plan))
+
+
+def test_a_device_says_no_more_of_a_failure_than_it_must(capsys):
+    def broken(context: Context):
+        raise OSError("/home/patient/records.npz")
+
+    reason = refusal(ask(client_app(PLAN, broken), MessageType.QUERY))
+    assert reason == "its data cannot be loaded; the node's own log says why"
+    assert "/home/patient/records.npz" in capsys.readouterr().err
+
+
+def test_a_device_trains_no_client_it_does_not_hold():
+    reply = ask(client_app(PLAN, own_clients), MessageType.TRAIN, params=model_params(), clients=("nobody",))
+    assert refusal(reply) == "the client 'nobody' is not here"
+
+
+def test_what_a_device_says_of_its_clients_holds_no_example():
+    reply = ask(client_app(PLAN, own_clients), MessageType.QUERY)
+    holding = wire.read_holding(reply.content)
+    assert not reply.content.array_records and holding.ids == tuple("abcde")
+    assert holding.examples == EXAMPLES | {"x": "float64[3]"}
