@@ -26,6 +26,9 @@ from headstart.files import write_json
 from headstart.sampling import sample
 from headstart.values import to_json
 
+# Its processes want the cores to themselves, as far as the tests beside them allow.
+pytestmark = pytest.mark.xdist_group("flower")
+
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
 ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": PATHS, "JAX_ENABLE_X64": "1"}

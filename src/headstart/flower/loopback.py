@@ -41,7 +41,6 @@ class Loopback:
         self.folder, self.secure, self.port = folder.resolve(), secure, _free_port()
         self._database, self._more = database, dict(environment or {})
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._descendants: set[int] = set()
 
     def __enter__(self) -> Loopback:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +123,6 @@ class Loopback:
         """Send a signal to a process and all it has started, and wait for its end if it is SIGKILL."""
         process = self._processes.pop(name)
         children = _descendants({process.pid})
-        self._descendants |= children
         for pid in {process.pid, *children} if number == signal.SIGKILL else {process.pid}:
             _signal(pid, number)
         process.wait(END)
@@ -132,7 +130,7 @@ class Loopback:
     def running(self) -> set[int]:
         """The processes, and all that they have started."""
         roots = {process.pid for process in self._processes.values()}
-        return roots | self._descendants | _descendants(roots)
+        return roots | _descendants(roots)
 
     def end(self) -> None:
         """End all processes: politely, nodes first, and then by force."""
