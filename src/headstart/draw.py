@@ -102,7 +102,7 @@ def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None =
     mesh: the devices that share the work, as `lanes.all_devices` gives them: each gets the rows and its own clients.
         Processes of a cluster read the clients they train and no others, so that each draw brings its own rows.
     """
-    if federation.nbytes > limit or (mesh is not None and mesh.is_multi_process):
+    if (mesh is not None and mesh.is_multi_process) or federation.nbytes > limit:
         return Draw(federation, mesh, None)
     everyone = np.arange(len(federation))
     block = _place_block(Block(*federation.fetch(everyone)), mesh)
