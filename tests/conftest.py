@@ -4,7 +4,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -37,15 +38,13 @@ def float64() -> Iterator[None]:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Runs the command in an empty folder; returns its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def invoke(monkeypatch, capsys):
+    """Calls a program's main function with an argument list; returns its exit code, output and errors."""
 
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["headstart", *map(str, words)])
+    def call(main: Callable[[], object], *words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
         try:
-            cli.main()
+            main()
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
@@ -53,6 +52,14 @@ def command(monkeypatch, capsys, tmp_path):
         return code, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def command(invoke, monkeypatch, tmp_path):
+    """Runs the command in an empty folder; returns its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return partial(invoke, cli.main, "headstart")
 
 
 def pytest_unconfigure() -> None:

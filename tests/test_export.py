@@ -6,6 +6,7 @@ import hashlib
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +65,10 @@ def on_device(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def adapt(monkeypatch, capsys, tmp_path):
+def adapt(invoke, tmp_path):
     """Runs the program in this process; returns its exit code, output and errors."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(word) for word in (PROGRAM, *words, "--out", tmp_path / "adapted")])
-        try:
-            runpy.run_path(str(PROGRAM), run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    program = partial(runpy.run_path, str(PROGRAM), run_name="__main__")
+    return lambda *words: invoke(program, PROGRAM, *words, "--out", tmp_path / "adapted")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from headstart.checkpoint import read_arrays
 from headstart.draw import on_device
 from headstart.flower import Terms, client_app, serve, wire
 from headstart.flower.server import told
-from headstart.folder import read_json, read_records
+from headstart.folder import read_json
+from headstart.log import read_records
 from headstart.models import as_model
 from headstart.personalize import Curves, Personalization
 from headstart.recorded import read_runs

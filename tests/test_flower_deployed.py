@@ -36,7 +36,8 @@ from headstart import (
 )
 from headstart.checkpoint import read, read_arrays
 from headstart.flower.loopback import Loopback
-from headstart.folder import read_curves, read_json, read_records
+from headstart.folder import read_curves, read_json
+from headstart.log import read_records
 from headstart.prepare import Prepared, prepare
 from headstart.rounds import State, folded, round_key, seed_key, server_step
 from headstart.sampling import sample

@@ -14,7 +14,8 @@ import pytest
 import headstart
 from headstart import Centralized, Data, Optimizer, Reptile, UserError, load, run
 from headstart.checkpoint import read_arrays
-from headstart.folder import read_curves, read_json, read_records
+from headstart.folder import read_curves, read_json
+from headstart.log import read_records
 from headstart.trial import Options
 from headstart.values import to_json
 from small import experiment, federation_file, first_stage_only

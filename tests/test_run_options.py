@@ -11,7 +11,7 @@ from headstart import checkpoint
 from headstart.data import limited, split_examples
 from headstart.datasets import load
 from headstart.errors import UserError
-from headstart.folder import read_records
+from headstart.log import read_records
 from small import experiment, federation_file, first_stage_only
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from headstart import run
-from headstart.folder import read_records
+from headstart.log import read_records
 from headstart.tensorboard import also_events
 from small import experiment, federation_file
 

@@ -21,7 +21,8 @@ from headstart.data import Federation
 from headstart.datasets import load
 from headstart.flower import told
 from headstart.flower.loopback import Loopback
-from headstart.folder import read_json, read_records
+from headstart.folder import read_json
+from headstart.log import read_records
 from headstart.values import to_json
 
 HERE = Path(__file__).parent

@@ -27,7 +27,7 @@ from headstart.lanes import all_devices, device_count, over_clients
 from headstart.models import Model
 from headstart.personalize import Curves, Personalization, adapt_client, personalizer
 from headstart.prepare import build_model, check_fit
-from headstart.rounds import client_key
+from headstart.rounds import client_key, personal_key, seed_key
 from headstart.statistics import summarize
 from headstart.tasks import Task
 
@@ -60,12 +60,12 @@ def personalize_run(
     assert experiment.model is not None and experiment.task is not None
     model, task = build_model(experiment.model, federation, trusted=trusted), experiment.task
     check_fit(task, model, federation)
-    key = jax.random.key(report["seed"], impl="threefry2x32")
-    params = _params(model, params_path, key)
+    root = seed_key(report["seed"])
+    params = _params(model, params_path, root)
     units = chosen_length(experiment, report) if length is None else length
     recipe = replace(experiment.personalization, length=units)
     mesh = all_devices(devices)
-    draw, key = on_device(federation, mesh=mesh), jax.random.fold_in(key, 2)
+    draw, key = on_device(federation, mesh=mesh), personal_key(root)
     watch = personalizer(task, model, recipe, lanes=lanes, mesh=mesh)
     curves = watch(params, np.arange(len(federation)), draw, key, lambda done: progress(done, len(federation)))
     summary = summarize(curves, task, length=units)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,35 +11,24 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from headstart.cli_options import (
+    ClientColumn,
+    DataOptions,
+    Devices,
+    Features,
+    Imports,
+    Lanes,
+    Settings,
+    Source,
+    TargetColumn,
+    data_options,
+    numbers,
+    overrides,
+    trusted_modules,
+)
 from headstart.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
-
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting, e.g. stages.0.update.epochs=5.")
-]
-Source = Annotated[
-    str | None, typer.Option("--data", metavar="PATH|NAME", help="A file, or glyphs, emnist, shakespeare.")
-]
-ClientColumn = Annotated[
-    str | None, typer.Option("--client", metavar="COLUMN", help="The column with the client's id.")
-]
-TargetColumn = Annotated[str | None, typer.Option("--target", metavar="COLUMN", help="The column to predict.")]
-Features = Annotated[
-    str | None, typer.Option("--features", metavar="A,B", help="The input columns; default: the rest.")
-]
-DataOptions = Annotated[
-    list[str] | None,
-    typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the reader or generator, e.g. writers=500."),
-]
-Imports = Annotated[
-    list[str] | None, typer.Option("--import", metavar="MODULE", help="Let a saved experiment use code of this module.")
-]
-Lanes = Annotated[int, typer.Option(min=1, help="Clients side by side on each device; 1 is best on a CPU.")]
-Devices = Annotated[
-    int | None,
-    typer.Option(min=1, metavar="N", help="Devices that share the work; default: all cores of a CPU, or all GPUs."),
-]
 
 
 @app.callback()
@@ -100,12 +87,12 @@ def run(
 
     _join(coordinator, processes, process_id)
     prepare_devices(devices)
-    trusted = _trusted(imports, model)
+    trusted = trusted_modules(imports, model)
     loaded = load(
         experiment,
         data=data,
-        data_options=_data_options(client, target, features, data_option),
-        settings=_overrides(settings, seed, model),
+        data_options=data_options(client, target, features, data_option),
+        settings=overrides(settings, seed, model),
         trusted=trusted,
     )
     if experiment.endswith(".py"):
@@ -185,7 +172,7 @@ def personalize(
 
     prepare_devices(devices)
     console = Console()
-    options = _data_options(client, target, features, data_option)
+    options = data_options(client, target, features, data_option)
     with console.status("personalizing") as status:
         summary, task = personalize_run(
             run,
@@ -195,7 +182,7 @@ def personalize(
             length=epochs,
             lanes=lanes,
             devices=devices,
-            trusted=_trusted(imports, None),
+            trusted=trusted_modules(imports, None),
             progress=lambda done, of: status.update(f"personalizing clients, {of} in all"),
         )
     print_summary(console, summary, task.metrics)
@@ -216,7 +203,7 @@ def export(
     from headstart.export import export_run
 
     chosen = [name.strip() for name in platforms.split(",") if name.strip()]
-    sizes = export_run(run, out, platforms=chosen, trusted=_trusted(imports, None))
+    sizes = export_run(run, out, platforms=chosen, trusted=trusted_modules(imports, None))
     lines = [f"{out}/{name}: {size:,} bytes" for name, size in sizes.items()]
     Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
 
@@ -232,7 +219,7 @@ def report(
     from headstart.tables import print_rows, rows
 
     console = Console()
-    trusted = _trusted(imports, None)
+    trusted = trusted_modules(imports, None)
     page = write(runs, out, trusted=trusted)
     print_rows(console, rows(runs, trusted=trusted))
     console.print(f"The report: {page}", highlight=False, soft_wrap=True, markup=False)
@@ -255,7 +242,7 @@ def data(
     from headstart.overview import draw, print_overview
 
     console = Console()
-    federation = load(source, **_data_options(client, target, features, data_option))
+    federation = load(source, **data_options(client, target, features, data_option))
     print_overview(console, federation)
     path = draw(federation, picture or Path(f"{Path(federation.name).name}.png"))
     console.print(f"A picture: {path}", highlight=False, soft_wrap=True, markup=False)
@@ -284,15 +271,15 @@ def bench(
     from headstart.bench_table import print_report
     from headstart.files import write_json
 
-    names, numbers = [name.strip() for name in models.split(",")], _numbers(lanes)
-    check(names, cohort, numbers, seconds)
+    names, tried = [name.strip() for name in models.split(",")], numbers(lanes)
+    check(names, cohort, tried, seconds)
     prepare_devices(devices)
     console = Console()
     if json is not None and not json.exists():
         write_json(json, {})  # better now than after a minute, if it cannot be written
     with console.status("measuring") as status:
         report = measure(
-            names, cohort=cohort, lanes=numbers, devices=devices, seconds=seconds, tell=lambda text: status.update(text)
+            names, cohort=cohort, lanes=tried, devices=devices, seconds=seconds, tell=lambda text: status.update(text)
         )
     print_report(console, report)
     if json is not None:
@@ -338,79 +325,31 @@ def reproduce(
     console.print(f"The report: {page}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _numbers(text: str | None) -> list[int] | None:
-    try:
-        return None if text is None else [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--lanes {text!r} is no list of numbers; write it as 1,2,4") from None
-
-
-def _overrides(settings: list[str] | None, seed: int | None, model: str | None) -> list[str]:
-    """The settings, those with an option of their own first, so that --set can refine them."""
-    first = [] if seed is None else [f"seed={seed}"]
-    if model is not None:
-        first.append(f'model={{"type": "headstart.experiment.Imported", "path": "{model}", "options": {{}}}}')
-    return [*first, *(settings or [])]
-
-
-def _trusted(imports: list[str] | None, model: str | None) -> set[str]:
-    """The modules the command names; they are looked for in the current folder too."""
-    sys.path.append(os.getcwd())
-    return {*(imports or []), *([model.partition(":")[0]] if model and ":" in model else [])}
-
-
-def _data_options(
-    client: str | None, target: str | None, features: str | None, more: list[str] | None
-) -> dict[str, Any]:
-    from headstart.values import parse
-
-    options = {"client": client, "target": target, "features": features.split(",") if features else None}
-    for setting in more or []:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise UserError(f"--data-option {setting!r} has no value; write it as key=value, for instance writers=500")
-        options[key] = parse(text)
-    return {key: value for key, value in options.items() if value is not None}
-
-
 def prepare_devices(count: int | None) -> None:
-    """Use all cores, and keep compiled programs between commands unless the user's environment says otherwise."""
-    import jax
-
-    from headstart.datasets.cache import cache_root
+    """Use all cores, and keep compiled programs between commands."""
     from headstart.lanes import cores_as_devices
+    from headstart.programs import keep_programs
 
     cores_as_devices(count)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
+    keep_programs()
 
 
 def main() -> None:
     """Run the command; a user's mistake is one sentence and exit code 2."""
+    from headstart.supervise import is_child, leave
+
     try:
         app()
     except UserError as error:
         Console(stderr=True).print(
             f"headstart: {error}", style="bold red", highlight=False, soft_wrap=True, markup=False
         )
-        _exit(2)
+        leave(2)
     except KeyboardInterrupt:
-        _exit(130)
+        leave(130)
     except Exception:
-        from headstart.supervise import is_child
-
+        # Of a member of a cluster, which must not wait for the others before it says what went wrong.
         if not is_child():
             raise
         traceback.print_exc()
-        _exit(1)
-
-
-def _exit(status: int) -> None:
-    """Leave; a member of a cluster at once, since the usual way out waits for the others."""
-    from headstart.supervise import is_child
-
-    if is_child():
-        # What all have to say, all may say, before the first that leaves takes the others with it.
-        time.sleep(2)
-        os._exit(status)
-    sys.exit(status)
+        leave(1)

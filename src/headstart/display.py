@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from headstart.folder import Listener, Record
+from headstart.log import Listener, Record
 
 
 class Follower:

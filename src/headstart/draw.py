@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from headstart.data import Block, Client, Federation, Part, Tree, key_data
-from headstart.lanes import block_spec, on_mesh
+from headstart.lanes import block_spec, on_mesh, spans_processes
 
 ALIGNMENT = 64
 
@@ -102,7 +102,7 @@ def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None =
     mesh: the devices that share the work, as `lanes.all_devices` gives them: each gets the rows and its own clients.
         Processes of a cluster read the clients they train and no others, so that each draw brings its own rows.
     """
-    if (mesh is not None and mesh.is_multi_process) or federation.nbytes > limit:
+    if spans_processes(mesh) or federation.nbytes > limit:
         return Draw(federation, mesh, None)
     everyone = np.arange(len(federation))
     block = _place_block(Block(*federation.fetch(everyone)), mesh)
@@ -111,7 +111,7 @@ def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None =
 
 def _shares(clients: np.ndarray, mesh: Mesh | None) -> list[np.ndarray]:
     """The clients (int `[..., n]`) that each process trains, -1 in the places of others."""
-    if mesh is None or not mesh.is_multi_process:
+    if mesh is None or not spans_processes(mesh):
         return [clients]
     owners = [device.process_index for device in mesh.devices.flat]
     owner = np.repeat(owners, clients.shape[-1] // len(owners))
@@ -139,7 +139,7 @@ def _place(tree: Tree, mesh: Mesh | None, split: PartitionSpec) -> Tree:
 
 def _place_block(block: Block, mesh: Mesh | None) -> Block:
     """A block on the devices of this process, as `lanes.block_spec` says."""
-    if mesh is None or not mesh.is_multi_process:
+    if mesh is None or not spans_processes(mesh):
         return _place(block, mesh, PartitionSpec())
     sharding = NamedSharding(mesh, block_spec(mesh))
 

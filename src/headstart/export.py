@@ -44,7 +44,7 @@ from headstart.portable import (
     export_predict,
 )
 from headstart.prepare import build_model, check_fit
-from headstart.rounds import seed_key
+from headstart.rounds import personal_key, seed_key
 from headstart.tasks import Classification, NextCharacter, Task
 
 FORMAT = 1
@@ -197,7 +197,7 @@ def _recipe(source: Source) -> dict[str, Any]:
 
 def _key(seed: int) -> dict[str, Any]:
     """The key of a seed's personalization, and how a client's own words come from its id."""
-    words = np.asarray(jax.random.key_data(jax.random.fold_in(seed_key(seed), 2)))
+    words = np.asarray(jax.random.key_data(personal_key(seed_key(seed))))
     return {
         "seed": seed,
         "data": [int(word) for word in words],

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -26,16 +26,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from headstart import __version__
-from headstart.data import Federation
+from headstart import __version__, checkpoint
+from headstart.data import Federation, Tree
 from headstart.errors import UserError
 from headstart.experiment import Experiment
-from headstart.files import atomic, write_bytes, write_json
+from headstart.files import atomic, write_json
+from headstart.log import Record
 from headstart.personalize import Curves
 from headstart.values import to_json
-
-Record = dict[str, Any]
-Listener = Callable[[Record], None]
 
 
 @contextmanager
@@ -112,50 +110,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-class Log:
-    """`metrics.jsonl`: a record per line. Every record is also handed to a listener.
-
-    path: None writes nothing, as in those processes of a cluster that only listen.
-    """
-
-    def __init__(self, path: Path | None, listen: Listener, seed: int) -> None:
-        self._path, self._listen, self._seed = path, listen, seed
-
-    def cut(self, done: int | None) -> list[Record]:
-        """Keep the records up to round `done` (None: none), as they were when that round was saved; returns them."""
-        kept = [] if done is None else [r for r in self.records() if r["round"] <= done]
-        if self._path is not None:
-            write_bytes(self._path, b"".join(_line(record) for record in kept))
-        return kept
-
-    def records(self) -> list[Record]:
-        """What is written so far."""
-        return [] if self._path is None else read_records(self._path)
-
-    def __call__(self, record: Record) -> None:
-        """Write a record and tell the listener."""
-        record = {**record, "seed": self._seed}
-        try:
-            if self._path is not None:
-                with self._path.open("ab") as file:
-                    file.write(_line(record))
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self._path}: {error.strerror}; make room, then repeat the command"
-            ) from error
-        self._listen(record)
-
-
-def _line(record: Record) -> bytes:
-    return (json.dumps(record) + "\n").encode()
-
-
-def read_records(path: Path) -> list[Record]:
-    """The whole records of a log; a half-written last line is passed over."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
 def write_samples(
     out: Path, federation: Federation, clients: np.ndarray, *, count: int = 6, examples: int = 16
 ) -> None:
@@ -175,6 +129,15 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """An .npz file, atomically."""
     with atomic(path) as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def write_stage(
+    folder: Path, number: int, params: Tree, report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """The end of a stage in the folder of a seed; the report comes last, and says that all of it is there."""
+    checkpoint.write(folder / f"stage-{number}.safetensors", params, {"round": report["round"]})
+    write_arrays(folder / f"stage-{number}.npz", arrays)
+    write_json(folder / f"stage-{number}.json", report)
 
 
 def curve_arrays(group: str, federation: Federation, curves: Curves) -> dict[str, np.ndarray]:

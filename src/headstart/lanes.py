@@ -69,6 +69,11 @@ def device_count(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.size
 
 
+def spans_processes(mesh: Mesh | None) -> bool:
+    """Whether the devices belong to several processes of a cluster."""
+    return mesh is not None and mesh.is_multi_process
+
+
 def replicated(tree: Tree, mesh: Mesh | None) -> Tree:
     """The tree whole on every device of the mesh; without one, on the first device of this process."""
     return jax.device_put(tree, jax.local_devices()[0]) if mesh is None else on_mesh(tree, mesh, P())
@@ -77,7 +82,7 @@ def replicated(tree: Tree, mesh: Mesh | None) -> Tree:
 def on_mesh(tree: Tree, mesh: Mesh, spec: P) -> Tree:
     """Arrays that every process has, on the devices of the mesh: whole on each or split among them along an axis."""
     sharding = NamedSharding(mesh, spec)
-    if not mesh.is_multi_process:
+    if not spans_processes(mesh):
         return jax.device_put(tree, sharding)
 
     def place(leaf: Any) -> jax.Array:
@@ -89,7 +94,7 @@ def on_mesh(tree: Tree, mesh: Mesh, spec: P) -> Tree:
 
 def block_spec(mesh: Mesh) -> P:
     """How a block lies on the devices: whole on each; in a cluster every process has a block of its own clients."""
-    return P("clients") if mesh.is_multi_process else P()
+    return P("clients") if spans_processes(mesh) else P()
 
 
 def deal(clients: np.ndarray, sizes: np.ndarray, *, lanes: int = 1, mesh: Mesh | None = None) -> np.ndarray:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from headstart.data import Array, Client, Examples, Federation, Tree
 from headstart.draw import Draw, on_device
-from headstart.lanes import deal, device_count, over_clients, replicated
+from headstart.lanes import deal, device_count, over_clients, replicated, spans_processes
 from headstart.local import Descent, Progress, batches_per_epoch
 from headstart.models import Model
 from headstart.optimizers import Optimizer
@@ -87,7 +87,7 @@ def personalizer(
     at_once = clients_at_once or max(32, 4 * lanes * device_count(mesh))
 
     # Every process of a cluster wants all results; a single one takes them from where they are.
-    everywhere = NamedSharding(mesh, PartitionSpec()) if mesh is not None and mesh.is_multi_process else None
+    everywhere = NamedSharding(mesh, PartitionSpec()) if mesh is not None and spans_processes(mesh) else None
 
     @partial(jax.jit, out_shardings=everywhere)
     def watch_all(params: Tree, adapt: Client, test: Client, key: Array) -> Tree:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headstart.errors import UserError
-from headstart.folder import Record, read_curves, read_json, read_records, seed_folders
+from headstart.folder import read_curves, read_json, seed_folders
+from headstart.log import Record, read_records
 from headstart.personalize import Curves
 from headstart.statistics import bootstrap
 from headstart.tasks import Metric, Task

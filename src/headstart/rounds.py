@@ -172,9 +172,19 @@ def seed_key(seed: int) -> Array:
     return jax.random.key(seed, impl="threefry2x32")
 
 
+def initial_key(root: Array) -> Array:
+    """The key the parameters are initialized with, from the key of the seed."""
+    return jax.random.fold_in(root, 0)
+
+
 def round_key(root: Array, number: Array | int) -> Array:
     """The key of a round, from the key of the seed."""
     return jax.random.fold_in(jax.random.fold_in(root, 1), number)
+
+
+def personal_key(root: Array) -> Array:
+    """The key of personalization, from the key of the seed."""
+    return jax.random.fold_in(root, 2)
 
 
 def client_key(key: Array, client: Client) -> Array:

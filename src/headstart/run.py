@@ -19,13 +19,13 @@ from headstart import __version__, checkpoint, cluster
 from headstart.draw import on_device
 from headstart.errors import UserError
 from headstart.experiment import Centralized, Experiment
-from headstart.files import write_json
-from headstart.folder import Listener, Log, claimed, curve_arrays, write_arrays, write_samples
+from headstart.folder import claimed, curve_arrays, write_samples, write_stage
 from headstart.interrupt import Interrupt
 from headstart.lanes import all_devices
+from headstart.log import Listener, Log
 from headstart.personalize import Personalization, Personalizer, choose_length, personalizer
 from headstart.prepare import Prepared, prepare
-from headstart.rounds import seed_key, several
+from headstart.rounds import initial_key, seed_key, several
 from headstart.statistics import summarize
 from headstart.train import train
 from headstart.trial import (
@@ -165,7 +165,7 @@ def _run_seed(session: Session, folder: Path, seed: int) -> bool:
 def _start(trial: Trial) -> Place:
     """The newest saved place, or the beginning."""
     listen, algorithms = trial.session.listen, trial.session.algorithms
-    params = trial.session.prepared.model.init(jax.random.fold_in(trial.key, 0))
+    params = trial.session.prepared.model.init(initial_key(trial.key))
     expected = {number: jax.eval_shape(algorithm.init, params) for number, algorithm in enumerate(algorithms)}
     saved = _saved(trial, expected)
     if saved is None:
@@ -214,6 +214,4 @@ def _finish_stage(trial: Trial, place: Place) -> None:
     trial.session.listen({"event": "stage", **report})
     if not cluster.is_first():
         return
-    checkpoint.write(trial.folder / f"stage-{place.stage}.safetensors", place.state.params, {"round": place.round})
-    write_arrays(trial.folder / f"stage-{place.stage}.npz", arrays)
-    write_json(trial.folder / f"stage-{place.stage}.json", report)
+    write_stage(trial.folder, place.stage, place.state.params, report, arrays)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, NoReturn
 
 from headstart.cluster import LOST
 
@@ -38,6 +38,15 @@ def follow_parent() -> None:
         os._exit(LOST)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process; a member of a cluster at once, since the usual way out waits for the others."""
+    if is_child():
+        # What all have to say, all may say, before the first that leaves takes the others with it.
+        time.sleep(2)
+        os._exit(status)
+    sys.exit(status)
 
 
 def supervise(arguments: Sequence[str]) -> int:

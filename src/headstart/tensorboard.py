@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.errors import UserError
-from headstart.folder import Listener, Record
+from headstart.log import Listener, Record
 
 
 @contextmanager

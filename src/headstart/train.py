@@ -10,7 +10,7 @@ from headstart import cluster
 from headstart.experiment import Centralized, Experiment, Stage
 from headstart.lanes import replicated
 from headstart.sampling import Cohorts, cohorts
-from headstart.trial import Place, Session, Trial, evaluate, record_round, save, tell_interrupted
+from headstart.trial import Place, Session, Trial, evaluate, reached, record_round, save, tell_interrupted
 
 # One call of the compiled program trains at most so many rounds, for about so long: then Ctrl-C is heard.
 CALL_ROUNDS = 32
@@ -19,7 +19,7 @@ CALL_SECONDS = 0.5
 
 def train(trial: Trial, place: Place) -> Place | None:
     """The rounds that are left of a stage; None if interrupted, with everything saved."""
-    session, experiment = trial.session, trial.session.prepared.experiment
+    session, (experiment, task, *_) = trial.session, trial.session.prepared
     stage = experiment.stages[place.stage]
     first = sum(earlier.rounds for earlier in experiment.stages[: place.stage]) + 1
     last, room = first + stage.rounds - 1, _room(session, stage)
@@ -27,7 +27,7 @@ def train(trial: Trial, place: Place) -> Place | None:
     program, saved, pace = session.programs[place.stage], time.monotonic(), 1
     # The pool of a datacenter is walked by one device.
     place = place._replace(state=replicated(place.state, session.draw.mesh if isinstance(stage, Stage) else None))
-    done = stage.until is not None and _reached(trial, stage, _told(trial, place))
+    done = stage.until is not None and _reached(trial, stage, trial.log.evaluated(task, place.round))
     count = 0 if done else min(1, last - place.round)
     drawn = draw(place.round + 1, count, room) if count else None
     while drawn is not None:
@@ -57,19 +57,8 @@ def train(trial: Trial, place: Place) -> Place | None:
 
 
 def _reached(trial: Trial, stage: Stage | Centralized, value: float | None) -> bool:
-    """Whether a stage with a target has come to it."""
-    value = None if stage.until is None else cluster.told(value)
-    if stage.until is None or value is None:
-        return False
-    better = trial.session.prepared.task.metrics[0].higher_is_better
-    return value >= stage.until if better else value <= stage.until
-
-
-def _told(trial: Trial, place: Place) -> float | None:
-    """What the log says of the initial model of this round."""
-    name = trial.session.prepared.task.metrics[0].name
-    told = [r for r in trial.log.records() if r["event"] == "evaluation" and r["round"] == place.round]
-    return told[-1]["validation"][name][0] if told else None
+    """Whether a stage with a target has come to it, as process 0 sees it."""
+    return stage.until is not None and reached(trial.session.prepared.task, stage, cluster.told(value))
 
 
 def _cohorts(trial: Trial, stage: Stage | Centralized, first: int) -> Cohorts:

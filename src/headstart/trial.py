@@ -14,12 +14,12 @@ from headstart import checkpoint, cluster
 from headstart.draw import Draw
 from headstart.errors import UserError
 from headstart.experiment import Centralized, Stage
-from headstart.folder import Listener, Log
 from headstart.interrupt import Interrupt
-from headstart.personalize import Curves, Personalizer, mean_over_clients
+from headstart.log import Listener, Log, evaluation_record, round_record
+from headstart.personalize import Curves, Personalizer
 from headstart.prepare import Prepared
-from headstart.rounds import Algorithm, Info, Rounds, State
-from headstart.tasks import Sums, Task
+from headstart.rounds import Algorithm, Info, Rounds, State, personal_key
+from headstart.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -99,27 +99,7 @@ def record_round(trial: Trial, stage: str, number: int, info: Info, seconds: flo
             f"training diverged in stage {stage!r}, round {number} of seed {trial.seed}: the parameters are"
             " no longer finite; lower the learning rates of the stage (client or server)"
         )
-    trial.log(
-        {
-            "event": "round",
-            "round": number,
-            "stage": stage,
-            "training": means(trial.session.prepared.task, info.metrics),
-            "items": float(next(iter(info.metrics.values()))[1]),
-            "clients": int(info.clients),
-            "dropped": int(info.dropped),
-            "seconds": seconds,
-        }
-    )
-
-
-def means(task: Task, sums: Sums) -> dict[str, float | None]:
-    """What is reported of summed metrics; None where nothing was counted."""
-    report = {}
-    for metric in task.metrics:
-        total, count = sums[metric.name]
-        report[metric.name] = float(metric.finish(total / count)) if count > 0 else None
-    return report
+    trial.log(round_record(trial.session.prepared.task, stage, number, info, seconds))
 
 
 def evaluate(trial: Trial, place: Place) -> float | None:
@@ -133,21 +113,16 @@ def evaluate(trial: Trial, place: Place) -> float | None:
         return None
     began, stage = time.perf_counter(), prepared.experiment.stages[place.stage]
     curves = watch(trial, place, "validation", clients, personalized=stage.until is None)
-    metrics = prepared.task.metrics
-    summary = {metric.name: mean_over_clients(curves, metric).tolist() for metric in metrics}
-    values = curves.means(metrics[0])[curves.metrics[metrics[0].name][1] > 0]
-    trial.log(
-        {
-            "event": "evaluation",
-            "round": place.round,
-            "stage": stage.name,
-            "validation": summary,
-            "clients": len(clients),
-            "clients_values": [[float(f"{value:.6g}") for value in row] for row in values],
-            "seconds": time.perf_counter() - began,
-        }
-    )
-    return summary[metrics[0].name][0]
+    record = evaluation_record(prepared.task, stage.name, place.round, curves, time.perf_counter() - began)
+    trial.log(record)
+    return record["validation"][prepared.task.metrics[0].name][0]
+
+
+def reached(task: Task, stage: Stage | Centralized, value: float | None) -> bool:
+    """Whether a stage with a target has come to it, by the initial model's first metric on validation clients."""
+    if stage.until is None or value is None:
+        return False
+    return value >= stage.until if task.metrics[0].higher_is_better else value <= stage.until
 
 
 def watched(prepared: Prepared) -> np.ndarray:
@@ -192,7 +167,7 @@ def watch(
             raise InterruptedRunError
 
     look = session.watch if personalized else session.measure
-    return look(place.state.params, clients, session.draw, jax.random.fold_in(trial.key, 2), progress)
+    return look(place.state.params, clients, session.draw, personal_key(trial.key), progress)
 
 
 def save(trial: Trial, place: Place) -> None:

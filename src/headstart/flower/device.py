@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -19,7 +18,6 @@ from flwr.clientapp.typing import Mod
 
 from headstart.data import Federation, Tree, limited
 from headstart.datasets import load
-from headstart.datasets.cache import cache_root
 from headstart.draw import on_device
 from headstart.errors import UserError
 from headstart.experiment import Experiment, Stage, read
@@ -28,7 +26,8 @@ from headstart.flower.wire import Order
 from headstart.models import Model
 from headstart.personalize import personalizer
 from headstart.prepare import build_model, check_fit, check_ranges, suited
-from headstart.rounds import Cohort, Totals, folded, no_totals, round_key, seed_key
+from headstart.programs import keep_programs
+from headstart.rounds import Cohort, Totals, folded, no_totals, personal_key, round_key, seed_key
 from headstart.tasks import Task, add
 from headstart.updates import Reply
 from headstart.values import to_json
@@ -91,7 +90,7 @@ class Device:
         setting = self._setting(order, context)
         recipe = replace(setting.experiment.personalization, length=order.length)
         watch = personalizer(setting.task, setting.model, recipe, lanes=self.lanes)
-        clients, key = _places(setting.federation, order.clients), jax.random.fold_in(seed_key(order.seed), 2)
+        clients, key = _places(setting.federation, order.clients), personal_key(seed_key(order.seed))
         curves = watch(_params(setting.model, content), clients, on_device(setting.federation), key)
         return wire.curves_record(curves)
 
@@ -163,7 +162,9 @@ Work = Callable[[Order, RecordDict, Context], RecordDict]
 
 def _answer(work: Work, message: Message, context: Context) -> Message:
     """The reply to a message; an error says no more than it must."""
+    # Each message has a process of its own, so even what compiles quickly is worth keeping.
     keep_programs()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
         order = wire.read_order(message.content)
         with jax.enable_x64(order.x64):
@@ -174,13 +175,6 @@ def _answer(work: Work, message: Message, context: Context) -> Message:
     except Exception as error:
         _log(error)
         return Message(Error(FAILED, f"{type(error).__name__}; the node's own log says more"), reply_to=message)
-
-
-def keep_programs() -> None:
-    """Keep compiled programs between messages, each of which has a process of its own."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _log(error: Exception) -> None:

@@ -10,15 +10,14 @@ import jax
 import numpy as np
 from flwr.app import MessageType
 
-from headstart import checkpoint
 from headstart.errors import UserError
-from headstart.files import write_json
 from headstart.flower import wire
 from headstart.flower.exchange import exchange
 from headstart.flower.roster import AGAIN, Fault, of_clients
 from headstart.flower.service import Crew, Service, look
-from headstart.folder import curve_arrays, write_arrays
-from headstart.personalize import Curves, choose_length, mean_over_clients
+from headstart.folder import curve_arrays, write_stage
+from headstart.log import evaluation_record
+from headstart.personalize import Curves, choose_length
 from headstart.statistics import summarize
 from headstart.trial import Place, choosing, watched
 
@@ -32,19 +31,7 @@ def evaluate(service: Service, crew: Crew, place: Place) -> Crew:
     began = time.monotonic()
     length = prepared.experiment.personalization.length if stage.until is None else 0
     crew, curves = measured(service, crew, place, clients, length)
-    metrics = prepared.task.metrics
-    tested = curves.metrics[metrics[0].name][1] > 0
-    service.log(
-        {
-            "event": "evaluation",
-            "round": place.round,
-            "stage": stage.name,
-            "validation": {metric.name: mean_over_clients(curves, metric).tolist() for metric in metrics},
-            "clients": int(tested.sum()),
-            "clients_values": [[float(f"{v:.6g}") for v in row] for row in curves.means(metrics[0])[tested]],
-            "seconds": time.monotonic() - began,
-        }
-    )
+    service.log(evaluation_record(prepared.task, stage.name, place.round, curves, time.monotonic() - began))
     return crew
 
 
@@ -66,9 +53,7 @@ def finish(service: Service, crew: Crew, place: Place) -> Crew:
             length = choose_length(curves, prepared.task)
         arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
         report[group] = summarize(curves, prepared.task, length=length)
-    checkpoint.write(service.folder / f"stage-{place.stage}.safetensors", place.state.params, {"round": place.round})
-    write_arrays(service.folder / f"stage-{place.stage}.npz", arrays)
-    write_json(service.folder / f"stage-{place.stage}.json", report)
+    write_stage(service.folder, place.stage, place.state.params, report, arrays)
     service.listen({"event": "stage", **report})
     return crew
 

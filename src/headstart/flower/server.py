@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from headstart import checkpoint
 from headstart.data import Split, split_clients
 from headstart.errors import UserError
-from headstart.experiment import Centralized, Data, Experiment, Stage
+from headstart.experiment import Centralized, Data, Experiment
 from headstart.files import write_json
 from headstart.flower import wire
 from headstart.flower.exchange import POLL
@@ -27,10 +27,11 @@ from headstart.flower.roster import Fault, Roster, meet, settle
 from headstart.flower.service import Crew, Service, Terms
 from headstart.flower.training import train_round
 from headstart.flower.wire import Order
-from headstart.folder import Listener, Log, claimed, read_json
+from headstart.folder import claimed, read_json
+from headstart.log import Listener, Log
 from headstart.prepare import Prepared, build_model, check_fit, check_ranges, suited
-from headstart.rounds import seed_key
-from headstart.trial import Place
+from headstart.rounds import initial_key, seed_key
+from headstart.trial import Place, reached
 from headstart.values import to_json
 
 
@@ -177,7 +178,7 @@ def _start(service: Service) -> Place:
     """The newest saved place, or the beginning."""
     prepared = service.prepared
     algorithms = [stage.algorithm(prepared.task, prepared.model) for stage in prepared.experiment.stages]
-    params = prepared.model.init(jax.random.fold_in(seed_key(service.seed), 0))
+    params = prepared.model.init(initial_key(seed_key(service.seed)))
     expected = {number: jax.eval_shape(algorithm.init, params) for number, algorithm in enumerate(algorithms)}
     saved, complaints = checkpoint.read_newest(service.folder / "checkpoints", expected)
     for complaint in complaints:
@@ -207,22 +208,17 @@ def _run(service: Service, crew: Crew, place: Place) -> None:
 
 def _train(service: Service, crew: Crew, place: Place) -> tuple[Crew, Place]:
     """The rounds that are left of a stage, each saved."""
-    experiment = service.prepared.experiment
+    experiment, task = service.prepared.experiment, service.prepared.task
     stage = experiment.stages[place.stage]
     last = sum(earlier.rounds for earlier in experiment.stages[: place.stage + 1])
     every = experiment.evaluate_every or last
+    value = service.log.evaluated(task, place.round)
     while True:
-        if (place.round % every == 0 or place.round == last) and service.evaluated(place.round) is None:
+        if (place.round % every == 0 or place.round == last) and value is None:
             crew = evaluate(service, crew, place)
-        value = service.evaluated(place.round)
-        if place.round >= last or (value is not None and _reached(service, stage, value)):
+            value = service.log.evaluated(task, place.round)
+        if place.round >= last or reached(task, stage, value):
             return crew, place
-        crew, place = train_round(service, crew, place)
+        (crew, place), value = train_round(service, crew, place), None
         about = {"round": place.round, "stage": place.stage}
         checkpoint.write_round(service.folder / "checkpoints", place.state, about)
-
-
-def _reached(service: Service, stage: Stage | Centralized, value: float) -> bool:
-    if stage.until is None:
-        return False
-    return value >= stage.until if service.prepared.task.metrics[0].higher_is_better else value <= stage.until

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from headstart.files import write_json
 from headstart.flower.roster import Fault, Roster, meet
 from headstart.flower.wire import Order
-from headstart.folder import Listener, Log
+from headstart.log import Listener, Log
 from headstart.prepare import Prepared
 from headstart.trial import Place
 
@@ -48,12 +48,6 @@ class Service(NamedTuple):
     def seed(self) -> int:
         """Of the run."""
         return self.order.seed
-
-    def evaluated(self, number: int) -> float | None:
-        """What the log says of the initial model after this round: its first metric on validation clients."""
-        name = self.prepared.task.metrics[0].name
-        told = [r for r in self.log.records() if r["event"] == "evaluation" and r["round"] == number]
-        return told[-1]["validation"][name][0] if told else None
 
     def report(self, fault: Fault, place: Place) -> None:
         """Log what went wrong, and where the run was then."""

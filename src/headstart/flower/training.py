@@ -16,10 +16,11 @@ from headstart.flower import wire
 from headstart.flower.exchange import POLL, Answer, exchange, in_order
 from headstart.flower.roster import AGAIN, Fault, Site, of_clients
 from headstart.flower.service import Crew, Service, look
+from headstart.log import round_record
 from headstart.rounds import Info, Totals, no_totals, server_step
 from headstart.sampling import sample
 from headstart.tasks import add
-from headstart.trial import DivergedError, Place, means
+from headstart.trial import DivergedError, Place
 
 
 class Asked(NamedTuple):
@@ -119,21 +120,9 @@ def _examples(site: Site, ids: tuple[str, ...]) -> float:
 
 
 def _record(service: Service, stage: Stage, number: int, asked: Asked, info: Info, seconds: float) -> None:
-    service.log(
-        {
-            "event": "round",
-            "round": number,
-            "stage": stage.name,
-            "training": means(service.prepared.task, info.metrics),
-            "items": float(next(iter(info.metrics.values()))[1]),
-            "clients": int(info.clients),
-            "dropped": asked.refused,
-            "missing": asked.missing,
-            "sent_bytes": asked.sent,
-            "received_bytes": asked.received,
-            "seconds": seconds,
-        }
-    )
+    record = round_record(service.prepared.task, stage.name, number, info, seconds)
+    lost = {"dropped": asked.refused, "missing": asked.missing}
+    service.log({**record, **lost, "sent_bytes": asked.sent, "received_bytes": asked.received})
 
 
 def _diverged(stage: Stage, number: int) -> str:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from headstart.checkpoint import named
 from headstart.data import Federation, Tree
 from headstart.errors import UserError
 from headstart.personalize import Curves
@@ -165,7 +166,7 @@ def read_curves(content: RecordDict, metrics: Sequence[Metric], *, clients: int,
 
 def to_arrays(tree: Tree) -> ArrayRecord:
     """A tree of arrays, each named by its path."""
-    return ArrayRecord({name: Array(np.asarray(leaf)) for name, leaf in _named(tree).items()})
+    return ArrayRecord({name: Array(np.asarray(leaf)) for name, leaf in named(tree)})
 
 
 def from_arrays(record: ArrayRecord, like: Tree) -> Tree:
@@ -176,7 +177,7 @@ def from_arrays(record: ArrayRecord, like: Tree) -> Tree:
     Raises:
         UserError: if names, shapes or dtypes differ.
     """
-    expected = _named(like)
+    expected = dict(named(like))
     if set(record) != set(expected):
         other = sorted(set(record) ^ set(expected))[0]
         raise UserError(f"its arrays are not those of the model: {other} is missing or too many")
@@ -201,10 +202,6 @@ def _array(name: str, array: Array, like: Any) -> np.ndarray:
         return array.numpy()
     except (ValueError, TypeError, EOFError) as error:
         raise UserError(f"{name} is no array") from error
-
-
-def _named(tree: Tree) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def _arrays(content: RecordDict, name: str) -> ArrayRecord:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 
 from headstart import checkpoint
@@ -27,7 +26,7 @@ from headstart.experiments.paper.pseudo_gradients import Local, Measured, measur
 from headstart.experiments.paper.runner import Runs
 from headstart.experiments.paper.study import Claim, Evidence, Setting, Study
 from headstart.prepare import Prepared
-from headstart.rounds import seed_key
+from headstart.rounds import initial_key, seed_key
 from headstart.verdicts import LEAST_SEEDS, Decision, decide, t_interval
 
 COHORT = 20
@@ -94,7 +93,7 @@ def _cohorts(prepared: Prepared, count: int) -> tuple[list[Client], np.ndarray]:
 
 def _params(runs: Runs, prepared: Prepared, experiment: Experiment | None, seed: int) -> Tree:
     """The model at the end of a run; of none, the untrained one that all runs of this seed start from."""
-    untrained = prepared.model.init(jax.random.fold_in(seed_key(seed), 0))
+    untrained = prepared.model.init(initial_key(seed_key(seed)))
     if experiment is None:
         return untrained
     return checkpoint.read(runs.ended(experiment, seed), untrained).tree

@@ -22,7 +22,7 @@ from headstart.data import Array, Client, Tree
 from headstart.lanes import over_clients
 from headstart.local import Descent, batch, step_keys
 from headstart.models import Model
-from headstart.rounds import client_key, round_key
+from headstart.rounds import client_key, round_key, seed_key
 from headstart.tasks import Task, add
 from headstart.updates import FOMAML, MAML, ClientUpdate, FedSGD, Reptile
 
@@ -257,4 +257,4 @@ def measure(
 
 def _key(repetition: int) -> Array:
     """Of a round that is never trained: rounds are counted from 1."""
-    return round_key(jax.random.key(repetition, impl="threefry2x32"), 0)
+    return round_key(seed_key(repetition), 0)

@@ -24,7 +24,8 @@ from headstart.experiment import Experiment
 from headstart.experiments.paper.pool import Job, run_jobs
 from headstart.experiments.paper.study import Choice, Result, Setting
 from headstart.files import write_json
-from headstart.folder import read_curves, read_json, read_records
+from headstart.folder import read_curves, read_json
+from headstart.log import read_records
 from headstart.prepare import Prepared, prepare
 from headstart.trial import DivergedError
 from headstart.values import to_json

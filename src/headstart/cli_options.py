@@ -1,0 +1,74 @@
+"""Options that several commands share, and what their words mean."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from headstart.errors import UserError
+
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting, e.g. stages.0.update.epochs=5.")
+]
+Source = Annotated[
+    str | None, typer.Option("--data", metavar="PATH|NAME", help="A file, or glyphs, emnist, shakespeare.")
+]
+ClientColumn = Annotated[
+    str | None, typer.Option("--client", metavar="COLUMN", help="The column with the client's id.")
+]
+TargetColumn = Annotated[str | None, typer.Option("--target", metavar="COLUMN", help="The column to predict.")]
+Features = Annotated[
+    str | None, typer.Option("--features", metavar="A,B", help="The input columns; default: the rest.")
+]
+DataOptions = Annotated[
+    list[str] | None,
+    typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the reader or generator, e.g. writers=500."),
+]
+Imports = Annotated[
+    list[str] | None, typer.Option("--import", metavar="MODULE", help="Let a saved experiment use code of this module.")
+]
+Lanes = Annotated[int, typer.Option(min=1, help="Clients side by side on each device; 1 is best on a CPU.")]
+Devices = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Devices that share the work; default: all cores of a CPU, or all GPUs."),
+]
+
+
+def numbers(text: str | None) -> list[int] | None:
+    """Of `--lanes 1,2,4`."""
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--lanes {text!r} is no list of numbers; write it as 1,2,4") from None
+
+
+def overrides(settings: list[str] | None, seed: int | None, model: str | None) -> list[str]:
+    """The settings, those with an option of their own first, so that --set can refine them."""
+    first = [] if seed is None else [f"seed={seed}"]
+    if model is not None:
+        first.append(f'model={{"type": "headstart.experiment.Imported", "path": "{model}", "options": {{}}}}')
+    return [*first, *(settings or [])]
+
+
+def trusted_modules(imports: list[str] | None, model: str | None) -> set[str]:
+    """The modules the command names; they are looked for in the current folder too."""
+    sys.path.append(os.getcwd())
+    return {*(imports or []), *([model.partition(":")[0]] if model and ":" in model else [])}
+
+
+def data_options(
+    client: str | None, target: str | None, features: str | None, more: list[str] | None
+) -> dict[str, Any]:
+    """What the data's reader or generator is told."""
+    from headstart.values import parse
+
+    options = {"client": client, "target": target, "features": features.split(",") if features else None}
+    for setting in more or []:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--data-option {setting!r} has no value; write it as key=value, for instance writers=500")
+        options[key] = parse(text)
+    return {key: value for key, value in options.items() if value is not None}
