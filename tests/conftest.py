@@ -62,6 +62,11 @@ def command(invoke, monkeypatch, tmp_path):
     return partial(invoke, cli.main, "headstart")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start processes, file by file on one worker, come first: they take longest, much of it in waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 def pytest_unconfigure() -> None:
     """Leave nothing behind."""
     if OWN_CACHE:

@@ -27,7 +27,7 @@ from headstart.sampling import sample
 from headstart.values import to_json
 
 # Its processes want the cores to themselves, as far as the tests beside them allow.
-pytestmark = pytest.mark.xdist_group("flower")
+pytestmark = pytest.mark.xdist_group("cluster")
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
