@@ -54,7 +54,7 @@ def trained(update, read: list[int]) -> np.ndarray:
     algorithm = federated(Classification(), tiny.SOFTMAX, update, optax.sgd(1.0, momentum=0.9), mesh=mesh)
     stage = Stage("stage", update, Optimizer("sgd", 1.0), ROUNDS, 5)
     draw = on_device(federation, mesh=mesh)
-    cohort = cohorts(stage, np.arange(len(SIZES)), draw, seed=0, first_round=1)(1, ROUNDS, ROUNDS)
+    cohort = cohorts(stage, np.arange(len(SIZES)), draw, seed=0, first_round=1)(1, ROUNDS, ROUNDS).cohort
     key = jax.random.key(3, impl="threefry2x32")
     state, _ = several(algorithm)(replicated(algorithm.init(tiny.theta()), mesh), cohort, key, 1, ROUNDS)
     return np.asarray(state.params["theta"])

@@ -10,11 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-import reference
 import tiny
 from headstart.data import from_arrays
 from headstart.draw import on_device
-from headstart.local import Descent, batches_per_epoch, mean_loss
+from headstart.local import Descent, mean_loss
 from headstart.models import as_model
 from headstart.rounds import Cohort, client_key, federated
 from headstart.tasks import Classification, Regression
@@ -22,133 +21,7 @@ from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reply, Reptile
 
 RATE, STEPS, BATCH = 0.2, 3, 3
 TASK, MODEL = Classification(), tiny.SOFTMAX
-PROBLEM = reference.softmax_regression(tiny.FEATURES, tiny.CLASSES)
 KEY = jax.random.key(11)
-EVERYONE = np.array([0, 1, 2, 4])
-
-
-@dataclass(frozen=True)
-class FedProx:
-    """FedAvg on the local loss plus μ/2 ‖θ_j - θ‖² (Li et al. 2020)."""
-
-    mu: float
-    epochs: int = 1
-    learning_rate: float = RATE
-    batch_size: int = BATCH
-
-    def __call__(self, task, model, broadcast, client, memory, key):
-        def adjust(gradient, params):
-            return jax.tree.map(lambda g, p, start: g + self.mu * (p - start), gradient, params, broadcast)
-
-        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, adjust=adjust)
-        steps = self.epochs * batches_per_epoch(client, self.batch_size)
-        end = descent.run(descent.begin(broadcast), client, key, steps=steps)
-        delta = jax.tree.map(jnp.subtract, broadcast, end.params)
-        return Reply(delta, client.size.astype(jnp.float32), end.metrics)
-
-
-@dataclass(frozen=True)
-class Scaffold:
-    """SCAFFOLD, option II (Karimireddy et al. 2020): broadcasts params and a control variate, remembers one."""
-
-    steps: int = STEPS
-    learning_rate: float = RATE
-    batch_size: int = BATCH
-
-    def __call__(self, task, model, broadcast, client, memory, key):
-        params, control = broadcast["params"], broadcast["control"]
-
-        def adjust(gradient, _):
-            return jax.tree.map(lambda g, own, server: g - own + server, gradient, memory, control)
-
-        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, adjust=adjust)
-        end = descent.run(descent.begin(params), client, key, steps=self.steps)
-        moved = jax.tree.map(jnp.subtract, params, end.params)
-        scale = 1 / (self.steps * self.learning_rate)
-        renewed = jax.tree.map(lambda own, server, d: own - server + scale * d, memory, control, moved)
-        delta = {"params": moved, "control": jax.tree.map(jnp.subtract, memory, renewed)}
-        return Reply(delta, client.size.astype(jnp.float32), end.metrics, renewed)
-
-
-def scaffold_server(share):
-    """θ steps by the mean Δ, the control variate by the share of all clients that takes part."""
-    steps = {"params": optax.sgd(1.0), "control": optax.sgd(share)}
-    return optax.partition(steps, {"params": "params", "control": "control"})
-
-
-def cohort(memory=None, clients=EVERYONE):
-    return Cohort(on_device(tiny.federation())(clients), memory)
-
-
-@jax.jit
-def fedprox_round(params, mu, cohort):
-    algorithm = federated(TASK, MODEL, FedProx(mu, epochs=2), optax.sgd(1.0))
-    return algorithm.step(algorithm.init(params), cohort, KEY)
-
-
-def test_fedprox_with_no_pull_is_fedavg(float64):
-    found, _ = fedprox_round(tiny.theta(), 0.0, cohort())
-    algorithm = federated(TASK, MODEL, FedAvg(2, RATE, BATCH), optax.sgd(1.0))
-    expected, _ = jax.jit(algorithm.step)(algorithm.init(tiny.theta()), cohort(), KEY)
-    np.testing.assert_allclose(tiny.flat(found), tiny.flat(expected), rtol=1e-12)
-
-
-def test_fedprox_is_its_numpy_reference(float64):
-    state, _ = fedprox_round(tiny.theta(), 0.8, cohort())
-    theta, replies = tiny.flat(tiny.theta()), []
-    for client in (tiny.one(tiny.federation(), i) for i in EVERYONE):
-        steps = 2 * -(-int(client.size) // BATCH)
-        path = tiny.drawn(client, client_key(KEY, client), range(steps), BATCH)
-        replies.append((reference.fedprox(PROBLEM, theta, path, RATE, 0.8), int(client.size)))
-    np.testing.assert_allclose(tiny.flat(state), theta - reference.mean_delta(replies, "examples"), rtol=1e-10)
-
-
-# Two of the four clients take part in each round, so a memory is kept while its client rests.
-SCAFFOLD = federated(TASK, MODEL, Scaffold(), scaffold_server(0.5), weighting="uniform")
-SCAFFOLD_STEP = jax.jit(SCAFFOLD.step)
-
-
-def scaffold_start():
-    params = tiny.theta()
-    memory = jax.tree.map(lambda leaf: jnp.zeros((5, *leaf.shape), leaf.dtype), params)
-    return {"params": params, "control": jax.tree.map(jnp.zeros_like, params)}, memory
-
-
-def of(chosen, memory):
-    return jax.tree.map(lambda leaf: leaf[chosen], memory)
-
-
-def test_the_first_round_of_scaffold_is_reptile(float64):
-    (start, memory), chosen = scaffold_start(), np.array([0, 2])
-    found, _ = SCAFFOLD_STEP(SCAFFOLD.init(start), cohort(of(chosen, memory), chosen), KEY)
-    reptile = federated(TASK, MODEL, Reptile(STEPS, RATE, BATCH), optax.sgd(1.0), weighting="uniform")
-    expected, _ = jax.jit(reptile.step)(reptile.init(start["params"]), cohort(None, chosen), KEY)
-    np.testing.assert_allclose(tiny.flat(found.params["params"]), tiny.flat(expected.params), rtol=1e-12)
-
-
-def test_scaffold_with_memory_is_its_numpy_reference_over_three_rounds(float64):
-    start, memory = scaffold_start()
-    state, clients = SCAFFOLD.init(start), {i: tiny.one(tiny.federation(), i) for i in EVERYONE}
-    theta, control, own = tiny.flat(start["params"]), 0.0, dict.fromkeys(EVERYONE, 0.0)
-    for number, chosen in enumerate(np.array([[0, 2], [2, 4], [0, 1]])):
-        key = jax.random.fold_in(KEY, number)
-        state, info = SCAFFOLD_STEP(state, cohort(of(chosen, memory), chosen), key)
-        memory = jax.tree.map(lambda leaf, new, chosen=chosen: leaf.at[chosen].set(new), memory, info.memory)
-        moves, changes = [], []
-        for i in chosen:
-            current = theta
-            for batch in tiny.drawn(clients[i], client_key(key, clients[i]), range(STEPS), BATCH):
-                current = current - RATE * (PROBLEM.gradient(current, batch) - own[i] + control)
-            renewed = own[i] - control + (theta - current) / (STEPS * RATE)
-            moves.append(current - theta)
-            changes.append(renewed - own[i])
-            own[i] = renewed
-        theta, control = theta + np.mean(moves, axis=0), control + 0.5 * np.mean(changes, axis=0)
-        np.testing.assert_allclose(tiny.flat(state.params["params"]), theta, rtol=1e-10)
-        np.testing.assert_allclose(tiny.flat(state.params["control"]), control, rtol=1e-9, atol=1e-12)
-    for i in EVERYONE:
-        np.testing.assert_allclose(memory["theta"][i], own[i], rtol=1e-9, atol=1e-12)
-    assert all(np.abs(own[i]).max() > 1e-3 for i in EVERYONE)
 
 
 class Normalized(nn.Module):
@@ -276,8 +149,6 @@ UPDATES = {
     "FOMAML, query held out": FOMAML(STEPS, RATE, BATCH, query_share=0.3),
     "MAML": MAML(2, RATE, BATCH),
     "MAML, query held out": MAML(2, RATE, BATCH, query_share=0.3),
-    "FedProx": FedProx(0.1),
-    "SCAFFOLD": Scaffold(),
 }
 
 
@@ -290,9 +161,6 @@ def test_every_update_keeps_the_contract_and_is_traced_once_for_cohorts_of_one_s
     update, traces, federation = UPDATES[name], [], tiny.federation()
     broadcast = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tiny.theta())
     memory = None
-    if name == "SCAFFOLD":
-        memory = jax.tree.map(jnp.zeros_like, broadcast)
-        broadcast = {"params": broadcast, "control": memory}
 
     @jax.jit
     def reply_of(broadcast, client, memory, key):

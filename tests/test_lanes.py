@@ -134,7 +134,7 @@ def test_side_by_side_a_batch_stays_whole():
 def test_the_pool_of_a_datacenter_needs_no_even_number_of_clients(limit):
     federation, stage = tiny.federation(), Centralized("pool", Optimizer("sgd", 0.1), rounds=2, steps=2, batch_size=4)
     draw = on_device(federation, limit=limit, mesh=all_devices(3))
-    drawn = cohorts(stage, np.arange(5), draw, seed=0, first_round=1)(1, 2, 3)
+    drawn = cohorts(stage, np.arange(5), draw, seed=0, first_round=1)(1, 2, 3).cohort
     assert drawn.clients.rows.shape == (3, 1, 8)
     assert drawn.clients.block.y.shape[0] >= federation.sizes.sum()
 

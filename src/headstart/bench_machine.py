@@ -113,7 +113,7 @@ class Trainer:
 
     def draw(self, first: int, count: int) -> Cohort:
         """The cohorts of `count` rounds."""
-        return self.cohorts(first, count, CALL_ROUNDS)
+        return self.cohorts(first, count, CALL_ROUNDS).cohort
 
     def advance(self, drawn: Cohort, first: int, count: int) -> Info:
         """Train; what the rounds tell, which may still be computed when this returns."""

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from headstart.datasets import NAMES
 from headstart.errors import UserError
+from headstart.hooks import PLAIN, Hooks, hooks_of
 from headstart.models import Model
 from headstart.optimizers import Optimizer
 from headstart.personalize import Personalization
@@ -71,6 +72,11 @@ class Stage:
     weighting: Weighting = "examples"
     until: float | None = None
 
+    @property
+    def hooks(self) -> Hooks:
+        """What its method brings beside the client update."""
+        return hooks_of(self.update)
+
     def algorithm(self, task: Task, model: Model, *, lanes: int = 1, mesh: Mesh | None = None) -> Algorithm:
         """What a round does."""
         server = self.server.build()
@@ -90,6 +96,11 @@ class Centralized:
     steps: int = 100
     batch_size: int = 20
     until: float | None = None
+
+    @property
+    def hooks(self) -> Hooks:
+        """A pool of examples brings nothing beside a model."""
+        return PLAIN
 
     def algorithm(self, task: Task, model: Model, *, lanes: int = 1, mesh: Mesh | None = None) -> Algorithm:
         """What a round does, on one device; there are no clients to put side by side."""

@@ -109,6 +109,11 @@ def read_source(run: Path, *, trusted: Collection[str] = ()) -> Source:
         UserError: if the run is not finished or its model cannot be built.
     """
     experiment, params_path, report = finished(run, trusted=trusted)
+    if not experiment.stages[-1].hooks.shares_a_model:
+        raise UserError(
+            f"the method of stage {experiment.stages[-1].name!r} does not start every client from one model, which is"
+            " all that an artifact holds; export a run of another method"
+        )
     facts = read_json(run / "federation.json")["facts"]
     samples = _samples(run, facts)
     assert experiment.model is not None and experiment.task is not None
@@ -137,9 +142,10 @@ def _samples(run: Path, facts: Mapping[str, Any]) -> Federation:
 
 def programs(source: Source, platforms: Collection[str]) -> dict[str, bytes]:
     """The programs by name, serialized."""
-    task, model, like = source.task, source.model, source.like
+    task, model, like, recipe = source.task, source.model, source.like, source.experiment.personalization
+    hooks = source.experiment.stages[-1].hooks
     exported = {
-        "adapt": export_adapt(task, model, source.experiment.personalization, like, platforms=platforms),
+        "adapt": export_adapt(task, model, recipe, like, hooks=hooks, platforms=platforms),
         "measure": export_measure(task, model, like, platforms=platforms),
         "predict": export_predict(model, like, platforms=platforms),
     }

@@ -182,3 +182,16 @@ def whole_gradient(
     nothing = (jax.tree.map(jnp.zeros_like, params), (jnp.zeros((), dtype), no_sums(task, dtype)))
     total, (count, metrics) = jax.lax.fori_loop(0, batches_per_epoch(client, batch_size), accumulate, nothing)
     return jax.tree.map(lambda leaf: mean(leaf, count), total), metrics
+
+
+def whole_loss(task: Task, model: Model, params: Tree, client: Client, *, batch_size: int) -> Array:
+    """The mean loss over all of a client's examples, batch after batch; 0 if it has none."""
+
+    def one(number: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        positions = number * batch_size + jnp.arange(batch_size)
+        examples = client.examples(positions, positions < client.size)
+        output, _ = model.apply(params, examples.x)
+        return add(sums, weighted_sum(masked(task.loss(output, examples.y), examples.mask)))
+
+    nothing = jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
+    return mean(*jax.lax.fori_loop(0, batches_per_epoch(client, batch_size), one, (nothing, nothing)))

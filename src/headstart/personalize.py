@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from headstart.data import Array, Client, Examples, Federation, Tree
 from headstart.draw import Draw, on_device
+from headstart.hooks import PLAIN, Hooks
 from headstart.lanes import deal, device_count, over_clients, replicated, spans_processes
 from headstart.local import Descent, Progress, batches_per_epoch
 from headstart.models import Model
@@ -73,15 +74,17 @@ def personalizer(
     model: Model,
     recipe: Personalization,
     *,
+    hooks: Hooks = PLAIN,
     lanes: int = 1,
     mesh: Mesh | None = None,
     clients_at_once: int | None = None,
 ) -> Personalizer:
     """A compiled `(params, clients, draw, key, progress) -> Curves`.
 
+    params: what the server broadcasts; for most methods the parameters of the initial model.
     clients: numbers of the clients to personalize (int array `[n]`); one without a test part gets NaN.
     draw: draws them, from `on_device`. progress: told how many more clients are done.
-    lanes, mesh: as in `rounds.federated`.
+    hooks: how the method personalizes. lanes, mesh: as in `rounds.federated`.
     clients_at_once: how many are drawn together; a matter of memory; by default four for every lane, or 32.
     """
     at_once = clients_at_once or max(32, 4 * lanes * device_count(mesh))
@@ -94,7 +97,7 @@ def personalizer(
         def one(shared: tuple[Tree, Array], nothing: Tree, member: tuple[Client, Client]) -> tuple[Tree, Tree]:
             (params, key), (adapt_one, test_one) = shared, member
             test_one = test_one._replace(block=adapt_one.block)
-            return nothing, watch(task, model, recipe, params, adapt_one, test_one, client_key(key, adapt_one))
+            return nothing, watch(task, model, recipe, params, adapt_one, test_one, client_key(key, adapt_one), hooks)
 
         return over_clients(one, (params, key), (), adapt, test._replace(block=None), lanes=lanes, mesh=mesh)[1]
 
@@ -141,11 +144,17 @@ def personalize(
 
 
 def watch(
-    task: Task, model: Model, recipe: Personalization, params: Tree, adapt: Client, test: Client, key: Array
+    task: Task,
+    model: Model,
+    recipe: Personalization,
+    params: Tree,
+    adapt: Client,
+    test: Client,
+    key: Array,
+    hooks: Hooks = PLAIN,
 ) -> tuple[Sums, Array, Array]:
     """One client: metrics, gain and gain squared, each `[length + 1]`, as in `Curves`."""
-    descent = Descent(task, model, recipe.optimizer.build(), recipe.batch_size)
-    steps = _steps(recipe, adapt)
+    descent, first, steps = _path(task, model, recipe, params, adapt, key, hooks)
     sign = 1 if task.metrics[0].higher_is_better else -1
 
     def unit(carry: tuple[Progress, Array], number: Array) -> tuple[tuple[Progress, Array], Tree]:
@@ -157,9 +166,18 @@ def watch(
         change = jnp.where(weights > 0, sign * (values - before), 0)
         return (progress, before), (metrics, jnp.sum(weights * change), jnp.sum(weights * change**2))
 
-    items = jax.eval_shape(lambda: evaluate(task, model, params, test)[1][0])
-    start = descent.begin(params), jnp.zeros(items.shape, items.dtype)
+    items = jax.eval_shape(lambda: evaluate(task, model, first.params, test)[1][0])
+    start = first, jnp.zeros(items.shape, items.dtype)
     return jax.lax.scan(unit, start, jnp.arange(recipe.length + 1))[1]
+
+
+def _path(
+    task: Task, model: Model, recipe: Personalization, params: Tree, client: Client, key: Array, hooks: Hooks
+) -> tuple[Descent, Progress, Array]:
+    """How the client descends, where it begins, and the local steps in one unit of the recipe."""
+    start = hooks.begin(task, model, params, client, key)
+    descent = Descent(task, model, recipe.optimizer.build(), recipe.batch_size, hooks.bend(start))
+    return descent, descent.begin(start), _steps(recipe, client)
 
 
 def _steps(recipe: Personalization, client: Client) -> Array:
@@ -170,11 +188,18 @@ def _steps(recipe: Personalization, client: Client) -> Array:
 
 
 def adapt_client(
-    task: Task, model: Model, recipe: Personalization, params: Tree, client: Client, key: Array, length: Array | int
+    task: Task,
+    model: Model,
+    recipe: Personalization,
+    params: Tree,
+    client: Client,
+    key: Array,
+    length: Array | int,
+    hooks: Hooks = PLAIN,
 ) -> Tree:
     """The client's own parameters after `length` units of the recipe; what `watch` measured at that length."""
-    descent = Descent(task, model, recipe.optimizer.build(), recipe.batch_size)
-    return descent.run(descent.begin(params), client, key, steps=length * _steps(recipe, client)).params
+    descent, first, steps = _path(task, model, recipe, params, client, key, hooks)
+    return descent.run(first, client, key, steps=length * steps).params
 
 
 def evaluate(task: Task, model: Model, params: Tree, client: Client) -> tuple[Sums, Items]:

@@ -17,6 +17,7 @@ from jax import export
 
 from headstart.data import Array, Block, Client, Examples, Tree
 from headstart.errors import UserError
+from headstart.hooks import PLAIN, Hooks
 from headstart.local import batches_per_epoch
 from headstart.models import Model
 from headstart.personalize import EVALUATION_BATCH, Personalization, adapt_client, evaluate
@@ -54,20 +55,26 @@ def check_platforms(platforms: Collection[str]) -> tuple[str, ...]:
 
 
 def export_adapt(
-    task: Task, model: Model, recipe: Personalization, like: Like, *, platforms: Collection[str] = PLATFORMS
+    task: Task,
+    model: Model,
+    recipe: Personalization,
+    like: Like,
+    *,
+    hooks: Hooks = PLAIN,
+    platforms: Collection[str] = PLATFORMS,
 ) -> export.Exported:
     """`(leaves, x, y, size, key, client, length) -> leaves`: the client's own parameters.
 
     leaves: the arrays of the model's parameters. x, y: `[capacity, ...]`, of which the first `size` rows count.
     key: uint32 `[2]`, the data of the key of personalization. client: uint32 `[2]`, the client's `key_data`.
-    length: int32, epochs (or steps) of the recipe.
+    length: int32, epochs (or steps) of the recipe. hooks: how the method personalizes.
     """
     structure = jax.tree.structure(like.params)
 
     def adapt(leaves: list[Array], x: Tree, y: Tree, size: Array, key: Array, client: Array, length: Array) -> Tree:
         params, mine = jax.tree.unflatten(structure, leaves), _client(Block(x, y), size, client)
         own_key = client_key(jax.random.wrap_key_data(key, impl="threefry2x32"), mine)
-        return jax.tree.leaves(adapt_client(task, model, recipe, params, mine, own_key, length))
+        return jax.tree.leaves(adapt_client(task, model, recipe, params, mine, own_key, length, hooks))
 
     words, number = jax.ShapeDtypeStruct((2,), np.uint32), jax.ShapeDtypeStruct((), np.int32)
     return _export(adapt, platforms, like, like.x, like.y, more=(number, words, words, number))

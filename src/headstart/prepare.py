@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -91,6 +92,12 @@ def check_ranges(experiment: Experiment) -> None:
     """
     if not experiment.stages:
         raise UserError("the experiment has no stages; give it at least one")
+    for before, after in itertools.pairwise(experiment.stages):
+        if not before.hooks.shares_a_model:
+            raise UserError(
+                f"stage {after.name!r} would start from stage {before.name!r}, which shares more than one model; let a"
+                " stage of such a method be the last"
+            )
     for place, name, value in _settings(experiment):
         if name in LEAST and not (math.isfinite(value) and value >= LEAST[name]):
             raise UserError(f"{place} is {value}, but must be at least {LEAST[name]}")

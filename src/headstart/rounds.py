@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from headstart.data import Array, Client, Tree
+from headstart.hooks import hooks_of
 from headstart.lanes import over_clients
 from headstart.local import batches_per_epoch, gradient_at
 from headstart.models import Model
@@ -59,7 +60,10 @@ class Info(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """A way to train, federated or not: `init(params) -> State` and `step(state, cohort, key) -> (State, Info)`."""
+    """A way to train, federated or not: `init(params) -> State` and `step(state, cohort, key) -> (State, Info)`.
+
+    init: takes the parameters of a model, and shares what the method makes of them.
+    """
 
     init: Callable[[Tree], State]
     step: Callable[[State, Cohort, Array], tuple[State, Info]]
@@ -95,11 +99,17 @@ def federated(
     mesh: the devices that share the clients, as `lanes.all_devices` gives them; None works on one.
     """
     fold = folded(task, model, update, weighting=weighting, transform=transform, lanes=lanes, mesh=mesh)
+    hooks = hooks_of(update)
+    server = hooks.serve(server)
+
+    def init(params: Tree) -> State:
+        shared = hooks.share(params)
+        return State(shared, server.init(shared))
 
     def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
         return server_step(server, state, *fold(state.params, cohort, key))
 
-    return Algorithm(lambda params: State(params, server.init(params)), step)
+    return Algorithm(init, step)
 
 
 Fold = Callable[[Tree, Cohort, Array], tuple[Totals, Tree]]
@@ -145,7 +155,8 @@ Rounds = Callable[[State, Cohort, Array, Array | int, Array | int], tuple[State,
 def several(algorithm: Algorithm) -> Rounds:
     """Rounds in one compiled program: `(state, cohorts, key, first, count) -> (state, infos)`.
 
-    cohorts: of `room` rounds, every field of their clients but `block` with a leading axis `[room, ...]`; no memory.
+    cohorts: of `room` rounds, every field of their clients but `block`, and what they keep, with a leading axis
+        `[room, ...]`. A client is in one of them only, if it keeps something: rounds do not hand it on.
     key: of the seed. first: the number of the first round. count: how many rounds, at most `room`; the same program
         and the same bits whatever it is.
     infos: an `Info` with a leading axis `[room]`, of which the first `count` are told. The state given is consumed.
@@ -153,7 +164,8 @@ def several(algorithm: Algorithm) -> Rounds:
 
     def run(state: State, cohorts: Cohort, key: Array, first: Array, count: Array) -> tuple[State, Info]:
         def step(state: State, place: Array | int) -> tuple[State, Info]:
-            return algorithm.step(state, Cohort(cohorts.clients.at(place)), round_key(key, first + place))
+            memory = jax.tree.map(lambda leaf: leaf[place], cohorts.memory)
+            return algorithm.step(state, Cohort(cohorts.clients.at(place), memory), round_key(key, first + place))
 
         def one(place: Array, carry: tuple[State, Info]) -> tuple[State, Info]:
             state, info = step(carry[0], place)

@@ -16,13 +16,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from headstart import __version__, checkpoint, cluster
+from headstart.data import Tree
 from headstart.draw import on_device
 from headstart.errors import UserError
 from headstart.experiment import Centralized, Experiment
 from headstart.folder import claimed, curve_arrays, write_samples, write_stage
+from headstart.hooks import Hooks
 from headstart.interrupt import Interrupt
 from headstart.lanes import all_devices
 from headstart.log import Listener, Log
+from headstart.memory import Memory
 from headstart.personalize import Personalization, Personalizer, choose_length, personalizer
 from headstart.prepare import Prepared, prepare
 from headstart.rounds import initial_key, seed_key, several
@@ -83,6 +86,9 @@ def _check_together(prepared: Prepared, seeds: int, options: Options) -> None:
     if cluster.size() == 1:
         return
     experiment, federation = prepared.experiment, prepared.federation
+    remembering = [stage.name for stage in experiment.stages if stage.hooks.remembers]
+    if remembering:
+        raise UserError(f"in the stage {remembering[0]!r} clients keep something, which one process does; run it alone")
     central = [stage.name for stage in experiment.stages if isinstance(stage, Centralized)]
     if central:
         raise UserError(f"the stage {central[0]!r} is centralized, which one process trains; run it without a cluster")
@@ -127,8 +133,11 @@ def _session(
             kept[key] = prepared, make()
         return kept[key][1]
 
-    def watching(recipe: Personalization) -> Personalizer:
-        return once(recipe, lambda: personalizer(*given, recipe, lanes=options.lanes, mesh=mesh))
+    def watching(recipe: Personalization) -> tuple[Personalizer, ...]:
+        def of(hooks: Hooks) -> Personalizer:
+            return personalizer(*given, recipe, hooks=hooks, lanes=options.lanes, mesh=mesh)
+
+        return tuple(once((recipe, stage.hooks), lambda hooks=stage.hooks: of(hooks)) for stage in experiment.stages)
 
     watch = watching(experiment.personalization)
     measure = watching(replace(experiment.personalization, length=0))
@@ -149,7 +158,7 @@ def _run_seed(session: Session, folder: Path, seed: int) -> bool:
     place = _start(trial)
     for number in range(place.stage, len(stages)):
         if number > place.stage:
-            place = Place(number, place.round, session.algorithms[number].init(place.state.params))
+            place = _begin(trial, number, place.round, place.state.params)
         reached = train(trial, place)
         if reached is None:
             return False
@@ -174,14 +183,27 @@ def _start(trial: Trial) -> Place:
         if file is not None:
             own = Path(file.replace("{seed}", str(trial.seed)))
             params = cluster.shared(checkpoint.read(own, like=params).tree if cluster.is_first() else None, params)
-        place = Place(0, 0, algorithms[0].init(params))
+        place = _begin(trial, 0, 0, params)
         evaluate(trial, place)
         return place
     place = Place(saved.about["stage"], saved.about["round"], saved.tree)
+    place = place._replace(memory=_memory(trial, place.stage, params))
+    if place.memory is not None:
+        place.memory.load(trial.folder / "checkpoints", place.round)
     for record in trial.log.cut(place.round):
         listen({**record, "past": True})
     listen({"event": "note", "seed": trial.seed, "text": f"seed {trial.seed} goes on after round {place.round}"})
     return place
+
+
+def _begin(trial: Trial, stage: int, number: int, params: Tree) -> Place:
+    """The start of a stage after round `number`, from the parameters of a model."""
+    return Place(stage, number, trial.session.algorithms[stage].init(params), _memory(trial, stage, params))
+
+
+def _memory(trial: Trial, stage: int, params: Tree) -> Memory | None:
+    hooks = trial.session.prepared.experiment.stages[stage].hooks
+    return Memory(hooks.keep(params)) if hooks.remembers else None
 
 
 def _saved(trial: Trial, expected: Mapping[int, Any]) -> checkpoint.Saved | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +15,15 @@ from headstart.experiment import Centralized, Stage
 from headstart.lanes import deal
 from headstart.rounds import Cohort
 
-Cohorts = Callable[[int, int, int], Cohort]
+
+class Drawn(NamedTuple):
+    """The cohorts of some rounds, and the numbers of their clients, int `[room, places]`, -1 in an empty place."""
+
+    cohort: Cohort
+    clients: np.ndarray
+
+
+Cohorts = Callable[[int, int, int], Drawn]
 
 
 def cohorts(
@@ -38,10 +47,11 @@ def cohorts(
     if isinstance(stage, Centralized):
         return _pooled(stage, clients, draw, part, seed, first_round)
 
-    def drawn(first: int, count: int, room: int) -> Cohort:
+    def drawn(first: int, count: int, room: int) -> Drawn:
         numbers = range(first, first + count)
         rounds = (clients[sample(seed, number, stage.clients_per_round, len(clients))] for number in numbers)
-        return Cohort(draw(deal_rounds(rounds, sizes, room, lanes=lanes, mesh=draw.mesh), part))
+        dealt = deal_rounds(rounds, sizes, room, lanes=lanes, mesh=draw.mesh)
+        return Drawn(Cohort(draw(dealt, part)), dealt)
 
     return drawn
 
@@ -62,11 +72,12 @@ def _pooled(stage: Centralized, clients: np.ndarray, draw: Draw, part: Part, see
     block = jax.tree.map(lambda leaf: leaf.addressable_data(0), draw.everything())
     rows, size = part_rows(draw.federation, clients, part), stage.steps * stage.batch_size
 
-    def pooled(first: int, count: int, room: int) -> Cohort:
+    def pooled(first: int, count: int, room: int) -> Drawn:
         chosen = rows[stream(seed, (first - first_round) * size, count * size, len(rows))]
         chosen = np.concatenate([chosen, np.zeros((room - count) * size, chosen.dtype)]).reshape(room, 1, size)
         sizes, keys = np.full((room, 1), size, np.int32), np.zeros((room, 1, 2), np.uint32)
-        return Cohort(Client(block, *jax.device_put((chosen.astype(np.int32), sizes, keys))))
+        pool = Client(block, *jax.device_put((chosen.astype(np.int32), sizes, keys)))
+        return Drawn(Cohort(pool), np.full((room, 1), -1))
 
     return pooled
 

@@ -16,6 +16,7 @@ from headstart.errors import UserError
 from headstart.experiment import Centralized, Stage
 from headstart.interrupt import Interrupt
 from headstart.log import Listener, Log, evaluation_record, round_record
+from headstart.memory import Memory
 from headstart.personalize import Curves, Personalizer
 from headstart.prepare import Prepared
 from headstart.rounds import Algorithm, Info, Rounds, State, personal_key
@@ -41,16 +42,16 @@ class Session(NamedTuple):
     """What the seeds of a run share.
 
     draw: draws cohorts of the federation, on the devices in use.
-    algorithms, programs: of every stage; the programs are its rounds, compiled. watch, measure: the compiled
-        personalization, and the same of no length.
+    algorithms, programs: of every stage; the programs are its rounds, compiled. watch, measure: of every stage, the
+        compiled personalization, and the same of no length.
     """
 
     prepared: Prepared
     draw: Draw
     algorithms: tuple[Algorithm, ...]
     programs: tuple[Rounds, ...]
-    watch: Personalizer
-    measure: Personalizer
+    watch: tuple[Personalizer, ...]
+    measure: tuple[Personalizer, ...]
     options: Options
     listen: Listener
     interrupt: Interrupt
@@ -67,11 +68,15 @@ class Trial(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a run is: in this stage, after this round (counted over all stages)."""
+    """Where a run is: in this stage, after this round (counted over all stages).
+
+    memory: what clients keep meanwhile; None where the stage's method keeps nothing.
+    """
 
     stage: int
     round: int
     state: State
+    memory: Memory | None = None
 
 
 class InterruptedRunError(Exception):
@@ -167,11 +172,13 @@ def watch(
             raise InterruptedRunError
 
     look = session.watch if personalized else session.measure
-    return look(place.state.params, clients, session.draw, personal_key(trial.key), progress)
+    return look[place.stage](place.state.params, clients, session.draw, personal_key(trial.key), progress)
 
 
 def save(trial: Trial, place: Place) -> None:
     """Write a checkpoint."""
     if not cluster.is_first():
         return
+    if place.memory is not None:
+        place.memory.save(trial.folder / "checkpoints", place.round)
     checkpoint.write_round(trial.folder / "checkpoints", place.state, {"round": place.round, "stage": place.stage})

@@ -92,9 +92,9 @@ class FedSGD:
         """A client update; see `ClientUpdate`."""
         if self.batch_size is not None:
             descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
-            return _reply(client, *weighted_path(descent, broadcast, key, Leg(client, 1, 1.0)))
+            return replied(client, *weighted_path(descent, broadcast, key, Leg(client, 1, 1.0)))
         gradient, metrics = whole_gradient(task, model, broadcast, client, key, batch_size=32)
-        return _reply(client, jax.tree.map(lambda g: self.learning_rate * g, gradient), metrics)
+        return replied(client, jax.tree.map(lambda g: self.learning_rate * g, gradient), metrics)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class FedAvg:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
         steps = self.epochs * batches_per_epoch(client, self.batch_size)
-        return _reply(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
+        return replied(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Reptile:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
         steps = jnp.where(client.size > 0, self.steps, 0)
-        return _reply(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
+        return replied(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class FOMAML:
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
         support, query = support_and_query(client, self.query_share, key, batch_size=self.batch_size)
         legs = Leg(support, self.steps, 0.0), Leg(query, 1, 1.0)
-        return _reply(client, *weighted_path(descent, broadcast, key, *legs), counts=query.size > 0)
+        return replied(client, *weighted_path(descent, broadcast, key, *legs), counts=query.size > 0)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class MAML:
 
         gradient, metrics = jax.grad(query_loss, has_aux=True)(broadcast)
         delta = jax.tree.map(lambda g: self.learning_rate * g, gradient)
-        return _reply(client, delta, metrics, counts=query.size > 0)
+        return replied(client, delta, metrics, counts=query.size > 0)
 
 
 def support_and_query(
@@ -199,5 +199,16 @@ def support_and_query(
     return support, query
 
 
-def _reply(client: Client, delta: Tree, metrics: Sums, *, counts: Array | bool = True) -> Reply:
-    return Reply(delta, jnp.where(counts, client.size, 0).astype(jnp.float32), metrics)
+def replied(client: Client, delta: Tree, metrics: Sums, *, counts: Array | bool = True, memory: Tree = None) -> Reply:
+    """The reply of a client whose weight is its number of examples, or 0 if it does not count."""
+    return Reply(delta, jnp.where(counts, client.size, 0).astype(jnp.float32), metrics, memory)
+
+
+def difference(start: Tree, end: Tree) -> Tree:
+    """Δ of a path: where it began, less where it ended."""
+    return jax.tree.map(jnp.subtract, start, end)
+
+
+def without(part: Tree, start: Tree, end: Tree) -> Tree:
+    """Δ of a path, with zeros in a part (a tree of booleans) that the client keeps to itself."""
+    return jax.tree.map(lambda own, a, b: jnp.zeros_like(a) if own else a - b, part, start, end)

@@ -28,6 +28,7 @@ from headstart.flower.service import Crew, Service, Terms
 from headstart.flower.training import train_round
 from headstart.flower.wire import Order
 from headstart.folder import claimed, read_json
+from headstart.hooks import PLAIN
 from headstart.log import Listener, Log
 from headstart.prepare import Prepared, build_model, check_fit, check_ranges, suited
 from headstart.rounds import initial_key, seed_key
@@ -127,6 +128,12 @@ def _check(experiment: Experiment) -> None:
     central = [stage.name for stage in experiment.stages if isinstance(stage, Centralized)]
     if central:
         raise UserError(f"the stage {central[0]!r} is centralized, and devices keep their data; leave it out")
+    more = [stage.name for stage in experiment.stages if stage.hooks != PLAIN]
+    if more:
+        raise UserError(
+            f"the method of stage {more[0]!r} shares more than a model, keeps something with clients or personalizes"
+            " in its own way, which devices do not offer yet; simulate it with headstart run"
+        )
 
 
 def _public(experiment: Experiment) -> dict[str, Any]:

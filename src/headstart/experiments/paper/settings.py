@@ -69,8 +69,8 @@ _SMALL_IMAGES = replace(_SMALL, data=Data(train=0.43, validation=0.1, seed=1, ad
 
 _SMALL_TEXT = replace(
     _SMALL,
-    data=Data(train=0.5, validation=0.1, seed=1, adapt_examples=0.4),
-    model=Imported("char_lstm", {"width": 64}),
+    data=Data(train=0.5, validation=0.1, seed=1, adapt_examples=0.25),
+    model=Imported("char_lstm", {"width": 64, "layers": 1}),
     task=NextCharacter(),
     client_rates=(0.5, 1.0),
     personal_factors=(1.0, 0.1),

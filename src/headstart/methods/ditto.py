@@ -1,0 +1,34 @@
+"""Ditto (Li et al., arXiv:2012.04221): a global model by FedAvg, and models of one's own that stay near it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headstart.bends import pull
+from headstart.data import Array, Client, Tree
+from headstart.hooks import Bend
+from headstart.models import Model
+from headstart.tasks import Task
+from headstart.updates import FedAvg, Reply
+
+
+@dataclass(frozen=True)
+class Ditto:
+    """FedAvg; a client's own model is v = argmin F(v) + λ/2 ‖v − w‖², sought from the global model w.
+
+    strength: λ. The models of training clients never reach the server nor a held-out client, so nobody computes them.
+    """
+
+    epochs: int = 1
+    learning_rate: float = 0.02
+    batch_size: int = 20
+    strength: float = 0.1
+
+    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        fedavg = FedAvg(self.epochs, self.learning_rate, self.batch_size)
+        return fedavg(task, model, broadcast, client, memory, key)
+
+    def bend(self, start: Tree) -> Bend:
+        """Personalization is pulled back to the global model."""
+        return pull(self.strength, start)

@@ -1,0 +1,40 @@
+"""FedBABU (Oh et al., arXiv:2106.06042): the body alone is trained, under a head that nobody changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import optax
+
+from headstart.bends import head_of, only, rest_of
+from headstart.data import Array, Client, Tree
+from headstart.hooks import Bend
+from headstart.local import Descent, batches_per_epoch
+from headstart.models import Model
+from headstart.tasks import Task
+from headstart.updates import Leg, Reply, replied, weighted_path
+
+
+@dataclass(frozen=True)
+class FedBABU:
+    """E epochs on the body, the head as it was initialized; an empty head is FedAvg.
+
+    head: as in `bends.head_of`. A held-out client fine-tunes the head, or everything if `whole`.
+    """
+
+    epochs: int = 1
+    learning_rate: float = 0.02
+    batch_size: int = 20
+    head: tuple[str, ...] | None = None
+    whole: bool = False
+
+    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        bend = only(rest_of(head_of(broadcast, self.head)))
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)
+        steps = self.epochs * batches_per_epoch(client, self.batch_size)
+        return replied(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
+
+    def bend(self, start: Tree) -> Bend | None:
+        """Personalization moves the head, or everything."""
+        return None if self.whole else only(head_of(start, self.head))

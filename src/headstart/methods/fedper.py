@@ -1,0 +1,40 @@
+"""FedPer (Arivazhagan et al., arXiv:1912.00818): the body is averaged, the head stays with the client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import optax
+
+from headstart.bends import given, head_of, taken
+from headstart.data import Array, Client, Tree
+from headstart.local import Descent, batches_per_epoch
+from headstart.models import Model
+from headstart.tasks import Task
+from headstart.updates import Reply, replied, without
+
+
+@dataclass(frozen=True)
+class FedPer:
+    """E epochs on body and own head together; Δ is that of the body. An empty head is FedAvg.
+
+    head: as in `bends.head_of`. A held-out client has no head yet: it starts from the untrained one and fine-tunes
+        everything.
+    """
+
+    epochs: int = 1
+    learning_rate: float = 0.02
+    batch_size: int = 20
+    head: tuple[str, ...] | None = None
+
+    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        head = head_of(broadcast, self.head)
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        steps = self.epochs * batches_per_epoch(client, self.batch_size)
+        end = descent.run(descent.begin(given(head, broadcast, memory)), client, key, steps=steps)
+        return replied(client, without(head, broadcast, end.params), end.metrics, memory=taken(head, end.params))
+
+    def keep(self, params: Tree) -> Tree:
+        """The head."""
+        return taken(head_of(params, self.head), params)

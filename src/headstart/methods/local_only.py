@@ -1,0 +1,23 @@
+"""Local training alone: nothing is learnt together, and every client starts from the untrained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from headstart.data import Array, Client, Tree
+from headstart.models import Model
+from headstart.tasks import Task, no_sums
+from headstart.updates import Reply, replied
+
+
+@dataclass(frozen=True)
+class LocalOnly:
+    """Δ = 0, without a look at the examples: one round of one client is as good as many."""
+
+    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        dtype = jnp.result_type(*jax.tree.leaves(broadcast))
+        return replied(client, jax.tree.map(jnp.zeros_like, broadcast), no_sums(task, dtype))

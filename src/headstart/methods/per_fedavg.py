@@ -1,0 +1,44 @@
+"""Per-FedAvg, first order (Fallah et al., arXiv:2002.07948): several meta-steps on the client, then averaging."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from headstart.data import Array, Client, Tree
+from headstart.local import Descent, Progress
+from headstart.models import Model
+from headstart.tasks import Task
+from headstart.updates import Reply, difference, replied
+
+
+@dataclass(frozen=True)
+class PerFedAvg:
+    """`steps` times: w̃ = w − α g(w; D), then w ← w − β g(w̃; D′); Δ = w_0 − w. The second step starts from w again.
+
+    learning_rate: α. meta_rate: β. D and D′ are successive batches of the client's path.
+    """
+
+    steps: int = 5
+    learning_rate: float = 0.02
+    meta_rate: float = 0.02
+    batch_size: int = 20
+
+    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        ratio = self.meta_rate / self.learning_rate
+
+        def meta_step(_: Array, at: Progress) -> Progress:
+            inner = descent.run(at, client, key, steps=1)
+            outer = descent.run(inner, client, key, steps=1)
+            # The last step was α g(w̃; D′); it is taken from w, with β.
+            params = jax.tree.map(lambda w, a, b: w - ratio * (a - b), at.params, inner.params, outer.params)
+            return outer._replace(params=params)
+
+        steps = jnp.where(client.size > 0, self.steps, 0)
+        end = jax.lax.fori_loop(0, steps, meta_step, descent.begin(broadcast))
+        return replied(client, difference(broadcast, end.params), end.metrics)

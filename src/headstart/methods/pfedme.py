@@ -1,0 +1,60 @@
+"""pFedMe (Dinh et al., arXiv:2006.08848): the server's model follows the minima of its Moreau envelopes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from headstart.bends import pull
+from headstart.data import Array, Client, Tree
+from headstart.hooks import Bend
+from headstart.local import Descent, Progress, step_keys
+from headstart.local import batch as draw_batch
+from headstart.models import Model
+from headstart.tasks import Task
+from headstart.updates import Reply, difference, replied
+
+
+@dataclass(frozen=True)
+class PFedMe:
+    """R times: θ̂ ≈ argmin f(θ; batch) + λ/2 ‖θ − w‖² by K steps from θ̂, then w ← w − ηλ (w − θ̂); Δ = w_0 − w_R.
+
+    rounds: R. steps: K. strength: λ. learning_rate: of the K steps. outer_rate: η. A held-out client seeks its own θ̂
+    on all it adapts on, from w.
+    """
+
+    rounds: int = 10
+    steps: int = 5
+    strength: float = 1.0
+    learning_rate: float = 0.02
+    outer_rate: float = 0.1
+    batch_size: int = 20
+
+    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        order_key, _ = step_keys(key, 0)
+
+        def once(number: Array, carry: tuple[Tree, Progress]) -> tuple[Tree, Progress]:
+            own, progress = carry
+            descent = self._descent(task, model, own)
+            # All K steps are on one batch, as the paper has it.
+            examples = draw_batch(client, number, order_key, batch_size=self.batch_size)
+            progress = jax.lax.fori_loop(0, self.steps, lambda _, at: descent.step(at, examples, key), progress)
+            rate = self.outer_rate * self.strength
+            return jax.tree.map(lambda w, theta: w - rate * (w - theta), own, progress.params), progress
+
+        start = self._descent(task, model, broadcast).begin(broadcast)
+        rounds = jnp.where(client.size > 0, self.rounds, 0)
+        own, progress = jax.lax.fori_loop(0, rounds, once, (broadcast, start))
+        return replied(client, difference(broadcast, own), progress.metrics)
+
+    def bend(self, start: Tree) -> Bend:
+        """Personalization is pulled back to the server's model."""
+        return pull(self.strength, start)
+
+    def _descent(self, task: Task, model: Model, anchor: Tree) -> Descent:
+        bend = pull(self.strength, anchor)
+        return Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)

@@ -1,0 +1,63 @@
+"""SCAFFOLD (Karimireddy et al., arXiv:1910.06378), option II: control variates against the drift of local steps."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from headstart.data import Array, Client, Tree
+from headstart.local import Descent
+from headstart.models import Model
+from headstart.tasks import Task
+from headstart.updates import Reply, replied
+
+
+@dataclass(frozen=True)
+class Scaffold:
+    """K steps by g − c_i + c; then c_i becomes c_i − c + (θ − θ_K) / (Kβ), which the client keeps.
+
+    participation: the share of all training clients that is in a cohort; c moves by so much of the mean change.
+    """
+
+    steps: int = 10
+    learning_rate: float = 0.02
+    batch_size: int = 20
+    participation: float = 0.1
+
+    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        params, control = broadcast["params"], broadcast["control"]
+
+        def bend(gradient: Tree, _: Tree) -> Tree:
+            return jax.tree.map(lambda g, own, server: g - own + server, gradient, memory, control)
+
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)
+        steps = jnp.where(client.size > 0, self.steps, 0)
+        end = descent.run(descent.begin(params), client, key, steps=steps)
+        moved = jax.tree.map(jnp.subtract, params, end.params)
+        scale = 1 / (self.steps * self.learning_rate)
+        renewed = jax.tree.map(lambda own, server, d: own - server + scale * d, memory, control, moved)
+        delta = {"params": moved, "control": jax.tree.map(jnp.subtract, memory, renewed)}
+        return replied(client, delta, end.metrics)._replace(memory=renewed)
+
+    def share(self, params: Tree) -> Tree:
+        """The model and the server's control variate c, which begins at zero."""
+        return {"params": params, "control": jax.tree.map(jnp.zeros_like, params)}
+
+    def serve(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The optimizer steps the model; c takes the mean change for as many clients as there were."""
+        steps: dict[Hashable, optax.GradientTransformation]
+        steps = {"params": optimizer, "control": optax.sgd(self.participation)}
+        return optax.partition(steps, {"params": "params", "control": "control"})
+
+    def keep(self, params: Tree) -> Tree:
+        """The client's control variate c_i, which begins at zero."""
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def begin(self, task: Task, model: Model, broadcast: Tree, client: Client, key: Array) -> Tree:
+        """A held-out client fine-tunes the model, without variates."""
+        return broadcast["params"]
