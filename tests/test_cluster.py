@@ -152,16 +152,23 @@ def test_an_experiment_of_two_stages_is_that_of_one_process_and_only_the_first_w
     assert [r["round"] for r in log(tmp_path / "run-0")] == [r["round"] for r in log(whole)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_an_interrupted_cluster_goes_on_with_more_processes(number, tmp_path, command, float64):
-    file = experiment_file(tmp_path, rounds=(150, 4))
+@pytest.mark.parametrize(
+    ("number", "rounds", "mark", "count"),
+    [
+        (signal.SIGINT, (150, 4), "checkpoints/round-*", 3),
+        (signal.SIGTERM, (6, 150), "stage-0.json", 1),
+    ],
+    ids=["in the first stage", "after the first stage"],
+)
+def test_an_interrupted_cluster_goes_on_with_more_or_fewer_processes(
+    number, rounds, mark, count, tmp_path, command, float64
+):
+    file = experiment_file(tmp_path, rounds=rounds)
     with started(members(2, file, "--checkpoint-seconds", 0.1, out=tmp_path)) as processes:
-        saved = tmp_path / "run-0" / "seed-0" / "checkpoints"
-        until(lambda: saved.exists() and any(saved.glob("round-*")), processes[0])
+        until(lambda: any((tmp_path / "run-0").glob(f"seed-0/{mark}")), processes[0])
         processes[1].send_signal(number)
         assert [code for code, _ in finished(processes)] == [130, 130]
     assert not (tmp_path / "run-0" / "seed-0" / "stage-1.json").exists()
-    count = 3 if number == signal.SIGINT else 1
     if count == 1:
         alone(command, file, tmp_path / "run-0")
     else:
@@ -188,6 +195,21 @@ def test_when_one_is_lost_the_others_leave_with_a_sentence(lost, blow, tmp_path)
         assert code == LOST
         assert len(errors.strip().splitlines()) == 1
         assert "what was saved last is kept" in errors
+
+
+def test_a_process_that_sleeps_with_its_heart_beating_is_given_up(tmp_path):
+    whole = json.loads(experiment_file(tmp_path, rounds=(100_000, 4)).read_text())
+    whole["model"]["path"] = "hanging:SOFTMAX"
+    write_json(tmp_path / "hanging.json", whole)
+    words = tmp_path / "hanging.json", "--import", "hanging", "--patience", 2
+    with started(members(2, *words, out=tmp_path)) as processes:
+        told = tmp_path / "run-0" / "seed-0" / "metrics.jsonl"
+        until(lambda: told.exists() and told.read_bytes().count(b"\n") > 40, processes[0])
+        os.kill(children(processes[1])[0], signal.SIGUSR1)
+        began = time.monotonic()
+        ((code, errors),) = finished([processes[0]], seconds=60)
+    assert time.monotonic() - began < 60 and code == LOST
+    assert "a process hangs" in errors and len(errors.strip().splitlines()) == 1
 
 
 def test_processes_that_differ_are_refused(tmp_path):
