@@ -11,7 +11,7 @@ demo: .venv/installed ## Train, personalize and report on the embedded data
 	$(BIN)/headstart report runs/demo/fedavg runs/demo/personalized_fedavg --out runs/demo/report.html
 
 test: .venv/tested ## All tests and doctests
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint types links ## What CI runs
 	$(MAKE) test

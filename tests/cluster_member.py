@@ -1,4 +1,4 @@
-"""A process of a cluster, started by test_cluster.py: rounds of every update, and who reads what.
+"""A process of a cluster, or one alone with many devices, started by test_cluster.py: every update, and who reads what.
 
 python cluster_member.py HOST:PORT PROCESSES PROCESS_ID OUT [UPDATE...]
 """
@@ -16,7 +16,8 @@ from headstart import cluster
 
 if __name__ == "__main__":
     address, processes, process_id, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    cluster.join(cluster.Membership(address, processes, process_id))
+    if processes > 1:
+        cluster.join(cluster.Membership(address, processes, process_id))
 
 import tiny
 from headstart import FOMAML, MAML, Classification, FedAvg, FedSGD, Optimizer, Reptile, Stage
@@ -48,9 +49,9 @@ def watched(federation: Federation, read: list[int]) -> Federation:
     return replace(federation, fetch=fetch)
 
 
-def trained(update, read: list[int]) -> np.ndarray:
+def trained(update, read: list[int], devices: int | None = 1) -> np.ndarray:
     """The parameters after some rounds of an update on cohorts of five clients, momentum on the server."""
-    federation, mesh = watched(tiny.federation(SIZES), read), all_devices(1)
+    federation, mesh = watched(tiny.federation(SIZES), read), all_devices(devices)
     algorithm = federated(Classification(), tiny.SOFTMAX, update, optax.sgd(1.0, momentum=0.9), mesh=mesh)
     stage = Stage("stage", update, Optimizer("sgd", 1.0), ROUNDS, 5)
     draw = on_device(federation, mesh=mesh)
@@ -60,9 +61,9 @@ def trained(update, read: list[int]) -> np.ndarray:
     return np.asarray(state.params["theta"])
 
 
-def personalized() -> np.ndarray:
+def personalized(devices: int | None = 1) -> np.ndarray:
     """The accuracies of all clients along personalization, and how far their losses moved."""
-    mesh, recipe = all_devices(1), Personalization(Optimizer("sgd", 0.1), 3, 2)
+    mesh, recipe = all_devices(devices), Personalization(Optimizer("sgd", 0.1), 3, 2)
     watch = personalizer(Classification(), tiny.SOFTMAX, recipe, mesh=mesh)
     draw = on_device(tiny.federation(SIZES), mesh=mesh)
     key = jax.random.key(4, impl="threefry2x32")
@@ -73,8 +74,8 @@ def personalized() -> np.ndarray:
 def main() -> None:
     """Every process writes what it has read; what it computed is the same in all."""
     read: dict[str, list[int]] = {name: [] for name in sys.argv[5:]}
-    results = {name: trained(UPDATES[name], read[name]) for name in read}
-    np.savez(out / f"results-{process_id}.npz", personalized=personalized(), **results)
+    results = {name: trained(UPDATES[name], read[name], None) for name in read}
+    np.savez(out / f"results-{process_id}.npz", personalized=personalized(None), **results)
     (out / f"read-{process_id}.json").write_text(json.dumps(read))
 
 

@@ -63,8 +63,8 @@ def command(invoke, monkeypatch, tmp_path):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start processes, file by file on one worker, come first: they take longest, much of it in waiting."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    """Files that start clusters and deployments come first: they take longest, much of it in waiting."""
+    items.sort(key=lambda item: item.path.name not in ("test_cluster.py", "test_flower_deployed.py"))
 
 
 def pytest_unconfigure() -> None:

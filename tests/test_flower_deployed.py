@@ -43,8 +43,6 @@ from headstart.rounds import State, folded, round_key, seed_key, server_step
 from headstart.sampling import sample
 from headstart.values import to_json
 
-pytestmark = pytest.mark.xdist_group("flower")
-
 NODES = ("good", "doomed", "spoiled", "slow", "late")
 # The same for every node, so that they share compiled programs.
 SIZES = (6, 9, 12, 15)
