@@ -190,9 +190,7 @@ def test_when_one_is_lost_the_others_leave_with_a_sentence(lost, blow, tmp_path)
         saved = tmp_path / "run-0" / "seed-0" / "checkpoints"
         until(lambda: saved.exists() and any(saved.glob("round-*")), processes[0])
         os.kill(children(processes[lost])[0], blow)
-        began = time.monotonic()
         ((code, errors),) = finished([processes[1 - lost]], seconds=60)
-        assert time.monotonic() - began < 60
         assert code == LOST
         assert len(errors.strip().splitlines()) == 1
         assert "what was saved last is kept" in errors
@@ -207,9 +205,8 @@ def test_a_process_that_sleeps_with_its_heart_beating_is_given_up(tmp_path):
         told = tmp_path / "run-0" / "seed-0" / "metrics.jsonl"
         until(lambda: told.exists() and told.read_bytes().count(b"\n") > 40, processes[0])
         os.kill(children(processes[1])[0], signal.SIGUSR1)
-        began = time.monotonic()
         ((code, errors),) = finished([processes[0]], seconds=60)
-    assert time.monotonic() - began < 60 and code == LOST
+    assert code == LOST
     assert "a process hangs" in errors and len(errors.strip().splitlines()) == 1
 
 

@@ -13,7 +13,7 @@ from headstart.data import Tree
 from headstart.errors import UserError
 from headstart.hooks import Bend
 
-_DENSE = re.compile(r"Dense_(\d+)'")
+_DENSE = re.compile(r"Dense_(\d+)")
 
 
 def pull(strength: float, anchor: Tree) -> Bend:
@@ -37,20 +37,42 @@ def only(part: Tree) -> Bend:
 def head_of(params: Tree, head: Sequence[str] | None) -> Tree:
     """Which parameters are the head: a tree of booleans.
 
-    head: the paths of the head's parameters, or pieces of them such as "Dense_1" or "decoder"; an empty one leaves no
-        head, None takes the last dense layer, as Flax numbers them.
+    head: names in the paths of the head's parameters, such as "Dense_1" or "decoder"; an empty one leaves no head, None
+        takes the last of the dense layers that are not inside another module, as Flax numbers them.
 
     Raises:
-        UserError: if there are no such parameters.
+        UserError: if there are no such parameters, or the layer taken is all of the model.
     """
-    paths = [path for path, _ in named(params)]
-    if head is None:
-        numbers = {int(number) for path in paths for number in _DENSE.findall(path)}
-        head = [f"Dense_{max(numbers)}'"] if numbers else ["a dense layer"]
-    for piece in head:
-        if not any(piece in path for path in paths):
-            raise UserError(f"no parameter's path has {piece!r} in it; name the head by pieces of {', '.join(paths)}")
-    return jax.tree.unflatten(jax.tree.structure(params), [any(piece in path for piece in head) for path in paths])
+    paths = [_names(path) for path, _ in named(params)]
+    chosen = _last_dense(paths) if head is None else head
+    for name in chosen:
+        if not any(name in path for path in paths):
+            known = sorted({name for path in paths for name in path})
+            raise UserError(f"no parameter's path has the name {name!r}; name the head by one of {', '.join(known)}")
+    flags = [any(name in path for name in chosen) for path in paths]
+    if head is None and all(flags):
+        raise UserError(
+            f"the head {chosen[0]} is all of the model, which leaves no body to share; choose another model"
+        )
+    return jax.tree.unflatten(jax.tree.structure(params), flags)
+
+
+def _last_dense(paths: Sequence[Sequence[str]]) -> list[str]:
+    numbers = [int(match[1]) for path in paths if (match := _DENSE.fullmatch(path[0]))]
+    if not numbers:
+        raise UserError("the model has no dense layer of its own that could be its head; name the head's parameters")
+    return [f"Dense_{max(numbers)}"]
+
+
+def is_statistic(path: str, params: Tree) -> bool:
+    """Whether the leaf at a path (`checkpoint.named`) is in another collection of a Flax module than its parameters."""
+    return isinstance(params, dict) and "params" in params and not path.startswith("['params']")
+
+
+def _names(path: str) -> list[str]:
+    """The names in a path, but for that of the collection `params`."""
+    names = re.findall(r"\w+", path)
+    return names[1:] if names[:1] == ["params"] else names
 
 
 def rest_of(part: Tree) -> Tree:

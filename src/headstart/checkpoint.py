@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -34,7 +33,7 @@ def write(path: Path, tree: Tree, about: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, like: Tree) -> Saved:
-    """The saved tree, in the structure of `like`.
+    """The saved tree, in the structure of `like`, its arrays on the host.
 
     Raises:
         UserError: if the file is missing or damaged, or holds another tree.
@@ -43,7 +42,7 @@ def read(path: Path, like: Tree) -> Saved:
     expected = dict(named(like))
     if set(arrays) != set(expected) or any(arrays[k].shape != v.shape for k, v in expected.items()):
         raise UserError(f"{path} holds the state of another model or optimizer; choose the folder of this experiment")
-    leaves = [jnp.asarray(arrays[name], leaf.dtype) for name, leaf in expected.items()]
+    leaves = [np.asarray(arrays[name], leaf.dtype) for name, leaf in expected.items()]
     return Saved(jax.tree.unflatten(jax.tree.structure(like), leaves), about)
 
 
@@ -72,16 +71,16 @@ def write_round(folder: Path, tree: Tree, about: Mapping[str, Any], *, keep: int
         old.unlink(missing_ok=True)
 
 
-def read_newest(folder: Path, like: Mapping[int, Tree]) -> tuple[Saved | None, list[str]]:
+def read_newest(folder: Path, like: Callable[[Mapping[str, Any]], Tree]) -> tuple[Saved | None, list[str]]:
     """The newest undamaged state and what was wrong with newer ones.
 
-    like: the tree to expect for each stage number, which a file records as `stage`.
+    like: maps what a file records about itself to the tree to expect in it.
     """
     complaints = []
     for path in _newest_first(folder):
         try:
             _, about = read_arrays(path)
-            return read(path, like[about["stage"]]), complaints
+            return read(path, like(about)), complaints
         except (UserError, KeyError) as error:
             complaints.append(str(error))
     return None, complaints

@@ -77,10 +77,20 @@ class Stage:
         """What its method brings beside the client update."""
         return hooks_of(self.update)
 
-    def algorithm(self, task: Task, model: Model, *, lanes: int = 1, mesh: Mesh | None = None) -> Algorithm:
-        """What a round does."""
-        server = self.server.build()
-        return federated(task, model, self.update, server, weighting=self.weighting, lanes=lanes, mesh=mesh)
+    def algorithm(
+        self, task: Task, model: Model, *, clients: int | None = None, lanes: int = 1, mesh: Mesh | None = None
+    ) -> Algorithm:
+        """What a round does. clients: how many train in all, by default no more than a cohort."""
+        return federated(
+            task,
+            model,
+            self.update,
+            self.server.build(),
+            weighting=self.weighting,
+            participation=self.clients_per_round / (clients or self.clients_per_round),
+            lanes=lanes,
+            mesh=mesh,
+        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,9 @@ class Centralized:
         """A pool of examples brings nothing beside a model."""
         return PLAIN
 
-    def algorithm(self, task: Task, model: Model, *, lanes: int = 1, mesh: Mesh | None = None) -> Algorithm:
+    def algorithm(
+        self, task: Task, model: Model, *, clients: int | None = None, lanes: int = 1, mesh: Mesh | None = None
+    ) -> Algorithm:
         """What a round does, on one device; there are no clients to put side by side."""
         return centralized(task, model, self.optimizer.build(), batch_size=self.batch_size)
 

@@ -46,6 +46,7 @@ from headstart.portable import (
 from headstart.prepare import build_model, check_fit
 from headstart.rounds import personal_key, seed_key
 from headstart.tasks import Classification, NextCharacter, Task
+from headstart.values import to_json
 
 FORMAT = 1
 PARAMETERS = "parameters.safetensors"
@@ -198,6 +199,7 @@ def _recipe(source: Source) -> dict[str, Any]:
         "batch_size": recipe.batch_size,
         "length": chosen_length(source.experiment, source.report),
         "unit": recipe.unit,
+        "method": to_json(getattr(source.experiment.stages[-1], "update", None)),
     }
 
 

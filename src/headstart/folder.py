@@ -4,10 +4,10 @@ experiment.json      the experiment, complete
 environment.json     versions and machine
 samples.npz          a few examples of a few test clients
 seed-0/metrics.jsonl a line per round ("round") and per evaluation on validation clients ("evaluation")
-seed-0/checkpoints/  the newest states
+seed-0/checkpoints/  the newest states, with what clients keep
 seed-0/stage-0.npz   per-client results of validation and test clients at the end of the stage
 seed-0/stage-0.json  what to say about them
-seed-0/stage-0.safetensors  the initial model
+seed-0/stage-0.safetensors  the initial model, or whatever the method shares
 """
 
 from __future__ import annotations

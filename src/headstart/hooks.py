@@ -23,7 +23,7 @@ def _same(params: Tree) -> Tree:
     return params
 
 
-def _server(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def _server(optimizer: optax.GradientTransformation, participation: float) -> optax.GradientTransformation:
     return optimizer
 
 
@@ -38,16 +38,17 @@ def _nothing(params: Tree) -> None:
 class Hooks(NamedTuple):
     """A method's ways, each with that of an update which shares a model and keeps nothing.
 
-    share: maps the model's initial parameters to what the server holds and broadcasts.
-    serve: maps the stage's server optimizer to the one that steps what is shared.
-    keep: maps the model's initial parameters to what a client keeps before its first round; None keeps nothing, ever.
+    share: maps the parameters a stage starts from to what the server holds and broadcasts.
+    serve: maps the stage's server optimizer, and the share of all training clients that is in a cohort, to the
+        optimizer that steps what is shared.
+    keep: maps the parameters a stage starts from to what a client keeps before its first round, a tree of arrays.
     begin: `(task, model, broadcast, client, key)` to the parameters from which a client that keeps nothing, as every
         held-out client, personalizes; they are also its initial model. It may look at the examples it adapts on.
     bend: maps those parameters to a function `(gradient, params) -> gradient` that personalization descends by.
     """
 
     share: Callable[[Tree], Tree] = _same
-    serve: Callable[[optax.GradientTransformation], optax.GradientTransformation] = _server
+    serve: Callable[[optax.GradientTransformation, float], optax.GradientTransformation] = _server
     keep: Callable[[Tree], Tree] = _nothing
     begin: Callable[[Task, Model, Tree, Client, Array], Tree] = _broadcast
     bend: Callable[[Tree], Bend | None] = _nothing
@@ -68,4 +69,4 @@ PLAIN = Hooks()
 
 def hooks_of(method: Any) -> Hooks:
     """What this method brings."""
-    return Hooks(**{name: getattr(method, name) for name in Hooks._fields if hasattr(method, name)})
+    return Hooks(**{name: getattr(method, name) for name in Hooks._fields if callable(getattr(method, name, None))})

@@ -110,7 +110,10 @@ class Descent:
         _, model_key = step_keys(key, progress.step)
         gradient, (params, metrics) = self.gradient(examples, progress.params, model_key)
         if self.adjust is not None:
-            gradient = self.adjust(gradient, progress.params)
+            # Statistics of batches are no parameters: what a method does to gradients is not for them.
+            statistics = renewed(self.model, examples, progress.params, model_key)
+            bent = self.adjust(gradient, progress.params)
+            gradient = jax.tree.map(lambda own, old, new: old if own else new, statistics, gradient, bent)
         updates, optimizer = self.optimizer.update(gradient, progress.optimizer, params)
         return Progress(
             optax.apply_updates(params, updates), optimizer, progress.step + 1, add(progress.metrics, metrics)
@@ -128,12 +131,16 @@ class Descent:
 
 def renews(model: Model, examples: Examples, params: Tree, key: Array) -> bool:
     """Whether training renews statistics of the batch: then its rows, padding among them, are not independent."""
+    return any(jax.tree.leaves(renewed(model, examples, params, key)))
+
+
+def renewed(model: Model, examples: Examples, params: Tree, key: Array) -> Tree:
+    """Which leaves training renews by themselves, as statistics of the batch: a tree of booleans."""
     found = []
 
     def look(examples: Examples, params: Tree, key: Array) -> None:
-        _, renewed = model.apply(params, examples.x, key=key)
-        pairs = zip(jax.tree.leaves(params), jax.tree.leaves(renewed), strict=True)
-        found.append(any(before is not after for before, after in pairs))
+        _, after = model.apply(params, examples.x, key=key)
+        found.append(jax.tree.map(lambda old, new: old is not new, params, after))
 
     jax.eval_shape(look, examples, params, key)
     return found[0]

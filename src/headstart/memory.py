@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import numpy as np
 
-from headstart import checkpoint
 from headstart.data import Tree
 
 
 class Memory:
-    """Trees by client number. A client is given the blank tree until it has left one of its own.
+    """Trees by client number, on the host. A client is given the blank tree until it has left one of its own.
 
     blank: what a client keeps before its first round, a tree of arrays.
     """
@@ -20,7 +17,11 @@ class Memory:
     def __init__(self, blank: Tree) -> None:
         self._blank = jax.tree.map(np.asarray, blank)
         self._places: dict[int, int] = {}
-        self._kept = jax.tree.map(lambda leaf: leaf[None][:0], self._blank)
+        self._kept = jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), self._blank)
+
+    def __len__(self) -> int:
+        """How many clients have left something."""
+        return len(self._places)
 
     def of(self, clients: np.ndarray) -> Tree:
         """What these clients (int `[...]`) keep: a tree with their axes in front; -1 is nobody, who keeps the blank."""
@@ -41,39 +42,36 @@ class Memory:
         places = [self._places[int(client)] for client in clients[present]]
 
         def put(kept: np.ndarray, new: np.ndarray) -> np.ndarray:
-            if len(kept) < len(self._places):
+            if len(kept) < len(self):
                 # Doubled, so that it is seldom copied.
-                room = max(2 * len(kept), len(self._places)) - len(kept)
+                room = max(2 * len(kept), len(self)) - len(kept)
                 kept = np.concatenate([kept, np.zeros((room, *kept.shape[1:]), kept.dtype)])
             kept[places] = np.asarray(new)[present]
             return kept
 
         self._kept = jax.tree.map(put, self._kept, tree)
 
-    def save(self, folder: Path, number: int) -> None:
-        """Write it beside the state after round `number`, before that state, and drop those of dropped states."""
-        clients = np.array(list(self._places), np.int32)
-        tree = {"clients": clients, "kept": jax.tree.map(lambda leaf: leaf[: len(clients)], self._kept)}
-        checkpoint.write(_path(folder, number), tree, {"round": number})
-        states = {path.name.removeprefix("round-") for path in folder.glob("round-*.safetensors")}
-        for path in folder.glob("memory-*.safetensors"):
-            if path.name.removeprefix("memory-") not in states and path != _path(folder, number):
-                path.unlink(missing_ok=True)
-
-    def load(self, folder: Path, number: int) -> None:
-        """Read what was kept after round `number`.
-
-        Raises:
-            UserError: if the file is missing or damaged.
-        """
-        path = _path(folder, number)
-        arrays, _ = checkpoint.read_arrays(path)
-        clients = arrays["['clients']"]
-        like = jax.tree.map(lambda leaf: np.zeros((len(clients), *leaf.shape), leaf.dtype), self._blank)
-        read = checkpoint.read(path, {"clients": clients, "kept": like}).tree
-        self._places = {int(client): place for place, client in enumerate(clients)}
-        self._kept = jax.tree.map(lambda leaf: np.array(leaf), read["kept"])
+    def as_tree(self) -> Tree:
+        """All of it as one tree of arrays, to be saved."""
+        kept = jax.tree.map(lambda leaf: leaf[: len(self)], self._kept)
+        return {"blank": self._blank, "clients": np.array(list(self._places), np.int32), "kept": kept}
 
 
-def _path(folder: Path, number: int) -> Path:
-    return folder / f"memory-{number:07d}.safetensors"
+def restored(tree: Tree) -> Memory:
+    """The memory that `as_tree` told."""
+    memory = Memory(tree["blank"])
+    memory.put(tree["clients"], tree["kept"])
+    return memory
+
+
+def expected(blank: Tree, clients: int) -> Tree:
+    """What `as_tree` of so many clients looks like, if the blank looks like this (arrays or their shapes)."""
+
+    def several(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((clients, *leaf.shape), leaf.dtype)
+
+    return {
+        "blank": blank,
+        "clients": jax.ShapeDtypeStruct((clients,), np.int32),
+        "kept": jax.tree.map(several, blank),
+    }

@@ -16,17 +16,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from headstart.data import Examples, Federation, Split, as_input, limited, split_clients
+from headstart.data import Examples, Federation, Split, Tree, as_input, limited, split_clients
 from headstart.datasets import load as load_data
 from headstart.errors import UserError
 from headstart.experiment import Data, Experiment, Imported, Stage
+from headstart.hooks import Hooks
 from headstart.models import ALIASES, Model, as_model
 from headstart.tasks import Classification, NextCharacter, Regression, Task, measure
 from headstart.values import attribute
 
 # The least value of every setting that has one.
 LEAST = {
-    **dict.fromkeys(("rounds", "clients_per_round", "batch_size", "epochs", "steps"), 1),
+    **dict.fromkeys(("rounds", "clients_per_round", "batch_size", "epochs", "steps", "models"), 1),
     **dict.fromkeys(
         (
             "seed",
@@ -37,6 +38,11 @@ LEAST = {
             "validation",
             "query_share",
             "adapt_examples",
+            "mu",
+            "strength",
+            "spread",
+            "head_epochs",
+            "body_epochs",
         ),
         0,
     ),
@@ -76,7 +82,16 @@ def prepare(experiment: Experiment, *, trusted: Collection[str] = (), earlier: P
     assert experiment.model is not None and experiment.task is not None
     model = build_model(experiment.model, federation, trusted=trusted) if earlier is None else earlier.model
     check_fit(experiment.task, model, federation)
+    for stage in experiment.stages:
+        jax.eval_shape(partial(_bring, stage.hooks, model))
     return Prepared(experiment, experiment.task, model, federation, groups)
+
+
+def _bring(hooks: Hooks, model: Model) -> Tree:
+    """What a method makes of the model; where that cannot be, it says so."""
+    params = model.init(jax.random.key(0))
+    hooks.bend(params)
+    return hooks.share(params), hooks.keep(params)
 
 
 def _federation(data: Data) -> Federation:

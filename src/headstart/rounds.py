@@ -87,6 +87,7 @@ def federated(
     *,
     weighting: Weighting = "examples",
     transform: Callable[[Reply], Reply] = lambda reply: reply,
+    participation: float = 1.0,
     lanes: int = 1,
     mesh: Mesh | None = None,
 ) -> Algorithm:
@@ -95,12 +96,13 @@ def federated(
     server: gets the weighted mean of Δ as its gradient; `optax.sgd(1.0)` is plain averaging.
     weighting: of the replies: by number of examples, or uniform over the clients that have any.
     transform: changes each reply before it is folded (clip, quantise, mask).
+    participation: the share of all training clients that is in a cohort, for methods that want to know.
     lanes: how many clients a device trains side by side. A matter of speed: results agree to rounding.
     mesh: the devices that share the clients, as `lanes.all_devices` gives them; None works on one.
     """
     fold = folded(task, model, update, weighting=weighting, transform=transform, lanes=lanes, mesh=mesh)
     hooks = hooks_of(update)
-    server = hooks.serve(server)
+    server = hooks.serve(server, participation)
 
     def init(params: Tree) -> State:
         shared = hooks.share(params)
@@ -139,7 +141,7 @@ def folded(
             # What a client keeps must not be spoiled by a reply that is left out.
             kept = reply.memory
             if memory is not None:
-                usable = all_finite(reply.delta)
+                usable = all_finite((reply.delta, reply.memory)) & (reply.weight > 0)
                 kept = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.memory, memory)
             return add(totals, weigh(reply)), kept
 

@@ -25,7 +25,7 @@ from headstart.hooks import Hooks
 from headstart.interrupt import Interrupt
 from headstart.lanes import all_devices
 from headstart.log import Listener, Log
-from headstart.memory import Memory
+from headstart.memory import Memory, expected, restored
 from headstart.personalize import Personalization, Personalizer, choose_length, personalizer
 from headstart.prepare import Prepared, prepare
 from headstart.rounds import initial_key, seed_key, several
@@ -123,7 +123,10 @@ def _session(
     prepared: Prepared, mesh: Mesh | None, options: Options, listen: Listener, interrupt: Interrupt, kept: Kept
 ) -> Session:
     given, experiment = (prepared.task, prepared.model), prepared.experiment
-    algorithms = tuple(stage.algorithm(*given, lanes=options.lanes, mesh=mesh) for stage in experiment.stages)
+    clients = len(prepared.groups.train)
+    algorithms = tuple(
+        stage.algorithm(*given, clients=clients, lanes=options.lanes, mesh=mesh) for stage in experiment.stages
+    )
     same = id(prepared.federation), id(prepared.model), options, mesh
 
     def once(what: object, make: Callable[[], Any]) -> Any:
@@ -143,7 +146,7 @@ def _session(
     measure = watching(replace(experiment.personalization, length=0))
     draw = once("draw", lambda: on_device(prepared.federation, limit=options.device_bytes, mesh=mesh))
     programs = tuple(
-        once((number, stage), lambda algorithm=algorithm: several(algorithm))
+        once((number, stage, clients), lambda algorithm=algorithm: several(algorithm))
         for number, (stage, algorithm) in enumerate(zip(experiment.stages, algorithms, strict=True))
     )
     return Session(prepared, draw, algorithms, programs, watch, measure, options, listen, interrupt)
@@ -173,10 +176,9 @@ def _run_seed(session: Session, folder: Path, seed: int) -> bool:
 
 def _start(trial: Trial) -> Place:
     """The newest saved place, or the beginning."""
-    listen, algorithms = trial.session.listen, trial.session.algorithms
+    listen = trial.session.listen
     params = trial.session.prepared.model.init(initial_key(trial.key))
-    expected = {number: jax.eval_shape(algorithm.init, params) for number, algorithm in enumerate(algorithms)}
-    saved = _saved(trial, expected)
+    saved = _saved(trial, params)
     if saved is None:
         trial.log.cut(None)
         file = trial.session.prepared.experiment.start
@@ -186,10 +188,9 @@ def _start(trial: Trial) -> Place:
         place = _begin(trial, 0, 0, params)
         evaluate(trial, place)
         return place
-    place = Place(saved.about["stage"], saved.about["round"], saved.tree)
-    place = place._replace(memory=_memory(trial, place.stage, params))
-    if place.memory is not None:
-        place.memory.load(trial.folder / "checkpoints", place.round)
+    state, kept = saved.tree if "kept" in saved.about else (saved.tree, None)
+    memory = None if kept is None else restored(kept)
+    place = Place(saved.about["stage"], saved.about["round"], state, memory)
     for record in trial.log.cut(place.round):
         listen({**record, "past": True})
     listen({"event": "note", "seed": trial.seed, "text": f"seed {trial.seed} goes on after round {place.round}"})
@@ -198,26 +199,32 @@ def _start(trial: Trial) -> Place:
 
 def _begin(trial: Trial, stage: int, number: int, params: Tree) -> Place:
     """The start of a stage after round `number`, from the parameters of a model."""
-    return Place(stage, number, trial.session.algorithms[stage].init(params), _memory(trial, stage, params))
-
-
-def _memory(trial: Trial, stage: int, params: Tree) -> Memory | None:
     hooks = trial.session.prepared.experiment.stages[stage].hooks
-    return Memory(hooks.keep(params)) if hooks.remembers else None
+    memory = Memory(hooks.keep(params)) if hooks.remembers else None
+    return Place(stage, number, trial.session.algorithms[stage].init(params), memory)
 
 
-def _saved(trial: Trial, expected: Mapping[int, Any]) -> checkpoint.Saved | None:
+def _saved(trial: Trial, params: Tree) -> checkpoint.Saved | None:
     """The newest saved state, which process 0 of a cluster reads for all."""
+    stages, algorithms = trial.session.prepared.experiment.stages, trial.session.algorithms
+
+    def like(about: Mapping[str, Any]) -> Tree:
+        number = about["stage"]
+        state = jax.eval_shape(algorithms[number].init, params)
+        if not stages[number].hooks.remembers:
+            return state
+        return state, expected(jax.eval_shape(stages[number].hooks.keep, params), about["kept"])
+
     saved, complaints = None, []
     if cluster.is_first():
-        saved, complaints = checkpoint.read_newest(trial.folder / "checkpoints", expected)
+        saved, complaints = checkpoint.read_newest(trial.folder / "checkpoints", like)
     for complaint in complaints:
         trial.session.listen({"event": "note", "seed": trial.seed, "text": complaint})
     about = cluster.told(None if saved is None else saved.about)
     if about is None:
         return None
     tree = None if saved is None else saved.tree
-    return checkpoint.Saved(cluster.shared(tree, expected[about["stage"]]), about)
+    return checkpoint.Saved(cluster.shared(tree, like(about)), about)
 
 
 def _finish_stage(trial: Trial, place: Place) -> None:

@@ -179,6 +179,7 @@ def save(trial: Trial, place: Place) -> None:
     """Write a checkpoint."""
     if not cluster.is_first():
         return
+    tree, about = place.state, {"round": place.round, "stage": place.stage}
     if place.memory is not None:
-        place.memory.save(trial.folder / "checkpoints", place.round)
-    checkpoint.write_round(trial.folder / "checkpoints", place.state, {"round": place.round, "stage": place.stage})
+        tree, about = (tree, place.memory.as_tree()), {**about, "kept": len(place.memory)}
+    checkpoint.write_round(trial.folder / "checkpoints", tree, about)

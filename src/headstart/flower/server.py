@@ -187,7 +187,7 @@ def _start(service: Service) -> Place:
     algorithms = [stage.algorithm(prepared.task, prepared.model) for stage in prepared.experiment.stages]
     params = prepared.model.init(initial_key(seed_key(service.seed)))
     expected = {number: jax.eval_shape(algorithm.init, params) for number, algorithm in enumerate(algorithms)}
-    saved, complaints = checkpoint.read_newest(service.folder / "checkpoints", expected)
+    saved, complaints = checkpoint.read_newest(service.folder / "checkpoints", lambda about: expected[about["stage"]])
     for complaint in complaints:
         service.listen({"event": "note", "text": complaint})
     if saved is not None:

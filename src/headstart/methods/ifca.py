@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from headstart.bends import is_statistic
+from headstart.checkpoint import named
 from headstart.data import Array, Client, Tree
 from headstart.local import whole_loss
 from headstart.models import Model
@@ -44,38 +46,39 @@ class IFCA:
 
     def share(self, params: Tree) -> Tree:
         """The models `[models, ...]`, and a place to count whose weight chose each."""
-        dtype, key = jnp.result_type(*jax.tree.leaves(params)), jax.random.key(0)
+        leaves = [leaf for path, leaf in named(params) if not is_statistic(path, params)]
+        # From the parameters' own bits, so that it differs from seed to seed.
+        total = jnp.sum(jnp.stack([jnp.sum(leaf) for leaf in leaves])).astype(jnp.float32)
+        words = jax.lax.bitcast_convert_type(total, jnp.uint32)
+        key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), words)
 
-        def several(number: int, leaf: Array) -> Array:
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        def several(number: int, path: str, leaf: Array) -> Array:
+            if is_statistic(path, params):
                 return jnp.stack([leaf] * self.models)
             noise = jax.random.normal(jax.random.fold_in(key, number), (self.models, *leaf.shape), leaf.dtype)
-            scale = self.spread * jnp.sqrt(jnp.mean(leaf**2))
-            return leaf + noise.at[0].set(0) * scale
+            return leaf + noise.at[0].set(0) * self.spread * jnp.sqrt(jnp.mean(leaf**2))
 
-        leaves, structure = jax.tree.flatten(params)
-        models = jax.tree.unflatten(structure, [several(number, leaf) for number, leaf in enumerate(leaves)])
-        return {"models": models, "members": jnp.zeros(self.models, dtype)}
+        models = [several(number, *pair) for number, pair in enumerate(named(params))]
+        members = jnp.zeros(self.models, jnp.result_type(*leaves))
+        return {"models": jax.tree.unflatten(jax.tree.structure(params), models), "members": members}
 
-    def serve(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        """Each model steps by the mean of those who chose it, and stays where nobody did."""
+    def serve(self, optimizer: optax.GradientTransformation, participation: float) -> optax.GradientTransformation:
+        """Each model has an optimizer of its own: it takes the mean of those who chose it, and rests if nobody did."""
 
         def init(params: Tree) -> Tree:
-            return optimizer.init(params["models"])
+            return jax.vmap(optimizer.init)(params["models"])
+
+        def one(delta: Tree, members: Array, state: Tree, params: Tree) -> tuple[Tree, Tree]:
+            chosen = members > 0
+            mean = jax.tree.map(lambda leaf: leaf / jnp.where(chosen, members, 1), delta)
+            stepped = optimizer.update(mean, state, params)
+            rested = jax.tree.map(jnp.zeros_like, params), state
+            return jax.tree.map(lambda new, old: jnp.where(chosen, new, old), stepped, rested)
 
         def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
-            members = updates["members"]
-
-            def where_chosen(value: Array, otherwise: Array) -> Array:
-                return jnp.where(members.reshape(-1, *[1] * (value.ndim - 1)) > 0, value, otherwise)
-
-            def mean(leaf: Array) -> Array:
-                return where_chosen(leaf / members.reshape(-1, *[1] * (leaf.ndim - 1)), jnp.zeros_like(leaf))
-
-            models = None if params is None else params["models"]
-            steps, state = optimizer.update(jax.tree.map(mean, updates["models"]), state, models)
-            steps = jax.tree.map(lambda leaf: where_chosen(leaf, jnp.zeros_like(leaf)), steps)
-            return {"models": steps, "members": jnp.zeros_like(members)}, state
+            assert params is not None
+            steps, state = jax.vmap(one)(updates["models"], updates["members"], state, params["models"])
+            return {"models": steps, "members": jnp.zeros_like(updates["members"])}, state
 
         return optax.GradientTransformation(init, update)
 
@@ -86,4 +89,5 @@ class IFCA:
 
 
 def _best(task: Task, model: Model, models: Tree, client: Client) -> Array:
-    return jax.vmap(lambda params: whole_loss(task, model, params, client, batch_size=32))(models).argmin()
+    losses = jax.vmap(lambda params: whole_loss(task, model, params, client, batch_size=32))(models)
+    return jnp.where(jnp.isfinite(losses), losses, jnp.inf).argmin()

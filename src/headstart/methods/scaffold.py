@@ -20,13 +20,12 @@ from headstart.updates import Reply, replied
 class Scaffold:
     """K steps by g − c_i + c; then c_i becomes c_i − c + (θ − θ_K) / (Kβ), which the client keeps.
 
-    participation: the share of all training clients that is in a cohort; c moves by so much of the mean change.
+    The server's c is the mean of all c_i if replies are weighed uniformly; otherwise it is weighed as the model is.
     """
 
     steps: int = 10
     learning_rate: float = 0.02
     batch_size: int = 20
-    participation: float = 0.1
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""
@@ -48,10 +47,10 @@ class Scaffold:
         """The model and the server's control variate c, which begins at zero."""
         return {"params": params, "control": jax.tree.map(jnp.zeros_like, params)}
 
-    def serve(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        """The optimizer steps the model; c takes the mean change for as many clients as there were."""
+    def serve(self, optimizer: optax.GradientTransformation, participation: float) -> optax.GradientTransformation:
+        """The optimizer steps the model; c takes the mean change for as many of all clients as there were."""
         steps: dict[Hashable, optax.GradientTransformation]
-        steps = {"params": optimizer, "control": optax.sgd(self.participation)}
+        steps = {"params": optimizer, "control": optax.sgd(participation)}
         return optax.partition(steps, {"params": "params", "control": "control"})
 
     def keep(self, params: Tree) -> Tree:
