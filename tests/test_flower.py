@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 
 import tiny
 from headstart import Centralized, Cohort, Data, Experiment, FedAvg, FedSGD, Imported, Optimizer, Stage, UserError
-from headstart.checkpoint import read_arrays
+from headstart.checkpoint import named, read_arrays
 from headstart.draw import on_device
 from headstart.flower import Terms, client_app, serve, wire
 from headstart.flower.server import told
@@ -109,7 +109,7 @@ def logged(out, event: str) -> list[dict]:
 def start() -> dict[str, np.ndarray]:
     model = as_model(tiny_model(), jnp.zeros((1, 3)))
     params = model.init(jax.random.fold_in(seed_key(0), 0))
-    return {name: np.asarray(array) for name, array in wire._named(params).items()}
+    return {name: np.asarray(array) for name, array in named(params)}
 
 
 def tiny_model():
