@@ -24,6 +24,7 @@ from headstart.flower import Terms, client_app, serve, wire
 from headstart.flower.server import told
 from headstart.folder import read_json
 from headstart.log import read_records
+from headstart.methods import Ditto, FedPer
 from headstart.models import as_model
 from headstart.personalize import Curves, Personalization
 from headstart.recorded import read_runs
@@ -310,10 +311,18 @@ def test_a_diverged_run_stops_with_its_round(tmp_path):
         run(grid(north={"spoil": spoil}, south={"spoil": spoil}), tmp_path)
 
 
-def test_a_centralized_stage_is_refused(tmp_path):
-    plan = replace(PLAN, stages=(Centralized("all", Optimizer(), 2),))
-    with pytest.raises(UserError, match="devices keep their data"):
-        run(grid(), tmp_path, plan)
+@pytest.mark.parametrize(
+    ("stage", "sentence"),
+    [
+        (Centralized("all", Optimizer(), 2), "devices keep their data"),
+        (Stage("own", Ditto(), Optimizer("sgd", 1.0), 2), "devices do not offer yet"),
+        (Stage("own", FedPer(), Optimizer("sgd", 1.0), 2), "devices do not offer yet"),
+    ],
+    ids=["centralized", "Ditto", "FedPer"],
+)
+def test_what_devices_cannot_do_is_refused(stage, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        run(grid(), tmp_path, replace(PLAN, stages=(stage,)))
 
 
 @pytest.mark.parametrize(
