@@ -18,7 +18,8 @@ from flwr.clientapp import ClientApp
 
 import tiny
 from headstart import Centralized, Cohort, Data, Experiment, FedAvg, FedSGD, Imported, Optimizer, Stage, UserError
-from headstart.checkpoint import named, read_arrays
+from headstart.checkpoint import read_arrays
+from headstart.data import named
 from headstart.draw import on_device
 from headstart.flower import Terms, client_app, serve, wire
 from headstart.flower.server import told

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from headstart.checkpoint import named
-from headstart.data import Tree
+from headstart.data import Tree, named
 from headstart.errors import UserError
 from headstart.hooks import Bend
 
@@ -65,7 +64,7 @@ def _last_dense(paths: Sequence[Sequence[str]]) -> list[str]:
 
 
 def is_statistic(path: str, params: Tree) -> bool:
-    """Whether the leaf at a path (`checkpoint.named`) is in another collection of a Flax module than its parameters."""
+    """Whether the leaf at a path (`data.named`) is in another collection of a Flax module than its parameters."""
     return isinstance(params, dict) and "params" in params and not path.startswith("['params']")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from headstart.data import Tree
+from headstart.data import Tree, named
 from headstart.errors import UserError
 from headstart.files import write_bytes
 
@@ -39,11 +39,15 @@ def read(path: Path, like: Tree) -> Saved:
         UserError: if the file is missing or damaged, or holds another tree.
     """
     arrays, about = read_arrays(path)
+    return Saved(_fitted(path, arrays, like), about)
+
+
+def _fitted(path: Path, arrays: Mapping[str, np.ndarray], like: Tree) -> Tree:
     expected = dict(named(like))
     if set(arrays) != set(expected) or any(arrays[k].shape != v.shape for k, v in expected.items()):
         raise UserError(f"{path} holds the state of another model or optimizer; choose the folder of this experiment")
     leaves = [np.asarray(arrays[name], leaf.dtype) for name, leaf in expected.items()]
-    return Saved(jax.tree.unflatten(jax.tree.structure(like), leaves), about)
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -79,8 +83,8 @@ def read_newest(folder: Path, like: Callable[[Mapping[str, Any]], Tree]) -> tupl
     complaints = []
     for path in _newest_first(folder):
         try:
-            _, about = read_arrays(path)
-            return read(path, like(about)), complaints
+            arrays, about = read_arrays(path)
+            return Saved(_fitted(path, arrays, like(about)), about), complaints
         except (UserError, KeyError) as error:
             complaints.append(str(error))
     return None, complaints
@@ -88,11 +92,6 @@ def read_newest(folder: Path, like: Callable[[Mapping[str, Any]], Tree]) -> tupl
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("round-*.safetensors"), reverse=True)
-
-
-def named(tree: Tree) -> list[tuple[str, Any]]:
-    """The leaves of a tree in their order, each with its path as a name."""
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

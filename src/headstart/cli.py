@@ -347,8 +347,7 @@ def main() -> None:
         leave(2)
     except KeyboardInterrupt:
         leave(130)
-    except Exception:
-        # Of a member of a cluster, which must not wait for the others before it says what went wrong.
+    except Exception:  # of a member of a cluster, which must say what went wrong before it waits for the others
         if not is_child():
             raise
         traceback.print_exc()

@@ -82,6 +82,11 @@ class Client(NamedTuple):
         return Examples(x, y, mask)
 
 
+def named(tree: Tree) -> list[tuple[str, Any]]:
+    """The leaves of a tree in their order, each with its path as a name."""
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
 def as_input(x: Array) -> Array:
     """A uint8 array is an image: float32 in [0, 1]. Everything else passes."""
     return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x

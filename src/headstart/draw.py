@@ -111,7 +111,7 @@ def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None =
 
 def _shares(clients: np.ndarray, mesh: Mesh | None) -> list[np.ndarray]:
     """The clients (int `[..., n]`) that each process trains, -1 in the places of others."""
-    if mesh is None or not spans_processes(mesh):
+    if not spans_processes(mesh):
         return [clients]
     owners = [device.process_index for device in mesh.devices.flat]
     owner = np.repeat(owners, clients.shape[-1] // len(owners))
@@ -139,7 +139,7 @@ def _place(tree: Tree, mesh: Mesh | None, split: PartitionSpec) -> Tree:
 
 def _place_block(block: Block, mesh: Mesh | None) -> Block:
     """A block on the devices of this process, as `lanes.block_spec` says."""
-    if mesh is None or not spans_processes(mesh):
+    if not spans_processes(mesh):
         return _place(block, mesh, PartitionSpec())
     sharding = NamedSharding(mesh, block_spec(mesh))
 

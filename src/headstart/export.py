@@ -27,7 +27,7 @@ import numpy as np
 from headstart import __version__, checkpoint
 from headstart.apply import chosen_length, finished
 from headstart.card import describe_run, markdown
-from headstart.data import Federation, Tree, from_arrays
+from headstart.data import Federation, Tree, from_arrays, named
 from headstart.errors import UserError
 from headstart.experiment import Experiment
 from headstart.files import whole_folder, write_bytes, write_json
@@ -163,7 +163,7 @@ def description(source: Source, platforms: Sequence[str], files: Mapping[str, by
         "made_with": {"headstart": __version__, **{name: version(name) for name in ("jax", "jaxlib")}},
         "platforms": list(platforms),
         "arguments": {name: list(names) for name, names in ARGUMENTS.items()},
-        "parameters": [_described(leaf, name=name) for name, leaf in checkpoint.named(source.like.params)],
+        "parameters": [_described(leaf, name=name) for name, leaf in named(source.like.params)],
         "x": _described(source.like.x, rows=True) | _below(source.facts.get("vocabulary")),
         "y": _described(source.like.y, rows=True) | _below(source.facts.get("classes") if classes else None),
         "capacities": list(CAPACITIES),

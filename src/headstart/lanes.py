@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def device_count(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.size
 
 
-def spans_processes(mesh: Mesh | None) -> bool:
+def spans_processes(mesh: Mesh | None) -> TypeGuard[Mesh]:
     """Whether the devices belong to several processes of a cluster."""
     return mesh is not None and mesh.is_multi_process
 

@@ -90,7 +90,7 @@ def personalizer(
     at_once = clients_at_once or max(32, 4 * lanes * device_count(mesh))
 
     # Every process of a cluster wants all results; a single one takes them from where they are.
-    everywhere = NamedSharding(mesh, PartitionSpec()) if mesh is not None and spans_processes(mesh) else None
+    everywhere = NamedSharding(mesh, PartitionSpec()) if spans_processes(mesh) else None
 
     @partial(jax.jit, out_shardings=everywhere)
     def watch_all(params: Tree, adapt: Client, test: Client, key: Array) -> Tree:

@@ -39,6 +39,7 @@ from headstart.trial import (
     Trial,
     choosing,
     evaluate,
+    started,
     tell_interrupted,
     watch,
 )
@@ -181,10 +182,10 @@ def _start(trial: Trial) -> Place:
     saved = _saved(trial, params)
     if saved is None:
         trial.log.cut(None)
-        file = trial.session.prepared.experiment.start
-        if file is not None:
-            own = Path(file.replace("{seed}", str(trial.seed)))
-            params = cluster.shared(checkpoint.read(own, like=params).tree if cluster.is_first() else None, params)
+        experiment = trial.session.prepared.experiment
+        if experiment.start is not None:
+            own = started(experiment, trial.seed, params) if cluster.is_first() else None
+            params = cluster.shared(own, params)
         place = _begin(trial, 0, 0, params)
         evaluate(trial, place)
         return place

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from headstart import checkpoint, cluster
+from headstart.data import Tree
 from headstart.draw import Draw
 from headstart.errors import UserError
-from headstart.experiment import Centralized, Stage
+from headstart.experiment import Centralized, Experiment, Stage
 from headstart.interrupt import Interrupt
 from headstart.log import Listener, Log, evaluation_record, round_record
 from headstart.memory import Memory
@@ -105,6 +106,12 @@ def record_round(trial: Trial, stage: str, number: int, info: Info, seconds: flo
             " no longer finite; lower the learning rates of the stage (client or server)"
         )
     trial.log(round_record(trial.session.prepared.task, stage, number, info, seconds))
+
+
+def started(experiment: Experiment, seed: int, params: Tree) -> Tree:
+    """What a seed starts from: the parameters in the file that the experiment names, or else these."""
+    file = experiment.start
+    return params if file is None else checkpoint.read(Path(file.replace("{seed}", str(seed))), like=params).tree
 
 
 def evaluate(trial: Trial, place: Place) -> float | None:

@@ -32,7 +32,7 @@ from headstart.hooks import PLAIN
 from headstart.log import Listener, Log
 from headstart.prepare import Prepared, build_model, check_fit, check_ranges, suited
 from headstart.rounds import initial_key, seed_key
-from headstart.trial import Place, reached
+from headstart.trial import Place, reached, started
 from headstart.values import to_json
 
 
@@ -196,10 +196,7 @@ def _start(service: Service) -> Place:
         service.listen({"event": "note", "text": f"goes on after round {place.round}"})
         return place
     service.log.cut(None)
-    file = prepared.experiment.start
-    if file is not None:
-        params = checkpoint.read(Path(file.replace("{seed}", str(service.seed))), like=params).tree
-    return Place(0, 0, algorithms[0].init(params))
+    return Place(0, 0, algorithms[0].init(started(prepared.experiment, service.seed, params)))
 
 
 def _run(service: Service, crew: Crew, place: Place) -> None:

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from headstart.checkpoint import named
-from headstart.data import Federation, Tree
+from headstart.data import Federation, Tree, named
 from headstart.errors import UserError
 from headstart.personalize import Curves
 from headstart.rounds import Totals

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from headstart.bends import is_statistic
-from headstart.checkpoint import named
-from headstart.data import Array, Client, Tree
+from headstart.data import Array, Client, Tree, named
 from headstart.local import whole_loss
 from headstart.models import Model
 from headstart.tasks import Task

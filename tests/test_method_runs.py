@@ -1,0 +1,112 @@
+"""What clients keep, and runs of every method: to their end, over an interruption, and what is refused."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import headstart.methods
+import small
+import tiny
+from headstart import Experiment, Optimizer, Stage, UserError, run
+from headstart.checkpoint import read, read_arrays, write
+from headstart.draw import on_device
+from headstart.export import export_run
+from headstart.folder import read_curves
+from headstart.memory import Memory, expected, restored
+from headstart.methods import (
+    FedPer,
+    Scaffold,
+)
+from headstart.rounds import Cohort, federated
+from headstart.tasks import Classification, no_sums
+from headstart.trial import Options
+from headstart.updates import FedAvg, Reply
+
+TASK, MODEL, KEY = Classification(), tiny.SOFTMAX, jax.random.key(11)
+METHODS = {name: getattr(headstart.methods, name)() for name in headstart.methods.__all__}
+
+
+def test_a_memory_has_room_for_those_who_took_part_and_comes_back_from_disk(tmp_path):
+    blank = {"head": np.full(2, 7.0, np.float32)}
+    memory = Memory(blank)
+    np.testing.assert_array_equal(memory.of(np.array([5, -1]))["head"], [[7, 7], [7, 7]])
+    for number, clients in enumerate([[9, 3], [3, -1], [1, 2]]):
+        left = np.array([[number, client] for client in clients], np.float32)
+        memory.put(np.array(clients), {"head": left})
+    write(tmp_path / "memory.safetensors", memory.as_tree(), {})
+    again = restored(read(tmp_path / "memory.safetensors", expected(blank, len(memory))).tree)
+    for one in (memory, again):
+        found = one.of(np.array([[9, 3], [1, 8]]))["head"]
+        np.testing.assert_array_equal(found, [[[0, 9], [1, 3]], [[2, 1], [7, 7]]])
+
+
+def test_what_is_not_finite_is_not_kept():
+    def spoiling(task, model, broadcast, client, memory, key):
+        kept = jnp.where(client.size > 5, jnp.nan, memory + 1)
+        return Reply(
+            jax.tree.map(jnp.zeros_like, broadcast), client.size.astype(jnp.float32), no_sums(task, kept.dtype), kept
+        )
+
+    algorithm = federated(TASK, MODEL, spoiling, Optimizer("sgd", 1.0).build())
+    cohort = Cohort(on_device(tiny.federation())(np.arange(5)), jnp.zeros(5, jnp.float32))
+    _, info = jax.jit(algorithm.step)(algorithm.init(tiny.theta()), cohort, KEY)
+    # Too large, one, too large, without examples, one.
+    np.testing.assert_array_equal(info.memory, [0, 1, 0, 0, 1])
+
+
+def experiment(tmp_path, method, **changes) -> Experiment:
+    whole = small.experiment(small.federation_file(tmp_path / "small.npz"))
+    stage = Stage(type(method).__name__, method, Optimizer("sgd", 1.0, {"momentum": 0.9}), 6, 3)
+    return replace(whole, stages=(stage,), **changes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_and_personalizes(name, tmp_path):
+    assert run(experiment(tmp_path, METHODS[name]), tmp_path / "out")
+    _, curves = read_curves(tmp_path / "out" / "seed-0" / "stage-0.npz", "test")
+    assert np.isfinite(curves.gain).all() and curves.gain.shape[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "before"),
+    [(FedPer(2, 0.1, 4), 2), (Scaffold(3, 0.1, 4), 0)],
+    ids=["FedPer after FedAvg", "SCAFFOLD"],
+)
+def test_a_run_with_memory_goes_on_with_the_same_bits(method, before, tmp_path):
+    plan = experiment(tmp_path, method)
+    if before:
+        first = Stage("first", FedAvg(1, 0.1, 4), Optimizer("sgd", 1.0), before, 3)
+        plan = replace(plan, stages=(first, *plan.stages))
+    assert run(plan, tmp_path / "whole")
+
+    def listen(record):
+        if record["event"] == "round" and record["round"] == before + 4:
+            raise KeyboardInterrupt
+
+    every = Options(checkpoint_seconds=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, tmp_path / "parts", listen=listen, options=every)
+    newest = max((tmp_path / "parts" / "seed-0" / "checkpoints").iterdir())
+    assert newest.name == f"round-{before + 3:07d}.safetensors" and any(
+        "kept" in name for name in read_arrays(newest)[0]
+    )
+    newest.write_bytes(newest.read_bytes()[:-100])  # a damaged one is passed over, with what it says of the clients
+    assert run(plan, tmp_path / "parts", options=every)
+    last = f"stage-{len(plan.stages) - 1}.safetensors"
+    ends = [read_arrays(tmp_path / out / "seed-0" / last)[0] for out in ("whole", "parts")]
+    assert ends[0].keys() == ends[1].keys()
+    for name, array in ends[0].items():
+        np.testing.assert_array_equal(array, ends[1][name])
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    plan = experiment(tmp_path, Scaffold(3, 0.1, 4))
+    after = Stage("then", FedAvg(1, 0.1, 4), Optimizer("sgd", 1.0), 2, 3)
+    with pytest.raises(UserError, match="shares more than one model"):
+        run(replace(plan, stages=(*plan.stages, after)), tmp_path / "two")
+    assert run(plan, tmp_path / "one")
+    with pytest.raises(UserError, match="does not start every client from one model"):
+        export_run(tmp_path / "one", tmp_path / "artifact")
