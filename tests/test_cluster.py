@@ -21,7 +21,7 @@ import cluster_member
 import small
 import tiny
 from headstart import Imported, UserError
-from headstart.cluster import LOST, Membership, membership
+from headstart.cluster import LOST, Membership, means_loss, membership
 from headstart.files import write_json
 from headstart.sampling import sample
 from headstart.values import to_json
@@ -194,6 +194,19 @@ def test_when_one_is_lost_the_others_leave_with_a_sentence(lost, blow, tmp_path)
         assert code == LOST
         assert len(errors.strip().splitlines()) == 1
         assert "what was saved last is kept" in errors
+
+
+@pytest.mark.parametrize(
+    ("error", "loss"),
+    [
+        (jax.errors.JaxRuntimeError("INTERNAL: Gloo all-gather failed"), True),
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
+        (ValueError("operands could not be broadcast together"), False),
+    ],
+)
+def test_only_the_runtimes_own_errors_mean_that_a_process_is_lost(error, loss):
+    assert means_loss(error) is loss
 
 
 def test_a_process_that_sleeps_with_its_heart_beating_is_given_up(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -31,6 +32,8 @@ HEARTBEAT_SECONDS = 20
 JOIN_SECONDS = 300
 # The exit status of a process whose cluster has lost another one.
 LOST = 3
+# How the runtime begins what it says of a computation that failed.
+_STATUS = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 # So many records, the first of a round, are seen before another is waited for.
 _SIGNS = 3
 
@@ -159,10 +162,20 @@ def as_one(patience: float) -> Iterator[Callable[[Any], None]]:
         return
     try:
         yield _watchdog(patience)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if not means_loss(error):
             raise
         _leave(f"another process of the cluster is gone ({str(error).splitlines()[0][:200]})")
+
+
+def means_loss(error: Exception) -> bool:
+    """Whether the runtime tells with this error that another process is gone.
+
+    When a computation is dispatched, and not when its result is awaited, JAX raises the runtime's status as a
+    ValueError.
+    """
+    runtime = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error)) is not None
+    return runtime and "RESOURCE_EXHAUSTED" not in str(error)
 
 
 def _watchdog(patience: float) -> Callable[[Any], None]:

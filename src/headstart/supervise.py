@@ -19,8 +19,8 @@ from typing import IO, NoReturn
 from headstart.cluster import LOST
 
 _PARENT = "HEADSTART_PARENT"
-# How the runtime begins a line: severity, date, time.
-_RUNTIME = re.compile(rb"^[EFW]\d{4} \d\d:\d\d:\d\d")
+# How the last words begin: a line of the runtime's (severity, date, time), or an error that the runtime may cut short.
+_LAST_WORDS = re.compile(rb"^([EFW]\d{4} \d\d:\d\d:\d\d|Traceback )")
 
 
 def is_child() -> bool:
@@ -73,11 +73,11 @@ def supervise(arguments: Sequence[str]) -> int:
 
 
 def _pass_on(stream: IO[bytes]) -> list[bytes]:
-    """Show what the child writes, but for the runtime's own last words; returns these."""
+    """Show what the child writes, but for last words that are not for users; returns these."""
     withheld = []
     for line in stream:
         own = line.startswith(b"headstart")
-        if not own and (withheld or _RUNTIME.match(line)):
+        if not own and (withheld or _LAST_WORDS.match(line)):
             withheld.append(line)
         else:
             sys.stderr.buffer.write(line)
