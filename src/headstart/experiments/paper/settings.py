@@ -69,7 +69,7 @@ _SMALL_IMAGES = replace(_SMALL, data=Data(train=0.43, validation=0.1, seed=1, ad
 
 _SMALL_TEXT = replace(
     _SMALL,
-    data=Data(train=0.5, validation=0.1, seed=1, adapt_examples=0.25),
+    data=Data(train=0.6, validation=0.05, seed=1, adapt_examples=0.25),
     model=Imported("char_lstm", {"width": 64, "layers": 1}),
     task=NextCharacter(),
     client_rates=(0.5, 1.0),
@@ -77,6 +77,7 @@ _SMALL_TEXT = replace(
     batch_size=10,
     local_epochs=2,
     steps=10,
+    length=5,
     most_seeds=5,
     tuning_seeds=2,
 )
