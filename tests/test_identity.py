@@ -24,9 +24,10 @@ from headstart.experiments.paper.pseudo_gradients import (
     parts,
     products,
 )
-from headstart.experiments.paper.study import Choice, Setting
+from headstart.experiments.paper.study import Setting
 from headstart.prepare import prepare
 from headstart.rounds import client_key
+from headstart.studies.evidence import Choice
 from headstart.tasks import Classification
 
 RATE, BATCH, STEPS = 0.3, 3, 5
@@ -170,8 +171,9 @@ class MadeRuns:
     def __init__(self, folder, seeds):
         self.root, self.seeds, self.prepared = folder, seeds, prepare
 
-    def tuned(self, setting):
-        return setting, (Choice("rate", {"0.1": 0.5}, "0.1"),)
+    def choose(self, what, candidates, *, seeds):
+        first = next(iter(candidates))
+        return Choice(what, {first: 0.5}, first), {}
 
     def ended(self, experiment, seed):
         return self.root / f"{experiment.name}-{experiment.stages[0].rounds}-{seed}.safetensors"
@@ -187,7 +189,7 @@ class MadeRuns:
 
 
 def small_result(name):
-    from headstart.experiments.paper.study import Result
+    from headstart.studies.evidence import Result
 
     one, nothing = np.zeros((1, 1)), np.zeros(1)
     return Result(("a",), one[None], nothing, nothing, one, nothing, nothing, nothing, f"headstart run {name}")

@@ -7,7 +7,7 @@ import pytest
 
 from headstart.experiments.paper import datacenter, finetune, table1
 from headstart.experiments.paper.settings import setting_of
-from headstart.experiments.paper.study import Result, spoken
+from headstart.studies.evidence import Result, spoken
 from headstart.verdicts import difference
 
 CLIENTS, LENGTH, SEEDS = 60, 3, 10

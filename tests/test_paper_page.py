@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.experiments.paper import page
-from headstart.experiments.paper.page import as_document, write_page, write_results
-from headstart.experiments.paper.pictures import by_epochs, curves, forest
-from headstart.experiments.paper.study import Choice, Claim, Evidence, Table, points, spoken, spoken_spread
+from headstart.experiments.paper.page import write_page, write_results
+from headstart.studies import shown
+from headstart.studies.evidence import Choice, Claim, Evidence, Table, points, spoken, spoken_spread
+from headstart.studies.pictures import by_epochs, curves, forest
+from headstart.studies.shown import as_document
 from headstart.themes import DARK, LIGHT, Drawing, Theme, render
 from headstart.verdicts import decide, decide_most, difference, spread
 
@@ -232,17 +233,17 @@ def test_fifteen_figures_stay_below_a_megabyte(written: Path, tmp_path: Path, mo
         name = re.sub("-[a-e](?=-|$)", "-glyphs", drawing.name)
         return [((written.parent / "figures" / f"{name}{s}.png").read_bytes(), 946) for s in ("", "-dark")]
 
-    monkeypatch.setattr(page, "save", drawn_already)
+    monkeypatch.setattr(shown, "save", drawn_already)
     path = write(tmp_path, {name: (table1(i), finetune(i)) for i, name in enumerate("abcde")})
-    assert path.stat().st_size < page.MOST_BYTES
+    assert path.stat().st_size < shown.MOST_BYTES
     assert path.read_text(encoding="utf-8").count("<figure") == 15
 
 
 def test_a_page_that_would_be_too_large_shows_light_figures_only_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "save", lambda drawing, folder: [(picture_of(0), 946), (picture_of(1), 946)])
-    monkeypatch.setattr(page, "MOST_BYTES", 30_000)
+    monkeypatch.setattr(shown, "save", lambda drawing, folder: [(picture_of(0), 946), (picture_of(1), 946)])
+    monkeypatch.setattr(shown, "MOST_BYTES", 30_000)
     content = write(tmp_path).read_text(encoding="utf-8")
     assert "<picture>" not in content and content.count('<figure class="light">') == 5
     assert "Figures are light only" in content

@@ -12,9 +12,9 @@ import pytest
 
 from headstart import Optimizer
 from headstart.errors import UserError
-from headstart.experiments.paper.pool import Job, run_jobs
-from headstart.experiments.paper.runner import TUNING_SEED, Runs
 from headstart.folder import read_curves
+from headstart.studies.pool import Job, run_jobs
+from headstart.studies.runs import TUNING_SEED, Runs
 from small import experiment, federation_file, first_stage_only
 
 
@@ -104,7 +104,9 @@ def test_processes_side_by_side_come_to_the_same(runs, plain, tmp_path, told):
     beside = Runs(tmp_path / "beside", seeds=2, processes=2, tell=told.append)
     together = beside.finish({"a": plain})["a"]
     np.testing.assert_allclose(together.curves, alone.curves, rtol=1e-5)
-    assert subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "paper.worker"], stdout=subprocess.DEVNULL).returncode
+    assert subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "studies.worker"], stdout=subprocess.DEVNULL
+    ).returncode
 
 
 def test_a_run_that_fails_elsewhere_is_told_with_its_reason(plain, tmp_path):

@@ -309,8 +309,8 @@ def reproduce(
     ] = None,
 ) -> None:
     """Put the paper's claims to the test, each with a verdict by a rule fixed beforehand. Ctrl-C saves; repeat it."""
-    from headstart.experiments.paper.pool import free_cores
     from headstart.experiments.paper.reproduce import reproduce as run_studies
+    from headstart.studies.pool import free_cores
 
     console = Console()
     prepare_devices(None)

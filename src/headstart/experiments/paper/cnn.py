@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from headstart.experiment import Imported
-from headstart.experiments.paper.comparisons import accuracies, against, better, claim
 from headstart.experiments.paper.finetune import DECAYED, NOTHING, second_stages
-from headstart.experiments.paper.pictures import forest
-from headstart.experiments.paper.runner import Runs
-from headstart.experiments.paper.study import Evidence, Setting, Study, Table, gained, worse_off
+from headstart.experiments.paper.study import Setting, Study
+from headstart.studies.comparisons import accuracies, against, better, claim
+from headstart.studies.evidence import Evidence, Table, gained, worse_off
+from headstart.studies.pictures import forest
+from headstart.studies.runs import Runs
 from headstart.verdicts import difference
 
 # Nothing is chosen at this price: the rates are ones that PAPER's protocol names.

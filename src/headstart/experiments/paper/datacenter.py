@@ -8,23 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from headstart.experiment import Centralized, Experiment
-from headstart.experiments.paper.comparisons import BOTH, What, accuracies, over
-from headstart.experiments.paper.pictures import curves, forest
-from headstart.experiments.paper.runner import Runs
-from headstart.experiments.paper.study import (
-    Claim,
-    Evidence,
-    Result,
-    Setting,
-    Study,
-    Table,
-    foreseen,
-    gained,
-    percent,
-    spoken,
-    worse_off,
-)
+from headstart.experiments.paper.study import Setting, Study
+from headstart.experiments.paper.tuning import first_stage, tuned
 from headstart.optimizers import Optimizer
+from headstart.studies.comparisons import BOTH, What, accuracies, over
+from headstart.studies.evidence import Claim, Evidence, Result, Table, foreseen, gained, percent, spoken, worse_off
+from headstart.studies.pictures import curves, forest
+from headstart.studies.runs import Runs
 from headstart.themes import Drawing
 from headstart.verdicts import Difference, decide, power
 
@@ -37,9 +27,9 @@ SAME = 0.02
 
 def datacenter(setting: Setting, runs: Runs) -> Evidence:
     """The centralized model, stopped where validation clients find it as accurate as FedAvg's; the same recipe."""
-    setting, choices = runs.tuned(setting)
+    setting, choices = tuned(setting, runs)
     federated = setting.experiment(FEDAVG, setting.fedavg())
-    watched = runs.first_stage(setting)
+    watched = first_stage(setting, runs)
     target = float(watched.initial.mean())
     asked = {name: centralized(setting, runs, name, target) for name in optimizers(setting)}
     made = runs.choose_each(asked, seeds=setting.tuning_seeds)

@@ -6,22 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from headstart.experiment import Experiment, Stage
-from headstart.experiments.paper.comparisons import BOTH, Compared, What, accuracies, against, better, claim, over
-from headstart.experiments.paper.pictures import forest
-from headstart.experiments.paper.runner import Runs
-from headstart.experiments.paper.study import (
-    Claim,
-    Evidence,
-    Result,
-    Setting,
-    Study,
-    Table,
-    foreseen,
-    gained,
-    spoken,
-    worse_off,
-)
+from headstart.experiments.paper.study import Setting, Study
+from headstart.experiments.paper.tuning import first_stage, tuned
 from headstart.optimizers import Optimizer, Schedule
+from headstart.studies.comparisons import BOTH, Compared, What, accuracies, against, better, claim, over
+from headstart.studies.evidence import Claim, Evidence, Result, Table, foreseen, gained, spoken, worse_off
+from headstart.studies.pictures import forest
+from headstart.studies.runs import Runs
 from headstart.themes import Drawing
 from headstart.updates import FedAvg, FedSGD, Reptile
 from headstart.verdicts import Difference, difference, power
@@ -36,10 +27,10 @@ _SCRATCH = FEDSGD, FEDAVG1, FEDSGD_ROUNDS, FEDAVG1_ROUNDS
 
 def finetune(setting: Setting, runs: Runs) -> Evidence:
     """After one first stage: nothing, {FedAvg, Reptile} × {momentum, Adam}, a decayed rate; two from scratch."""
-    setting, choices = runs.tuned(setting)
+    setting, choices = tuned(setting, runs)
     first = setting.experiment("FedAvg", setting.fedavg())
     tuning = replace(first, test=False)
-    runs.first_stage(setting)
+    first_stage(setting, runs)
     asked = {cell: second_stages(setting, runs, tuning, cell) for cell in _cells(setting)}
     asked |= {name: scratch(setting, name) for name in _SCRATCH}
     # Who aims at global accuracy alone chooses by it.

@@ -23,10 +23,12 @@ from headstart.experiments.paper.identity_shown import (
     shares_table,
 )
 from headstart.experiments.paper.pseudo_gradients import Local, Measured, measure, parts
-from headstart.experiments.paper.runner import Runs
-from headstart.experiments.paper.study import Claim, Evidence, Setting, Study
+from headstart.experiments.paper.study import Setting, Study
+from headstart.experiments.paper.tuning import tuned
 from headstart.prepare import Prepared
 from headstart.rounds import initial_key, seed_key
+from headstart.studies.evidence import Claim, Evidence
+from headstart.studies.runs import Runs
 from headstart.verdicts import LEAST_SEEDS, Decision, decide, t_interval
 
 COHORT = 20
@@ -37,7 +39,7 @@ TOLERANCE = 1e-4
 
 def identity(setting: Setting, runs: Runs) -> Evidence:
     """FedAvg trains; at three checkpoints its pseudo-gradient is taken apart, on a cohort for every seed."""
-    setting, choices = runs.tuned(setting)
+    setting, choices = tuned(setting, runs)
     stage = setting.fedavg()
     trained = {
         rounds: setting.experiment(stage.name, replace(stage, rounds=rounds))

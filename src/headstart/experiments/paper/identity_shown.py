@@ -7,9 +7,9 @@ import os
 import jax
 import numpy as np
 
-from headstart.experiments.paper.pictures import curves
 from headstart.experiments.paper.pseudo_gradients import Measured, parts
-from headstart.experiments.paper.study import Table, percent
+from headstart.studies.evidence import Table, percent
+from headstart.studies.pictures import curves
 from headstart.themes import Drawing
 from headstart.verdicts import t_interval
 

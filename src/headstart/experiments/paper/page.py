@@ -2,53 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
-import numpy as np
-from PIL import Image
-
-from headstart.experiments.paper.study import Choice, Claim, Evidence, Table
 from headstart.files import write_bytes, write_json
-from headstart.page import folded, number, paragraph, picture, section, table
-from headstart.themes import Drawing, save
+from headstart.page import paragraph, section, table
+from headstart.studies.evidence import Claim, Evidence
+from headstart.studies.shown import (
+    Picture,
+    as_document,
+    draw,
+    environment_table,
+    paper_says,
+    shown,
+    slug,
+    verdict,
+    whole,
+)
 from headstart.verdicts import LEAST_SEEDS, LEAST_SEEDS_FOR_SPREAD, POWER, Decision
 
-MOST_BYTES = 1_000_000
-_PALETTE = 32
-_STYLE = """<style>
-h4 { margin: 1.4rem 0 0.3rem; font-size: 0.9rem; }
-a { color: inherit; text-decoration: none; }
-a:hover, a:hover .verdict { text-decoration: underline; }
-.verdict {
-  display: inline-block; padding: 0.05rem 0.55rem; border: 1px solid; border-radius: 999px; white-space: nowrap;
-  font-size: 0.8rem; font-weight: 600; color: var(--muted);
-}
-.holds { color: #00694c; background: #e2f5ee; }
-.refuted { color: #a03c00; background: #fdebdf; }
-.claim { margin: 1.1rem 0; padding-left: 0.9rem; border-left: 3px solid var(--line); }
-.claim p { margin: 0.25rem 0; }
-.claim ul, .notes { margin: 0.3rem 0; padding-left: 1.2rem; max-width: 85ch; font-size: 0.9rem; }
-.claim .note, td .note { margin: 0.15rem 0 0; }
-.light img { padding: 0.5rem; border-radius: 8px; background: #ffffff; }
-.verdicts td:first-child { width: 40%; color: var(--text); white-space: normal; }
-.verdicts td { vertical-align: middle; }
-.verdicts .study td { padding-top: 1.1rem; font-weight: 600; border-bottom: 0; }
-@media (prefers-color-scheme: dark) {
-  .holds { color: #4fd6a8; background: #0f2c23; }
-  .refuted { color: #ff9d5c; background: #36200f; }
-}
-</style>
-"""
 _RULE = (
     "Every comparison is a paired difference: the same test clients and the same seeds under both. It is decided only"
     " if two 95 % intervals exclude zero on the same side: a t-interval over seeds of the clients' mean, which asks"
@@ -69,15 +44,6 @@ _RULE = (
 )
 
 
-class Picture(NamedTuple):
-    """A drawn figure: the two PNGs as they are embedded, the width in CSS pixels, and its words."""
-
-    light: bytes
-    dark: bytes
-    width: int
-    text: str
-
-
 Pictures = Mapping[tuple[str, str], Sequence[Picture]]
 
 
@@ -93,28 +59,23 @@ def write_page(
     """Write `report.html` into the folder `out`, and its figures, light and dark, into `figures/`; returns the page.
 
     found: the evidences of every federation, by its name. command: what makes the page again. seconds: how long it all
-    took, if that is known. If the page were larger than `MOST_BYTES`, it shows the light figures in dark surroundings
-    too, and says so.
+    took, if that is known.
     """
     pictures = {
-        (federation, evidence.name): [_draw(federation, evidence, drawing, out) for drawing in evidence.drawings]
+        (federation, evidence.name): [draw(federation, evidence, drawing, out) for drawing in evidence.drawings]
         for federation, evidences in found.items()
         for evidence in evidences
     }
     head = _head(found, scale, seconds) + section("What was found", _summary(found), _counts(found))
     head += section("When a claim holds", *map(paragraph, _RULE))
-    tail = section("The environment", _environment(environment))
+    tail = section("The environment", environment_table(environment))
     tail += section("Make this page again", f"<pre>{escape(command)}</pre>")
-    for dark in (True, False):
-        studies = "\n".join(_study(name, found, pictures, dark) for name in _studies(found))
-        note = (
-            "" if dark else paragraph("Figures are light only; figures/ beside this page holds the dark ones.", "note")
-        )
-        document = _document("headstart: a paper reproduced", "\n".join((head, studies, note, tail)))
-        if len(document) <= MOST_BYTES:
-            break
+
+    def content(dark: bool) -> str:
+        return "\n".join((head, *(_study(name, found, pictures, dark) for name in _studies(found)), tail))
+
     path = out / "report.html"
-    write_bytes(path, document)
+    write_bytes(path, whole("headstart: a paper reproduced", content))
     return path
 
 
@@ -123,55 +84,9 @@ def write_results(found: Mapping[str, Sequence[Evidence]], out: Path) -> list[Pa
     written = []
     for federation, evidences in found.items():
         for evidence in evidences:
-            written.append(out / "results" / f"{_slug(evidence.name, federation)}.json")
+            written.append(out / "results" / f"{slug(evidence.name, federation)}.json")
             write_json(written[-1], as_document(evidence))
     return written
-
-
-def as_document(evidence: Evidence) -> dict[str, Any]:
-    """The evidence as JSON, without its drawings; floats to six significant digits, and null if not finite."""
-    return _plain({key: value for key, value in evidence._asdict().items() if key != "drawings"})
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
-
-
-def _slug(*names: str) -> str:
-    """Names as one that suits a file and a link."""
-    return "-".join(re.sub(r"[^\w.]+", "-", name).strip("-") for name in names).lower()
-
-
-def _draw(federation: str, evidence: Evidence, drawing: Drawing, out: Path) -> Picture:
-    """Save a figure under a name of its own; what is embedded has fewer colours."""
-    rest = _slug(drawing.name).removeprefix(_slug(evidence.name)).strip("-")
-    name = _slug(*filter(None, (evidence.name, federation, rest)))
-    (light, width), (dark, _) = save(drawing._replace(name=name), out / "figures")
-    return Picture(_smaller(light), _smaller(dark), width, drawing.text)
-
-
-def _smaller(png: bytes) -> bytes:
-    file = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as image:
-        image.convert("RGB").quantize(_PALETTE, dither=Image.Dither.NONE).save(file, "png", optimize=True)
-    return min(png, file.getvalue(), key=len)
-
-
-def _document(title: str, content: str) -> bytes:
-    """A whole page in the style of a report, without a report's explanations."""
-    style, _, _ = files("headstart").joinpath("report.html").read_text(encoding="utf-8").partition("$body")
-    style = Template(style).substitute(title=escape(title)).replace("</head>", f"{_STYLE}</head>")
-    return f"{style}{content}\n</body>\n</html>\n".encode()
 
 
 def _studies(found: Mapping[str, Sequence[Evidence]]) -> list[str]:
@@ -200,34 +115,23 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _verdict(decision: Decision) -> str:
-    kind = {"holds": " holds", "does not hold": " refuted"}.get(decision, "")
-    return f'<span class="verdict{kind}">{decision}</span>'
-
-
 def _summary(found: Mapping[str, Sequence[Evidence]]) -> str:
     """A row for every claim, a column for every federation."""
     rows, marks = [], []
     for study in _studies(found):
         asked = _asked(found, study)
-        rows.append([f'<a href="#{_slug(study)}">{escape(study)}</a>', *[""] * (1 + len(found))])
+        rows.append([f'<a href="#{slug(study)}">{escape(study)}</a>', *[""] * (1 + len(found))])
         marks.append("study")
         for text in dict.fromkeys(claim.text for _, evidence in asked for claim in evidence.claims):
             claims = {name: claim for name, evidence in asked for claim in evidence.claims if claim.text == text}
             cells = [_linked(claims[name], study, name) if name in claims else "–" for name in found]
-            rows.append([escape(text), _paper(claims.values()), *cells])
+            rows.append([escape(text), paper_says(claims.values()), *cells])
             marks.append("")
     return table(["claim", "the paper", *found], rows, marks=marks, kind="words verdicts") if rows else ""
 
 
 def _linked(claim: Claim, study: str, federation: str) -> str:
-    return f'<a href="#{_slug(study, federation)}">{_verdict(claim.decision)}</a>'
-
-
-def _paper(claims: Iterable[Claim]) -> str:
-    known = dict.fromkeys(claim.paper for claim in claims if claim.paper)
-    known.pop("not known", None)
-    return escape("; ".join(known)) or "not known"
+    return f'<a href="#{slug(study, federation)}">{verdict(claim.decision)}</a>'
 
 
 def _counts(found: Mapping[str, Sequence[Evidence]]) -> str:
@@ -242,87 +146,7 @@ def _study(study: str, found: Mapping[str, Sequence[Evidence]], pictures: Pictur
     questions = list(dict.fromkeys(evidence.question for _, evidence in asked))
     content = [paragraph(questions[0], "lead")] if len(questions) == 1 else []
     for federation, evidence in asked:
-        content.append(f'<h3 id="{_slug(study, federation)}">{escape(study)} on {escape(federation)}</h3>')
+        content.append(f'<h3 id="{slug(study, federation)}">{escape(study)} on {escape(federation)}</h3>')
         content += [paragraph(evidence.question, "lead")] if len(questions) > 1 else []
-        content.append(_evidence(evidence, pictures[federation, study], dark))
-    return section(study, *content).replace("<h2>", f'<h2 id="{_slug(study)}">', 1)
-
-
-def _evidence(evidence: Evidence, drawn: Sequence[Picture], dark: bool) -> str:
-    notes = "".join(f"<li>{escape(note)}</li>" for note in evidence.notes)
-    commands = "\n\n".join(f"# {name}\n{command}" for name, command in evidence.commands.items())
-    parts = (
-        *map(_claim, evidence.claims),
-        *map(_table, evidence.tables),
-        *(_figure(each, dark) for each in drawn),
-        f'<h4>Notes</h4><ul class="notes">{notes}</ul>' if notes else "",
-        _choices(evidence.choices) if evidence.choices else "",
-        folded(f"The commands of the runs ({len(evidence.commands)})", commands) if commands else "",
-    )
-    return "\n".join(filter(None, parts))
-
-
-def _claim(claim: Claim) -> str:
-    evidence = "".join(f"<li>{_sentence(sentence)}</li>" for sentence in claim.evidence)
-    return (
-        f'<div class="claim"><p>{_verdict(claim.decision)} <b>{escape(claim.text)}</b></p>'
-        f'<p class="note">The paper: {_paper([claim])}</p>' + (f"<ul>{evidence}</ul>" if evidence else "") + "</div>"
-    )
-
-
-def _sentence(text: str) -> str:
-    """A sentence with true minus signs, and without line breaks in its intervals."""
-    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
-    return escape(re.sub(r"\[[^\[\]]*\]", lambda interval: interval[0].replace(" ", "\u00a0"), text))
-
-
-def _table(of: Table) -> str:
-    numeric = [not any(map(str.isalpha, cell)) for row in of.rows for cell in row[1:]]
-    kind = "" if 2 * sum(numeric) >= len(numeric) else "words"
-    rows = [[_cell(cell) for cell in row] for row in of.rows]
-    note = paragraph(of.note, "note") if of.note else ""
-    return f"<h4>{escape(of.title)}</h4>" + table(of.head, rows, kind=kind) + note
-
-
-def _cell(text: str) -> str:
-    """A number is set as one; words keep their hyphens."""
-    return escape(text) if any(map(str.isalpha, text)) else number(text)
-
-
-def _figure(drawn: Picture, dark: bool) -> str:
-    if dark:
-        return picture(drawn.light, drawn.dark, width=drawn.width, text=drawn.text, caption=drawn.text)
-    source = f"data:image/png;base64,{base64.b64encode(drawn.light).decode()}"
-    return (
-        f'<figure class="light"><img src="{source}" width="{drawn.width}" alt="{escape(drawn.text)}">'
-        f"<figcaption>{escape(drawn.text)}</figcaption></figure>"
-    )
-
-
-def _choices(choices: Sequence[Choice]) -> str:
-    """What was chosen on validation clients, behind a summary: all candidates, the chosen ones marked."""
-    rows, marks = [], []
-    for choice in choices:
-        for place, (candidate, value) in enumerate(choice.values.items()):
-            shown = number(f"{value:.4g}") if math.isfinite(value) else "diverged"
-            chosen = candidate == choice.chosen
-            first = escape(choice.what) if place == 0 else ""
-            rows.append([first, escape(candidate), shown, "chosen" if chosen else ""])
-            marks.append("final" if chosen else "")
-    told = "; ".join(f"{choice.what}: {choice.chosen}" for choice in choices)
-    body = table(["what", "candidate", "value", ""], rows, marks=marks, kind="words")
-    return f"<details><summary>Chosen on validation clients: {escape(told)}</summary>{body}</details>"
-
-
-def _environment(environment: Mapping[str, Any]) -> str:
-    rows = [[escape(key), escape(value)] for key, value in _flat(environment)]
-    return table(["", ""], rows, kind="words") if rows else ""
-
-
-def _flat(document: Mapping[str, Any], place: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in document.items():
-        path = f"{place} · {key}" if place else str(key)
-        if isinstance(value, Mapping):
-            yield from _flat(value, path)
-        else:
-            yield path, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        content.append(shown(evidence, pictures[federation, study], dark))
+    return section(study, *content).replace("<h2>", f'<h2 id="{slug(study)}">', 1)

@@ -13,13 +13,14 @@ from headstart.experiments.paper.datacenter import DATACENTER
 from headstart.experiments.paper.finetune import FINETUNE
 from headstart.experiments.paper.identity import IDENTITY
 from headstart.experiments.paper.page import write_page, write_results
-from headstart.experiments.paper.runner import Runs
 from headstart.experiments.paper.server import SERVER
 from headstart.experiments.paper.settings import SCALES, setting_of
-from headstart.experiments.paper.study import Evidence, Setting, Study
+from headstart.experiments.paper.study import Setting, Study
 from headstart.experiments.paper.table1 import TABLE1
 from headstart.experiments.paper.updates import UPDATES
 from headstart.folder import environment
+from headstart.studies.evidence import Evidence
+from headstart.studies.runs import Runs
 from headstart.tasks import NextCharacter
 from headstart.trial import DivergedError
 

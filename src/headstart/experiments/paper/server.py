@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from headstart.experiment import Experiment
-from headstart.experiments.paper.comparisons import BOTH, accuracies, better, claim, over
-from headstart.experiments.paper.pictures import forest
-from headstart.experiments.paper.runner import Runs
-from headstart.experiments.paper.study import Evidence, Setting, Study, Table
+from headstart.experiments.paper.study import Setting, Study
+from headstart.experiments.paper.tuning import tuned
 from headstart.optimizers import Optimizer
+from headstart.studies.comparisons import BOTH, accuracies, better, claim, over
+from headstart.studies.evidence import Evidence, Table
+from headstart.studies.pictures import forest
+from headstart.studies.runs import Runs
 
 # log10 of (client rate, server rate, ε) for EMNIST in arXiv:2003.00295, as PAPER gives them.
 PUBLISHED = {
@@ -23,7 +25,7 @@ _AROUND = (0.0, -0.5, 0.5)
 
 def server(setting: Setting, runs: Runs) -> Evidence:
     """FedAvg under each server optimizer, its rate chosen around the published one, the client's rate as published."""
-    setting, choices = runs.tuned(setting)
+    setting, choices = tuned(setting, runs)
     asked = {
         name: {f"10^{PUBLISHED[name][1] + a:g}": _experiment(setting, name, a) for a in setting.tried(_AROUND)}
         for name in PUBLISHED

@@ -7,19 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headstart.experiments.paper.pictures import by_epochs
-from headstart.experiments.paper.runner import Runs
-from headstart.experiments.paper.study import (
-    Claim,
-    Evidence,
-    Result,
-    Setting,
-    Study,
-    Table,
-    percent,
-    spoken,
-    spoken_spread,
-)
+from headstart.experiments.paper.study import Setting, Study
+from headstart.experiments.paper.tuning import first_stage, tuned
+from headstart.studies.evidence import Claim, Evidence, Result, Table, percent, spoken, spoken_spread
+from headstart.studies.pictures import by_epochs
+from headstart.studies.runs import Runs
 from headstart.verdicts import Difference, decide, decide_most, difference, spread
 
 
@@ -54,8 +46,8 @@ Rows = Mapping[tuple[int, int], Result]
 
 def table1(setting: Setting, runs: Runs) -> Evidence:
     """FedAvg for every E and M, with the client rate of the setting, personalized and measured."""
-    setting, choices = runs.tuned(setting)
-    target = setting.target or TARGET * float(runs.first_stage(setting).initial.mean())
+    setting, choices = tuned(setting, runs)
+    target = setting.target or TARGET * float(first_stage(setting, runs).initial.mean())
     wanted = {
         f"M={m}, E={e}": setting.experiment(f"table1-M{m}-E{e}", setting.fedavg(epochs=e, cohort=m), watch=True)
         for m in sorted(setting.cohorts, reverse=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from headstart.experiment import Experiment
-from headstart.experiments.paper.comparisons import accuracies, against, better, claim
-from headstart.experiments.paper.pictures import forest
-from headstart.experiments.paper.runner import Runs
-from headstart.experiments.paper.study import Claim, Evidence, Result, Setting, Study, Table
+from headstart.experiments.paper.study import Setting, Study
+from headstart.experiments.paper.tuning import tuned
 from headstart.optimizers import Optimizer
 from headstart.rounds import Weighting
+from headstart.studies.comparisons import accuracies, against, better, claim
+from headstart.studies.evidence import Claim, Evidence, Result, Table
+from headstart.studies.pictures import forest
+from headstart.studies.runs import Runs
 from headstart.themes import Drawing
 from headstart.updates import FOMAML, MAML, ClientUpdate, FedAvg, FedSGD, Reptile
 
@@ -20,7 +22,7 @@ MAML_COST = 3
 
 def updates(setting: Setting, runs: Runs) -> Evidence:
     """Each update with server Adam, its rate chosen: as many rounds, then as many gradients of examples as FedAvg."""
-    setting, choices = runs.tuned(setting)
+    setting, choices = tuned(setting, runs)
     kinds = kinds_of(setting)
     asked = {
         name: {f"rate {rate:g}": _experiment(setting, name, rate, setting.rounds) for rate in setting.adam_rates}

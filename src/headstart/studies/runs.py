@@ -12,7 +12,6 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -21,12 +20,12 @@ import numpy as np
 
 from headstart.errors import UserError
 from headstart.experiment import Experiment
-from headstart.experiments.paper.pool import Job, run_jobs
-from headstart.experiments.paper.study import Choice, Result, Setting
 from headstart.files import write_json
 from headstart.folder import read_curves, read_json
 from headstart.log import read_records
 from headstart.prepare import Prepared, prepare
+from headstart.studies.evidence import Choice, Result
+from headstart.studies.pool import Job, run_jobs
 from headstart.trial import DivergedError
 from headstart.values import to_json
 
@@ -114,22 +113,6 @@ class Runs:
             all_values = {name: values.get(name, np.nan) for name in candidates}
             chosen[what] = Choice(what, all_values, max(values, key=values.__getitem__)), results
         return chosen
-
-    def tuned(self, setting: Setting) -> tuple[Setting, tuple[Choice, ...]]:
-        """The setting with the client's rates that suit FedAvg best (PAPER: the same rate trains and personalizes)."""
-        pairs = {
-            f"{rate:g} × {factor:g}": setting.with_rates(rate, factor)
-            for rate, factor in product(setting.client_rates, setting.personal_factors)
-        }
-        candidates = {name: tried.experiment("FedAvg", tried.fedavg()) for name, tried in pairs.items()}
-        choice, _ = self.choose("client rate × factor of the personal rate", candidates, seeds=setting.tuning_seeds)
-        return pairs[choice.chosen], (choice,)
-
-    def first_stage(self, setting: Setting) -> Result:
-        """FedAvg with the rates in force, on validation clients."""
-        what = "FedAvg"
-        _, results = self.choose(what, {what: setting.experiment(what, setting.fedavg())}, seeds=setting.tuning_seeds)
-        return results[what]
 
     def ended(self, experiment: Experiment, seed: int | str) -> Path:
         """The parameters a run ended with."""

@@ -105,7 +105,7 @@ class Worker:
 
     def __init__(self, share: Sequence[int]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "headstart.experiments.paper.worker"],
+            [sys.executable, "-m", "headstart.studies.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

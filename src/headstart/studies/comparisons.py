@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from headstart.experiments.paper.study import Claim, Result, percent, spoken
+from headstart.studies.evidence import Claim, Result, percent, spoken
 from headstart.verdicts import Difference, decide, difference
 
 What = Literal["initial", "personalized"]

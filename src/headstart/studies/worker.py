@@ -14,8 +14,8 @@ def main() -> None:
     from headstart.cli import prepare_devices
     from headstart.errors import UserError
     from headstart.experiment import load
-    from headstart.experiments.paper.pool import Job, do
     from headstart.run import Kept
+    from headstart.studies.pool import Job, do
     from headstart.supervise import follow_parent
 
     # A killed command must not leave runs behind that hold their folders.
