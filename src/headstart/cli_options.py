@@ -45,6 +45,17 @@ def numbers(text: str | None) -> list[int] | None:
         raise UserError(f"--lanes {text!r} is no list of numbers; write it as 1,2,4") from None
 
 
+def rates_given(text: str | None) -> tuple[float, ...]:
+    """Of `--rates 0.01,0.1`."""
+    try:
+        rates = tuple(float(part) for part in text.split(",")) if text is not None else ()
+    except ValueError:
+        raise UserError(f"--rates {text!r} is no list of numbers; write it as 0.01,0.1") from None
+    if any(not 0 < rate < float("inf") for rate in rates):
+        raise UserError(f"--rates {text} has a rate that is not positive; rates are numbers above 0")
+    return rates
+
+
 def overrides(settings: list[str] | None, seed: int | None, model: str | None) -> list[str]:
     """The settings, those with an option of their own first, so that --set can refine them."""
     first = [] if seed is None else [f"seed={seed}"]

@@ -12,8 +12,9 @@ path of local SGD with learning rate β, the updates weigh the steps of that pat
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,10 @@ class Reply(NamedTuple):
     weight: Array
     metrics: Sums
     memory: Tree = None
+
+
+# Values of a method's own settings that `headstart compare` tries, beside those that all methods have; by field.
+Tries = Mapping[str, Sequence[Any]]
 
 
 class ClientUpdate(Protocol):
@@ -105,6 +110,8 @@ class FedAvg:
     learning_rate: float = 0.02
     batch_size: int = 20
 
+    tries: ClassVar[Tries] = {"epochs": (1, 5)}
+
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
@@ -119,6 +126,8 @@ class Reptile:
     steps: int = 10
     learning_rate: float = 0.02
     batch_size: int = 20
+
+    tries: ClassVar[Tries] = {"steps": (5, 20)}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""
@@ -140,6 +149,8 @@ class FOMAML:
     batch_size: int = 20
     query_share: float = 0.0
 
+    tries: ClassVar[Tries] = {"steps": (1, 5)}
+
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
@@ -160,6 +171,8 @@ class MAML:
     batch_size: int = 20
     query_share: float = 0.0
 
+    tries: ClassVar[Tries] = {"steps": (1, 3)}
+
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, differentiable=True)
@@ -175,6 +188,10 @@ class MAML:
         gradient, metrics = jax.grad(query_loss, has_aux=True)(broadcast)
         delta = jax.tree.map(lambda g: self.learning_rate * g, gradient)
         return replied(client, delta, metrics, counts=query.size > 0)
+
+    def uncounted(self, examples: float) -> float:
+        """Second derivatives: a step differentiated backwards costs about two gradients more."""
+        return 2.0 * self.steps * min(self.batch_size, examples)
 
 
 def support_and_query(

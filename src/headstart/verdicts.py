@@ -151,3 +151,33 @@ def power(pilot: np.ndarray, *, seeds: int, clients: int) -> Power:
     )
     reach = stats.t.ppf(0.975, seeds - 1) + stats.t.ppf(POWER, seeds - 1), 1.96 + stats.norm.ppf(POWER)
     return Power(float(reach[0] * errors[0]), float(reach[1] * errors[1]), seeds, clients)
+
+
+def p_value(values: np.ndarray) -> float:
+    """Of no difference, from paired differences `[seeds, clients]`: the larger of two t-tests, over seeds and clients.
+
+    Each asks what the interval of `difference` over seeds or clients asks, so both must be small. 1 where one cannot
+    be had.
+    """
+    values = values[:, np.isfinite(values).all(axis=0)]
+    if min(values.shape) < 2:
+        return 1.0
+    return max(_t_test(values.mean(axis=axis)) for axis in (0, 1))
+
+
+def _t_test(values: np.ndarray) -> float:
+    if np.ptp(values) == 0:
+        return float(values[0] == 0)
+    t = values.mean() / (values.std(ddof=1) / math.sqrt(len(values)))
+    return float(2 * stats.t.sf(abs(t), len(values) - 1))
+
+
+def holm(p_values: Sequence[float], *, level: float = 0.05) -> list[bool]:
+    """Which are decided if the chance of a single mistake among all is to stay below `level` (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    decided = [False] * len(p_values)
+    for place, number in enumerate(order):
+        if p_values[number] > level / (len(p_values) - place):
+            break
+        decided[number] = True
+    return decided

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import optax
 
@@ -12,7 +13,7 @@ from headstart.hooks import Bend
 from headstart.local import Descent
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Reply, difference, replied
+from headstart.updates import Reply, Tries, difference, replied
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class ANIL:
     learning_rate: float = 0.02
     batch_size: int = 20
     head: tuple[str, ...] | None = None
+
+    tries: ClassVar[Tries] = {"steps": (1, 5)}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

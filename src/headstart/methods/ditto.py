@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from headstart.bends import pull
 from headstart.data import Array, Client, Tree
 from headstart.hooks import Bend
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import FedAvg, Reply
+from headstart.updates import FedAvg, Reply, Tries
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Ditto:
     learning_rate: float = 0.02
     batch_size: int = 20
     strength: float = 0.1
+
+    tries: ClassVar[Tries] = {"epochs": (1, 5), "strength": (0.01, 0.1, 1.0)}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import optax
 
@@ -12,7 +13,7 @@ from headstart.hooks import Bend
 from headstart.local import Descent, batches_per_epoch
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Leg, Reply, replied, weighted_path
+from headstart.updates import Leg, Reply, Tries, replied, weighted_path
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class FedBABU:
     batch_size: int = 20
     head: tuple[str, ...] | None = None
     whole: bool = False
+
+    tries: ClassVar[Tries] = {"epochs": (1, 5), "whole": (False, True)}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import optax
 
@@ -11,7 +12,7 @@ from headstart.data import Array, Client, Tree
 from headstart.local import Descent, batches_per_epoch
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Reply, replied, without
+from headstart.updates import Reply, Tries, replied, without
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class FedPer:
     learning_rate: float = 0.02
     batch_size: int = 20
     head: tuple[str, ...] | None = None
+
+    tries: ClassVar[Tries] = {"epochs": (1, 5)}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

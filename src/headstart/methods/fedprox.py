@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import optax
 
@@ -11,7 +12,7 @@ from headstart.data import Array, Client, Tree
 from headstart.local import Descent, batches_per_epoch
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Leg, Reply, replied, weighted_path
+from headstart.updates import Leg, Reply, Tries, replied, weighted_path
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class FedProx:
     epochs: int = 1
     learning_rate: float = 0.02
     batch_size: int = 20
+
+    tries: ClassVar[Tries] = {"epochs": (1, 5), "mu": (0.01, 0.1, 1.0)}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

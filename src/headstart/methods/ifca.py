@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from headstart.data import Array, Client, Tree, named
 from headstart.local import whole_loss
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import FedAvg, Reply
+from headstart.updates import FedAvg, Reply, Tries
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class IFCA:
     batch_size: int = 20
     spread: float = 0.5
 
+    tries: ClassVar[Tries] = {"epochs": (1, 5), "models": (2, 4)}
+
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""
         best = _best(task, model, broadcast["models"], client)
@@ -42,6 +45,10 @@ class IFCA:
 
         models = jax.tree.map(placed, broadcast["models"], reply.delta)
         return reply._replace(delta={"models": models, "members": placed(broadcast["members"], 1.0)})
+
+    def uncounted(self, examples: float) -> float:
+        """A look at every model: a forward pass is about a third of a gradient."""
+        return self.models * examples / 3
 
     def share(self, params: Tree) -> Tree:
         """The models `[models, ...]`, and a place to count whose weight chose each."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from headstart.data import Array, Client, Tree
 from headstart.local import Descent, Progress
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Reply, difference, replied
+from headstart.updates import Reply, Tries, difference, replied
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class PerFedAvg:
     learning_rate: float = 0.02
     meta_rate: float = 0.02
     batch_size: int = 20
+
+    tries: ClassVar[Tries] = {"steps": (5, 20), "meta_rate": (0.01, 0.03, 0.1)}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

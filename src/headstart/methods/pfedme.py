@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from headstart.local import Descent, Progress, step_keys
 from headstart.local import batch as draw_batch
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Reply, difference, replied
+from headstart.updates import Reply, Tries, difference, replied
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class PFedMe:
     learning_rate: float = 0.02
     outer_rate: float = 0.1
     batch_size: int = 20
+
+    tries: ClassVar[Tries] = {"rounds": (5, 20), "strength": (1.0, 15.0), "outer_rate": (0.03, 0.1)}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from headstart.data import Array, Client, Tree
 from headstart.local import Descent
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Reply, replied
+from headstart.updates import Reply, Tries, replied
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Scaffold:
     steps: int = 10
     learning_rate: float = 0.02
     batch_size: int = 20
+
+    tries: ClassVar[Tries] = {"steps": (5, 20)}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

@@ -20,6 +20,7 @@ class Result(NamedTuple):
     items: `[seeds]`: how many examples, counted each time one was used, trained. ends: `[seeds]`: the last round.
     by_chance: `[seeds]`: the share of clients that chance alone would make look worse off, as `statistics.hurt` tells.
     command: what repeats the run.
+    beyond_chance: `[seeds]`: whether more clients look worse off than chance explains. seconds: `[seeds]`: of training.
     """
 
     ids: tuple[str, ...]
@@ -31,6 +32,8 @@ class Result(NamedTuple):
     ends: np.ndarray
     by_chance: np.ndarray
     command: str
+    beyond_chance: np.ndarray = np.zeros(0, bool)
+    seconds: np.ndarray = np.zeros(0)
 
     @property
     def initial(self) -> np.ndarray:

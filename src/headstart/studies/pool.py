@@ -30,11 +30,15 @@ PATIENCE = 60.0
 
 
 class Job(NamedTuple):
-    """A run of one seed, which is the experiment's. file: the saved experiment, whatever its seed."""
+    """A run of one seed, which is the experiment's.
+
+    file: the saved experiment, whatever its seed. trusted: as in `run`.
+    """
 
     experiment: Experiment
     file: Path
     folder: Path
+    trusted: Sequence[str] = ()
 
     @property
     def diverged(self) -> Path:
@@ -65,7 +69,7 @@ def do(job: Job, kept: Kept) -> str:
         UserError: if it fails otherwise.
     """
     try:
-        return "done" if run(job.experiment, job.folder, kept=kept) else "interrupted"
+        return "done" if run(job.experiment, job.folder, kept=kept, trusted=job.trusted) else "interrupted"
     except DivergedError as error:
         write_bytes(job.diverged, str(error).encode())
         return "diverged"
@@ -123,9 +127,8 @@ class Worker:
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            print(
-                json.dumps([str(job.file), str(job.folder), job.experiment.seed]), file=self.process.stdin, flush=True
-            )
+            words = [str(job.file), str(job.folder), job.experiment.seed, list(job.trusted)]
+            print(json.dumps(words), file=self.process.stdin, flush=True)
             answer = json.loads(self.process.stdout.readline())
         except (OSError, ValueError) as error:
             raise UserError(f"the process of the run {job.folder} has ended; repeat the command") from error

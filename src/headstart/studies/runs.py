@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -37,12 +37,21 @@ class Runs:
     """The runs of one federation.
 
     folder: where they go. seeds: how many of each, where a study does not say. processes: how many run side by side;
-    with 1 they run in this process. tell: gets a line of progress.
+    with 1 they run in this process. tell: gets a line of progress. trusted: as in `run`.
     """
 
-    def __init__(self, folder: Path, *, seeds: int, processes: int = 1, tell: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seeds: int,
+        processes: int = 1,
+        tell: Callable[[str], None] = print,
+        trusted: Collection[str] = (),
+    ) -> None:
         # From the root, so that a run goes on wherever the command is given.
         self.root, self.seeds, self.processes, self.tell = folder.resolve(), seeds, processes, tell
+        self.trusted = tuple(trusted)
         self._prepared: dict[str, Prepared] = {}
 
     def folder(self, experiment: Experiment) -> Path:
@@ -54,11 +63,15 @@ class Runs:
         """Its data, clients, model and task."""
         key = json.dumps(to_json(experiment.data))
         if key not in self._prepared:
-            self._prepared[key] = prepare(experiment)
+            self._prepared[key] = prepare(experiment, trusted=self.trusted)
         return self._prepared[key]
 
-    def finish(self, wanted: Mapping[str, Experiment], *, seeds: int | None = None) -> dict[str, Result]:
+    def finish(
+        self, wanted: Mapping[str, Experiment], *, seeds: int | None = None, strict: bool = True
+    ) -> dict[str, Result]:
         """The results on test clients, after running what is missing.
+
+        strict: otherwise what diverges is left out, and told.
 
         Raises:
             DivergedError: if a run diverges.
@@ -67,9 +80,16 @@ class Runs:
         count = seeds or self.seeds
         jobs = {name: self._jobs(experiment, range(count)) for name, experiment in wanted.items()}
         self._run(jobs.values())
-        for diverged in (job.diverged for each in jobs.values() for job in each if job.diverged.exists()):
-            raise DivergedError(diverged.read_text(encoding="utf-8"))
-        return {name: self._result(each, "test") for name, each in jobs.items()}
+        results = {}
+        for name, each in jobs.items():
+            diverged = [job.diverged.read_text(encoding="utf-8") for job in each if job.diverged.exists()]
+            if diverged and strict:
+                raise DivergedError(diverged[0])
+            if diverged:
+                self.tell(f"{name} is left out: {diverged[0]}")
+            else:
+                results[name] = self._result(each, "test")
+        return results
 
     def choose(
         self, what: str, candidates: Mapping[str, Experiment], *, seeds: int
@@ -86,10 +106,12 @@ class Runs:
         *,
         seeds: int,
         by: Mapping[str, Literal["initial", "personalized"]] = MappingProxyType({}),
+        strict: bool = True,
     ) -> dict[str, tuple[Choice, dict[str, Result]]]:
         """Several choices whose runs go side by side.
 
-        by: what a choice looks at, if it is not the personalized model.
+        by: what a choice looks at, if it is not the personalized model. strict: otherwise a choice is left out, and
+            told, if every candidate for it diverges.
 
         Raises:
             UserError: if every candidate of one of them diverges.
@@ -108,10 +130,15 @@ class Runs:
             results = {name: self._result(each, "validation") for name, each in whole.items()}
             looked_at = by.get(what, "personalized")
             values = {name: float(np.nanmean(getattr(result, looked_at))) for name, result in results.items()}
-            if not values:
+            if not values and strict:
                 raise UserError(f"every candidate for {what} diverged; try smaller rates")
+            if not values:
+                self.tell(f"{what} is left out: every candidate diverged")
+                continue
+            metric = self.prepared(next(iter(candidates.values()))).task.metrics[0]
+            best = (max if metric.higher_is_better else min)(values, key=values.__getitem__)
             all_values = {name: values.get(name, np.nan) for name in candidates}
-            chosen[what] = Choice(what, all_values, max(values, key=values.__getitem__)), results
+            chosen[what] = Choice(what, all_values, best), results
         return chosen
 
     def ended(self, experiment: Experiment, seed: int | str) -> Path:
@@ -125,7 +152,7 @@ class Runs:
     def _jobs(self, experiment: Experiment, seeds: range) -> list[Job]:
         folder = self.folder(experiment)
         file = self.root / "experiments" / f"{folder.name}.json"
-        return [Job(replace(experiment, seed=seed), file, folder / str(seed)) for seed in seeds]
+        return [Job(replace(experiment, seed=seed), file, folder / str(seed), self.trusted) for seed in seeds]
 
     def _run(self, jobs: Iterable[Sequence[Job]]) -> None:
         missing = {job.folder: job for each in jobs for job in each if not job.done}
@@ -154,6 +181,8 @@ class Runs:
             np.array([report["round"] for report in reports]),
             np.array([report[group]["hurt"].get("by_chance", np.nan) for report in reports]),
             _command(jobs),
+            np.array([report[group]["hurt"].get("beyond_chance", False) for report in reports]),
+            np.array([sum(record.get("seconds", 0.0) for record in log) for log in logs]),
         )
 
 

@@ -1,4 +1,4 @@
-"""A process that does runs: reads `[experiment file, folder, seed]` as JSON lines, answers each with a line."""
+"""A process that does runs: reads `[file, folder, seed, trusted modules]` as JSON lines, answers each with a line."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ def main() -> None:
     # A killed command must not leave runs behind that hold their folders.
     follow_parent()
     prepare_devices(1)
+    # Where the command that started this one looks for the user's own modules.
+    sys.path.append(os.getcwd())
     kept: Kept = {}
     # What others print must not be taken for an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     sys.stdout = sys.stderr
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     for line in sys.stdin:
-        file, folder, seed = json.loads(line)
+        file, folder, seed, trusted = json.loads(line)
         try:
-            answer = {"answer": do(Job(load(file, settings=[f"seed={seed}"]), Path(file), Path(folder)), kept)}
+            experiment = load(file, settings=[f"seed={seed}"], trusted=trusted)
+            answer = {"answer": do(Job(experiment, Path(file), Path(folder), trusted), kept)}
         except UserError as error:
             answer = {"error": str(error)}
         except KeyboardInterrupt:

@@ -1,0 +1,122 @@
+"""What a round costs a client: gradients of single examples, and bytes both ways.
+
+Both are counted, not timed, by letting the update train a model that has one number in place of each array of the
+real one: how many steps a client takes, and which arrays it changes, does not depend on their sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from headstart.data import Array, Client, Tree
+from headstart.draw import on_device
+from headstart.experiment import Stage
+from headstart.models import Model
+from headstart.prepare import Prepared
+from headstart.rounds import client_key, round_key, seed_key
+from headstart.tasks import Items, Metric, Task
+
+# So many clients are looked at, spread evenly over the training clients by size.
+SAMPLE = 32
+
+
+class Cost(NamedTuple):
+    """Of one client in one round, on average.
+
+    gradients: how many gradients of single examples it computes. down, up: bytes it gets and sends.
+    """
+
+    gradients: float
+    down: float
+    up: float
+
+
+def cost(stage: Stage, prepared: Prepared) -> Cost:
+    """What a round of this stage costs a training client.
+
+    An array that no client changes is not sent: a head that stays with the client, or one that is never trained. Of
+    several models a client sends back those it changed. `update.uncounted(examples)`, where a method has it, adds what
+    is no step on a batch, such as second derivatives, in gradients of an example.
+    """
+    clients = _sample(prepared)
+    drawn = on_device(prepared.federation)(clients, prepared.federation.training_part)
+    task, model = _Counting(prepared.task), _small(prepared.model, drawn)
+    params = model.init(jax.random.key(0))
+    shared, memory = stage.hooks.share(params), stage.hooks.keep(params)
+
+    @jax.jit
+    def replies(shared: Tree, memory: Tree, drawn: Client, key: Array) -> tuple[Tree, Array]:
+        def one(place: Array) -> tuple[Tree, Array]:
+            client = drawn.at(place)
+            reply = stage.update(task, model, shared, client, memory, client_key(key, client))
+            return jax.tree.map(lambda leaf: leaf != 0, reply.delta), reply.metrics[_COUNT][1]
+
+        return jax.lax.map(one, jnp.arange(len(clients)))
+
+    changed, counts = replies(shared, memory, drawn, round_key(seed_key(0), 1))
+    uncounted = getattr(stage.update, "uncounted", lambda examples: 0.0)
+    gradients = [count + uncounted(float(size)) for count, size in zip(counts, drawn.size, strict=True)]
+    real = jax.eval_shape(lambda: stage.hooks.share(prepared.model.init(jax.random.key(0))))
+    sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(real)]
+    masks = [np.asarray(mask) for mask in jax.tree.leaves(changed)]
+    pairs = list(zip(sizes, masks, strict=True))
+    return Cost(
+        float(np.mean(gradients)),
+        float(sum(size for size, mask in pairs if mask.any())),
+        float(sum(size * mask.mean() for size, mask in pairs)),
+    )
+
+
+_COUNT = "examples"
+
+
+@dataclass(frozen=True)
+class _Counting:
+    """A task with its own loss, which measures how many examples there were."""
+
+    task: Task
+
+    def loss(self, output: Tree, y: Tree) -> Items:
+        return self.task.loss(output, y)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        def ones(output: Tree, y: Tree) -> Items:
+            each = jnp.ones(len(jax.tree.leaves(y)[0]), jax.tree.leaves(output)[0].dtype)
+            return each, each
+
+        return (Metric(_COUNT, "", True, ones),)
+
+
+def _sample(prepared: Prepared) -> np.ndarray:
+    train = np.asarray(prepared.groups.train)
+    by_size = train[np.argsort(prepared.federation.training_sizes[train], kind="stable")]
+    return by_size[np.unique(np.linspace(0, len(by_size) - 1, SAMPLE).round().astype(int))]
+
+
+def _small(model: Model, drawn: Client) -> Model:
+    """A model with a number in place of every array, all of which its output depends on."""
+    like = jax.eval_shape(model.init, jax.random.key(0))
+
+    def init(key: Array) -> Tree:
+        return jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), like)
+
+    def apply(variables: Tree, x: Tree, *, key: Array | None = None) -> tuple[Tree, Tree]:
+        shapes = jax.eval_shape(lambda params, x: model.apply(params, x)[0], like, x)
+
+        def output(shape: Any) -> Array:
+            weights = [
+                jax.random.normal(jax.random.key(number), shape.shape[1:], shape.dtype)
+                for number, _ in enumerate(jax.tree.leaves(like))
+            ]
+            total = sum(w * leaf for w, leaf in zip(weights, jax.tree.leaves(variables), strict=True))
+            return jnp.broadcast_to(jnp.asarray(total, shape.dtype), shape.shape)
+
+        return jax.tree.map(output, shapes), variables
+
+    return Model(init, apply)

@@ -1,0 +1,168 @@
+"""The protocol: equal budgets of client arithmetic, choices on validation clients, test clients touched once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from headstart.compare.arithmetic import Cost, cost
+from headstart.compare.contenders import (
+    BASELINE,
+    FACTOR,
+    FEDAVG,
+    RATE,
+    SECOND_SERVER,
+    SECOND_SERVERS,
+    SERVER,
+    SERVERS,
+    Contender,
+    Tried,
+)
+from headstart.errors import UserError
+from headstart.experiment import Experiment, Stage
+from headstart.optimizers import Optimizer
+from headstart.personalize import Personalization
+from headstart.prepare import Prepared
+from headstart.studies.comparisons import What
+from headstart.studies.evidence import Choice, Result
+from headstart.studies.runs import Runs
+from headstart.tasks import NextCharacter
+from headstart.updates import FedAvg
+
+# The share of a budget that the first of two stages gets.
+FIRST = 0.75
+RATES, TEXT_RATES = (0.01, 0.03, 0.1), (0.3, 1.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is the same for all.
+
+    base: brings data, model, task, seed, and the cohort and the batch of its first stage.
+    budget: the client arithmetic of every run, in rounds of FedAvg with one epoch.
+    tries: how many settings each method tries. seeds, tuning_seeds: of what is told, and of what only chooses.
+    length: of personalization, in epochs, at most.
+    """
+
+    base: Experiment
+    budget: int = 200
+    tries: int = 9
+    seeds: int = 5
+    tuning_seeds: int = 1
+    length: int = 10
+    rates: tuple[float, ...] = RATES
+
+
+class Entry(NamedTuple):
+    """What a method came to.
+
+    tried: the settings in force. stages: as they were run, each with what a round of it costs a client.
+    """
+
+    contender: Contender
+    result: Result
+    tried: Tried
+    stages: Sequence[tuple[Stage, Cost]]
+
+    @property
+    def gradients(self) -> float:
+        """How many gradients of single examples clients computed in a run, in training."""
+        return sum(stage.rounds * stage.clients_per_round * each.gradients for stage, each in self.stages)
+
+    @property
+    def sent(self) -> float:
+        """Bytes over the network in a run, both ways."""
+        return sum(stage.rounds * stage.clients_per_round * (each.down + each.up) for stage, each in self.stages)
+
+
+def compare(protocol: Protocol, who: Sequence[Contender], runs: Runs) -> tuple[dict[str, Entry], list[Choice]]:
+    """Choose for every method, then measure all on test clients once; by name, those that diverged always left out.
+
+    Raises:
+        UserError: if FedAvg itself diverges whatever it tries.
+    """
+    made = _Made(protocol, runs)
+    tries = {each.name: {_label(tried): tried for tried in each.tries(protocol.rates, protocol.tries)} for each in who}
+    runs.tell(f"{len(who)} methods, {sum(map(len, tries.values()))} settings: counting what a round of each costs")
+    asked = {
+        each.name: {label: made.experiment(each, tried) for label, tried in tries[each.name].items()} for each in who
+    }
+    by: dict[str, What] = {each.name: "personalized" if each.personalizes else "initial" for each in who}
+    chosen = runs.choose_each(asked, seeds=protocol.tuning_seeds, by=by, strict=False)
+    kept = [each for each in who if each.name in chosen]
+    picked = {each.name: tries[each.name][chosen[each.name][0].chosen] for each in kept}
+    wanted = {each.name: made.experiment(each, picked[each.name]) for each in kept}
+    results = runs.finish(wanted, seeds=protocol.seeds, strict=False)
+    entries = {
+        each.name: Entry(each, results[each.name], picked[each.name], made.stages(each, picked[each.name]))
+        for each in kept
+        if each.name in results
+    }
+    for name in (FEDAVG, BASELINE):
+        if name not in entries:
+            raise UserError(f"{name} diverged, and all others are compared to it; try smaller --rates")
+    return entries, [choice for choice, _ in chosen.values()]
+
+
+class _Made:
+    """Experiments of settings, with as many rounds as the budget has room for."""
+
+    def __init__(self, protocol: Protocol, runs: Runs) -> None:
+        self.protocol, base = protocol, protocol.base
+        first = next((stage for stage in base.stages if isinstance(stage, Stage)), None)
+        self.cohort = first.clients_per_round if first else 10
+        self.batch_size = getattr(first.update, "batch_size", None) or 20 if first else 20
+        self._costs: dict[str, Cost] = {}
+        self.prepared: Prepared = runs.prepared(replace(base, stages=(self._stage("FedAvg", FedAvg()),)))
+        one = self._cost(self._stage("FedAvg", FedAvg(1, batch_size=self.batch_size)))
+        self.gradients = protocol.budget * self.cohort * one.gradients
+
+    def _stage(self, name: str, update: Any, server: Optimizer | None = None) -> Stage:
+        return Stage(name, update, server or Optimizer(), 1, self.cohort)
+
+    def _cost(self, stage: Stage) -> Cost:
+        """Rates decide no number of steps, so they share one count."""
+        update: Any = stage.update
+        if hasattr(update, RATE):
+            update = replace(update, learning_rate=RATES[0])
+        if repr(update) not in self._costs:
+            self._costs[repr(update)] = cost(replace(stage, update=update), self.prepared)
+        return self._costs[repr(update)]
+
+    def stages(self, contender: Contender, tried: Tried) -> list[tuple[Stage, Cost]]:
+        first = self._stage(contender.kind.__name__, contender.update(tried, self.batch_size), SERVERS[tried[SERVER]])
+        if contender.then is None:
+            return [self._within(first, self.gradients)]
+        update = contender.update({RATE: tried[RATE]}, self.batch_size, contender.then)
+        second = self._stage(contender.then.__name__, update, SECOND_SERVERS[tried[SECOND_SERVER]])
+        return [self._within(first, FIRST * self.gradients), self._within(second, (1 - FIRST) * self.gradients)]
+
+    def _within(self, stage: Stage, gradients: float) -> tuple[Stage, Cost]:
+        each = self._cost(stage)
+        rounds = round(gradients / (self.cohort * each.gradients)) if each.gradients else 1
+        return replace(stage, rounds=max(1, rounds)), each
+
+    def experiment(self, contender: Contender, tried: Tried) -> Experiment:
+        protocol, base = self.protocol, self.protocol.base
+        recipe = Personalization(
+            Optimizer("sgd", tried[RATE] * tried.get(FACTOR, 1.0)), self.batch_size, protocol.length
+        )
+        return replace(
+            base,
+            name=contender.kind.__name__ if contender.then is None else "Personalized",
+            stages=tuple(stage for stage, _ in self.stages(contender, tried)),
+            personalization=recipe,
+            evaluate_every=0,
+            target=None,
+            test=True,
+        )
+
+
+def _label(tried: Mapping[str, Any]) -> str:
+    return "; ".join(f"{name} {value}" for name, value in tried.items())
+
+
+def rates_for(base: Experiment) -> tuple[float, ...]:
+    """The client's rates that are tried where none are given."""
+    return TEXT_RATES if isinstance(base.task, NextCharacter) else RATES

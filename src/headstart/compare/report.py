@@ -1,0 +1,252 @@
+"""What a comparison found, as evidence: tables, figures, notes; as a page, as JSON, and as lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from headstart.compare.contenders import BASELINE, FEDAVG
+from headstart.compare.leaderboard import Amounts, Estimate, Row, amounts, by_amount, values_of
+from headstart.compare.protocol import FIRST, Entry, Protocol
+from headstart.compare.words import LOCAL, Speech, claims
+from headstart.files import write_bytes, write_json
+from headstart.page import paragraph, section
+from headstart.studies.evidence import Choice, Evidence, Table
+from headstart.studies.pictures import curves, forest
+from headstart.studies.shown import as_document, draw, environment_table, shown, whole
+from headstart.tasks import Metric
+from headstart.themes import Drawing, axis_name
+
+# So many lines can be told apart in one figure.
+_LINES = 6
+
+
+def evidence(
+    protocol: Protocol,
+    entries: Mapping[str, Entry],
+    rows: Sequence[Row],
+    choices: Sequence[Choice],
+    *,
+    metric: Metric,
+    adapt_sizes: np.ndarray,
+) -> Evidence:
+    """All that was found.
+
+    adapt_sizes: `[clients]`: how many examples each test client has to adapt on.
+    """
+    speech, groups = Speech(metric), amounts(adapt_sizes)
+    return Evidence(
+        "compare",
+        "How much of personalized federated learning is just fine-tuning?",
+        claims(entries, rows, metric),
+        (_values(rows, speech), _costs(rows, protocol), _amounts(entries, rows, groups, metric)),
+        _drawings(entries, rows, groups, metric),
+        tuple(choices),
+        _notes(protocol, entries),
+        {name: entry.result.command for name, entry in entries.items()},
+    )
+
+
+def _values(rows: Sequence[Row], speech: Speech) -> Table:
+    def estimate(value: Estimate) -> str:
+        return f"{speech.value(value[0])} {speech.interval(*value[1:], speech.value)}"
+
+    def versus(row: Row) -> str:
+        if row.name == BASELINE:
+            return "–"
+        mark = {1: " better", -1: " worse", 0: ""}[row.decided]
+        return f"{speech.change(row.versus.mean)} {speech.interval(*row.versus.over_seeds, speech.change)}{mark}"
+
+    head = (
+        "method",
+        "initial",
+        "personalized",
+        "against FedAvg + fine-tuning",
+        "worse off / by chance",
+        "worse than FedAvg",
+        "worst tenth",
+    )
+    lines = tuple(
+        (
+            row.name,
+            estimate(row.initial),
+            estimate(row.personalized),
+            versus(row),
+            "–" if row.beyond_chance is None else _hurt(row),
+            "–" if row.name == FEDAVG else f"{100 * row.below_fedavg:.1f} %",
+            speech.value(row.worst_decile),
+        )
+        for row in rows
+    )
+    return Table(
+        "Leaderboard",
+        head,
+        lines,
+        f"{speech.metric.name}, means over seeds and test clients, with 95 % intervals over clients; differences with"
+        f" their interval over seeds, in {speech.unit}, positive where the method is better. Better and worse: decided,"
+        " corrected for the number of methods. Worse off: clients whose own value falls by personalizing; by chance:"
+        " those for whom it would if every client's true gain were the mean one; * more than that in most seeds. Worse"
+        " than FedAvg: clients who would be better off with its model as it is. Worst tenth: the mean of the tenth of"
+        " clients that ends worst.",
+    )
+
+
+def _hurt(row: Row) -> str:
+    return f"{100 * row.hurt:.1f}{'*' if row.beyond_chance else ''} / {100 * row.by_chance:.1f} %"
+
+
+def _costs(rows: Sequence[Row], protocol: Protocol) -> Table:
+    lines = tuple(
+        (row.name, f"{row.gradients:,.0f}", f"{row.sent / 1e6:,.1f}", f"{row.seconds:.1f}", f"{row.epochs:.1f}")
+        for row in rows
+    )
+    head = "method", "gradients of examples", "megabytes sent", "seconds", "epochs to personalize"
+    return Table(
+        "What it costs",
+        head,
+        lines,
+        "Of one run in training: gradients of single examples that clients compute, second derivatives and looks at"
+        " further models reckoned in; bytes between server and clients, both ways, parameters that nobody trains left"
+        " out; seconds of one core as measured, compilation included. And the epochs that personalization takes, chosen"
+        f" on validation clients, {protocol.length} at most.",
+    )
+
+
+def _amounts(entries: Mapping[str, Entry], rows: Sequence[Row], groups: Amounts, metric: Metric) -> Table:
+    speech, sign = Speech(metric), 1.0 if metric.higher_is_better else -1.0
+    head = (
+        "method",
+        *(f"{size:.0f} examples ({count} clients)" for size, count in zip(groups.sizes, groups.clients, strict=True)),
+    )
+    fedavg = values_of(entries[FEDAVG])
+    lines = tuple(
+        (
+            row.name,
+            *(
+                speech.change(float(gain))
+                for gain in by_amount(sign * (values_of(entries[row.name]) - fedavg), groups).mean(axis=0)
+            ),
+        )
+        for row in rows
+        if row.name != FEDAVG
+    )
+    note = f"Gain over FedAvg, not personalized, in {speech.unit}; of clients in groups, with their mean examples."
+    return Table("The gain against what there is to adapt on", head, lines, note)
+
+
+def _drawings(
+    entries: Mapping[str, Entry], rows: Sequence[Row], groups: Amounts, metric: Metric
+) -> tuple[Drawing, ...]:
+    sign, share = 1.0 if metric.higher_is_better else -1.0, metric.unit == "share"
+    fedavg = values_of(entries[FEDAVG])
+    told = _most_telling(rows)
+    gains = [
+        (name, groups.sizes, by_amount(sign * (values_of(entries[name]) - fedavg), groups))
+        for name in told
+        if name != FEDAVG
+    ]
+    epochs = [
+        (name, np.arange(entries[name].result.curves.shape[2]), np.nanmean(entries[name].result.curves, axis=1))
+        for name in told
+        if name != FEDAVG
+    ]
+    unit = "points" if share else metric.name
+    return (
+        forest(
+            "versus",
+            f"Difference of {metric.name} to FedAvg + fine-tuning, for every method",
+            "Better or worse than FedAvg + fine-tuning",
+            [(row.name, row.versus) for row in rows if row.name != BASELINE],
+            unit=unit,
+        ),
+        curves(
+            "amounts",
+            f"Gain of {metric.name} over FedAvg against the number of examples to adapt on",
+            "Who gains: by the number of examples to adapt on",
+            [("", gains)],
+            x_label="examples to adapt on",
+            y_label=f"gain over FedAvg ({unit})" if share else f"gain over FedAvg, {metric.name}",
+            share=share,
+        ),
+        curves(
+            "epochs",
+            f"{metric.name} of test clients after every epoch of personalization",
+            "What every epoch of personalization brings",
+            [("", epochs)],
+            x_label="epochs of personalization",
+            y_label=metric.name if share else axis_name(metric),
+            share=share,
+        ),
+    )
+
+
+def _most_telling(rows: Sequence[Row]) -> list[str]:
+    """Fine-tuning and local training, and the best of the others."""
+    fixed = [row.name for row in rows if row.name in (BASELINE, LOCAL)]
+    rest = [row.name for row in rows if row.name not in (BASELINE, LOCAL, FEDAVG)]
+    return [*fixed, *rest[: _LINES - len(fixed)]]
+
+
+def _notes(protocol: Protocol, entries: Mapping[str, Entry]) -> tuple[str, ...]:
+    two = [name for name, entry in entries.items() if len(entry.stages) > 1]
+    return (
+        f"Every run may use the client arithmetic of {protocol.budget} rounds of FedAvg with one epoch; each method"
+        f" tries {protocol.tries} settings, or all it has if those are fewer, with {protocol.tuning_seeds} seed(s) on"
+        f" validation clients, every try on the full budget. What is told comes of {protocol.seeds} other seeds, and"
+        " test clients are measured once.",
+        "The client's rate and the server's optimizer run through the same values for every method; FedAvg, not"
+        " personalized, is chosen by its initial value, everything else by its personalized one, at the best number of"
+        " epochs.",
+        "A test client was never seen in training. It begins from what the server would send it (its own choice among"
+        " the models, where there are several; an untrained head, where heads stay with the clients), and trains as"
+        " the method says: everything, its head alone, or pulled back to where it began.",
+        *(f"{name}: {FIRST:.0%} of the budget in the first stage." for name in two),
+    )
+
+
+def write(
+    found: Evidence,
+    sentences: Sequence[str],
+    rows: Sequence[Row],
+    out: Path,
+    *,
+    federation: str,
+    command: str,
+    environment: Mapping[str, Any],
+) -> Path:
+    """Write `report.html`, `figures/` and `leaderboard.json` into the folder `out`; returns the page."""
+    drawn = [draw(federation, found, drawing, out) for drawing in found.drawings]
+    write_json(out / "leaderboard.json", as_document(found) | {"conclusion": list(sentences)})
+    head = f"<h1>{escape(found.question)}</h1>\n" + paragraph(
+        f"{len(rows)} methods on {federation}, at equal client arithmetic.", "lead"
+    )
+    head += section("Conclusion", *map(paragraph, sentences))
+    tail = section("The environment", environment_table(environment))
+    tail += section("Make this page again", f"<pre>{escape(command)}</pre>")
+
+    def content(dark: bool) -> str:
+        return "\n".join((head, section("Evidence", shown(found, drawn, dark)), tail))
+
+    write_bytes(out / "report.html", whole(f"headstart: methods on {federation}", content))
+    return out / "report.html"
+
+
+def print_board(console: Console, board: Table) -> None:
+    """Print the leaderboard: a table on a terminal, plain lines in a pipe."""
+    if console.is_terminal:
+        table = RichTable(title=board.title, title_justify="left")
+        for number, column in enumerate(board.head):
+            table.add_column(Text(column), justify="right" if number else "left")
+        for row in board.rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+    for row in () if console.is_terminal else board.rows:
+        cells = ", ".join(f"{name} {cell}" for name, cell in zip(board.head[1:], row[1:], strict=True))
+        console.print(f"{row[0]}: {cells}", highlight=False, soft_wrap=True, markup=False)
