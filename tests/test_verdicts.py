@@ -19,6 +19,8 @@ from headstart.verdicts import (
     decide,
     decide_most,
     difference,
+    holm,
+    p_value,
     power,
     spread,
     t_interval,
@@ -208,3 +210,24 @@ def test_the_smallest_is_the_larger_of_the_two_and_clients_without_values_do_not
 @pytest.mark.parametrize("pilot", [np.zeros((1, 9)), np.zeros((4, 1)), np.full((4, 9), np.nan)])
 def test_a_pilot_without_seeds_or_clients_promises_nothing(pilot: np.ndarray) -> None:
     assert power(pilot, seeds=5, clients=30) == Power(math.inf, math.inf, 5, 30)
+
+
+def test_a_p_value_is_the_larger_of_two_t_tests() -> None:
+    values = two_way(np.random.default_rng(3), (6, 40), (0.1, 0.3, 0.2)) + 0.15
+    tests = [stats.ttest_1samp(values.mean(axis=axis), 0)[1] for axis in (0, 1)]
+    assert p_value(values) == pytest.approx(max(tests))
+    assert p_value(values[:1]) == 1.0 and p_value(np.zeros((5, 5))) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("p_values", "expected"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [True, False, False, True]),
+        ([0.04], [True]),
+        ([0.02, 0.02], [True, True]),
+        ([0.03, 0.03], [False, False]),
+        ([], []),
+    ],
+)
+def test_holm_stops_at_the_first_that_is_too_large(p_values: list[float], expected: list[bool]) -> None:
+    assert holm(p_values) == expected

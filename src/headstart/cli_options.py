@@ -83,3 +83,12 @@ def data_options(
             raise UserError(f"--data-option {setting!r} has no value; write it as key=value, for instance writers=500")
         options[key] = parse(text)
     return {key: value for key, value in options.items() if value is not None}
+
+
+def prepare_devices(count: int | None) -> None:
+    """Use all cores, and keep compiled programs between commands."""
+    from headstart.lanes import cores_as_devices
+    from headstart.programs import keep_programs
+
+    cores_as_devices(count)
+    keep_programs()

@@ -46,13 +46,14 @@ def compare_methods(
     prepared = runs.prepared(protocol.base)
     if not len(prepared.groups.validation):
         raise UserError("there are no validation clients to choose settings on; set data.validation above 0")
-    entries, choices = compare(protocol, who, runs)
+    compared = compare(protocol, who, runs)
+    entries = compared.entries
     metric = prepared.task.metrics[0]
     rows: list[Row] = leaderboard(entries, metric)
     ids = next(iter(entries.values())).result.ids
     places = {client: place for place, client in enumerate(prepared.federation.ids)}
     sizes = prepared.federation.sizes[[places[client] for client in ids], 0]
-    found = evidence(protocol, entries, rows, choices, metric=metric, adapt_sizes=np.asarray(sizes))
+    found = evidence(protocol, compared, rows, metric=metric, adapt_sizes=np.asarray(sizes))
     sentences = conclusion(entries, rows, metric)
     name = Path(protocol.base.data.source).name.partition(".")[0]
     page = write(found, sentences, rows, out, federation=name, command=command, environment=environment())

@@ -27,7 +27,7 @@ from headstart.prepare import Prepared
 from headstart.studies.comparisons import What
 from headstart.studies.evidence import Choice, Result
 from headstart.studies.runs import Runs
-from headstart.tasks import NextCharacter
+from headstart.tasks import NextCharacter, Task
 from headstart.updates import FedAvg
 
 # The share of a budget that the first of two stages gets.
@@ -42,7 +42,7 @@ class Protocol:
     base: brings data, model, task, seed, and the cohort and the batch of its first stage.
     budget: the client arithmetic of every run, in rounds of FedAvg with one epoch.
     tries: how many settings each method tries. seeds, tuning_seeds: of what is told, and of what only chooses.
-    length: of personalization, in epochs, at most.
+    length: of personalization, in epochs, at most. rates: of the client that are tried; none: those that suit the task.
     """
 
     base: Experiment
@@ -51,7 +51,7 @@ class Protocol:
     seeds: int = 5
     tuning_seeds: int = 1
     length: int = 10
-    rates: tuple[float, ...] = RATES
+    rates: tuple[float, ...] = ()
 
 
 class Entry(NamedTuple):
@@ -76,22 +76,33 @@ class Entry(NamedTuple):
         return sum(stage.rounds * stage.clients_per_round * (each.down + each.up) for stage, each in self.stages)
 
 
-def compare(protocol: Protocol, who: Sequence[Contender], runs: Runs) -> tuple[dict[str, Entry], list[Choice]]:
-    """Choose for every method, then measure all on test clients once; by name, those that diverged always left out.
+class Compared(NamedTuple):
+    """What a comparison came to: the entries by name, what was chosen, and why a method was left out, by its name."""
+
+    entries: Mapping[str, Entry]
+    choices: Sequence[Choice]
+    left_out: Mapping[str, str]
+
+
+def compare(protocol: Protocol, who: Sequence[Contender], runs: Runs) -> Compared:
+    """Choose for every method, then measure all on test clients once.
 
     Raises:
         UserError: if FedAvg itself diverges whatever it tries.
     """
     made = _Made(protocol, runs)
-    tries = {each.name: {_label(tried): tried for tried in each.tries(protocol.rates, protocol.tries)} for each in who}
+    tries = {each.name: {_label(tried): tried for tried in each.tries(made.rates, protocol.tries)} for each in who}
     runs.tell(f"{len(who)} methods, {sum(map(len, tries.values()))} settings: counting what a round of each costs")
-    asked = {
-        each.name: {label: made.experiment(each, tried) for label, tried in tries[each.name].items()} for each in who
-    }
+    asked, left_out = {}, {}
+    for each in who:
+        try:
+            asked[each.name] = {label: made.experiment(each, tried) for label, tried in tries[each.name].items()}
+        except UserError as error:  # it does not suit the model
+            left_out[each.name] = str(error)
     by: dict[str, What] = {each.name: "personalized" if each.personalizes else "initial" for each in who}
     chosen = runs.choose_each(asked, seeds=protocol.tuning_seeds, by=by, strict=False)
-    kept = [each for each in who if each.name in chosen]
-    picked = {each.name: tries[each.name][chosen[each.name][0].chosen] for each in kept}
+    picked = {name: tries[name][choice.chosen] for name, (choice, _) in chosen.items()}
+    kept = [each for each in who if each.name in picked]
     wanted = {each.name: made.experiment(each, picked[each.name]) for each in kept}
     results = runs.finish(wanted, seeds=protocol.seeds, strict=False)
     entries = {
@@ -99,10 +110,13 @@ def compare(protocol: Protocol, who: Sequence[Contender], runs: Runs) -> tuple[d
         for each in kept
         if each.name in results
     }
+    left_out |= {name: "it diverged" for name in asked if name not in entries}
     for name in (FEDAVG, BASELINE):
         if name not in entries:
             raise UserError(f"{name} diverged, and all others are compared to it; try smaller --rates")
-    return entries, [choice for choice, _ in chosen.values()]
+    for name, reason in left_out.items():
+        runs.tell(f"{name} is left out: {reason}")
+    return Compared(entries, [choice for choice, _ in chosen.values()], left_out)
 
 
 class _Made:
@@ -115,6 +129,7 @@ class _Made:
         self.batch_size = getattr(first.update, "batch_size", None) or 20 if first else 20
         self._costs: dict[str, Cost] = {}
         self.prepared: Prepared = runs.prepared(replace(base, stages=(self._stage("FedAvg", FedAvg()),)))
+        self.rates = protocol.rates or rates_for(self.prepared.task)
         one = self._cost(self._stage("FedAvg", FedAvg(1, batch_size=self.batch_size)))
         self.gradients = protocol.budget * self.cohort * one.gradients
 
@@ -125,7 +140,7 @@ class _Made:
         """Rates decide no number of steps, so they share one count."""
         update: Any = stage.update
         if hasattr(update, RATE):
-            update = replace(update, learning_rate=RATES[0])
+            update = replace(update, learning_rate=RATES[0])  # any will do
         if repr(update) not in self._costs:
             self._costs[repr(update)] = cost(replace(stage, update=update), self.prepared)
         return self._costs[repr(update)]
@@ -163,6 +178,6 @@ def _label(tried: Mapping[str, Any]) -> str:
     return "; ".join(f"{name} {value}" for name, value in tried.items())
 
 
-def rates_for(base: Experiment) -> tuple[float, ...]:
+def rates_for(task: Task) -> tuple[float, ...]:
     """The client's rates that are tried where none are given."""
-    return TEXT_RATES if isinstance(base.task, NextCharacter) else RATES
+    return TEXT_RATES if isinstance(task, NextCharacter) else RATES

@@ -14,11 +14,11 @@ from rich.text import Text
 
 from headstart.compare.contenders import BASELINE, FEDAVG
 from headstart.compare.leaderboard import Amounts, Estimate, Row, amounts, by_amount, values_of
-from headstart.compare.protocol import FIRST, Entry, Protocol
+from headstart.compare.protocol import FIRST, Compared, Entry, Protocol
 from headstart.compare.words import LOCAL, Speech, claims
 from headstart.files import write_bytes, write_json
 from headstart.page import paragraph, section
-from headstart.studies.evidence import Choice, Evidence, Table
+from headstart.studies.evidence import Evidence, Table
 from headstart.studies.pictures import curves, forest
 from headstart.studies.shown import as_document, draw, environment_table, shown, whole
 from headstart.tasks import Metric
@@ -30,9 +30,8 @@ _LINES = 6
 
 def evidence(
     protocol: Protocol,
-    entries: Mapping[str, Entry],
+    compared: Compared,
     rows: Sequence[Row],
-    choices: Sequence[Choice],
     *,
     metric: Metric,
     adapt_sizes: np.ndarray,
@@ -41,15 +40,15 @@ def evidence(
 
     adapt_sizes: `[clients]`: how many examples each test client has to adapt on.
     """
-    speech, groups = Speech(metric), amounts(adapt_sizes)
+    speech, groups, entries = Speech(metric), amounts(adapt_sizes), compared.entries
     return Evidence(
         "compare",
         "How much of personalized federated learning is just fine-tuning?",
         claims(entries, rows, metric),
         (_values(rows, speech), _costs(rows, protocol), _amounts(entries, rows, groups, metric)),
         _drawings(entries, rows, groups, metric),
-        tuple(choices),
-        _notes(protocol, entries),
+        tuple(compared.choices),
+        _notes(protocol, compared),
         {name: entry.result.command for name, entry in entries.items()},
     )
 
@@ -172,7 +171,7 @@ def _drawings(
             "Who gains: by the number of examples to adapt on",
             [("", gains)],
             x_label="examples to adapt on",
-            y_label=f"gain over FedAvg ({unit})" if share else f"gain over FedAvg, {metric.name}",
+            y_label="gain over FedAvg" if share else f"gain over FedAvg, {metric.name}",
             share=share,
         ),
         curves(
@@ -194,8 +193,8 @@ def _most_telling(rows: Sequence[Row]) -> list[str]:
     return [*fixed, *rest[: _LINES - len(fixed)]]
 
 
-def _notes(protocol: Protocol, entries: Mapping[str, Entry]) -> tuple[str, ...]:
-    two = [name for name, entry in entries.items() if len(entry.stages) > 1]
+def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
+    two = [name for name, entry in compared.entries.items() if len(entry.stages) > 1]
     return (
         f"Every run may use the client arithmetic of {protocol.budget} rounds of FedAvg with one epoch; each method"
         f" tries {protocol.tries} settings, or all it has if those are fewer, with {protocol.tuning_seeds} seed(s) on"
@@ -208,6 +207,7 @@ def _notes(protocol: Protocol, entries: Mapping[str, Entry]) -> tuple[str, ...]:
         " the models, where there are several; an untrained head, where heads stay with the clients), and trains as"
         " the method says: everything, its head alone, or pulled back to where it began.",
         *(f"{name}: {FIRST:.0%} of the budget in the first stage." for name in two),
+        *(f"{name} is left out: {reason}." for name, reason in compared.left_out.items()),
     )
 
 

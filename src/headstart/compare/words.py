@@ -68,7 +68,7 @@ def claims(entries: Mapping[str, Entry], rows: Sequence[Row], metric: Metric) ->
             )
         )
     ahead = [row for row in rows if row.decided > 0 and row.name != BASELINE]
-    undecided = [row.name for row in rows if row.decided == 0 and row.name != BASELINE]
+    undecided = [row.name for row in rows if row.decided == 0 and row.name not in (BASELINE, FEDAVG)]
     decision: Decision = "holds" if ahead else "not decided" if undecided else "does not hold"
     evidence = [f"{row.name}: {speech.difference(row.versus)}" for row in ahead]
     evidence += [f"not decided: {', '.join(undecided)}"] if undecided else []

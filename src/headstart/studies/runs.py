@@ -71,7 +71,7 @@ class Runs:
     ) -> dict[str, Result]:
         """The results on test clients, after running what is missing.
 
-        strict: otherwise what diverges is left out, and told.
+        strict: otherwise what diverges is left out.
 
         Raises:
             DivergedError: if a run diverges.
@@ -85,9 +85,7 @@ class Runs:
             diverged = [job.diverged.read_text(encoding="utf-8") for job in each if job.diverged.exists()]
             if diverged and strict:
                 raise DivergedError(diverged[0])
-            if diverged:
-                self.tell(f"{name} is left out: {diverged[0]}")
-            else:
+            if not diverged:
                 results[name] = self._result(each, "test")
         return results
 
@@ -110,8 +108,8 @@ class Runs:
     ) -> dict[str, tuple[Choice, dict[str, Result]]]:
         """Several choices whose runs go side by side.
 
-        by: what a choice looks at, if it is not the personalized model. strict: otherwise a choice is left out, and
-            told, if every candidate for it diverges.
+        by: what a choice looks at, if it is not the personalized model. strict: otherwise a choice is left out if
+            every candidate for it diverges.
 
         Raises:
             UserError: if every candidate of one of them diverges.
@@ -133,7 +131,6 @@ class Runs:
             if not values and strict:
                 raise UserError(f"every candidate for {what} diverged; try smaller rates")
             if not values:
-                self.tell(f"{what} is left out: every candidate diverged")
                 continue
             metric = self.prepared(next(iter(candidates.values()))).task.metrics[0]
             best = (max if metric.higher_is_better else min)(values, key=values.__getitem__)

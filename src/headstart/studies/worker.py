@@ -11,7 +11,7 @@ from pathlib import Path
 
 def main() -> None:
     """Do runs until the input ends; the first SIGTERM saves the one in progress, as Ctrl-C does."""
-    from headstart.cli import prepare_devices
+    from headstart.cli_options import prepare_devices
     from headstart.errors import UserError
     from headstart.experiment import load
     from headstart.run import Kept
