@@ -19,8 +19,6 @@ from headstart.themes import Drawing
 from headstart.verdicts import Difference, decide, power
 
 FEDAVG = "FedAvg"
-# So many evaluations for what is one round of FedAvg: the target is hardly overshot.
-_PER_ROUND = 10
 # Models count as equally accurate, as the claim wants them, up to this difference.
 SAME = 0.02
 
@@ -77,7 +75,9 @@ def centralized(setting: Setting, runs: Runs, name: str, target: float) -> dict[
     """The candidates of an optimizer, stopped at the target or after as many examples as FedAvg sees."""
     prepared = runs.prepared(setting.experiment(FEDAVG, setting.fedavg()))
     per_client = prepared.federation.training_sizes[prepared.groups.train].mean()
-    steps = max(1, round(setting.cohort * setting.local_epochs * per_client / setting.batch_size / _PER_ROUND))
+    steps = max(
+        1, round(setting.cohort * setting.local_epochs * per_client / setting.batch_size / setting.looks_per_round)
+    )
     made = {}
     for label, optimizer in optimizers(setting)[name].items():
         stage = Centralized(name, optimizer, _most_rounds(setting), steps, setting.batch_size, until=target)
@@ -87,7 +87,7 @@ def centralized(setting: Setting, runs: Runs, name: str, target: float) -> dict[
 
 
 def _most_rounds(setting: Setting) -> int:
-    return _PER_ROUND * setting.rounds
+    return setting.looks_per_round * setting.rounds
 
 
 def _shared(federated: Result, central: Result) -> np.ndarray:

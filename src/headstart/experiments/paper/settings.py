@@ -78,6 +78,7 @@ _SMALL_TEXT = replace(
     local_epochs=2,
     steps=10,
     length=5,
+    looks_per_round=2,
     most_seeds=5,
     tuning_seeds=2,
 )

@@ -30,6 +30,8 @@ class Setting:
         spread_seeds: of Table 1.
     tuning_seeds: of every run that only chooses.
     length: of personalization, in epochs, at most.
+    looks_per_round: how often a centralized model is evaluated on what is one round of FedAvg, so that it hardly
+        overshoots its target.
     target: the accuracy whose round Table 1 tells; None: nine tenths of the initial accuracy that FedAvg came to on
         validation clients when its rates were chosen.
     """
@@ -55,6 +57,7 @@ class Setting:
     length: int = 5
     evaluate_every: int = 10
     evaluation_clients: int = 30
+    looks_per_round: int = 10
     client_rate: float = 0.02
     personal_factors: tuple[float, ...] = (1.0,)
     personal_factor: float = 1.0
