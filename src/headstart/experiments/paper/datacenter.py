@@ -75,9 +75,8 @@ def centralized(setting: Setting, runs: Runs, name: str, target: float) -> dict[
     """The candidates of an optimizer, stopped at the target or after as many examples as FedAvg sees."""
     prepared = runs.prepared(setting.experiment(FEDAVG, setting.fedavg()))
     per_client = prepared.federation.training_sizes[prepared.groups.train].mean()
-    steps = max(
-        1, round(setting.cohort * setting.local_epochs * per_client / setting.batch_size / setting.looks_per_round)
-    )
+    batches = setting.cohort * setting.local_epochs * per_client / setting.batch_size
+    steps = max(1, round(batches / setting.looks_per_round))
     made = {}
     for label, optimizer in optimizers(setting)[name].items():
         stage = Centralized(name, optimizer, _most_rounds(setting), steps, setting.batch_size, until=target)
