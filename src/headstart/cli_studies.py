@@ -86,7 +86,7 @@ def compare(
         str | None, typer.Option(metavar="NAME|MODULE:NAME", help="cnn, char_lstm, logistic, linear, mlp, or your own.")
     ] = None,
     methods: Annotated[
-        str, typer.Option(metavar="A,B", help="all, or some; module:Class for one of your own.")
+        str, typer.Option(metavar="A,B", help="all, some, and module:Class of your own: all,mine:Mine.")
     ] = "all",
     budget: Annotated[
         int, typer.Option(min=1, help="Client arithmetic of every run, in rounds of FedAvg with one epoch.")
@@ -119,10 +119,12 @@ def compare(
         settings=overrides(settings, None, model),
         trusted=trusted,
     )
+    if experiment.endswith(".py"):
+        trusted.add(Path(experiment).stem)
     console = Console()
     page, board, sentences = compare_methods(
         Protocol(base, budget, tries, seeds, length=length, rates=rates_given(rates)),
-        methods=[] if methods == "all" else methods.split(","),
+        methods=methods.split(","),
         out=out,
         processes=processes or free_cores(),
         tell=lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False),

@@ -19,8 +19,10 @@ from typing import IO, NoReturn
 from headstart.cluster import LOST
 
 _PARENT = "HEADSTART_PARENT"
-# How the last words begin: a line of the runtime's (severity, date, time), or an error that the runtime may cut short.
-_LAST_WORDS = re.compile(rb"^([EFW]\d{4} \d\d:\d\d:\d\d|Traceback )")
+# How the runtime begins a line: severity, date, time.
+_RUNTIME = re.compile(rb"^[EFW]\d{4} \d\d:\d\d:\d\d")
+# An error of the child's own, which the runtime may cut short.
+_ERROR = b"Traceback "
 
 
 def is_child() -> bool:
@@ -61,14 +63,15 @@ def supervise(arguments: Sequence[str]) -> int:
     with child.stderr:
         withheld = _pass_on(child.stderr)
     status = child.wait()
-    if status == -signal.SIGABRT and withheld:
+    if status == -signal.SIGABRT and any(map(_RUNTIME.match, withheld)):
         print(
             "headstart: the process that coordinates the cluster is gone, or another one does not answer; what was"
             " saved last is kept: start all processes again with the same commands to go on",
             file=sys.stderr,
         )
         return LOST
-    sys.stderr.write(b"".join(withheld).decode(errors="replace") if status not in (0, LOST, 130) else "")
+    if status not in (0, LOST, 130) or (withheld and withheld[0].startswith(_ERROR) and status != LOST):
+        sys.stderr.write(b"".join(withheld).decode(errors="replace"))
     return status if status >= 0 else 128 - status
 
 
@@ -77,7 +80,7 @@ def _pass_on(stream: IO[bytes]) -> list[bytes]:
     withheld = []
     for line in stream:
         own = line.startswith(b"headstart")
-        if not own and (withheld or _LAST_WORDS.match(line)):
+        if not own and (withheld or _RUNTIME.match(line) or line.startswith(_ERROR)):
             withheld.append(line)
         else:
             sys.stderr.buffer.write(line)

@@ -12,6 +12,7 @@ path of local SGD with learning rate β, the updates weigh the steps of that pat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -42,7 +43,8 @@ class Reply(NamedTuple):
     memory: Tree = None
 
 
-# Values of a method's own settings that `headstart compare` tries, beside those that all methods have; by field.
+# Values of a method's own settings that `headstart compare` tries, by field, beside those that all methods have; of
+# fields in its `relative` they are multiples of the client's rate.
 Tries = Mapping[str, Sequence[Any]]
 
 
@@ -191,7 +193,7 @@ class MAML:
 
     def uncounted(self, examples: float) -> float:
         """Second derivatives: a step differentiated backwards costs about two gradients more."""
-        return 2.0 * self.steps * min(self.batch_size, examples)
+        return 2.0 * self.steps * examples / max(1, math.ceil(examples / self.batch_size))
 
 
 def support_and_query(

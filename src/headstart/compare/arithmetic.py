@@ -15,6 +15,7 @@ import numpy as np
 
 from headstart.data import Array, Client, Tree
 from headstart.draw import on_device
+from headstart.errors import UserError
 from headstart.experiment import Stage
 from headstart.models import Model
 from headstart.prepare import Prepared
@@ -54,6 +55,11 @@ def cost(stage: Stage, prepared: Prepared) -> Cost:
         def one(place: Array) -> tuple[Tree, Array]:
             client = drawn.at(place)
             reply = stage.update(task, model, shared, client, memory, client_key(key, client))
+            if _COUNT not in reply.metrics:
+                raise UserError(
+                    f"{type(stage.update).__name__} replies without what its steps measured, by which its cost is"
+                    " counted; give Reply the metrics of Descent.run"
+                )
             return jax.tree.map(lambda leaf: leaf != 0, reply.delta), reply.metrics[_COUNT][1]
 
         return jax.lax.map(one, jnp.arange(len(clients)))
@@ -96,7 +102,9 @@ class _Counting:
 def _sample(prepared: Prepared) -> np.ndarray:
     train = np.asarray(prepared.groups.train)
     by_size = train[np.argsort(prepared.federation.training_sizes[train], kind="stable")]
-    return by_size[np.unique(np.linspace(0, len(by_size) - 1, SAMPLE).round().astype(int))]
+    count = min(SAMPLE, len(by_size))
+    # The middle of each of so many equal parts: the ends, where sizes are extreme, count no more than others.
+    return by_size[((np.arange(count) + 0.5) / count * len(by_size)).astype(int)]
 
 
 def _small(model: Model, drawn: Client) -> Model:

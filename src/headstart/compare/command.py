@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from headstart.compare.contenders import contenders
-from headstart.compare.leaderboard import Row, leaderboard
+from headstart.compare.leaderboard import leaderboard
 from headstart.compare.protocol import Protocol, compare
 from headstart.compare.report import evidence, write
 from headstart.compare.words import conclusion
@@ -41,20 +43,43 @@ def compare_methods(
         UserError: for what cannot be compared, or a run that fails.
     """
     who, out = contenders(methods), Path(out)
-    trusted = {*trusted, *(name.partition(":")[0] for name in methods if ":" in name)}
-    runs = Runs(out / "runs", seeds=protocol.seeds, processes=processes, tell=tell, trusted=trusted)
+    own = {module for each in who if (module := each.kind.__module__).split(".")[0] != "headstart"}
+    trusted = {*trusted, *own}
+    runs = Runs(
+        out / "runs",
+        seeds=protocol.seeds,
+        processes=processes,
+        tell=tell,
+        trusted=trusted,
+        mark=_mark(protocol.base.data.source, trusted),
+    )
     prepared = runs.prepared(protocol.base)
-    if not len(prepared.groups.validation):
-        raise UserError("there are no validation clients to choose settings on; set data.validation above 0")
+    for group, clients in (("validation", prepared.groups.validation), ("test", prepared.groups.test)):
+        if not (prepared.federation.sizes[clients, 1] > 0).any():
+            raise UserError(
+                f"no {group} client has examples to test on; give data.train and data.validation that leave some"
+            )
     compared = compare(protocol, who, runs)
-    entries = compared.entries
     metric = prepared.task.metrics[0]
-    rows: list[Row] = leaderboard(entries, metric)
-    ids = next(iter(entries.values())).result.ids
+    rows = leaderboard(compared.entries, metric)
+    ids = next(iter(compared.entries.values())).result.ids
     places = {client: place for place, client in enumerate(prepared.federation.ids)}
     sizes = prepared.federation.sizes[[places[client] for client in ids], 0]
     found = evidence(protocol, compared, rows, metric=metric, adapt_sizes=np.asarray(sizes))
-    sentences = conclusion(entries, rows, metric)
+    sentences = conclusion(rows, metric)
     name = Path(protocol.base.data.source).name.partition(".")[0]
-    page = write(found, sentences, rows, out, federation=name, command=command, environment=environment())
+    page = write(
+        found, sentences, rows, compared.entries, out, federation=name, command=command, environment=environment()
+    )
     return page, found.tables[0], sentences
+
+
+def _mark(source: str, modules: Collection[str]) -> str:
+    """What decides results beside an experiment's words: the data's file, and code of one's own."""
+    files = [Path(source)] if Path(source).is_file() else []
+    files += [Path(file) for name in sorted(modules) if (file := getattr(sys.modules.get(name), "__file__", None))]
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return " ".join(digests)

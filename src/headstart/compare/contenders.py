@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import headstart.methods
 from headstart.errors import UserError
-from headstart.methods import LocalOnly
 from headstart.optimizers import Optimizer
 from headstart.updates import FOMAML, MAML, FedAvg, Reptile
 
@@ -41,30 +39,40 @@ class Contender(NamedTuple):
     personalizes: bool = True
 
     def tries(self, rates: Sequence[float], count: int) -> list[Tried]:
-        """So many different settings, or all if there are fewer; the same rates and servers for every method.
+        """So many different settings, or fewer if there are not as many; the same rates and servers for every method.
 
         The client's rate and the server run through all their combinations; of every further setting the values are
         equally frequent, in an order that depends on the setting's name alone.
         """
+        made: list[Tried] = []
+        for enough in range(count, 4 * count + 1):
+            made = []
+            for tried in self._design(rates, enough):
+                made += [tried] if tried not in made else []
+            if len(made) >= count:
+                break
+        return made[:count]
+
+    def _design(self, rates: Sequence[float], count: int) -> list[Tried]:
         further: dict[str, Sequence[Any]] = {FACTOR: FACTORS} if self.personalizes else {}
         if self.then is not None:
             further[SECOND_SERVER] = tuple(SECOND_SERVERS)
         further |= getattr(self.kind, "tries", {})
-        # Local training alone has no rounds to set, only a client's rate.
-        servers = tuple(SERVERS)[:1] if self.kind is LocalOnly else tuple(SERVERS)
-        first = itertools.cycle(itertools.product(servers, rates))
         columns = {name: _balanced(name, values, count) for name, values in further.items()}
-        made = [
+        first = itertools.islice(itertools.cycle(itertools.product(SERVERS, rates)), count)
+        return [
             {SERVER: server, RATE: rate, **{name: column[place] for name, column in columns.items()}}
-            for place, (server, rate) in enumerate(itertools.islice(first, count))
+            for place, (server, rate) in enumerate(first)
         ]
-        return [tried for place, tried in enumerate(made) if tried not in made[:place]]
 
     def update(self, tried: Tried, batch_size: int, kind: type | None = None) -> Any:
         """The update with these settings, as far as it has them."""
         kind = kind or self.kind
-        known = {field.name for field in fields(kind)}
-        return kind(**{name: value for name, value in {**tried, "batch_size": batch_size}.items() if name in known})
+        known, relative = {field.name for field in fields(kind)}, getattr(kind, "relative", ())
+        given = {**tried, "batch_size": batch_size} | {
+            name: tried[name] * tried[RATE] for name in relative if name in tried
+        }
+        return kind(**{name: value for name, value in given.items() if name in known})
 
 
 def _balanced(name: str, values: Sequence[Any], count: int) -> list[Any]:
@@ -98,15 +106,22 @@ def known() -> dict[str, Contender]:
     return {short: by_name[name] for short, name in _SHORT.items()} | own
 
 
-def contenders(names: Collection[str]) -> list[Contender]:
-    """Those of these names, or all; a class of one's own as `module:Class`. FedAvg, both ways, is always among them.
+def contenders(names: Sequence[str]) -> list[Contender]:
+    """Those of these names, `all` or none for every one; a class of one's own as `module:Class`.
+
+    FedAvg, both ways, is always among them.
 
     Raises:
-        UserError: for an unknown name, or a class that is no dataclass.
+        UserError: for an unknown name, two of the same, or a class that is no method.
     """
-    table = known()
-    chosen = [_own(name) if ":" in name else _of(table, name) for name in names] or list(table.values())
-    return list(dict.fromkeys([*PAPERS[:2], *chosen]))
+    table, chosen = known(), list(PAPERS[:2])
+    for name in [name.strip() for name in names] or ["all"]:
+        asked = list(table.values()) if name == "all" else [_own(name) if ":" in name else _of(table, name)]
+        chosen += [contender for contender in asked if contender not in chosen]
+    for place, contender in enumerate(chosen):
+        if contender.name in [other.name for other in chosen[:place]]:
+            raise UserError(f"two of the methods have the name {contender.name!r}; give your own class another")
+    return chosen
 
 
 def _of(table: Mapping[str, Contender], name: str) -> Contender:
@@ -124,9 +139,21 @@ def _own(name: str) -> Contender:
     module, _, attribute = name.partition(":")
     try:
         kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"cannot import the method {name!r} ({error}); give it as module:Class") from error
-    if not (isinstance(kind, type) and is_dataclass(kind) and callable(kind)):
+    except Exception as error:  # whatever the user's own code raises
+        raise UserError(
+            f"cannot import the method {name!r} ({type(error).__name__}: {error}); give it as module:Class"
+        ) from error
+    if not _is_method(kind):
         raise UserError(f"{name} is no method; make it a frozen dataclass with the call of a ClientUpdate")
-    # A saved experiment names its values by the module they say they are of.
-    return Contender(attribute, sys.modules[kind.__module__].__dict__[kind.__qualname__])
+    missing = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
+    if missing:
+        raise UserError(f"{name} has no default for {missing[0]!r}; give every setting one")
+    for setting, values in getattr(kind, "tries", {}).items():
+        if setting not in {field.name for field in fields(kind)} or not values:
+            raise UserError(f"{name} tries {setting!r}: {values!r}; give values of one of its own settings")
+    return Contender(attribute, kind)
+
+
+def _is_method(kind: Any) -> bool:
+    called = isinstance(kind, type) and any("__call__" in vars(each) for each in kind.__mro__)
+    return called and is_dataclass(kind) and vars(kind)["__dataclass_params__"].frozen

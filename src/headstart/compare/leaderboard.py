@@ -21,7 +21,8 @@ class Row(NamedTuple):
 
     initial, personalized: means over seeds and clients, with 95 % intervals over clients.
     versus: its personalized value less that of FedAvg + fine-tuning. p: of no difference. decided: 1 better, -1 worse,
-        corrected for the number of methods (Holm); 0 is not decided.
+        corrected for the number of methods (Holm); 0 is not decided. A method that lost clients is not better.
+    lost: the share of clients without a finite value in the end, who count as worse off and worse than FedAvg.
     gain: personalized less initial. hurt, by_chance: shares of clients whose own value falls, and that chance alone
         would make fall. beyond_chance: whether it is more in most seeds; None where nothing is personalized.
     below_fedavg: the share of clients who would be better off with the model of FedAvg, not personalized.
@@ -35,6 +36,7 @@ class Row(NamedTuple):
     versus: Difference
     p: float
     decided: int
+    lost: float
     gain: float
     hurt: float
     by_chance: float
@@ -63,15 +65,14 @@ def leaderboard(entries: Mapping[str, Entry], metric: Metric) -> list[Row]:
     for name, entry in entries.items():
         versus = difference(better[name])
         enough = versus.seeds >= LEAST_SEEDS and corrected.get(name, False)
-        rows.append(
-            _row(entry, versus, p_values.get(name, 1.0), int(np.sign(versus.mean)) if enough else 0, entries, sign)
-        )
+        decided = int(np.sign(versus.mean)) if enough else 0
+        rows.append(_row(entry, versus, p_values.get(name, 1.0), decided, entries, sign))
     return sorted(rows, key=lambda row: -sign * row.personalized[0])
 
 
 def _row(entry: Entry, versus: Difference, p: float, decided: int, entries: Mapping[str, Entry], sign: float) -> Row:
     result, final = entry.result, values_of(entry)
-    gains = sign * (final - result.initial)
+    gains, lost = sign * (final - result.initial), ~np.isfinite(final)
     personalizes = entry.contender.personalizes
     fedavg = values_of(entries[FEDAVG])
     return Row(
@@ -80,16 +81,17 @@ def _row(entry: Entry, versus: Difference, p: float, decided: int, entries: Mapp
         _estimate(final),
         versus,
         p,
-        decided,
+        min(decided, 0) if lost.any() else decided,
+        float(lost.mean()),
         float(np.nanmean(gains)),
-        float((gains < 0).mean()),
+        float(((gains < 0) | lost).mean()),
         float(np.nanmean(result.by_chance)) if personalizes else 0.0,
         bool(np.mean(result.beyond_chance) > 0.5) if personalizes else None,
-        float((sign * (final - fedavg) < 0).mean()),
+        float(((sign * (final - fedavg) < 0) | lost).mean()),
         _worst_decile(final, sign),
         entry.gradients,
         entry.sent,
-        float(np.mean(result.seconds)),
+        float(np.median(result.seconds)),
         float(np.mean(result.lengths)) if personalizes else 0.0,
     )
 
@@ -103,7 +105,7 @@ def _estimate(values: np.ndarray) -> Estimate:
 def _worst_decile(values: np.ndarray, sign: float) -> float:
     """The mean over seeds of that of the worst tenth of clients, one at least."""
     count = max(1, values.shape[1] // 10)
-    ordered = np.sort(sign * np.nan_to_num(values, nan=-sign * np.inf), axis=1)
+    ordered = np.sort(np.where(np.isfinite(values), sign * values, -np.inf), axis=1)
     return float(sign * ordered[:, :count].mean())
 
 

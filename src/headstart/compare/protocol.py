@@ -32,6 +32,8 @@ from headstart.updates import FedAvg
 
 # The share of a budget that the first of two stages gets.
 FIRST = 0.75
+# So many times as many epochs may local training alone take.
+ALONE = 5
 RATES, TEXT_RATES = (0.01, 0.03, 0.1), (0.3, 1.0, 3.0)
 
 
@@ -39,7 +41,7 @@ RATES, TEXT_RATES = (0.01, 0.03, 0.1), (0.3, 1.0, 3.0)
 class Protocol:
     """What is the same for all.
 
-    base: brings data, model, task, seed, and the cohort and the batch of its first stage.
+    base: brings data, model and task, and the cohort and the batch of its first stage.
     budget: the client arithmetic of every run, in rounds of FedAvg with one epoch.
     tries: how many settings each method tries. seeds, tuning_seeds: of what is told, and of what only chooses.
     length: of personalization, in epochs, at most. rates: of the client that are tried; none: those that suit the task.
@@ -77,11 +79,16 @@ class Entry(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What a comparison came to: the entries by name, what was chosen, and why a method was left out, by its name."""
+    """What a comparison came to.
+
+    entries: by the method's name. choices: of settings. left_out: why a method was, by its name. rates: the client's
+    that were tried.
+    """
 
     entries: Mapping[str, Entry]
     choices: Sequence[Choice]
     left_out: Mapping[str, str]
+    rates: Sequence[float]
 
 
 def compare(protocol: Protocol, who: Sequence[Contender], runs: Runs) -> Compared:
@@ -93,12 +100,14 @@ def compare(protocol: Protocol, who: Sequence[Contender], runs: Runs) -> Compare
     made = _Made(protocol, runs)
     tries = {each.name: {_label(tried): tried for tried in each.tries(made.rates, protocol.tries)} for each in who}
     runs.tell(f"{len(who)} methods, {sum(map(len, tries.values()))} settings: counting what a round of each costs")
-    asked, left_out = {}, {}
+    asked: dict[str, dict[str, Experiment]] = {}
+    left_out: dict[str, str] = {}
     for each in who:
-        try:
-            asked[each.name] = {label: made.experiment(each, tried) for label, tried in tries[each.name].items()}
-        except UserError as error:  # it does not suit the model
-            left_out[each.name] = str(error)
+        suitable, reasons = made.experiments(each, tries[each.name])
+        if suitable:
+            asked[each.name] = suitable
+        else:
+            left_out[each.name] = reasons[0]
     by: dict[str, What] = {each.name: "personalized" if each.personalizes else "initial" for each in who}
     chosen = runs.choose_each(asked, seeds=protocol.tuning_seeds, by=by, strict=False)
     picked = {name: tries[name][choice.chosen] for name, (choice, _) in chosen.items()}
@@ -110,13 +119,14 @@ def compare(protocol: Protocol, who: Sequence[Contender], runs: Runs) -> Compare
         for each in kept
         if each.name in results
     }
-    left_out |= {name: "it diverged" for name in asked if name not in entries}
+    left_out |= {name: "it diverged with every setting" for name in asked if name not in chosen}
+    left_out |= {name: "it diverged in one of the seeds" for name in chosen if name not in entries}
     for name in (FEDAVG, BASELINE):
         if name not in entries:
-            raise UserError(f"{name} diverged, and all others are compared to it; try smaller --rates")
+            raise UserError(f"{name} is what all others are compared to, but {left_out[name]}; try other --rates")
     for name, reason in left_out.items():
         runs.tell(f"{name} is left out: {reason}")
-    return Compared(entries, [choice for choice, _ in chosen.values()], left_out)
+    return Compared(entries, [choice for choice, _ in chosen.values()], left_out, made.rates)
 
 
 class _Made:
@@ -127,23 +137,25 @@ class _Made:
         first = next((stage for stage in base.stages if isinstance(stage, Stage)), None)
         self.cohort = first.clients_per_round if first else 10
         self.batch_size = getattr(first.update, "batch_size", None) or 20 if first else 20
-        self._costs: dict[str, Cost] = {}
+        self._costs: dict[tuple[type, str], Cost] = {}
         self.prepared: Prepared = runs.prepared(replace(base, stages=(self._stage("FedAvg", FedAvg()),)))
         self.rates = protocol.rates or rates_for(self.prepared.task)
         one = self._cost(self._stage("FedAvg", FedAvg(1, batch_size=self.batch_size)))
         self.gradients = protocol.budget * self.cohort * one.gradients
 
     def _stage(self, name: str, update: Any, server: Optimizer | None = None) -> Stage:
-        return Stage(name, update, server or Optimizer(), 1, self.cohort)
+        weighting: Any = getattr(update, "weighting", "examples")
+        return Stage(name, update, server or Optimizer(), 1, self.cohort, weighting)
 
     def _cost(self, stage: Stage) -> Cost:
         """Rates decide no number of steps, so they share one count."""
         update: Any = stage.update
         if hasattr(update, RATE):
             update = replace(update, learning_rate=RATES[0])  # any will do
-        if repr(update) not in self._costs:
-            self._costs[repr(update)] = cost(replace(stage, update=update), self.prepared)
-        return self._costs[repr(update)]
+        key = type(update), repr(update)
+        if key not in self._costs:
+            self._costs[key] = cost(replace(stage, update=update), self.prepared)
+        return self._costs[key]
 
     def stages(self, contender: Contender, tried: Tried) -> list[tuple[Stage, Cost]]:
         first = self._stage(contender.kind.__name__, contender.update(tried, self.batch_size), SERVERS[tried[SERVER]])
@@ -155,18 +167,32 @@ class _Made:
 
     def _within(self, stage: Stage, gradients: float) -> tuple[Stage, Cost]:
         each = self._cost(stage)
-        rounds = round(gradients / (self.cohort * each.gradients)) if each.gradients else 1
-        return replace(stage, rounds=max(1, rounds)), each
+        rounds = int(gradients / (self.cohort * each.gradients)) if each.gradients else 1
+        if not rounds:
+            raise UserError(f"one round of {stage.update} costs more than the budget")
+        return replace(stage, rounds=rounds), each
+
+    def experiments(self, contender: Contender, tries: Mapping[str, Tried]) -> tuple[dict[str, Experiment], list[str]]:
+        """Those that suit the model and the budget, and why the others do not."""
+        suitable, reasons = {}, []
+        for label, tried in tries.items():
+            try:
+                suitable[label] = self.experiment(contender, tried)
+            except UserError as error:
+                reasons.append(str(error))
+        return suitable, reasons
 
     def experiment(self, contender: Contender, tried: Tried) -> Experiment:
         protocol, base = self.protocol, self.protocol.base
-        recipe = Personalization(
-            Optimizer("sgd", tried[RATE] * tried.get(FACTOR, 1.0)), self.batch_size, protocol.length
-        )
+        stages = self.stages(contender, tried)
+        # Whoever has spent nothing on training together may take longer alone.
+        length = protocol.length * (1 if any(each.gradients for _, each in stages) else ALONE)
+        recipe = Personalization(Optimizer("sgd", tried[RATE] * tried.get(FACTOR, 1.0)), self.batch_size, length)
         return replace(
             base,
+            start=None,
             name=contender.kind.__name__ if contender.then is None else "Personalized",
-            stages=tuple(stage for stage, _ in self.stages(contender, tried)),
+            stages=tuple(stage for stage, _ in stages),
             personalization=recipe,
             evaluate_every=0,
             target=None,

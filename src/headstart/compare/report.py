@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from headstart.compare.contenders import BASELINE, FEDAVG
+from headstart.compare.contenders import BASELINE, FEDAVG, RATE
 from headstart.compare.leaderboard import Amounts, Estimate, Row, amounts, by_amount, values_of
-from headstart.compare.protocol import FIRST, Compared, Entry, Protocol
+from headstart.compare.protocol import ALONE, FIRST, Compared, Entry, Protocol
 from headstart.compare.words import LOCAL, Speech, claims
 from headstart.files import write_bytes, write_json
 from headstart.page import paragraph, section
 from headstart.studies.evidence import Evidence, Table
 from headstart.studies.pictures import curves, forest
-from headstart.studies.shown import as_document, draw, environment_table, shown, whole
+from headstart.studies.shown import as_document, draw, environment_table, plain, shown, whole
 from headstart.tasks import Metric
 from headstart.themes import Drawing, axis_name
 
@@ -44,7 +44,7 @@ def evidence(
     return Evidence(
         "compare",
         "How much of personalized federated learning is just fine-tuning?",
-        claims(entries, rows, metric),
+        claims(rows, metric),
         (_values(rows, speech), _costs(rows, protocol), _amounts(entries, rows, groups, metric)),
         _drawings(entries, rows, groups, metric),
         tuple(compared.choices),
@@ -92,7 +92,8 @@ def _values(rows: Sequence[Row], speech: Speech) -> Table:
         f" their interval over seeds, in {speech.unit}, positive where the method is better. Better and worse: decided,"
         " corrected for the number of methods. Worse off: clients whose own value falls by personalizing; by chance:"
         " those for whom it would if every client's true gain were the mean one; * more than that in most seeds. Worse"
-        " than FedAvg: clients who would be better off with its model as it is. Worst tenth: the mean of the tenth of"
+        " than FedAvg: clients who would be better off with its best model as it is. A client whose training diverged"
+        " counts as both. Worst tenth: the mean of the tenth of"
         " clients that ends worst.",
     )
 
@@ -113,8 +114,8 @@ def _costs(rows: Sequence[Row], protocol: Protocol) -> Table:
         lines,
         "Of one run in training: gradients of single examples that clients compute, second derivatives and looks at"
         " further models reckoned in; bytes between server and clients, both ways, parameters that nobody trains left"
-        " out; seconds of one core as measured, compilation included. And the epochs that personalization takes, chosen"
-        f" on validation clients, {protocol.length} at most.",
+        " out; seconds of training, the median of the seeds, other runs beside. And the epochs that personalization"
+        f" takes, chosen on validation clients: {protocol.length} at most, and {ALONE} times as many for who trains alone.",
     )
 
 
@@ -156,7 +157,7 @@ def _drawings(
         for name in told
         if name != FEDAVG
     ]
-    unit = "points" if share else metric.name
+    unit = "points" if share else f"{metric.name}, positive is better"
     return (
         forest(
             "versus",
@@ -164,6 +165,7 @@ def _drawings(
             "Better or worse than FedAvg + fine-tuning",
             [(row.name, row.versus) for row in rows if row.name != BASELINE],
             unit=unit,
+            decided=[row.decided != 0 for row in rows if row.name != BASELINE],
         ),
         curves(
             "amounts",
@@ -171,7 +173,7 @@ def _drawings(
             "Who gains: by the number of examples to adapt on",
             [("", gains)],
             x_label="examples to adapt on",
-            y_label="gain over FedAvg" if share else f"gain over FedAvg, {metric.name}",
+            y_label="gain over FedAvg" if share else f"gain over FedAvg ({unit})",
             share=share,
         ),
         curves(
@@ -207,14 +209,32 @@ def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
         " the models, where there are several; an untrained head, where heads stay with the clients), and trains as"
         " the method says: everything, its head alone, or pulled back to where it began.",
         *(f"{name}: {FIRST:.0%} of the budget in the first stage." for name in two),
+        *_edges(compared),
         *(f"{name} is left out: {reason}." for name, reason in compared.left_out.items()),
     )
+
+
+def _edges(compared: Compared) -> list[str]:
+    """What was chosen at the end of what could be."""
+    entries, rates = compared.entries, compared.rates
+    at = {
+        "The smallest client rate": [name for name, each in entries.items() if each.tried[RATE] == min(rates)],
+        "The largest client rate": [name for name, each in entries.items() if each.tried[RATE] == max(rates)],
+        "The most epochs of personalization, in some seed,": [
+            name
+            for name, each in entries.items()
+            if each.contender.personalizes and each.result.lengths.max() == each.result.curves.shape[2] - 1
+        ],
+    }
+    more = "Beyond that edge they may do better."
+    return [f"{what} suited best: {', '.join(names)}. {more}" for what, names in at.items() if names]
 
 
 def write(
     found: Evidence,
     sentences: Sequence[str],
     rows: Sequence[Row],
+    entries: Mapping[str, Entry],
     out: Path,
     *,
     federation: str,
@@ -223,7 +243,8 @@ def write(
 ) -> Path:
     """Write `report.html`, `figures/` and `leaderboard.json` into the folder `out`; returns the page."""
     drawn = [draw(federation, found, drawing, out) for drawing in found.drawings]
-    write_json(out / "leaderboard.json", as_document(found) | {"conclusion": list(sentences)})
+    numbers = {"conclusion": sentences, "rows": rows, "tried": {name: each.tried for name, each in entries.items()}}
+    write_json(out / "leaderboard.json", as_document(found) | plain(numbers))
     head = f"<h1>{escape(found.question)}</h1>\n" + paragraph(
         f"{len(rows)} methods on {federation}, at equal client arithmetic.", "lead"
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from headstart.compare.contenders import BASELINE, FEDAVG
-from headstart.compare.leaderboard import Row, values_of
-from headstart.compare.protocol import Entry
+from headstart.compare.leaderboard import Row
 from headstart.studies.evidence import Claim
 from headstart.tasks import Metric
-from headstart.verdicts import Decision, Difference, difference
+from headstart.verdicts import LEAST_SEEDS, Decision, Difference
 
 LOCAL = "LocalOnly"
 
@@ -33,6 +32,15 @@ class Speech:
         """Of a difference."""
         return "points" if self.share else self.metric.name
 
+    @property
+    def positive(self) -> str:
+        """The unit of differences, and that more is better."""
+        return f" (in {self.unit})" if self.metric.higher_is_better else f" (by how much {self.metric.name} is lower)"
+
+    def all(self, rows: Sequence[Row]) -> str:
+        """Methods with their differences."""
+        return ", ".join(f"{row.name} {self.change(row.versus.mean)}" for row in rows)
+
     def interval(self, low: float, high: float, say: Callable[[float], str]) -> str:
         """`[1.2, 3.4]`."""
         return f"[{say(low).removesuffix(' %')}, {say(high).removesuffix(' %')}]"
@@ -43,95 +51,93 @@ class Speech:
         return f"{self.change(found.mean)} {self.unit}, {seeds} over {found.seeds} seeds, {clients} over clients"
 
 
-def claims(entries: Mapping[str, Entry], rows: Sequence[Row], metric: Metric) -> tuple[Claim, ...]:
-    """The questions of the title, each with its decision and its evidence."""
-    speech, sign = Speech(metric), 1.0 if metric.higher_is_better else -1.0
-    by_name = {row.name: row for row in rows}
-    tuned = by_name[BASELINE]
-    helps = _better(entries, BASELINE, FEDAVG, sign)
+def claims(rows: Sequence[Row], metric: Metric) -> tuple[Claim, ...]:
+    """The questions of the title, each with its decision, by the leaderboard's rule, and its evidence."""
+    speech, by_name = Speech(metric), {row.name: row for row in rows}
     made = [
         Claim(
             "Personalization helps: FedAvg + fine-tuning is better than FedAvg, not personalized",
             None,
-            _decision(helps),
-            (speech.difference(helps), _harm(tuned)),
+            _against(by_name[FEDAVG]),
+            (f"{FEDAVG}: {speech.difference(by_name[FEDAVG].versus)}", _harm(by_name[BASELINE])),
         )
     ]
-    if LOCAL in entries:
-        together = _better(entries, BASELINE, LOCAL, sign)
+    if LOCAL in by_name:
         made.append(
             Claim(
                 "Learning together helps: FedAvg + fine-tuning is better than training alone",
                 None,
-                _decision(together),
-                (speech.difference(together),),
+                _against(by_name[LOCAL]),
+                (f"{LOCAL}: {speech.difference(by_name[LOCAL].versus)}",),
             )
         )
-    ahead = [row for row in rows if row.decided > 0 and row.name != BASELINE]
-    undecided = [row.name for row in rows if row.decided == 0 and row.name not in (BASELINE, FEDAVG)]
-    decision: Decision = "holds" if ahead else "not decided" if undecided else "does not hold"
-    evidence = [f"{row.name}: {speech.difference(row.versus)}" for row in ahead]
-    evidence += [f"not decided: {', '.join(undecided)}"] if undecided else []
-    made.append(Claim("Some method is better than FedAvg + fine-tuning at equal cost", None, decision, tuple(evidence)))
+    ahead, level, behind = _others(rows)
+    if ahead or level or behind:
+        decision: Decision = "holds" if ahead else "not decided" if level else "does not hold"
+        evidence = [f"{row.name}: {speech.difference(row.versus)}" for row in ahead]
+        evidence += [f"not decided: {', '.join(row.name for row in level)}"] if level else []
+        text = "Some method is better than FedAvg + fine-tuning at equal cost"
+        made.append(Claim(text, None, decision, tuple(evidence)))
     return tuple(made)
 
 
-def conclusion(entries: Mapping[str, Entry], rows: Sequence[Row], metric: Metric) -> list[str]:
+def conclusion(rows: Sequence[Row], metric: Metric) -> list[str]:
     """Sentences that answer the questions, for someone who reads nothing else."""
-    speech = Speech(metric)
-    by_name = {row.name: row for row in rows}
+    speech, by_name = Speech(metric), {row.name: row for row in rows}
     tuned, plain = by_name[BASELINE], by_name[FEDAVG]
-    first = claims(entries, rows, metric)[0].decision
+    helps = _against(plain)
+    opening = {
+        "holds": "For these clients, personalization helps",
+        "does not hold": "For these clients, personalization does harm",
+        "not decided": "For these clients it is not decided whether personalization helps",
+    }[helps]
     said = [
-        {
-            "holds": f"For these clients, personalization helps: fine-tuning FedAvg's model takes {metric.name} from"
-            f" {speech.value(plain.personalized[0])} to {speech.value(tuned.personalized[0])}. {_harm(tuned)}",
-            "does not hold": f"For these clients, personalization does harm: {metric.name} goes from"
-            f" {speech.value(plain.personalized[0])} to {speech.value(tuned.personalized[0])} on average."
-            f" {_harm(tuned)}",
-            "not decided": "For these clients it is not decided whether personalization helps: fine-tuning FedAvg's"
-            f" model takes {metric.name} from {speech.value(plain.personalized[0])} to"
-            f" {speech.value(tuned.personalized[0])}, which may be chance. {_harm(tuned)}",
-        }[first]
+        f"{opening}: FedAvg's best model has {metric.name} {speech.value(plain.personalized[0])} as it is, and its best"
+        f" model to fine-tune {speech.value(tuned.personalized[0])} after it. {_harm(tuned)}"
     ]
-    ahead = [row for row in rows if row.decided > 0 and row.name != BASELINE]
-    behind = [row for row in rows if row.decided < 0 and row.name not in (BASELINE, FEDAVG)]
-    level = [row for row in rows if row.decided == 0 and row.name not in (BASELINE, FEDAVG)]
+    ahead, level, behind = _others(rows)
     if ahead:
-        best = ", ".join(f"{row.name} ({speech.change(row.versus.mean)})" for row in ahead)
-        said.append(f"Better than well-tuned FedAvg + fine-tuning at equal cost, in {speech.unit}: {best}.")
-    else:
+        said.append(f"Better than well-tuned FedAvg + fine-tuning at equal cost{speech.positive}: {speech.all(ahead)}.")
+    elif level or behind:
         said.append("No method is shown to be better than well-tuned FedAvg + fine-tuning at equal cost.")
     if behind:
-        said.append(f"Worse: {', '.join(f'{row.name} ({speech.change(row.versus.mean)})' for row in behind)}.")
+        said.append(f"Worse{speech.positive}: {speech.all(behind)}.")
     if level:
-        said.append(f"Not decided: {', '.join(f'{row.name} ({speech.change(row.versus.mean)})' for row in level)}.")
-    said += _just_fine_tuning(tuned, plain, ahead, metric) if first == "holds" else []
+        said.append(f"Not decided{speech.positive}: {speech.all(level)}.")
+    if helps == "holds" and (ahead or level or behind):
+        said.append(f"How much of it is just fine-tuning? {_just_fine_tuning(tuned, plain, ahead, level)}")
+    if tuned.versus.seeds < LEAST_SEEDS:
+        said.append(
+            f"With {tuned.versus.seeds} seeds nothing is decided, whatever it looks like; it takes {LEAST_SEEDS}."
+        )
     return said
 
 
-def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], metric: Metric) -> list[str]:
-    if not ahead:
-        return ["How much of it is just fine-tuning? As far as these runs can tell, all of it."]
-    best = ahead[0]
-    share = (tuned.personalized[0] - plain.personalized[0]) / (best.personalized[0] - plain.personalized[0])
-    return [
-        f"How much of it is just fine-tuning? {100 * share:.0f} % of what {best.name}, the best, gains over FedAvg"
-        f" without personalization ({metric.name})."
-    ]
+def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], level: Sequence[Row]) -> str:
+    if ahead:
+        best = ahead[0]
+        share = (tuned.personalized[0] - plain.personalized[0]) / (best.personalized[0] - plain.personalized[0])
+        return f"{100 * share:.0f} % of what {best.name}, the best that is decided, gains over FedAvg as it is."
+    if level:
+        return "Not decided; all of it, as far as these runs can tell."
+    return "All of it: every other method is worse."
 
 
-def _better(entries: Mapping[str, Entry], first: str, second: str, sign: float) -> Difference:
-    return difference(sign * (values_of(entries[first]) - values_of(entries[second])))
+def _others(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Those beside FedAvg that are better, not decided, worse."""
+    others = [row for row in rows if row.name not in (BASELINE, FEDAVG)]
+    ahead, level, behind = ([row for row in others if row.decided == sign] for sign in (1, 0, -1))
+    return ahead, level, behind
 
 
-def _decision(found: Difference) -> Decision:
-    return {1: "holds", -1: "does not hold", 0: "not decided"}[found.sign]  # type: ignore[return-value]
+def _against(other: Row) -> Decision:
+    """Whether FedAvg + fine-tuning is better than this."""
+    return "holds" if other.decided < 0 else "does not hold" if other.decided > 0 else "not decided"
 
 
 def _harm(row: Row) -> str:
     beyond = "more than chance explains" if row.beyond_chance else "no more than chance explains"
     return (
-        f"{100 * row.hurt:.1f} % of the clients score lower after it than before; chance alone would make"
+        f"{100 * row.hurt:.1f} % of the clients end worse than that model was for them before; chance alone would make"
         f" {100 * row.by_chance:.1f} %: {beyond}."
     )

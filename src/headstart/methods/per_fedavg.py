@@ -28,7 +28,8 @@ class PerFedAvg:
     meta_rate: float = 0.02
     batch_size: int = 20
 
-    tries: ClassVar[Tries] = {"steps": (5, 20), "meta_rate": (0.01, 0.03, 0.1)}
+    tries: ClassVar[Tries] = {"steps": (5, 20), "meta_rate": (0.3, 1.0, 3.0)}
+    relative: ClassVar[tuple[str, ...]] = ("meta_rate",)
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

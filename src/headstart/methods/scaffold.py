@@ -29,6 +29,7 @@ class Scaffold:
     batch_size: int = 20
 
     tries: ClassVar[Tries] = {"steps": (5, 20)}
+    weighting: ClassVar[str] = "uniform"
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

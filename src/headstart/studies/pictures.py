@@ -33,25 +33,35 @@ _PAPER: dict[str, Any] = {
 
 
 def forest(
-    name: str, text: str, title: str, rows: Sequence[tuple[str, Difference]], *, unit: str = "points"
+    name: str,
+    text: str,
+    title: str,
+    rows: Sequence[tuple[str, Difference]],
+    *,
+    unit: str = "points",
+    decided: Sequence[bool] | None = None,
 ) -> Drawing:
     """A row per comparison: its mean, and above one another the intervals over seeds and over clients.
 
     unit: of the axis; "points" are those of a share, which is multiplied by 100. Intervals without bounds are not
-    drawn.
+    drawn. decided: which are coloured; by default those whose intervals both exclude zero.
     """
-    return Drawing(name, text, lambda theme: _forest_figure(title, rows, unit, theme))
+    colored = [found.sign != 0 for _, found in rows] if decided is None else decided
+    return Drawing(name, text, lambda theme: _forest_figure(title, rows, colored, unit, theme))
 
 
-def _forest_figure(title: str, rows: Sequence[tuple[str, Difference]], unit: str, theme: Theme) -> Figure:
+def _forest_figure(
+    title: str, rows: Sequence[tuple[str, Difference]], decided: Sequence[bool], unit: str, theme: Theme
+) -> Figure:
     labels = [textwrap.fill(label, LABEL_WIDTH) for label, _ in rows]
     heights = [max(1.0, 0.55 * (label.count("\n") + 1)) for label in labels]
     places = -np.cumsum(heights) + np.array(heights) / 2
     figure = Figure(figsize=(WIDTH, 1.35 + 0.36 * sum(heights)))
     axes = figure.add_subplot(xlabel=f"difference ({unit})")
     axes.axvline(0, color=theme.text, linewidth=1)
-    for place, (_, found) in zip(places, rows, strict=True):
-        _interval_bars(axes, float(place), found, 100.0 if unit == "points" else 1.0, theme)
+    for place, (_, found), sure in zip(places, rows, decided, strict=True):
+        color = theme.series[0] if sure else theme.muted
+        _interval_bars(axes, float(place), found, 100.0 if unit == "points" else 1.0, theme, color)
     axes.set_yticks(places, labels, color=theme.text)
     axes.set_ylim(-sum(heights), 0)
     axes.tick_params(axis="y", length=0)
@@ -62,8 +72,7 @@ def _forest_figure(title: str, rows: Sequence[tuple[str, Difference]], unit: str
     return figure
 
 
-def _interval_bars(axes: Axes, place: float, found: Difference, scale: float, theme: Theme) -> None:
-    color = theme.series[0] if found.sign else theme.muted
+def _interval_bars(axes: Axes, place: float, found: Difference, scale: float, theme: Theme, color: str) -> None:
     for offset, width, interval in ((0.13, 2.8, found.over_seeds), (-0.13, 1.2, found.over_clients)):
         if all(map(math.isfinite, interval)):
             ends = [scale * end for end in interval]

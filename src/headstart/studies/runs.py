@@ -38,6 +38,7 @@ class Runs:
 
     folder: where they go. seeds: how many of each, where a study does not say. processes: how many run side by side;
     with 1 they run in this process. tell: gets a line of progress. trusted: as in `run`.
+    mark: of what else decides a result, such as code of one's own: with another mark nothing finished is the same run.
     """
 
     def __init__(
@@ -48,15 +49,16 @@ class Runs:
         processes: int = 1,
         tell: Callable[[str], None] = print,
         trusted: Collection[str] = (),
+        mark: str = "",
     ) -> None:
         # From the root, so that a run goes on wherever the command is given.
         self.root, self.seeds, self.processes, self.tell = folder.resolve(), seeds, processes, tell
-        self.trusted = tuple(trusted)
+        self.trusted, self.mark = tuple(sorted(trusted)), mark
         self._prepared: dict[str, Prepared] = {}
 
     def folder(self, experiment: Experiment) -> Path:
         """Where the runs of an experiment are, each in a folder named by its seed."""
-        text = json.dumps(to_json(replace(experiment, seed=0)), sort_keys=True).replace(str(self.root), "")
+        text = json.dumps(to_json(replace(experiment, seed=0)), sort_keys=True).replace(str(self.root), "") + self.mark
         return self.root / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def prepared(self, experiment: Experiment) -> Prepared:
@@ -127,7 +129,8 @@ class Runs:
             whole = {name: each for name, each in mine.items() if not any(job.diverged.exists() for job in each)}
             results = {name: self._result(each, "validation") for name, each in whole.items()}
             looked_at = by.get(what, "personalized")
-            values = {name: float(np.nanmean(getattr(result, looked_at))) for name, result in results.items()}
+            means = {name: float(np.nanmean(getattr(result, looked_at))) for name, result in results.items()}
+            values = {name: mean for name, mean in means.items() if np.isfinite(mean)}
             if not values and strict:
                 raise UserError(f"every candidate for {what} diverged; try smaller rates")
             if not values:
@@ -179,7 +182,7 @@ class Runs:
             np.array([report[group]["hurt"].get("by_chance", np.nan) for report in reports]),
             _command(jobs),
             np.array([report[group]["hurt"].get("beyond_chance", False) for report in reports]),
-            np.array([sum(record.get("seconds", 0.0) for record in log) for log in logs]),
+            np.array([sum(record["seconds"] for record in log if record["event"] == "round") for log in logs]),
         )
 
 
@@ -197,5 +200,6 @@ def _command(jobs: Sequence[Job]) -> str:
         len(jobs),
         "--out",
         f"{folder}-again",
+        *(word for module in first.trusted for word in ("--import", module)),
     ]
     return shlex.join(map(str, words))

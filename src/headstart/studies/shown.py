@@ -59,19 +59,20 @@ class Picture(NamedTuple):
 
 
 def as_document(evidence: Evidence) -> dict[str, Any]:
-    """The evidence as JSON, without its drawings; floats to six significant digits, and null if not finite."""
-    return _plain({key: value for key, value in evidence._asdict().items() if key != "drawings"})
+    """The evidence as JSON, without its drawings."""
+    return plain({key: value for key, value in evidence._asdict().items() if key != "drawings"})
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A tree of values as JSON has them: floats to six significant digits, and null if not finite."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
