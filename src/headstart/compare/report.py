@@ -115,7 +115,7 @@ def _costs(rows: Sequence[Row], protocol: Protocol) -> Table:
         "Of one run in training: gradients of single examples that clients compute, second derivatives and looks at"
         " further models reckoned in; bytes between server and clients, both ways, parameters that nobody trains left"
         " out; seconds of training, the median of the seeds, other runs beside. And the epochs that personalization"
-        f" takes, chosen on validation clients: {protocol.length} at most, and {ALONE} times as many for who trains alone.",
+        f" takes, chosen on validation clients: {protocol.length} at most, {ALONE} times that for who trains alone.",
     )
 
 
