@@ -22,6 +22,7 @@ from headstart.cli_options import (
     Source,
     TargetColumn,
     data_options,
+    named_experiment,
     numbers,
     overrides,
     prepare_devices,
@@ -84,21 +85,13 @@ def run(
 
     Started by SLURM, Open MPI or Kubernetes as several processes, or with --coordinator, these share the clients.
     """
-    from headstart.experiment import load
     from headstart.trial import Options
 
     _join(coordinator, processes, process_id)
     prepare_devices(devices)
     trusted = trusted_modules(imports, model)
-    loaded = load(
-        experiment,
-        data=data,
-        data_options=data_options(client, target, features, data_option),
-        settings=overrides(settings, seed, model),
-        trusted=trusted,
-    )
-    if experiment.endswith(".py"):
-        trusted.add(Path(experiment).stem)
+    options_of_data = data_options(client, target, features, data_option)
+    loaded = named_experiment(experiment, data, options_of_data, overrides(settings, seed, model), trusted)
     folder = out or Path("runs") / loaded.name
     options = Options(lanes=lanes, devices=devices, checkpoint_seconds=checkpoint_seconds)
     _run(loaded, folder, seeds, options, tensorboard, trusted, patience)

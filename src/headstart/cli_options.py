@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -62,6 +63,18 @@ def overrides(settings: list[str] | None, seed: int | None, model: str | None) -
     if model is not None:
         first.append(f'model={{"type": "headstart.experiment.Imported", "path": "{model}", "options": {{}}}}')
     return [*first, *(settings or [])]
+
+
+def named_experiment(
+    name: str, data: str | None, data_options: dict[str, Any], settings: list[str], trusted: set[str]
+) -> Any:
+    """The experiment that a command names, changed as it says; a file of one's own is trusted from then on."""
+    from headstart.experiment import load
+
+    experiment = load(name, data=data, data_options=data_options, settings=settings, trusted=trusted)
+    if name.endswith(".py"):
+        trusted.add(Path(name).stem)
+    return experiment
 
 
 def trusted_modules(imports: list[str] | None, model: str | None) -> set[str]:

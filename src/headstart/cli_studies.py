@@ -19,6 +19,7 @@ from headstart.cli_options import (
     Source,
     TargetColumn,
     data_options,
+    named_experiment,
     overrides,
     prepare_devices,
     rates_given,
@@ -107,20 +108,12 @@ def compare(
     from headstart.compare.command import compare_methods
     from headstart.compare.protocol import Protocol
     from headstart.compare.report import print_board
-    from headstart.experiment import load
     from headstart.studies.pool import free_cores
 
     prepare_devices(None)
     trusted = trusted_modules(imports, model)
-    base = load(
-        experiment,
-        data=data,
-        data_options=data_options(client, target, features, data_option),
-        settings=overrides(settings, None, model),
-        trusted=trusted,
-    )
-    if experiment.endswith(".py"):
-        trusted.add(Path(experiment).stem)
+    options_of_data = data_options(client, target, features, data_option)
+    base = named_experiment(experiment, data, options_of_data, overrides(settings, None, model), trusted)
     console = Console()
     page, board, sentences = compare_methods(
         Protocol(base, budget, tries, seeds, length=length, rates=rates_given(rates)),
