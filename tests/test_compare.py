@@ -4,13 +4,14 @@ import json
 from collections import Counter
 from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import headstart.methods
 from headstart import Data, Experiment, Imported, Optimizer, Stage
-from headstart.compare.arithmetic import cost
+from headstart.compare.arithmetic import SAMPLE, cost, sampled
 from headstart.compare.contenders import BASELINE, FEDAVG, RATE, SERVER, Contender, contenders, known
 from headstart.compare.leaderboard import amounts, by_amount, leaderboard
 from headstart.compare.protocol import Entry
@@ -39,6 +40,12 @@ COSTS = {
     "FedSGD": (FedSGD(), lambda n: n, BODY + HEAD, BODY + HEAD),
     "FedAvg": (FedAvg(3, batch_size=4), lambda n: 3 * n, BODY + HEAD, BODY + HEAD),
     "MAML": (MAML(2, batch_size=1), lambda n: 3 + 2 * 2, BODY + HEAD, BODY + HEAD),
+    "MAML, partial batches": (
+        MAML(2, batch_size=4),
+        lambda n: sum(min(4, n - 4 * (place % -(-n // 4))) for place in range(3)) + 2 * 2 * n / -(-n // 4),
+        BODY + HEAD,
+        BODY + HEAD,
+    ),
     "FOMAML": (FOMAML(4, batch_size=1), lambda n: 5, BODY + HEAD, BODY + HEAD),
     "FedPer": (FedPer(2, batch_size=4), lambda n: 2 * n, BODY, BODY),
     "FedRep": (FedRep(2, 1, batch_size=4), lambda n: 3 * n, BODY, BODY),
@@ -56,6 +63,15 @@ def test_a_round_costs_what_its_method_says(name, prepared):
     sizes = prepared.federation.training_sizes[prepared.groups.train]
     assert found.gradients == pytest.approx(np.mean([gradients(size) for size in sizes]))
     assert (found.down, found.up) == pytest.approx((down, up))
+
+
+def test_the_clients_whose_cost_is_counted_are_like_all_in_size():
+    sizes = np.round(np.random.default_rng(0).lognormal(4, 0.8, 700))
+    train = np.arange(100, 700)
+    prepared = SimpleNamespace(federation=SimpleNamespace(training_sizes=sizes), groups=SimpleNamespace(train=train))
+    chosen = sampled(prepared)
+    assert set(chosen) <= set(train) and len(set(chosen)) == SAMPLE
+    assert sizes[chosen].mean() == pytest.approx(sizes[train].mean(), rel=0.05)
 
 
 @pytest.mark.parametrize("name", known())

@@ -22,7 +22,7 @@ from headstart.prepare import Prepared
 from headstart.rounds import client_key, round_key, seed_key
 from headstart.tasks import Items, Metric, Task
 
-# So many clients are looked at, spread evenly over the training clients by size.
+# So many clients are looked at.
 SAMPLE = 32
 
 
@@ -44,7 +44,7 @@ def cost(stage: Stage, prepared: Prepared) -> Cost:
     several models a client sends back those it changed. `update.uncounted(examples)`, where a method has it, adds what
     is no step on a batch, such as second derivatives, in gradients of an example.
     """
-    clients = _sample(prepared)
+    clients = sampled(prepared)
     drawn = on_device(prepared.federation)(clients, prepared.federation.training_part)
     task, model = _Counting(prepared.task), _small(prepared.model, drawn)
     params = model.init(jax.random.key(0))
@@ -99,11 +99,11 @@ class _Counting:
         return (Metric(_COUNT, "", True, ones),)
 
 
-def _sample(prepared: Prepared) -> np.ndarray:
+def sampled(prepared: Prepared) -> np.ndarray:
+    """Training clients whose cost stands for that of all: those in the middle of equal parts, by size."""
     train = np.asarray(prepared.groups.train)
     by_size = train[np.argsort(prepared.federation.training_sizes[train], kind="stable")]
     count = min(SAMPLE, len(by_size))
-    # The middle of each of so many equal parts: the ends, where sizes are extreme, count no more than others.
     return by_size[((np.arange(count) + 0.5) / count * len(by_size)).astype(int)]
 
 
