@@ -11,7 +11,7 @@ import pytest
 
 import headstart.methods
 from headstart import Data, Experiment, Imported, Optimizer, Stage
-from headstart.compare.arithmetic import SAMPLE, cost, sampled
+from headstart.compare.arithmetic import SAMPLE, cost, representative, sampled
 from headstart.compare.contenders import BASELINE, FEDAVG, RATE, SERVER, Contender, contenders, known
 from headstart.compare.leaderboard import amounts, by_amount, leaderboard
 from headstart.compare.protocol import Entry
@@ -59,7 +59,7 @@ COSTS = {
 @pytest.mark.parametrize("name", COSTS)
 def test_a_round_costs_what_its_method_says(name, prepared):
     update, gradients, down, up = COSTS[name]
-    found = cost(Stage(name, update, Optimizer(), 1, 3), prepared)
+    found = cost(Stage(name, update, Optimizer(), 1, 3), prepared, sampled(prepared))
     sizes = prepared.federation.training_sizes[prepared.groups.train]
     assert found.gradients == pytest.approx(np.mean([gradients(size) for size in sizes]))
     assert (found.down, found.up) == pytest.approx((down, up))
@@ -69,7 +69,7 @@ def test_the_clients_whose_cost_is_counted_are_like_all_in_size():
     sizes = np.round(np.random.default_rng(0).lognormal(4, 0.8, 700))
     train = np.arange(100, 700)
     prepared = SimpleNamespace(federation=SimpleNamespace(training_sizes=sizes), groups=SimpleNamespace(train=train))
-    chosen = sampled(prepared)
+    chosen = representative(prepared)
     assert set(chosen) <= set(train) and len(set(chosen)) == SAMPLE
     assert sizes[chosen].mean() == pytest.approx(sizes[train].mean(), rel=0.05)
 
@@ -139,10 +139,10 @@ def test_the_leaderboard_ranks_and_decides_in_the_metrics_direction(metric, sign
     assert decided == {"better": 1, "worse": -1, "same": 0, BASELINE: 0, FEDAVG: -1}
     best = rows[0]
     assert best.versus.mean == pytest.approx(0.05, abs=0.01)
-    np.testing.assert_allclose(best.personalized[0], entries["better"].result.personalized.mean())
+    np.testing.assert_allclose(best.personalized.mean, entries["better"].result.personalized.mean())
     assert best.below_fedavg == 0.0
     values = np.sort(sign * entries["better"].result.personalized, axis=1)[:, :4]
-    assert best.worst_decile == pytest.approx(sign * values.mean())
+    assert best.worst_tenth == pytest.approx(sign * values.mean())
     (fedavg,) = (row for row in rows if row.name == FEDAVG)
     assert (fedavg.hurt, fedavg.beyond_chance) == (0.0, None)
 

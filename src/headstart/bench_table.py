@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headstart.bench import Report, Result, Spread, Tried, plural
+from headstart.console import say
 
 WANTED_COST = 1.15
 COLUMNS = ("examples/s", "share of\nproducts", "padding", "outside\nprogram", "compile", "personal")
@@ -19,10 +20,10 @@ def print_report(console: Console, report: Report) -> None:
         f" {product.median / 1e9:,.0f} GFLOP/s [{product.low / 1e9:,.0f}, {product.high / 1e9:,.0f}]",
         *(conclusion(report, result) for result in report.results),
     ]
-    console.print(lines[0], highlight=False, soft_wrap=True, markup=False)
+    say(console, lines[0])
     console.print(_table(report))
     for line in [*clipped(report), *lines[1:], hint(report)]:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(console, line)
 
 
 def _table(report: Report) -> Table:

@@ -18,6 +18,7 @@ from headstart.cli_options import (
     Features,
     Imports,
     Lanes,
+    ModelName,
     Settings,
     Source,
     TargetColumn,
@@ -29,6 +30,7 @@ from headstart.cli_options import (
     trusted_modules,
 )
 from headstart.cli_studies import app as studies
+from headstart.console import say
 from headstart.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
@@ -59,9 +61,7 @@ def run(
     target: TargetColumn = None,
     features: Features = None,
     data_option: DataOptions = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME|MODULE:NAME", help="cnn, char_lstm, logistic, linear, mlp, or your own.")
-    ] = None,
+    model: ModelName = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder; default runs/NAME.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The first seed.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, one run each.")] = 1,
@@ -138,7 +138,7 @@ def _run(
         console.print(f"Stopped; everything is saved in {out}. Repeat the same command to go on.", markup=False)
         raise typer.Exit(130)
     print_rows(console, rows([out], trusted=trusted))
-    console.print(f"For figures and a page: headstart report {out}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"For figures and a page: headstart report {out}")
 
 
 @app.command(
@@ -181,7 +181,7 @@ def personalize(
             progress=lambda done, of: status.update(f"personalizing clients, {of} in all"),
         )
     print_summary(console, summary, task.metrics)
-    console.print(f"{out}/clients.csv and {out}/parameters written", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"{out}/clients.csv and {out}/parameters written")
 
 
 @app.command(
@@ -200,7 +200,7 @@ def export(
     chosen = [name.strip() for name in platforms.split(",") if name.strip()]
     sizes = export_run(run, out, platforms=chosen, trusted=trusted_modules(imports, None))
     lines = [f"{out}/{name}: {size:,} bytes" for name, size in sizes.items()]
-    Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    say(Console(), "\n".join(lines))
 
 
 @app.command(epilog="Example: [bold]headstart report runs/fedavg runs/personalized_fedavg --out report.html[/bold]")
@@ -217,7 +217,7 @@ def report(
     trusted = trusted_modules(imports, None)
     page = write(runs, out, trusted=trusted)
     print_rows(console, rows(runs, trusted=trusted))
-    console.print(f"The report: {page}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"The report: {page}")
 
 
 @app.command(
@@ -240,7 +240,7 @@ def data(
     federation = load(source, **data_options(client, target, features, data_option))
     print_overview(console, federation)
     path = draw(federation, picture or Path(f"{Path(federation.name).name}.png"))
-    console.print(f"A picture: {path}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"A picture: {path}")
 
 
 @app.command(
@@ -279,7 +279,7 @@ def bench(
     print_report(console, report)
     if json is not None:
         write_json(json, as_document(report))
-        console.print(f"All numbers: {json}", highlight=False, soft_wrap=True, markup=False)
+        say(console, f"All numbers: {json}")
 
 
 app.add_typer(studies)
@@ -292,9 +292,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(
-            f"headstart: {error}", style="bold red", highlight=False, soft_wrap=True, markup=False
-        )
+        say(Console(stderr=True), f"headstart: {error}", style="bold red")
         leave(2)
     except KeyboardInterrupt:
         leave(130)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -36,25 +36,34 @@ Devices = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Devices that share the work; default: all cores of a CPU, or all GPUs."),
 ]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME|MODULE:NAME", help="cnn, char_lstm, logistic, linear, mlp, or your own."),
+]
+Processes = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Runs beside each other; default: one per core, 1 on a GPU.")
+]
+Number = TypeVar("Number", int, float)
 
 
 def numbers(text: str | None) -> list[int] | None:
     """Of `--lanes 1,2,4`."""
-    try:
-        return None if text is None else [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--lanes {text!r} is no list of numbers; write it as 1,2,4") from None
+    return None if text is None else _listed("--lanes", text, int, "1,2,4")
 
 
 def rates_given(text: str | None) -> tuple[float, ...]:
     """Of `--rates 0.01,0.1`."""
-    try:
-        rates = tuple(float(part) for part in text.split(",")) if text is not None else ()
-    except ValueError:
-        raise UserError(f"--rates {text!r} is no list of numbers; write it as 0.01,0.1") from None
+    rates = () if text is None else tuple(_listed("--rates", text, float, "0.01,0.1"))
     if any(not 0 < rate < float("inf") for rate in rates):
         raise UserError(f"--rates {text} has a rate that is not positive; rates are numbers above 0")
     return rates
+
+
+def _listed(option: str, text: str, kind: type[Number], example: str) -> list[Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text!r} is no list of numbers; write it as {example}") from None
 
 
 def overrides(settings: list[str] | None, seed: int | None, model: str | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,8 @@ from headstart.cli_options import (
     DataOptions,
     Features,
     Imports,
+    ModelName,
+    Processes,
     Settings,
     Source,
     TargetColumn,
@@ -25,6 +28,7 @@ from headstart.cli_options import (
     rates_given,
     trusted_modules,
 )
+from headstart.console import say
 
 app = typer.Typer()
 
@@ -46,9 +50,7 @@ def reproduce(
         list[str] | None, typer.Option("--data", metavar="PATH|NAME", help="A federation; may be repeated.")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, results and report go.")] = Path("reproduction"),
-    processes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Runs beside each other; default: one per core, 1 on a GPU.")
-    ] = None,
+    processes: Processes = None,
 ) -> None:
     """Put the paper's claims to the test, each with a verdict by a rule fixed beforehand. Ctrl-C saves; repeat it."""
     from headstart.experiments.paper.reproduce import reproduce as run_studies
@@ -62,9 +64,9 @@ def reproduce(
         data=data or ("glyphs",),
         out=out,
         processes=processes or free_cores(),
-        tell=lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False),
+        tell=partial(say, console),
     )
-    console.print(f"The report: {page}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"The report: {page}")
 
 
 @app.command(
@@ -83,9 +85,7 @@ def compare(
     features: Features = None,
     data_option: DataOptions = None,
     settings: Settings = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME|MODULE:NAME", help="cnn, char_lstm, logistic, linear, mlp, or your own.")
-    ] = None,
+    model: ModelName = None,
     methods: Annotated[
         str, typer.Option(metavar="A,B", help="all, some, and module:Class of your own: all,mine:Mine.")
     ] = "all",
@@ -99,9 +99,7 @@ def compare(
     length: Annotated[int, typer.Option(min=1, help="Epochs of personalization, at most.")] = 10,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of what is told; with fewer than 5 nothing is decided.")] = 5,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs and the report go.")] = Path("compared"),
-    processes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Runs beside each other; default: one per core, 1 on a GPU.")
-    ] = None,
+    processes: Processes = None,
     imports: Imports = None,
 ) -> None:
     """Ask your federation how much of personalization is just fine-tuning: methods at equal cost. Ctrl-C saves."""
@@ -120,11 +118,11 @@ def compare(
         methods=methods.split(","),
         out=out,
         processes=processes or free_cores(),
-        tell=lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False),
+        tell=partial(say, console),
         trusted=trusted,
         command=shlex.join(["headstart", *sys.argv[1:]]),
     )
     print_board(console, board)
     for sentence in sentences:
-        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"The report: {page}", highlight=False, soft_wrap=True, markup=False)
+        say(console, sentence)
+    say(console, f"The report: {page}")

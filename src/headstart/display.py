@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from headstart.console import say
 from headstart.log import Listener, Record
 
 
@@ -120,7 +121,7 @@ def shown(console: Console, follower: Follower, title: str) -> Iterator[Listener
 def _print_line(console: Console, record: Record) -> None:
     line = "" if record.get("past") else describe(record)
     if line:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(console, line)
 
 
 def _facts(follower: Follower) -> Table:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from headstart.console import say
 from headstart.data import Federation
 from headstart.files import write_bytes
 
@@ -43,7 +44,7 @@ def print_overview(console: Console, federation: Federation) -> None:
     """A table of facts and bars of the sizes on a terminal; plain lines in a pipe."""
     if not console.is_terminal:
         for name, value in facts(federation):
-            console.print(f"{name}: {value}", highlight=False, soft_wrap=True, markup=False)
+            say(console, f"{name}: {value}")
         return
     table = Table(show_header=False, box=None, padding=(0, 2))
     for name, value in facts(federation):

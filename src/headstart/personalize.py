@@ -155,7 +155,7 @@ def watch(
 ) -> tuple[Sums, Array, Array]:
     """One client: metrics, gain and gain squared, each `[length + 1]`, as in `Curves`."""
     descent, first, steps = _path(task, model, recipe, params, adapt, key, hooks)
-    sign = 1 if task.metrics[0].higher_is_better else -1
+    sign = task.metrics[0].sign
 
     def unit(carry: tuple[Progress, Array], number: Array) -> tuple[tuple[Progress, Array], Tree]:
         progress, before = carry

@@ -222,7 +222,7 @@ def finite(outcome: Outcome, metric: Metric) -> np.ndarray:
 
 def gains(initial: np.ndarray, personalized: np.ndarray, metric: Metric) -> np.ndarray:
     """How much better, whatever the metric's direction; rounding errors count as zero."""
-    gain = (personalized - initial) * (1 if metric.higher_is_better else -1)
+    gain = (personalized - initial) * metric.sign
     return np.where(np.abs(gain) < 1e-7 * np.maximum(1, np.abs(initial)), 0.0, gain)
 
 

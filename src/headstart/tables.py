@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from headstart.console import say
 from headstart.recorded import (
     Estimate,
     History,
@@ -203,7 +204,7 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
         console.print(_table(rows))
     else:
         for row in rows:
-            console.print(_line(row), highlight=False, soft_wrap=True, markup=False)
+            say(console, _line(row))
 
 
 def _table(rows: Sequence[Row]) -> Table:
@@ -263,7 +264,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], metrics: Sequenc
         lines.append(
             f"hurt: {shown_share(summary['hurt']['share'])}, by chance {shown_share(summary['hurt']['by_chance'])}"
         )
-    console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    say(console, "\n".join(lines))
 
 
 def _plain(metric: Metric, group: Mapping[str, Any], *, change: bool) -> str:

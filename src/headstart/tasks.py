@@ -38,6 +38,11 @@ class Metric(NamedTuple):
     finish: Callable[[Any], Any] = lambda mean: mean
     zero_one: bool = False
 
+    @property
+    def sign(self) -> int:
+        """What a change is multiplied by to be positive where it is for the better."""
+        return 1 if self.higher_is_better else -1
+
 
 class Task(Protocol):
     """What every task offers. `metrics[0]` is the one that decisions are made by."""

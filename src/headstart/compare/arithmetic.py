@@ -7,6 +7,7 @@ real one: how many steps a client takes, and which arrays it changes, does not d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from headstart.tasks import Items, Metric, Task
 
 # So many clients are looked at.
 SAMPLE = 32
+_COUNT = "examples"
 
 
 class Cost(NamedTuple):
@@ -37,20 +39,20 @@ class Cost(NamedTuple):
     up: float
 
 
-def cost(stage: Stage, prepared: Prepared) -> Cost:
+def cost(stage: Stage, prepared: Prepared, drawn: Client) -> Cost:
     """What a round of this stage costs a training client.
+
+    drawn: some that stand for all of them, as `sampled` draws them.
 
     An array that no client changes is not sent: a head that stays with the client, or one that is never trained. Of
     several models a client sends back those it changed. `update.uncounted(examples)`, where a method has it, adds what
     is no step on a batch, such as second derivatives, in gradients of an example.
     """
-    clients = sampled(prepared)
-    drawn = on_device(prepared.federation)(clients, prepared.federation.training_part)
     task, model = _Counting(prepared.task), _small(prepared.model, drawn)
     params = model.init(jax.random.key(0))
     shared, memory = stage.hooks.share(params), stage.hooks.keep(params)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def replies(shared: Tree, memory: Tree, drawn: Client, key: Array) -> tuple[Tree, Array]:
         def one(place: Array) -> tuple[Tree, Array]:
             client = drawn.at(place)
@@ -62,7 +64,7 @@ def cost(stage: Stage, prepared: Prepared) -> Cost:
                 )
             return jax.tree.map(lambda leaf: leaf != 0, reply.delta), reply.metrics[_COUNT][1]
 
-        return jax.lax.map(one, jnp.arange(len(clients)))
+        return jax.lax.map(one, jnp.arange(len(drawn.size)))
 
     changed, counts = replies(shared, memory, drawn, round_key(seed_key(0), 1))
     uncounted = getattr(stage.update, "uncounted", lambda examples: 0.0)
@@ -76,9 +78,6 @@ def cost(stage: Stage, prepared: Prepared) -> Cost:
         float(sum(size for size, mask in pairs if mask.any())),
         float(sum(size * mask.mean() for size, mask in pairs)),
     )
-
-
-_COUNT = "examples"
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,14 @@ class _Counting:
         return (Metric(_COUNT, "", True, ones),)
 
 
-def sampled(prepared: Prepared) -> np.ndarray:
-    """Training clients whose cost stands for that of all: those in the middle of equal parts, by size."""
+def sampled(prepared: Prepared) -> Client:
+    """Some training clients, whose cost stands for that of all."""
+    federation = prepared.federation
+    return on_device(federation, limit=0)(representative(prepared), federation.training_part)
+
+
+def representative(prepared: Prepared) -> np.ndarray:
+    """Those training clients, int `[clients]`, that are in the middle of equal parts, by size."""
     train = np.asarray(prepared.groups.train)
     by_size = train[np.argsort(prepared.federation.training_sizes[train], kind="stable")]
     count = min(SAMPLE, len(by_size))
@@ -118,10 +123,8 @@ def _small(model: Model, drawn: Client) -> Model:
         shapes = jax.eval_shape(lambda params, x: model.apply(params, x)[0], like, x)
 
         def output(shape: Any) -> Array:
-            weights = [
-                jax.random.normal(jax.random.key(number), shape.shape[1:], shape.dtype)
-                for number, _ in enumerate(jax.tree.leaves(like))
-            ]
+            generator = np.random.default_rng(0)
+            weights = [generator.normal(size=shape.shape[1:]).astype(shape.dtype) for _ in jax.tree.leaves(like)]
             total = sum(w * leaf for w, leaf in zip(weights, jax.tree.leaves(variables), strict=True))
             return jnp.broadcast_to(jnp.asarray(total, shape.dtype), shape.shape)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -16,6 +15,7 @@ from headstart.compare.protocol import Protocol, compare
 from headstart.compare.report import evidence, write
 from headstart.compare.words import conclusion
 from headstart.errors import UserError
+from headstart.files import sha256_of
 from headstart.folder import environment
 from headstart.studies.evidence import Table
 from headstart.studies.runs import Runs
@@ -78,8 +78,4 @@ def _mark(source: str, modules: Collection[str]) -> str:
     """What decides results beside an experiment's words: the data's file, and code of one's own."""
     files = [Path(source)] if Path(source).is_file() else []
     files += [Path(file) for name in sorted(modules) if (file := getattr(sys.modules.get(name), "__file__", None))]
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return " ".join(digests)
+    return " ".join(map(sha256_of, files))

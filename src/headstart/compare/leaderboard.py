@@ -9,11 +9,9 @@ import numpy as np
 
 from headstart.compare.contenders import BASELINE, FEDAVG
 from headstart.compare.protocol import Entry
-from headstart.statistics import bootstrap
+from headstart.recorded import Estimate, estimate
 from headstart.tasks import Metric
 from headstart.verdicts import LEAST_SEEDS, Difference, difference, holm, p_value
-
-Estimate = tuple[float, float, float]
 
 
 class Row(NamedTuple):
@@ -26,7 +24,7 @@ class Row(NamedTuple):
     gain: personalized less initial. hurt, by_chance: shares of clients whose own value falls, and that chance alone
         would make fall. beyond_chance: whether it is more in most seeds; None where nothing is personalized.
     below_fedavg: the share of clients who would be better off with the model of FedAvg, not personalized.
-    worst_decile: the mean of the tenth of clients that is worst off.
+    worst_tenth: the mean of the tenth of clients that is worst off.
     gradients, sent, seconds: a run's client arithmetic, bytes and time of training. epochs: of personalization.
     """
 
@@ -42,7 +40,7 @@ class Row(NamedTuple):
     by_chance: float
     beyond_chance: bool | None
     below_fedavg: float
-    worst_decile: float
+    worst_tenth: float
     gradients: float
     sent: float
     seconds: float
@@ -56,8 +54,7 @@ def values_of(entry: Entry) -> np.ndarray:
 
 def leaderboard(entries: Mapping[str, Entry], metric: Metric) -> list[Row]:
     """A row for each, the best first."""
-    sign = 1.0 if metric.higher_is_better else -1.0
-    better = {name: sign * (values_of(each) - values_of(entries[BASELINE])) for name, each in entries.items()}
+    better = {name: metric.sign * (values_of(each) - values_of(entries[BASELINE])) for name, each in entries.items()}
     others = [name for name in entries if name != BASELINE]
     p_values = {name: p_value(better[name]) for name in others}
     corrected = dict(zip(others, holm(list(p_values.values())), strict=True))
@@ -66,11 +63,11 @@ def leaderboard(entries: Mapping[str, Entry], metric: Metric) -> list[Row]:
         versus = difference(better[name])
         enough = versus.seeds >= LEAST_SEEDS and corrected.get(name, False)
         decided = int(np.sign(versus.mean)) if enough else 0
-        rows.append(_row(entry, versus, p_values.get(name, 1.0), decided, entries, sign))
-    return sorted(rows, key=lambda row: -sign * row.personalized[0])
+        rows.append(_row(entry, versus, p_values.get(name, 1.0), decided, entries, metric.sign))
+    return sorted(rows, key=lambda row: -metric.sign * row.personalized.mean)
 
 
-def _row(entry: Entry, versus: Difference, p: float, decided: int, entries: Mapping[str, Entry], sign: float) -> Row:
+def _row(entry: Entry, versus: Difference, p: float, decided: int, entries: Mapping[str, Entry], sign: int) -> Row:
     result, final = entry.result, values_of(entry)
     gains, lost = sign * (final - result.initial), ~np.isfinite(final)
     personalizes = entry.contender.personalizes
@@ -88,7 +85,7 @@ def _row(entry: Entry, versus: Difference, p: float, decided: int, entries: Mapp
         float(np.nanmean(result.by_chance)) if personalizes else 0.0,
         bool(np.mean(result.beyond_chance) > 0.5) if personalizes else None,
         float(((sign * (final - fedavg) < 0) | lost).mean()),
-        _worst_decile(final, sign),
+        _worst_tenth(final, sign),
         entry.gradients,
         entry.sent,
         float(np.median(result.seconds)),
@@ -98,11 +95,10 @@ def _row(entry: Entry, versus: Difference, p: float, decided: int, entries: Mapp
 
 def _estimate(values: np.ndarray) -> Estimate:
     means = values.mean(axis=0)
-    means = means[np.isfinite(means)]
-    return (float(means.mean()), *bootstrap(means)) if len(means) else (np.nan, np.nan, np.nan)
+    return estimate(means[np.isfinite(means)])
 
 
-def _worst_decile(values: np.ndarray, sign: float) -> float:
+def _worst_tenth(values: np.ndarray, sign: int) -> float:
     """The mean over seeds of that of the worst tenth of clients, one at least."""
     count = max(1, values.shape[1] // 10)
     ordered = np.sort(np.where(np.isfinite(values), sign * values, -np.inf), axis=1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from headstart.compare.arithmetic import Cost, cost
+from headstart.compare.arithmetic import Cost, cost, sampled
 from headstart.compare.contenders import (
     BASELINE,
     FACTOR,
@@ -111,12 +111,11 @@ def compare(protocol: Protocol, who: Sequence[Contender], runs: Runs) -> Compare
     by: dict[str, What] = {each.name: "personalized" if each.personalizes else "initial" for each in who}
     chosen = runs.choose_each(asked, seeds=protocol.tuning_seeds, by=by, strict=False)
     picked = {name: tries[name][choice.chosen] for name, (choice, _) in chosen.items()}
-    kept = [each for each in who if each.name in picked]
-    wanted = {each.name: made.experiment(each, picked[each.name]) for each in kept}
+    wanted = {name: asked[name][choice.chosen] for name, (choice, _) in chosen.items()}
     results = runs.finish(wanted, seeds=protocol.seeds, strict=False)
     entries = {
         each.name: Entry(each, results[each.name], picked[each.name], made.stages(each, picked[each.name]))
-        for each in kept
+        for each in who
         if each.name in results
     }
     left_out |= {name: "it diverged with every setting" for name in asked if name not in chosen}
@@ -139,6 +138,7 @@ class _Made:
         self.batch_size = getattr(first.update, "batch_size", None) or 20 if first else 20
         self._costs: dict[tuple[type, str], Cost] = {}
         self.prepared: Prepared = runs.prepared(replace(base, stages=(self._stage("FedAvg", FedAvg()),)))
+        self._drawn = sampled(self.prepared)
         self.rates = protocol.rates or rates_for(self.prepared.task)
         one = self._cost(self._stage("FedAvg", FedAvg(1, batch_size=self.batch_size)))
         self.gradients = protocol.budget * self.cohort * one.gradients
@@ -154,7 +154,7 @@ class _Made:
             update = replace(update, learning_rate=RATES[0])  # any will do
         key = type(update), repr(update)
         if key not in self._costs:
-            self._costs[key] = cost(replace(stage, update=update), self.prepared)
+            self._costs[key] = cost(replace(stage, update=update), self.prepared, self._drawn)
         return self._costs[key]
 
     def stages(self, contender: Contender, tried: Tried) -> list[tuple[Stage, Cost]]:

@@ -13,14 +13,18 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from headstart.compare.contenders import BASELINE, FEDAVG, RATE
-from headstart.compare.leaderboard import Amounts, Estimate, Row, amounts, by_amount, values_of
+from headstart.compare.leaderboard import Amounts, Row, amounts, by_amount, values_of
 from headstart.compare.protocol import ALONE, FIRST, Compared, Entry, Protocol
 from headstart.compare.words import LOCAL, Speech, claims
+from headstart.console import say
 from headstart.files import write_bytes, write_json
 from headstart.page import paragraph, section
+from headstart.recorded import Estimate
 from headstart.studies.evidence import Evidence, Table
 from headstart.studies.pictures import curves, forest
 from headstart.studies.shown import as_document, draw, environment_table, plain, shown, whole
+from headstart.tables import shown as shown_value
+from headstart.tables import shown_interval
 from headstart.tasks import Metric
 from headstart.themes import Drawing, axis_name
 
@@ -41,12 +45,18 @@ def evidence(
     adapt_sizes: `[clients]`: how many examples each test client has to adapt on.
     """
     speech, groups, entries = Speech(metric), amounts(adapt_sizes), compared.entries
+    fedavg = values_of(entries[FEDAVG])
+    gains = {
+        row.name: by_amount(metric.sign * (values_of(entries[row.name]) - fedavg), groups)
+        for row in rows
+        if row.name != FEDAVG
+    }
     return Evidence(
         "compare",
         "How much of personalized federated learning is just fine-tuning?",
         claims(rows, metric),
-        (_values(rows, speech), _costs(rows, protocol), _amounts(entries, rows, groups, metric)),
-        _drawings(entries, rows, groups, metric),
+        (_values(rows, speech), _costs(rows, protocol), _amounts(gains, groups, speech)),
+        _drawings(entries, rows, gains, groups, metric),
         tuple(compared.choices),
         _notes(protocol, compared),
         {name: entry.result.command for name, entry in entries.items()},
@@ -54,14 +64,16 @@ def evidence(
 
 
 def _values(rows: Sequence[Row], speech: Speech) -> Table:
+    metric = speech.metric
+
     def estimate(value: Estimate) -> str:
-        return f"{speech.value(value[0])} {speech.interval(*value[1:], speech.value)}"
+        return f"{shown_value(metric, value.mean)} {shown_interval(metric, value)}"
 
     def versus(row: Row) -> str:
         if row.name == BASELINE:
             return "–"
         mark = {1: " better", -1: " worse", 0: ""}[row.decided]
-        return f"{speech.change(row.versus.mean)} {speech.interval(*row.versus.over_seeds, speech.change)}{mark}"
+        return f"{speech.change(row.versus.mean)} {speech.interval(*row.versus.over_seeds)}{mark}"
 
     head = (
         "method",
@@ -80,7 +92,7 @@ def _values(rows: Sequence[Row], speech: Speech) -> Table:
             versus(row),
             "–" if row.beyond_chance is None else _hurt(row),
             "–" if row.name == FEDAVG else f"{100 * row.below_fedavg:.1f} %",
-            speech.value(row.worst_decile),
+            shown_value(metric, row.worst_tenth),
         )
         for row in rows
     )
@@ -88,13 +100,12 @@ def _values(rows: Sequence[Row], speech: Speech) -> Table:
         "Leaderboard",
         head,
         lines,
-        f"{speech.metric.name}, means over seeds and test clients, with 95 % intervals over clients; differences with"
+        f"{metric.name}, means over seeds and test clients, with 95 % intervals over clients; differences with"
         f" their interval over seeds, in {speech.unit}, positive where the method is better. Better and worse: decided,"
         " corrected for the number of methods. Worse off: clients whose own value falls by personalizing; by chance:"
         " those for whom it would if every client's true gain were the mean one; * more than that in most seeds. Worse"
         " than FedAvg: clients who would be better off with its best model as it is. A client whose training diverged"
-        " counts as both. Worst tenth: the mean of the tenth of"
-        " clients that ends worst.",
+        " counts as both. Worst tenth: the mean of the tenth of clients that ends worst.",
     )
 
 
@@ -119,43 +130,28 @@ def _costs(rows: Sequence[Row], protocol: Protocol) -> Table:
     )
 
 
-def _amounts(entries: Mapping[str, Entry], rows: Sequence[Row], groups: Amounts, metric: Metric) -> Table:
-    speech, sign = Speech(metric), 1.0 if metric.higher_is_better else -1.0
+def _amounts(gains: Mapping[str, np.ndarray], groups: Amounts, speech: Speech) -> Table:
     head = (
         "method",
         *(f"{size:.0f} examples ({count} clients)" for size, count in zip(groups.sizes, groups.clients, strict=True)),
     )
-    fedavg = values_of(entries[FEDAVG])
-    lines = tuple(
-        (
-            row.name,
-            *(
-                speech.change(float(gain))
-                for gain in by_amount(sign * (values_of(entries[row.name]) - fedavg), groups).mean(axis=0)
-            ),
-        )
-        for row in rows
-        if row.name != FEDAVG
-    )
+    lines = tuple((name, *map(speech.change, gain.mean(axis=0).tolist())) for name, gain in gains.items())
     note = f"Gain over FedAvg, not personalized, in {speech.unit}; of clients in groups, with their mean examples."
     return Table("The gain against what there is to adapt on", head, lines, note)
 
 
 def _drawings(
-    entries: Mapping[str, Entry], rows: Sequence[Row], groups: Amounts, metric: Metric
+    entries: Mapping[str, Entry],
+    rows: Sequence[Row],
+    gains: Mapping[str, np.ndarray],
+    groups: Amounts,
+    metric: Metric,
 ) -> tuple[Drawing, ...]:
-    sign, share = 1.0 if metric.higher_is_better else -1.0, metric.unit == "share"
-    fedavg = values_of(entries[FEDAVG])
-    told = _most_telling(rows)
-    gains = [
-        (name, groups.sizes, by_amount(sign * (values_of(entries[name]) - fedavg), groups))
-        for name in told
-        if name != FEDAVG
-    ]
+    share, told = metric.unit == "share", _most_telling(rows)
+    by_size = [(name, groups.sizes, gains[name]) for name in told]
     epochs = [
         (name, np.arange(entries[name].result.curves.shape[2]), np.nanmean(entries[name].result.curves, axis=1))
         for name in told
-        if name != FEDAVG
     ]
     unit = "points" if share else f"{metric.name}, positive is better"
     return (
@@ -171,7 +167,7 @@ def _drawings(
             "amounts",
             f"Gain of {metric.name} over FedAvg against the number of examples to adapt on",
             "Who gains: by the number of examples to adapt on",
-            [("", gains)],
+            [("", by_size)],
             x_label="examples to adapt on",
             y_label="gain over FedAvg" if share else f"gain over FedAvg ({unit})",
             share=share,
@@ -261,13 +257,14 @@ def write(
 
 def print_board(console: Console, board: Table) -> None:
     """Print the leaderboard: a table on a terminal, plain lines in a pipe."""
-    if console.is_terminal:
-        table = RichTable(title=board.title, title_justify="left")
-        for number, column in enumerate(board.head):
-            table.add_column(Text(column), justify="right" if number else "left")
+    if not console.is_terminal:
         for row in board.rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
-    for row in () if console.is_terminal else board.rows:
-        cells = ", ".join(f"{name} {cell}" for name, cell in zip(board.head[1:], row[1:], strict=True))
-        console.print(f"{row[0]}: {cells}", highlight=False, soft_wrap=True, markup=False)
+            cells = ", ".join(f"{name} {cell}" for name, cell in zip(board.head[1:], row[1:], strict=True))
+            say(console, f"{row[0]}: {cells}")
+        return
+    table = RichTable(title=board.title, title_justify="left")
+    for number, column in enumerate(board.head):
+        table.add_column(Text(column), justify="right" if number else "left")
+    for row in board.rows:
+        table.add_row(*map(Text, row))
+    console.print(table)

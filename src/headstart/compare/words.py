@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from headstart.compare.contenders import BASELINE, FEDAVG
 from headstart.compare.leaderboard import Row
+from headstart.methods import LocalOnly
 from headstart.studies.evidence import Claim
+from headstart.tables import shown
 from headstart.tasks import Metric
 from headstart.verdicts import LEAST_SEEDS, Decision, Difference
 
-LOCAL = "LocalOnly"
+LOCAL = LocalOnly.__name__
 
 
 class Speech:
-    """How values of a metric, and differences of them, are said."""
+    """How differences of a metric are said."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric, self.share = metric, metric.unit == "share"
-
-    def value(self, value: float) -> str:
-        """`71.3 %`, or `0.1234`."""
-        return f"{100 * value:.1f} %" if self.share else f"{value:.4g}"
 
     def change(self, value: float) -> str:
         """`+1.3`: points of a share, or units of the metric."""
@@ -41,13 +39,13 @@ class Speech:
         """Methods with their differences."""
         return ", ".join(f"{row.name} {self.change(row.versus.mean)}" for row in rows)
 
-    def interval(self, low: float, high: float, say: Callable[[float], str]) -> str:
-        """`[1.2, 3.4]`."""
-        return f"[{say(low).removesuffix(' %')}, {say(high).removesuffix(' %')}]"
+    def interval(self, low: float, high: float) -> str:
+        """Of a difference: `[+1.2, +3.4]`."""
+        return f"[{self.change(low)}, {self.change(high)}]"
 
     def difference(self, found: Difference) -> str:
         """With both intervals."""
-        seeds, clients = (self.interval(*each, self.change) for each in (found.over_seeds, found.over_clients))
+        seeds, clients = (self.interval(*each) for each in (found.over_seeds, found.over_clients))
         return f"{self.change(found.mean)} {self.unit}, {seeds} over {found.seeds} seeds, {clients} over clients"
 
 
@@ -92,8 +90,8 @@ def conclusion(rows: Sequence[Row], metric: Metric) -> list[str]:
         "not decided": "For these clients it is not decided whether personalization helps",
     }[helps]
     said = [
-        f"{opening}: FedAvg's best model has {metric.name} {speech.value(plain.personalized[0])} as it is, and its best"
-        f" model to fine-tune {speech.value(tuned.personalized[0])} after it. {_harm(tuned)}"
+        f"{opening}: FedAvg's best model has {metric.name} {shown(metric, plain.personalized.mean)} as it is, and its"
+        f" best model to fine-tune {shown(metric, tuned.personalized.mean)} after it. {_harm(tuned)}"
     ]
     ahead, level, behind = _others(rows)
     if ahead:
@@ -116,8 +114,8 @@ def conclusion(rows: Sequence[Row], metric: Metric) -> list[str]:
 def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], level: Sequence[Row]) -> str:
     if ahead:
         best = ahead[0]
-        share = (tuned.personalized[0] - plain.personalized[0]) / (best.personalized[0] - plain.personalized[0])
-        return f"{100 * share:.0f} % of what {best.name}, the best that is decided, gains over FedAvg as it is."
+        gained, most = (row.personalized.mean - plain.personalized.mean for row in (tuned, best))
+        return f"{100 * gained / most:.0f} % of what {best.name}, the best that is decided, gains over FedAvg as it is."
     if level:
         return "Not decided; all of it, as far as these runs can tell."
     return "All of it: every other method is worse."

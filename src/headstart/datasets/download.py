@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import os
 import re
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from headstart.errors import UserError
-from headstart.files import write_bytes
+from headstart.files import sha256_of, write_bytes
 
 try:
     import fcntl
@@ -164,7 +163,7 @@ def _bar(name: str, have: int, total: int | None, progress: bool) -> Iterator[An
 
 def _place(url: str, path: Path, sha256: str | None) -> None:
     part = _beside(path, ".part")
-    found = _sha256(part)
+    found = sha256_of(part)
     if sha256 and found != sha256:
         part.unlink()
         raise UserError(f"{url} has SHA-256 {found}, not {sha256}; it was removed, so check the address and try again")
@@ -175,7 +174,7 @@ def _place(url: str, path: Path, sha256: str | None) -> None:
 
 def _verify(path: Path, sha256: str | None) -> None:
     record = _beside(path, ".sha256")
-    found = _sha256(path)
+    found = sha256_of(path)
     recorded = record.read_text(errors="replace").split() if record.exists() else []
     if not recorded:
         # Put here by hand, or the record is empty: from now on the file is to stay as it is.
@@ -188,8 +187,3 @@ def _verify(path: Path, sha256: str | None) -> None:
 def _record(path: Path, digest: str) -> None:
     """In the form that `sha256sum --check` reads."""
     write_bytes(_beside(path, ".sha256"), f"{digest}  {path.name}\n".encode())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
