@@ -228,6 +228,19 @@ def test_figures_are_on_the_page_and_beside_it_light_and_dark(written: Path) -> 
     assert content.count("<picture>") == content.count('media="(prefers-color-scheme: dark)"') == len(names)
 
 
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_lines_keep_colours_of_their_own_in_the_embedded_figure(theme: int, tmp_path: Path) -> None:
+    x = np.arange(11)
+    lines = [(f"line {i}", x, 0.5 - 0.1 * i * x / 10 + np.array([[-0.05], [0.0], [0.05]])) for i in range(4)]
+    drawing = curves("datacenter", "", "Lines in bands", [("", lines)], x_label="epochs", y_label="accuracy")
+    picture = shown.draw("glyphs", table1(0), drawing, tmp_path)
+    with Image.open(BytesIO(picture[theme])) as image:
+        pixels = np.asarray(image.convert("RGB"), np.int64).reshape(-1, 3)
+    for colour in (LIGHT, DARK)[theme].series[:4]:
+        wanted = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)])
+        assert (np.abs(pixels - wanted).max(axis=1) < 12).sum() > 300, colour
+
+
 def test_fifteen_figures_stay_below_a_megabyte(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn_already(drawing: Drawing, folder: Path) -> list[tuple[bytes, int]]:
         name = re.sub("-[a-e](?=-|$)", "-glyphs", drawing.name)

@@ -22,7 +22,7 @@ from headstart.themes import Drawing, save
 from headstart.verdicts import Decision
 
 MOST_BYTES = 1_000_000
-_PALETTE = 32
+_PALETTE = 64
 _STYLE = """<style>
 h4 { margin: 1.4rem 0 0.3rem; font-size: 0.9rem; }
 a { color: inherit; text-decoration: none; }
@@ -94,7 +94,9 @@ def draw(federation: str, evidence: Evidence, drawing: Drawing, out: Path) -> Pi
 def _smaller(png: bytes) -> bytes:
     file = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
-        image.convert("RGB").quantize(_PALETTE, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+        # The usual choice of colours goes by area, and would give two thin lines one colour.
+        palette = image.convert("RGB").quantize(_PALETTE, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        palette.save(file, "png", optimize=True)
     return min(png, file.getvalue(), key=len)
 
 
