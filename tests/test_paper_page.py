@@ -88,7 +88,7 @@ def table1(number: int) -> Evidence:
             (20, "initial", 0.83, 0.02), (20, "personalized", 0.9, 0.002),
         )
     }  # fmt: skip
-    found = spread(rows["M = 5, initial"][:, 0], rows["M = 5, personalized"][:, 0])
+    found = spread(rows["M = 5, initial"], rows["M = 5, personalized"])
     cells = tuple((name, *(f"{100 * v:.1f} %" for v in values.mean(axis=0))) for name, values in rows.items())
     return Evidence(
         "table1",

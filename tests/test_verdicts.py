@@ -123,40 +123,56 @@ def test_the_wider_of_two_is_told_by_the_correlation_of_sum_and_difference() -> 
     """Pitman and Morgan: cov(x + y, x - y) = var x - var y, and the correlation is tested with n - 2 degrees."""
     generator = np.random.default_rng(3)
     wide, narrow = generator.normal(0, 3, 20), generator.normal(0, 1, 20)
-    found = spread(wide, narrow)
+    found = spread(alike(wide), alike(narrow))
     assert found.sign == 1 and found.seeds == 20
     assert found.ratio == pytest.approx(math.sqrt(wide.var(ddof=1) / narrow.var(ddof=1)))
     fisher = stats.pearsonr(wide + narrow, wide - narrow).confidence_interval(0.95)
-    np.testing.assert_allclose(found.correlation, fisher, rtol=1e-4)
+    np.testing.assert_allclose(found.over_seeds, fisher, rtol=1e-4)
+
+
+def alike(values: np.ndarray) -> np.ndarray:
+    """Two clients of the same values, which leave all doubt to the seeds."""
+    return np.stack([values, values], axis=1)
+
+
+def test_a_spread_that_one_client_makes_is_not_decided() -> None:
+    generator = np.random.default_rng(7)
+    first, second = generator.normal(0, 0.1, (2, 20, 8))
+    assert spread(3 * first, second).sign == 1
+    first[:, 0] += generator.normal(0, 3, 20)
+    found = spread(first, 2 * second)
+    assert found.over_seeds[0] > 0 > found.over_clients[0] and found.sign == 0
+    assert spread(first[:, :1], second[:, :1]).sign == 0
 
 
 def test_swapping_the_two_turns_the_comparison_around() -> None:
     generator = np.random.default_rng(4)
     first, second = generator.normal(0, 1, (2, 15))
+    first, second = alike(first), alike(second)
     one, other = spread(first, 2.5 * second), spread(2.5 * second, first)
-    np.testing.assert_allclose(one.correlation, [-end for end in reversed(other.correlation)])
+    np.testing.assert_allclose(one.over_seeds, [-end for end in reversed(other.over_seeds)])
     assert one.sign == -other.sign == -1 and one.ratio * other.ratio == pytest.approx(1)
 
 
 @pytest.mark.parametrize("seeds", range(2, 13))
 def test_fewer_than_ten_seeds_do_not_tell_spreads_apart(seeds: int) -> None:
     generator = np.random.default_rng(seeds)
-    found = spread(generator.normal(0, 1000, seeds), generator.normal(0, 0.01, seeds))
+    found = spread(alike(generator.normal(0, 1000, seeds)), alike(generator.normal(0, 0.01, seeds)))
     assert found.sign == (1 if seeds >= LEAST_SEEDS_FOR_SPREAD == 10 else 0)
 
 
 def test_equal_spreads_are_told_apart_as_seldom_as_the_interval_says() -> None:
     pairs = np.random.default_rng(5).normal(0, 1, (1000, 2, 12))
-    wrong = np.mean([spread(*pair).sign != 0 for pair in pairs])
+    wrong = np.mean([spread(alike(one), alike(other), resamples=2).sign != 0 for one, other in pairs])
     assert 0.02 < wrong < 0.08
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1, 0.7])
 def test_constants_and_multiples_have_a_spread_too(level: float) -> None:
-    values, constant = np.random.default_rng(6).normal(0, 1, 12), np.full(12, level)
+    values, constant = alike(np.random.default_rng(6).normal(0, 1, 12)), np.full((12, 2), level)
     assert spread(values, constant).sign == 1 and spread(constant, values).sign == -1
     assert spread(2 * values, values).sign == 1 and spread(2 * values, values).ratio == pytest.approx(2)
-    assert spread(values, values) == Spread(1.0, (-1.0, 1.0), 12)
+    assert spread(values, values) == Spread(1.0, (-1.0, 1.0), (0.0, 0.0), 12)
     assert spread(constant, constant + 0.2).sign == 0
 
 

@@ -39,8 +39,13 @@ class Difference(NamedTuple):
         """1 or -1 where both intervals lie on one side of zero and the seeds are enough; 0 is not decided."""
         if self.seeds < LEAST_SEEDS:
             return 0
-        lows, highs = zip(self.over_seeds, self.over_clients, strict=True)
-        return 1 if min(lows) > 0 else -1 if max(highs) < 0 else 0
+        return _side(self.over_seeds, self.over_clients)
+
+
+def _side(*intervals: tuple[float, float]) -> int:
+    """Of zero, on which all of them lie."""
+    lows, highs = zip(*intervals, strict=True)
+    return 1 if min(lows) > 0 else -1 if max(highs) < 0 else 0
 
 
 def difference(values: np.ndarray) -> Difference:
@@ -82,12 +87,13 @@ def decide_most(signs: Sequence[int]) -> Decision:
 class Spread(NamedTuple):
     """Two standard deviations over seeds, and the correlation that tells them apart (Pitman 1939, Morgan 1939).
 
-    ratio: of the first over the second. correlation: of sum and difference of the pairs, zero if the two are as wide,
-    with its 95 % interval; positive if the first is wider.
+    ratio: of the first over the second. over_seeds, over_clients: 95 % intervals of the correlation of sum and
+        difference of the pairs, which is zero if the two are as wide and positive if the first is wider.
     """
 
     ratio: float
-    correlation: tuple[float, float]
+    over_seeds: tuple[float, float]
+    over_clients: tuple[float, float]
     seeds: int
 
     @property
@@ -95,22 +101,42 @@ class Spread(NamedTuple):
         """1 if the first is decidedly wider, -1 if the second is; 0 is not decided, as with fewer than ten seeds."""
         if self.seeds < LEAST_SEEDS_FOR_SPREAD:
             return 0
-        low, high = self.correlation
-        return 1 if low > 0 else -1 if high < 0 else 0
+        return _side(self.over_seeds, self.over_clients)
 
 
-def spread(first: np.ndarray, second: np.ndarray) -> Spread:
-    """Compare the spreads of two quantities of the same seeds, `[seeds]` each."""
-    widths = first.std(ddof=1), second.std(ddof=1)
-    ratio = float(widths[0] / widths[1]) if widths[1] > 0 else math.inf
+def spread(first: np.ndarray, second: np.ndarray, *, resamples: int = 2000) -> Spread:
+    """Compare how widely the clients' mean of two quantities, `[seeds, clients]` each, varies over seeds.
+
+    As of a difference, a single client gives no interval over clients.
+    """
+    means, clients = (first.mean(axis=1), second.mean(axis=1)), first.shape[1]
+    widths = [each.std(ddof=1) for each in means]
+    ratio, over_clients = float(widths[0] / widths[1]) if widths[1] > 0 else math.inf, (-1.0, 1.0)
+    if clients > 1:
+        drawn = np.random.default_rng(0).integers(0, clients, (resamples, clients))
+        anew = [np.array([each[:, chosen].mean(axis=1) for chosen in drawn]) for each in (first, second)]
+        low, high = np.quantile(_tilt(*anew), [0.025, 0.975])
+        over_clients = float(low), float(high)
+    return Spread(ratio, _by_seeds(*means), over_clients, len(first))
+
+
+def _tilt(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The correlation of sum and difference of pairs `[..., seeds]`; zero where one of both is constant."""
     total, change = first + second, first - second
     # Not the standard deviation: rounding makes that of equal numbers a little more than zero.
-    if len(first) < 4 or not (np.ptp(total) > 0 and np.ptp(change) > 0):
-        return Spread(ratio, (-1.0, 1.0), len(first))
+    varies = (np.ptp(total, axis=-1) > 0) & (np.ptp(change, axis=-1) > 0)
+    total, change = (each - each.mean(axis=-1, keepdims=True) for each in (total, change))
+    length = np.sqrt((total**2).sum(axis=-1) * (change**2).sum(axis=-1))
+    return np.where(varies, (total * change).sum(axis=-1) / np.where(varies, length, 1.0), 0.0)
+
+
+def _by_seeds(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    if len(first) < 4 or not (np.ptp(first + second) > 0 and np.ptp(first - second) > 0):
+        return -1.0, 1.0
     # Where one is constant, or a multiple of the other, the correlation is 1 or -1, and that has no atanh.
-    correlation = np.clip(np.corrcoef(total, change)[0, 1], -1 + 1e-12, 1 - 1e-12)
-    middle, half = math.atanh(correlation), 1.96 / math.sqrt(len(first) - 3)
-    return Spread(ratio, (math.tanh(middle - half), math.tanh(middle + half)), len(first))
+    middle = math.atanh(np.clip(_tilt(first, second), -1 + 1e-12, 1 - 1e-12))
+    half = 1.96 / math.sqrt(len(first) - 3)
+    return math.tanh(middle - half), math.tanh(middle + half)
 
 
 class Power(NamedTuple):

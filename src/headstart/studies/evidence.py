@@ -133,10 +133,10 @@ def spoken(what: str, found: Difference) -> str:
 
 def spoken_spread(what: str, found: Spread) -> str:
     """A comparison of spreads in a sentence."""
-    low, high = found.correlation
+    (a, b), (c, d) = found.over_seeds, found.over_clients
     decided = "" if found.sign else " (not decided)"
     times = f"{found.ratio:.1f} times as wide over {found.seeds} seeds"
-    return f"{what}: {times}, correlation [{low:.2f}, {high:.2f}]{decided}"
+    return f"{what}: {times}, correlation [{a:.2f}, {b:.2f}] over seeds, [{c:.2f}, {d:.2f}] over clients{decided}"
 
 
 def spoken_power(what: str, found: Power) -> str:

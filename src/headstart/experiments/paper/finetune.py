@@ -61,7 +61,8 @@ def finetune(setting: Setting, runs: Runs) -> Evidence:
         (
             f"First stage: {setting.rounds} rounds of FedAvg({setting.local_epochs}); second: {setting.more_rounds}"
             f" rounds of it or of Reptile({setting.steps}), {setting.cohort} clients each, {seeds} seeds. From"
-            f" scratch: {_scratch_rounds(setting, FEDSGD)} rounds of one epoch, which is as many examples, or"
+            f" scratch: {_scratch_rounds(setting, FEDSGD)} rounds of one epoch, which is as many examples as FedAvg in"
+            f" both stages, and {_share_of_examples(found, best)} of what {best} had, or"
             f" {_scratch_rounds(setting, FEDSGD_ROUNDS)}, which is as many rounds.",
             foreseen(estimates),
         ),
@@ -129,11 +130,25 @@ def _scratch_rounds(setting: Setting, name: str) -> int:
     return rounds if name in (FEDSGD_ROUNDS, FEDAVG1_ROUNDS) else rounds * setting.local_epochs
 
 
+def _share_of_examples(found: Mapping[str, Result], best: str) -> str:
+    both = found[NOTHING].items.mean() + found[best].items.mean()
+    return f"{100 * found[FEDSGD].items.mean() / both:.0f} %"
+
+
 def _claims(setting: Setting, found: Mapping[str, Result]) -> tuple[Claim, ...]:
     best, plain = _best_names(setting)
     others = plain, "FedAvg, Adam", DECAYED
-
     return (
+        claim(
+            f"{best} after FedAvg gives a more accurate initial model than stopping",
+            PAPER,
+            better(found, best, (NOTHING,), "initial"),
+        ),
+        claim(
+            f"{best} after FedAvg gives a model that personalizes better than stopping",
+            PAPER,
+            better(found, best, (NOTHING,), "personalized"),
+        ),
         claim(
             f"{best} after FedAvg gives a more accurate initial model than stopping or more of FedAvg in any form",
             PAPER,
