@@ -39,6 +39,26 @@ def test_a_centralized_model_is_stopped_and_compared(command):
 
 
 @pytest.mark.parametrize(
+    ("study", "claims", "told"),
+    [
+        (
+            "finetune",
+            6,
+            ["nothing more", "FedAvg, Adam", "Reptile(3), Adam", "FedAvg, decayed rate", "FedSGD from scratch"],
+        ),
+        ("updates", 2, ["FedAvg(2)", "Reptile(3)", "FOMAML(3)", "MAML(3)", "FedSGD"]),
+        ("server", 1, ["SGD", "momentum", "Adam", "Yogi", "Adagrad"]),
+    ],
+)
+def test_every_study_runs_at_the_smallest_scale(command, study, claims, told):
+    code, _, errors = command("reproduce", study, "--scale", "smoke", "--out", "out", "--processes", "1")
+    assert (code, errors) == (0, "")
+    document = json.loads(Path(f"out/results/{study}-glyphs.json").read_text())
+    assert len(document["claims"]) == claims
+    assert {row[0] for row in document["tables"][0]["rows"]} >= set(told)
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (("table2",), "there is no study 'table2'; give some of identity, table1"),
