@@ -44,7 +44,7 @@ def test_a_centralized_model_is_stopped_and_compared(command):
         (
             "finetune",
             6,
-            ["nothing more", "FedAvg, Adam", "Reptile(3), Adam", "FedAvg, decayed rate", "FedSGD from scratch"],
+            ["nothing more", "FedAvg, Adam", "Reptile(3), Adam", "FedAvg, decayed rate"],
         ),
         ("updates", 2, ["FedAvg(2)", "Reptile(3)", "FOMAML(3)", "MAML(3)", "FedSGD"]),
         ("server", 1, ["SGD", "momentum", "Adam", "Yogi", "Adagrad"]),
