@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 from headstart import Optimizer
 from headstart.errors import UserError
 from headstart.folder import read_curves
+from headstart.programs import crowded
+from headstart.run import run
 from headstart.studies.pool import Job, run_jobs
 from headstart.studies.runs import TUNING_SEED, Runs
 from small import experiment, federation_file, first_stage_only
@@ -131,3 +134,21 @@ def test_ctrl_c_stops_the_runs_and_the_next_call_goes_on(runs, plain, told):
     assert [job.done for job in jobs] == [True, False]
     run_jobs([job for job in jobs if not job.done], processes=1, tell=told.append)
     assert all(job.done for job in jobs)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are counted on Linux")
+def test_programs_are_let_go_before_a_process_has_no_room_for_more(plain, tmp_path, monkeypatch):
+    def maps() -> int:
+        return len(Path("/proc/self/maps").read_bytes().splitlines())
+
+    kept: dict = {}
+    for number, rate in enumerate((0.1, 0.2, 0.3)):
+        run(with_server(plain, rate), tmp_path / str(number), kept=kept)
+    many = maps()
+    # As if there were room for a few more.
+    monkeypatch.setattr(sys.modules[run.__module__], "crowded", lambda: maps() > many - 100)
+    run(with_server(plain, 0.1), tmp_path / "again", kept=kept)
+    assert maps() < many - 100
+    ends = [(tmp_path / folder / "seed-0" / "stage-0.safetensors").read_bytes() for folder in ("0", "again")]
+    assert ends[0] == ends[1]
+    assert not crowded()

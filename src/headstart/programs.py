@@ -1,8 +1,9 @@
-"""Compiled programs, kept between processes in the cache folder."""
+"""Compiled programs: kept between processes in the cache folder, and not too many of them in one."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import jax
 
@@ -13,3 +14,16 @@ def keep_programs() -> None:
     """Have JAX keep what it compiles, unless the user's environment says where; before it compiles anything."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
+
+
+def crowded() -> bool:
+    """Whether programs had better be let go: more than half of the memory maps are taken that Linux gives a process.
+
+    Each program takes some hundred, and where there are no more the compiler ends the process.
+    """
+    try:
+        most = int(Path("/proc/sys/vm/max_map_count").read_text())
+        with Path("/proc/self/maps").open("rb") as maps:
+            return sum(1 for _ in maps) > most // 2
+    except OSError:
+        return False

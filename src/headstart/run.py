@@ -28,6 +28,7 @@ from headstart.log import Listener, Log
 from headstart.memory import Memory, expected, restored
 from headstart.personalize import Personalization, Personalizer, choose_length, personalizer
 from headstart.prepare import Prepared, prepare
+from headstart.programs import crowded
 from headstart.rounds import initial_key, seed_key, several
 from headstart.statistics import summarize
 from headstart.train import train
@@ -63,7 +64,8 @@ def run(
     seeds: how many runs, with seeds from `experiment.seed` on.
     listen: gets every record of the log as it is written, and others on progress.
     trusted: modules a saved experiment may import beside headstart's own.
-    kept: a dictionary in which a run leaves data, model and compiled programs to the next, where they are the same.
+    kept: a dictionary in which a run leaves data, model and compiled programs to the next, where they are the same; it
+        is emptied before the programs are too many for a process.
 
     Returns:
         Whether it came to its end; False if Ctrl-C stopped it, with everything saved.
@@ -72,6 +74,8 @@ def run(
         UserError: for anything the user can mend; what was saved before stays.
     """
     kept, out, mesh = {} if kept is None else kept, Path(out), all_devices(options.devices)
+    if crowded():
+        kept.clear()
     prepared = _prepared(experiment, trusted, kept)
     _check_together(prepared, seeds, options)
     writing = claimed(out, prepared.experiment, prepared.federation) if cluster.is_first() else nullcontext()

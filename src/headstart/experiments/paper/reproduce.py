@@ -82,9 +82,17 @@ def _write(found: Mapping[str, Sequence[Evidence]], out: Path, scale: str, comma
 
 
 def spent(out: Path) -> float:
-    """The seconds all runs in a folder took, each of a process of its own, from their files' times."""
+    """The seconds all runs in a folder took, each of a process of its own, from their files' times.
+
+    Of a run that went on after a stop it is what came after: nobody knows when it stopped.
+    """
     ends = {path.parent.parent: path.stat().st_mtime for path in sorted(out.glob("runs/*/*/*/seed-*/stage-*.json"))}
-    return sum(max(end - (run / "environment.json").stat().st_mtime, 0.0) for run, end in ends.items())
+    return sum(max(end - _began(run), 0.0) for run, end in ends.items())
+
+
+def _began(run: Path) -> float:
+    """When it was started last, which writes what it knows of its experiment."""
+    return max((run / name).stat().st_mtime for name in ("environment.json", "experiment.json"))
 
 
 def _studies(names: Sequence[str]) -> Sequence[Study]:
