@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+
 from headstart.studies.evidence import Claim, Result, percent, spoken
-from headstart.verdicts import Difference, decide, difference
+from headstart.verdicts import Difference, decide, difference, t_interval
 
 What = Literal["initial", "personalized"]
 BOTH: tuple[What, What] = ("initial", "personalized")
@@ -40,5 +42,10 @@ def claim(text: str, paper: str, compared: Compared) -> Claim:
 
 
 def accuracies(result: Result) -> tuple[str, str]:
-    """Initial and personalized, mean over seeds and clients."""
-    return percent(float(result.initial.mean())), percent(float(result.personalized.mean()))
+    """Initial and personalized, mean over seeds and clients with the t-interval over seeds: `71.3 % [70.1, 72.5]`."""
+    return _with_interval(result.initial), _with_interval(result.personalized)
+
+
+def _with_interval(values: np.ndarray) -> str:
+    low, high = (percent(end).removesuffix(" %") for end in t_interval(values.mean(axis=1)))
+    return f"{percent(float(values.mean()))} [{low}, {high}]"

@@ -36,6 +36,7 @@ _RULE = (
     " difference (Pitman 1939, Morgan 1939), which is positive if the first spreads more widely; decided if its 95 %"
     " interval over seeds and that by a bootstrap over clients exclude zero on the same side, and with at least"
     f" {LEAST_SEEDS_FOR_SPREAD} seeds.",
+    "Beside an accuracy in a table stands its 95 % t-interval over seeds.",
     "Where the power of a comparison is told, it is the difference that each of the two intervals alone would decide in"
     f" {100 * POWER:.0f} of 100 repetitions.",
     "Two claims are decided otherwise. The rounds to a target are those of validation clients, who are watched along"
