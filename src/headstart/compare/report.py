@@ -22,7 +22,7 @@ from headstart.page import paragraph, section
 from headstart.recorded import Estimate
 from headstart.studies.evidence import Evidence, Table
 from headstart.studies.pictures import curves, forest
-from headstart.studies.shown import as_document, draw, environment_table, plain, shown, whole
+from headstart.studies.shown import as_document, draw, environment_table, plain, sentence, shown, whole
 from headstart.tables import shown as shown_value
 from headstart.tables import shown_interval
 from headstart.tasks import Metric
@@ -244,7 +244,7 @@ def write(
     head = f"<h1>{escape(found.question)}</h1>\n" + paragraph(
         f"{len(rows)} methods on {federation}, at equal client arithmetic.", "lead"
     )
-    head += section("Conclusion", *map(paragraph, sentences))
+    head += section("Conclusion", *(f"<p>{sentence(each)}</p>" for each in sentences))
     tail = section("The environment", environment_table(environment))
     tail += section("Make this page again", f"<pre>{escape(command)}</pre>")
 

@@ -153,12 +153,12 @@ def shown(evidence: Evidence, drawn: Sequence[Picture], dark: bool) -> str:
 
 def _claim(claim: Claim) -> str:
     paper = f'<p class="note">The paper: {paper_says([claim])}</p>' if claim.paper is not None else ""
-    evidence = "".join(f"<li>{_sentence(sentence)}</li>" for sentence in claim.evidence)
+    evidence = "".join(f"<li>{sentence(each)}</li>" for each in claim.evidence)
     listed = f"<ul>{evidence}</ul>" if evidence else ""
     return f'<div class="claim"><p>{verdict(claim.decision)} <b>{escape(claim.text)}</b></p>{paper}{listed}</div>'
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """A sentence with true minus signs, and without line breaks in its intervals."""
     text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
     return escape(re.sub(r"\[[^\[\]]*\]", lambda interval: interval[0].replace(" ", "\u00a0"), text))
@@ -174,7 +174,7 @@ def _table(of: Table) -> str:
 
 def _cell(text: str) -> str:
     """A number is set as one; words keep their hyphens."""
-    return escape(text) if any(map(str.isalpha, text)) else number(text)
+    return sentence(text) if any(map(str.isalpha, text)) else number(text)
 
 
 def _figure(drawn: Picture, dark: bool) -> str:
