@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +12,13 @@ import headstart.methods
 from headstart import Data, Experiment, Imported, Optimizer, Stage
 from headstart.compare.arithmetic import SAMPLE, cost, representative, sampled
 from headstart.compare.contenders import BASELINE, FEDAVG, RATE, SERVER, Contender, contenders, known
-from headstart.compare.leaderboard import amounts, by_amount, leaderboard
+from headstart.compare.leaderboard import amounts, by_amount, leaderboard, values_of
 from headstart.compare.protocol import Entry
 from headstart.compare.words import claims, conclusion
-from headstart.methods import IFCA, FedPer, FedRep, LocalOnly, PFedMe, Scaffold
+from headstart.methods import ANIL, IFCA, FedPer, FedRep, LocalOnly, PFedMe, Scaffold
 from headstart.prepare import prepare
 from headstart.studies.evidence import Result
+from headstart.studies.shown import sentence
 from headstart.tasks import Classification, Regression
 from headstart.updates import FOMAML, MAML, FedAvg, FedSGD
 from small import federation_file
@@ -48,7 +48,9 @@ COSTS = {
     ),
     "FOMAML": (FOMAML(4, batch_size=1), lambda n: 5, BODY + HEAD, BODY + HEAD),
     "FedPer": (FedPer(2, batch_size=4), lambda n: 2 * n, BODY, BODY),
-    "FedRep": (FedRep(2, 1, batch_size=4), lambda n: 3 * n, BODY, BODY),
+    # A step on the head alone is a forward pass, a third.
+    "FedRep": (FedRep(2, 1, batch_size=4), lambda n: 2 * n / 3 + n, BODY, BODY),
+    "ANIL": (ANIL(4, batch_size=1), lambda n: 4 / 3 + 1, BODY + HEAD, BODY + HEAD),
     "IFCA": (IFCA(3, 2, batch_size=4), lambda n: 3 * n, 3 * (BODY + HEAD) + 12, BODY + HEAD + 4),
     "LocalOnly": (LocalOnly(), lambda n: 0, 0, 0),
     "pFedMe": (PFedMe(3, 5, batch_size=1), lambda n: 15, BODY + HEAD, BODY + HEAD),
@@ -78,7 +80,8 @@ def test_the_clients_whose_cost_is_counted_are_like_all_in_size():
 def test_all_methods_try_the_same_rates_and_servers_as_often(name):
     tries = known()[name].tries((0.01, 0.03, 0.1), 9)
     if name == "localonly":
-        assert Counter(tried[RATE] for tried in tries).keys() == {0.01, 0.03, 0.1}
+        # Nothing is trained at any rate.
+        assert len(tries) == 3
         return
     assert Counter((tried[SERVER], tried[RATE]) for tried in tries) == Counter(
         (tried[SERVER], tried[RATE]) for tried in known()["fedavg"].tries((0.01, 0.03, 0.1), 9)
@@ -90,6 +93,18 @@ def test_all_methods_try_the_same_rates_and_servers_as_often(name):
         assert max(seen.values()) - min(seen.values()) <= 1
     for tried in tries:
         assert known()[name].update(tried, 7).batch_size == 7
+
+
+@pytest.mark.parametrize("name", ["fedprox", "ditto", "pfedme", "perfedavg"])
+def test_a_methods_own_rates_and_pulls_are_tried_in_units_of_the_clients_rate(name):
+    contender = known()[name]
+    for tried in contender.tries((0.01, 0.1), 6):
+        update = contender.update(tried, 7)
+        for field, power in contender.kind.relative.items():
+            assert getattr(update, field) == pytest.approx(tried[field] * tried[RATE] ** power)
+        pull = getattr(update, "strength", getattr(update, "mu", 0.0))
+        # A step of a pulled descent must not throw the model to the other side.
+        assert pull * tried[RATE] < 1 and pull * getattr(update, "outer_rate", 0.0) < 1
 
 
 def test_every_method_is_known_and_fedavg_is_always_there():
@@ -113,6 +128,7 @@ def entry(contender: Contender, initial: np.ndarray, personalized: np.ndarray) -
         "headstart run",
         np.zeros(seeds, bool),
         np.ones(seeds),
+        np.full(seeds, 0.1),
     )
     return Entry(contender, result, {}, ())
 
@@ -163,7 +179,12 @@ def test_four_seeds_decide_nothing():
         (
             {"same": 0.0},
             "not decided",
-            ("No method is shown", "Not decided (in points): same", "? Not decided; all of it"),
+            (
+                "No method is shown",
+                "Not decided (in points): same",
+                "None of these leads by more than +",
+                "? Not decided; all of it",
+            ),
         ),
         ({"worse": -0.05}, "does not hold", ("No method is shown to be better", "All of it: every other")),
     ],
@@ -185,6 +206,31 @@ def test_a_gain_that_is_chance_is_not_decided():
     rows = leaderboard(entries, ACCURACY)
     assert claims(rows, ACCURACY)[0].decision == "not decided"
     assert "not decided whether personalization helps" in conclusion(rows, ACCURACY)[0]
+
+
+@pytest.mark.parametrize(
+    ("fedavg", "answer"),
+    [(0.0, "is not shown to gain anything over FedAvg as it is; what better gains"), (0.03, "loses against FedAvg")],
+)
+def test_without_a_gain_of_fine_tuning_there_is_nothing_to_divide(fedavg, answer):
+    entries = made({BASELINE: 0.0, "better": 0.05})
+    final = values_of(entries[BASELINE])
+    noise = np.random.default_rng(5).normal(0, 0.01, final.shape)
+    entries[FEDAVG] = entry(Contender(FEDAVG, FedAvg, personalizes=False), final + fedavg + noise, final)
+    text = " ".join(conclusion(leaderboard(entries, ACCURACY), ACCURACY))
+    assert f"just fine-tuning? None that is decided: fine-tuning {answer}" in text
+
+
+def test_what_fine_tuning_adds_to_its_own_model_is_told_with_intervals():
+    entries = made({BASELINE: 0.0})
+    initial, final = entries[BASELINE].result.initial, entries[BASELINE].result.personalized
+    tuned = entry(Contender(BASELINE, FedAvg), initial - 0.1, final)
+    (row,) = (row for row in leaderboard({**entries, BASELINE: tuned}, ACCURACY) if row.name == BASELINE)
+    assert row.gain.mean == pytest.approx((final - initial).mean() + 0.1)
+    low, high = row.gain.over_seeds
+    assert low < row.gain.mean < high
+    text = conclusion(leaderboard({**entries, BASELINE: tuned}, ACCURACY), ACCURACY)[0]
+    assert f"improves the model it starts from by {100 * row.gain.mean:+.1f} points, [{100 * low:+.1f}, " in text
 
 
 def test_clients_are_grouped_by_what_they_adapt_on():
@@ -219,7 +265,7 @@ def test_the_guides_method_is_on_the_leaderboard_and_nothing_is_run_again(comman
     assert [row[0] for row in document["tables"][0]["rows"] if row[0] == "Normalized"] == ["Normalized"]
     assert document["conclusion"][0].startswith("For these clients it is not decided")
     page = Path("compared/report.html").read_text()
-    assert escape(document["conclusion"][0]) in page and "normalized:Normalized" in page
+    assert sentence(document["conclusion"][0]) in page and "normalized:Normalized" in page
     code, output, _ = command(*words, "--processes", 1)
     assert code == 0 and "runs:" not in output
     assert json.loads(Path("compared/leaderboard.json").read_text()) == document

@@ -313,17 +313,18 @@ def test_a_diverged_run_stops_with_its_round(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage", "sentence"),
+    ("changes", "sentence"),
     [
-        (Centralized("all", Optimizer(), 2), "devices keep their data"),
-        (Stage("own", Ditto(), Optimizer("sgd", 1.0), 2), "devices do not offer yet"),
-        (Stage("own", FedPer(), Optimizer("sgd", 1.0), 2), "devices do not offer yet"),
+        ({"stages": (Centralized("all", Optimizer(), 2),)}, "devices keep their data"),
+        ({"stages": (Stage("own", Ditto(), Optimizer("sgd", 1.0), 2),)}, "devices do not offer yet"),
+        ({"stages": (Stage("own", FedPer(), Optimizer("sgd", 1.0), 2),)}, "devices do not offer yet"),
+        ({"personalization": Personalization(rates=(0.1, 0.3))}, "devices personalize at one rate"),
     ],
-    ids=["centralized", "Ditto", "FedPer"],
+    ids=["centralized", "Ditto", "FedPer", "rates"],
 )
-def test_what_devices_cannot_do_is_refused(stage, sentence, tmp_path):
+def test_what_devices_cannot_do_is_refused(changes, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
-        run(grid(), tmp_path, replace(PLAN, stages=(stage,)))
+        run(grid(), tmp_path, replace(PLAN, **changes))
 
 
 @pytest.mark.parametrize(

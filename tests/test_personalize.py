@@ -13,7 +13,15 @@ import reference
 import tiny
 from headstart.draw import on_device
 from headstart.optimizers import Optimizer
-from headstart.personalize import Curves, Personalization, adapt_client, choose_length, personalize, personalizer
+from headstart.personalize import (
+    Curves,
+    Personalization,
+    adapt_client,
+    choose_length,
+    choose_recipe,
+    personalize,
+    personalizer,
+)
 from headstart.rounds import client_key
 from headstart.tasks import Classification, Regression
 
@@ -124,3 +132,20 @@ def test_the_length_chosen_is_the_best_of_the_uniform_mean_in_the_direction_of_t
     error = Regression().metrics[0]
     assert choose_length(curves_of(error, [[1, 2, 1], [1, 2, 3], [0, 0, 0]]), Regression()) == 0
     assert choose_length(curves_of(error, [[4, 2, 1], [4, 2, 3], [0, 0, 0]]), Regression()) == 2
+
+
+def test_of_several_rates_the_best_is_chosen_with_its_length():
+    recipe = Personalization(Optimizer("sgd", 9.0, {"momentum": 0.5}), 4, 2, rates=(0.1, 0.3))
+    assert [each.optimizer.learning_rate for each in recipe.candidates] == [0.1, 0.3]
+    assert {(each.rates, each.optimizer.options["momentum"], each.length) for each in recipe.candidates} == {
+        ((), 0.5, 2)
+    }
+    plain = Personalization(Optimizer("sgd", 9.0))
+    assert plain.candidates == (plain,)
+    low, high = [[1, 2, 1], [1, 2, 3], [0, 0, 0]], [[1, 2, 2], [1, 2, np.nan], [0, 0, 0]]
+    assert choose_recipe([curves_of(ACCURACY, each) for each in (low, high)], TASK) == (0, 1)
+    assert choose_recipe([curves_of(ACCURACY, each) for each in (high[::-1], low)], TASK) == (1, 1)
+    error = Regression().metrics[0]
+    assert choose_recipe(
+        [curves_of(error, each) for each in (low, [[1, 2, 0.5], [1, 2, 1], low[2]])], Regression()
+    ) == (1, 2)

@@ -13,6 +13,7 @@ import pytest
 
 import headstart
 from headstart import Centralized, Data, Optimizer, Reptile, UserError, load, run
+from headstart.apply import finished
 from headstart.checkpoint import read_arrays
 from headstart.folder import read_curves, read_json
 from headstart.log import read_records
@@ -64,6 +65,18 @@ def test_the_length_of_personalization_comes_from_validation_clients(undisturbed
     best = int(np.argmax((sums / counts[:, None]).mean(axis=0)))
     report = read_json(undisturbed / "seed-0" / "stage-1.json")
     assert report["test"]["length"] == report["validation"]["length"] == best
+
+
+def test_the_rate_of_personalization_is_chosen_on_validation_clients_too(data, undisturbed, tmp_path):
+    plain = experiment(data)
+    recipe = replace(plain.personalization, rates=(1e-6, 0.1))
+    assert run(replace(plain, personalization=recipe), tmp_path)
+    for stage in (0, 1):
+        one, several = (read_json(out / "seed-0" / f"stage-{stage}.json") for out in (undisturbed, tmp_path))
+        assert one["test"]["length"] > 0  # so that a rate is told from none
+        assert several == one and several["personal_rate"] == 0.1
+    chosen, *_ = finished(tmp_path)
+    assert chosen.personalization == plain.personalization
 
 
 def test_no_client_is_in_two_groups(undisturbed):

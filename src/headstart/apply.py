@@ -80,6 +80,8 @@ def personalize_run(
 def finished(run: Path, *, trusted: Collection[str] = ()) -> tuple[Experiment, Path, dict[str, Any]]:
     """The experiment of a run, and of its first seed the last stage's initial model and report.
 
+    Of the rates of personalization that the experiment tried only the chosen one is left in it.
+
     Raises:
         UserError: if the folder is no run folder, or the run did not come to its end.
     """
@@ -87,7 +89,10 @@ def finished(run: Path, *, trusted: Collection[str] = ()) -> tuple[Experiment, P
     last = f"stage-{len(experiment.stages) - 1}"
     for folder in seed_folders(run):
         if (folder / f"{last}.json").exists():
-            return experiment, folder / f"{last}.safetensors", read_json(folder / f"{last}.json")
+            report, recipe = read_json(folder / f"{last}.json"), experiment.personalization
+            if recipe.rates:
+                experiment = replace(experiment, personalization=recipe.at(report["personal_rate"]))
+            return experiment, folder / f"{last}.safetensors", report
     raise UserError(f"{run} is not finished; repeat its `headstart run` command to go on with it")
 
 

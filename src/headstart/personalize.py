@@ -6,8 +6,8 @@ before the first and after every further epoch (PAPER, Algorithm 2, line 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -38,12 +38,23 @@ class Personalization:
     batch_size: of the local training.
     length: the largest number of epochs (or steps) tried; the number used is chosen on validation clients.
     unit: what length counts: passes over the client's adapt part, or steps.
+    rates: learning rates tried in place of the optimizer's own; the one used is chosen together with the length.
     """
 
     optimizer: Optimizer = Optimizer("sgd", 0.02)
     batch_size: int = 20
     length: int = 5
     unit: Literal["epochs", "steps"] = "epochs"
+    rates: tuple[float, ...] = ()
+
+    @property
+    def candidates(self) -> tuple[Personalization, ...]:
+        """The recipes to choose from: one for every rate."""
+        return tuple(self.at(rate) for rate in self.rates) or (self,)
+
+    def at(self, rate: float) -> Personalization:
+        """The recipe with this learning rate, and no other to choose."""
+        return replace(self, optimizer=replace(self.optimizer, learning_rate=rate), rates=())
 
 
 class Curves(NamedTuple):
@@ -238,10 +249,19 @@ def choose_length(curves: Curves, task: Task) -> int:
 
     To be asked of validation clients, never of test clients.
     """
+    return choose_recipe([curves], task)[1]
+
+
+def choose_recipe(curves: Sequence[Curves], task: Task) -> tuple[int, int]:
+    """Which of several recipes is best, by what each did to the same clients, and at what length.
+
+    As of `choose_length`; of equals the first.
+    """
     metric = task.metrics[0]
-    means, worst = mean_over_clients(curves, metric), -np.inf if metric.higher_is_better else np.inf
-    means = np.where(np.isfinite(means), means, worst)
-    return int(np.argmax(means) if metric.higher_is_better else np.argmin(means))
+    means = metric.sign * np.stack([mean_over_clients(each, metric) for each in curves])
+    best = np.argmax(np.where(np.isfinite(means), means, -np.inf))
+    recipe, length = np.unravel_index(best, means.shape)
+    return int(recipe), int(length)
 
 
 def mean_over_clients(curves: Curves, metric: Metric) -> np.ndarray:

@@ -26,7 +26,7 @@ from headstart.interrupt import Interrupt
 from headstart.lanes import all_devices
 from headstart.log import Listener, Log
 from headstart.memory import Memory, expected, restored
-from headstart.personalize import Personalization, Personalizer, choose_length, personalizer
+from headstart.personalize import Personalization, Personalizer, choose_recipe, personalizer
 from headstart.prepare import Prepared, prepare
 from headstart.programs import crowded
 from headstart.rounds import initial_key, seed_key, several
@@ -141,14 +141,15 @@ def _session(
             kept[key] = prepared, make()
         return kept[key][1]
 
-    def watching(recipe: Personalization) -> tuple[Personalizer, ...]:
-        def of(hooks: Hooks) -> Personalizer:
+    def watching(recipe: Personalization, hooks: Hooks) -> Personalizer:
+        def make() -> Personalizer:
             return personalizer(*given, recipe, hooks=hooks, lanes=options.lanes, mesh=mesh)
 
-        return tuple(once((recipe, stage.hooks), lambda hooks=stage.hooks: of(hooks)) for stage in experiment.stages)
+        return once((recipe, hooks), make)
 
-    watch = watching(experiment.personalization)
-    measure = watching(replace(experiment.personalization, length=0))
+    recipes, nothing = experiment.personalization.candidates, replace(experiment.personalization, length=0, rates=())
+    watch = tuple(tuple(watching(recipe, stage.hooks) for recipe in recipes) for stage in experiment.stages)
+    measure = tuple(watching(nothing, stage.hooks) for stage in experiment.stages)
     draw = once("draw", lambda: on_device(prepared.federation, limit=options.device_bytes, mesh=mesh))
     programs = tuple(
         once((number, stage, clients), lambda algorithm=algorithm: several(algorithm))
@@ -233,18 +234,22 @@ def _saved(trial: Trial, params: Tree) -> checkpoint.Saved | None:
 
 
 def _finish_stage(trial: Trial, place: Place) -> None:
-    """Choose the length of personalization on the validation clients, then measure the test clients, once."""
+    """Choose rate and length of personalization on the validation clients, then measure the test clients, once."""
     prepared, stage = trial.session.prepared, trial.session.prepared.experiment.stages[place.stage]
-    length, arrays = prepared.experiment.personalization.length, {}
+    recipes = prepared.experiment.personalization.candidates
+    chosen, length, arrays = 0, recipes[0].length, {}
     report: dict[str, Any] = {"stage": stage.name, "round": place.round, "seed": trial.seed}
     for group, clients in (("validation", choosing(prepared, stage)), ("test", prepared.groups.test)):
         if not len(clients) or (group == "test" and not prepared.experiment.test):
             continue
-        curves = watch(trial, place, group, clients, interruptible=True)
+        tried = range(len(recipes)) if group == "validation" else (chosen,)
+        looks = {number: watch(trial, place, group, clients, recipe=number, interruptible=True) for number in tried}
         if group == "validation":
-            length = choose_length(curves, prepared.task)
+            chosen, length = choose_recipe(list(looks.values()), prepared.task)
+        curves = looks[chosen]
         arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
         report[group] = summarize(curves, prepared.task, length=length)
+    report["personal_rate"] = recipes[chosen].optimizer.learning_rate
     trial.session.listen({"event": "stage", **report})
     if not cluster.is_first():
         return

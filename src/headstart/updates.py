@@ -43,9 +43,13 @@ class Reply(NamedTuple):
     memory: Tree = None
 
 
-# Values of a method's own settings that `headstart compare` tries, by field, beside those that all methods have; of
-# fields in its `relative` they are multiples of the client's rate.
+# Values of a method's own settings that `headstart compare` tries, by field, beside those that all methods have.
 Tries = Mapping[str, Sequence[Any]]
+# Those that are tried in units of a power of the client's rate β, by field: a rate in units of β¹, and a strength λ, of
+# which β λ is the pull of a step, in units of β⁻¹.
+Relative = Mapping[str, int]
+# The arithmetic of a forward pass, as a share of that of a gradient.
+FORWARD = 1 / 3
 
 
 class ClientUpdate(Protocol):
@@ -193,7 +197,7 @@ class MAML:
 
     def uncounted(self, examples: float) -> float:
         """Second derivatives: a step differentiated backwards costs about two gradients more."""
-        return 2.0 * self.steps * examples / max(1, math.ceil(examples / self.batch_size))
+        return 2.0 * self.steps * mean_batch(examples, self.batch_size)
 
 
 def support_and_query(
@@ -216,6 +220,11 @@ def support_and_query(
         rows=jnp.roll(rows, -kept), size=size if batch_size is None else jnp.minimum(size, batch_size)
     )
     return support, query
+
+
+def mean_batch(examples: float, batch_size: int) -> float:
+    """How many of a client's examples a batch of its path holds, on average."""
+    return examples / max(1, math.ceil(examples / batch_size))
 
 
 def replied(client: Client, delta: Tree, metrics: Sums, *, counts: Array | bool = True, memory: Tree = None) -> Reply:

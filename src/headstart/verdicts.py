@@ -41,6 +41,11 @@ class Difference(NamedTuple):
             return 0
         return _side(self.over_seeds, self.over_clients)
 
+    @property
+    def most(self) -> float:
+        """The end of the interval that reaches further up."""
+        return max(self.over_seeds[1], self.over_clients[1])
+
 
 def _side(*intervals: tuple[float, float]) -> int:
     """Of zero, on which all of them lie."""

@@ -16,14 +16,13 @@ from headstart.optimizers import Optimizer
 from headstart.updates import FOMAML, MAML, FedAvg, Reptile
 
 Tried = Mapping[str, Any]
-RATE, SERVER, FACTOR, SECOND_SERVER = "learning_rate", "server", "personal rate factor", "second server"
+RATE, SERVER, SECOND_SERVER = "learning_rate", "server", "second server"
 SERVERS = {
     "momentum, rate 1": Optimizer("sgd", 1.0, {"momentum": 0.9}),
     "momentum, rate 0.3": Optimizer("sgd", 0.3, {"momentum": 0.9}),
     "Adam, rate 0.003": Optimizer("adam", 0.003),
 }
 SECOND_SERVERS = {f"Adam, rate {rate:g}": Optimizer("adam", rate) for rate in (1e-3, 3e-3)}
-FACTORS = 1.0, 0.3
 
 
 class Contender(NamedTuple):
@@ -54,12 +53,12 @@ class Contender(NamedTuple):
         return made[:count]
 
     def _design(self, rates: Sequence[float], count: int) -> list[Tried]:
-        further: dict[str, Sequence[Any]] = {FACTOR: FACTORS} if self.personalizes else {}
+        further: dict[str, Sequence[Any]] = dict(getattr(self.kind, "tries", {}))
         if self.then is not None:
             further[SECOND_SERVER] = tuple(SECOND_SERVERS)
-        further |= getattr(self.kind, "tries", {})
         columns = {name: _balanced(name, values, count) for name, values in further.items()}
-        first = itertools.islice(itertools.cycle(itertools.product(SERVERS, rates)), count)
+        mine = rates if hasattr(self.kind, RATE) else rates[:1]
+        first = itertools.islice(itertools.cycle(itertools.product(SERVERS, mine)), count)
         return [
             {SERVER: server, RATE: rate, **{name: column[place] for name, column in columns.items()}}
             for place, (server, rate) in enumerate(first)
@@ -68,9 +67,9 @@ class Contender(NamedTuple):
     def update(self, tried: Tried, batch_size: int, kind: type | None = None) -> Any:
         """The update with these settings, as far as it has them."""
         kind = kind or self.kind
-        known, relative = {field.name for field in fields(kind)}, getattr(kind, "relative", ())
+        known, relative = {field.name for field in fields(kind)}, getattr(kind, "relative", {})
         given = {**tried, "batch_size": batch_size} | {
-            name: tried[name] * tried[RATE] for name in relative if name in tried
+            name: tried[name] * tried[RATE] ** power for name, power in relative.items() if name in tried
         }
         return kind(**{name: value for name, value in given.items() if name in known})
 

@@ -21,11 +21,13 @@ class Row(NamedTuple):
     versus: its personalized value less that of FedAvg + fine-tuning. p: of no difference. decided: 1 better, -1 worse,
         corrected for the number of methods (Holm); 0 is not decided. A method that lost clients is not better.
     lost: the share of clients without a finite value in the end, who count as worse off and worse than FedAvg.
-    gain: personalized less initial. hurt, by_chance: shares of clients whose own value falls, and that chance alone
-        would make fall. beyond_chance: whether it is more in most seeds; None where nothing is personalized.
+    gain: personalized less initial, of the same model. hurt, by_chance: shares of clients whose own value falls, and
+        that chance alone would make fall. beyond_chance: whether it is more in most seeds; None where nothing is
+        personalized.
     below_fedavg: the share of clients who would be better off with the model of FedAvg, not personalized.
     worst_tenth: the mean of the tenth of clients that is worst off.
     gradients, sent, seconds: a run's client arithmetic, bytes and time of training. epochs: of personalization.
+    rates: of personalization, the least and the greatest that a seed chose.
     """
 
     name: str
@@ -35,7 +37,7 @@ class Row(NamedTuple):
     p: float
     decided: int
     lost: float
-    gain: float
+    gain: Difference
     hurt: float
     by_chance: float
     beyond_chance: bool | None
@@ -45,6 +47,7 @@ class Row(NamedTuple):
     sent: float
     seconds: float
     epochs: float
+    rates: tuple[float, float]
 
 
 def values_of(entry: Entry) -> np.ndarray:
@@ -80,7 +83,7 @@ def _row(entry: Entry, versus: Difference, p: float, decided: int, entries: Mapp
         p,
         min(decided, 0) if lost.any() else decided,
         float(lost.mean()),
-        float(np.nanmean(gains)),
+        difference(gains),
         float(((gains < 0) | lost).mean()),
         float(np.nanmean(result.by_chance)) if personalizes else 0.0,
         bool(np.mean(result.beyond_chance) > 0.5) if personalizes else None,
@@ -90,6 +93,7 @@ def _row(entry: Entry, versus: Difference, p: float, decided: int, entries: Mapp
         entry.sent,
         float(np.median(result.seconds)),
         float(np.mean(result.lengths)) if personalizes else 0.0,
+        (float(result.personal_rates.min()), float(result.personal_rates.max())),
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from headstart.compare.arithmetic import Cost, cost, sampled
 from headstart.compare.contenders import (
     BASELINE,
-    FACTOR,
     FEDAVG,
     RATE,
     SECOND_SERVER,
@@ -21,7 +20,7 @@ from headstart.compare.contenders import (
 )
 from headstart.errors import UserError
 from headstart.experiment import Experiment, Stage
-from headstart.optimizers import Optimizer
+from headstart.optimizers import Optimizer, Schedule
 from headstart.personalize import Personalization
 from headstart.prepare import Prepared
 from headstart.studies.comparisons import What
@@ -34,6 +33,8 @@ from headstart.updates import FedAvg
 FIRST = 0.75
 # So many times as many epochs may local training alone take.
 ALONE = 5
+# The least rate that personalization tries, beside the least of training.
+SMALLER = 0.3
 RATES, TEXT_RATES = (0.01, 0.03, 0.1), (0.3, 1.0, 3.0)
 
 
@@ -45,6 +46,7 @@ class Protocol:
     budget: the client arithmetic of every run, in rounds of FedAvg with one epoch.
     tries: how many settings each method tries. seeds, tuning_seeds: of what is told, and of what only chooses.
     length: of personalization, in epochs, at most. rates: of the client that are tried; none: those that suit the task.
+        Personalization tries them too, and a smaller one.
     """
 
     base: Experiment
@@ -81,14 +83,15 @@ class Entry(NamedTuple):
 class Compared(NamedTuple):
     """What a comparison came to.
 
-    entries: by the method's name. choices: of settings. left_out: why a method was, by its name. rates: the client's
-    that were tried.
+    entries: by the method's name. choices: of settings. left_out: why a method was, by its name. rates, personal_rates:
+    the client's that were tried, in training and in personalization.
     """
 
     entries: Mapping[str, Entry]
     choices: Sequence[Choice]
     left_out: Mapping[str, str]
     rates: Sequence[float]
+    personal_rates: Sequence[float]
 
 
 def compare(protocol: Protocol, who: Sequence[Contender], runs: Runs) -> Compared:
@@ -125,7 +128,7 @@ def compare(protocol: Protocol, who: Sequence[Contender], runs: Runs) -> Compare
             raise UserError(f"{name} is what all others are compared to, but {left_out[name]}; try other --rates")
     for name, reason in left_out.items():
         runs.tell(f"{name} is left out: {reason}")
-    return Compared(entries, [choice for choice, _ in chosen.values()], left_out, made.rates)
+    return Compared(entries, [choice for choice, _ in chosen.values()], left_out, made.rates, made.personal_rates)
 
 
 class _Made:
@@ -140,6 +143,7 @@ class _Made:
         self.prepared: Prepared = runs.prepared(replace(base, stages=(self._stage("FedAvg", FedAvg()),)))
         self._drawn = sampled(self.prepared)
         self.rates = protocol.rates or rates_for(self.prepared.task)
+        self.personal_rates = (SMALLER * min(self.rates), *self.rates)
         one = self._cost(self._stage("FedAvg", FedAvg(1, batch_size=self.batch_size)))
         self.gradients = protocol.budget * self.cohort * one.gradients
 
@@ -170,7 +174,9 @@ class _Made:
         rounds = int(gradients / (self.cohort * each.gradients)) if each.gradients else 1
         if not rounds:
             raise UserError(f"one round of {stage.update} costs more than the budget")
-        return replace(stage, rounds=rounds), each
+        # Otherwise what is compared is mostly the noise of the last rounds, which a large rate leaves in the model.
+        decay = Schedule("cosine_decay_schedule", {"decay_steps": rounds})
+        return replace(stage, rounds=rounds, server=replace(stage.server, schedule=decay)), each
 
     def experiments(self, contender: Contender, tries: Mapping[str, Tried]) -> tuple[dict[str, Experiment], list[str]]:
         """Those that suit the model and the budget, and why the others do not."""
@@ -187,14 +193,15 @@ class _Made:
         stages = self.stages(contender, tried)
         # Whoever has spent nothing on training together may take longer alone.
         length = protocol.length * (1 if any(each.gradients for _, each in stages) else ALONE)
-        recipe = Personalization(Optimizer("sgd", tried[RATE] * tried.get(FACTOR, 1.0)), self.batch_size, length)
+        recipe = Personalization(Optimizer("sgd"), self.batch_size, length, rates=self.personal_rates)
         return replace(
             base,
             start=None,
             name=contender.kind.__name__ if contender.then is None else "Personalized",
             stages=tuple(stage for stage, _ in stages),
-            personalization=recipe,
+            personalization=recipe if contender.personalizes else replace(recipe, length=0, rates=()),
             evaluate_every=0,
+            evaluation_clients=0,
             target=None,
             test=True,
         )

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from headstart.compare.contenders import BASELINE, FEDAVG, RATE
+from headstart.compare.contenders import BASELINE, FEDAVG, RATE, SERVERS
 from headstart.compare.leaderboard import Amounts, Row, amounts, by_amount, values_of
 from headstart.compare.protocol import ALONE, FIRST, Compared, Entry, Protocol
 from headstart.compare.words import LOCAL, Speech, claims
@@ -115,19 +115,27 @@ def _hurt(row: Row) -> str:
 
 def _costs(rows: Sequence[Row], protocol: Protocol) -> Table:
     lines = tuple(
-        (row.name, f"{row.gradients:,.0f}", f"{row.sent / 1e6:,.1f}", f"{row.seconds:.1f}", f"{row.epochs:.1f}")
+        (row.name, f"{row.gradients:,.0f}", f"{row.sent / 1e6:,.1f}", f"{row.seconds:.1f}", _recipe(row))
         for row in rows
     )
-    head = "method", "gradients of examples", "megabytes sent", "seconds", "epochs to personalize"
+    head = "method", "gradients of examples", "megabytes sent", "seconds", "personalization"
     return Table(
         "What it costs",
         head,
         lines,
         "Of one run in training: gradients of single examples that clients compute, second derivatives and looks at"
         " further models reckoned in; bytes between server and clients, both ways, parameters that nobody trains left"
-        " out; seconds of training, the median of the seeds, other runs beside. And the epochs that personalization"
-        f" takes, chosen on validation clients: {protocol.length} at most, {ALONE} times that for who trains alone.",
+        " out; seconds of training, the median of the seeds, other runs beside. Personalization: the mean number of"
+        f" epochs, {protocol.length} at most, {ALONE} times that for who trains alone, and the rate, both chosen on"
+        " validation clients in every seed.",
     )
+
+
+def _recipe(row: Row) -> str:
+    if not row.epochs:
+        return "–"
+    rates = " to ".join(f"{rate:g}" for rate in dict.fromkeys(row.rates))
+    return f"{row.epochs:.1f} epochs at {rates}"
 
 
 def _amounts(gains: Mapping[str, np.ndarray], groups: Amounts, speech: Speech) -> Table:
@@ -198,9 +206,11 @@ def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
         f" tries {protocol.tries} settings, or all it has if those are fewer, with {protocol.tuning_seeds} seed(s) on"
         f" validation clients, every try on the full budget. What is told comes of {protocol.seeds} other seeds, and"
         " test clients are measured once.",
-        "The client's rate and the server's optimizer run through the same values for every method; FedAvg, not"
-        " personalized, is chosen by its initial value, everything else by its personalized one, at the best number of"
-        " epochs.",
+        f"The client's rate ({_listed(compared.rates)}) and the server's optimizer ({'; '.join(SERVERS)}; its rate"
+        " decays to zero by a cosine) run through the same values for every method; FedAvg, not personalized, is chosen"
+        " by its initial value, everything else by its personalized one, at the best rate"
+        f" ({_listed(compared.personal_rates)}) and number of epochs (0 to {protocol.length}) of personalization, which"
+        " are chosen again in every seed on validation clients.",
         "A test client was never seen in training. It begins from what the server would send it (its own choice among"
         " the models, where there are several; an untrained head, where heads stay with the clients), and trains as"
         " the method says: everything, its head alone, or pulled back to where it began.",
@@ -210,16 +220,23 @@ def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
     )
 
 
+def _listed(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)
+
+
 def _edges(compared: Compared) -> list[str]:
     """What was chosen at the end of what could be."""
-    entries, rates = compared.entries, compared.rates
+    least, most = min(compared.rates), max(compared.rates)
+    trained = {name: each.tried[RATE] for name, each in compared.entries.items() if hasattr(each.contender.kind, RATE)}
+    personal = {name: each.result for name, each in compared.entries.items() if each.contender.personalizes}
     at = {
-        "The smallest client rate": [name for name, each in entries.items() if each.tried[RATE] == min(rates)],
-        "The largest client rate": [name for name, each in entries.items() if each.tried[RATE] == max(rates)],
+        "The smallest client rate": [name for name, rate in trained.items() if rate == least],
+        "The largest client rate": [name for name, rate in trained.items() if rate == most],
         "The most epochs of personalization, in some seed,": [
-            name
-            for name, each in entries.items()
-            if each.contender.personalizes and each.result.lengths.max() == each.result.curves.shape[2] - 1
+            name for name, result in personal.items() if result.lengths.max() == result.curves.shape[2] - 1
+        ],
+        "The largest rate of personalization, in some seed,": [
+            name for name, result in personal.items() if result.personal_rates.max() == most
         ],
     }
     more = "Beyond that edge they may do better."

@@ -91,7 +91,8 @@ def conclusion(rows: Sequence[Row], metric: Metric) -> list[str]:
     }[helps]
     said = [
         f"{opening}: FedAvg's best model has {metric.name} {shown(metric, plain.personalized.mean)} as it is, and its"
-        f" best model to fine-tune {shown(metric, tuned.personalized.mean)} after it. {_harm(tuned)}"
+        f" best model to fine-tune {shown(metric, tuned.personalized.mean)} after it. Fine-tuning improves the"
+        f" model it starts from by {speech.difference(tuned.gain)}. {_harm(tuned)}"
     ]
     ahead, level, behind = _others(rows)
     if ahead:
@@ -101,9 +102,13 @@ def conclusion(rows: Sequence[Row], metric: Metric) -> list[str]:
     if behind:
         said.append(f"Worse{speech.positive}: {speech.all(behind)}.")
     if level:
-        said.append(f"Not decided{speech.positive}: {speech.all(level)}.")
-    if helps == "holds" and (ahead or level or behind):
-        said.append(f"How much of it is just fine-tuning? {_just_fine_tuning(tuned, plain, ahead, level)}")
+        said.append(
+            f"Not decided{speech.positive}: {speech.all(level)}. None of these leads by more than"
+            f" {speech.change(max(row.versus.most for row in level))}, the end of an interval of 95 %."
+        )
+    if ahead or level or behind:
+        answer = _just_fine_tuning(helps, tuned, plain, ahead, level)
+        said.append(f"How much of personalization is just fine-tuning? {answer}")
     if tuned.versus.seeds < LEAST_SEEDS:
         said.append(
             f"With {tuned.versus.seeds} seeds nothing is decided, whatever it looks like; it takes {LEAST_SEEDS}."
@@ -111,7 +116,11 @@ def conclusion(rows: Sequence[Row], metric: Metric) -> list[str]:
     return said
 
 
-def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], level: Sequence[Row]) -> str:
+def _just_fine_tuning(helps: Decision, tuned: Row, plain: Row, ahead: Sequence[Row], level: Sequence[Row]) -> str:
+    if helps != "holds":
+        shown_to = "is not shown to gain anything over" if helps == "not decided" else "loses against"
+        beyond = f"; what {ahead[0].name} gains over it is something else" if ahead else ""
+        return f"None that is decided: fine-tuning {shown_to} FedAvg as it is{beyond}."
     if ahead:
         best = ahead[0]
         gained, most = (row.personalized.mean - plain.personalized.mean for row in (tuned, best))

@@ -128,6 +128,10 @@ def _check(experiment: Experiment) -> None:
     central = [stage.name for stage in experiment.stages if isinstance(stage, Centralized)]
     if central:
         raise UserError(f"the stage {central[0]!r} is centralized, and devices keep their data; leave it out")
+    if experiment.personalization.rates:
+        raise UserError(
+            "devices personalize at one rate; leave personalization.rates empty, or choose with headstart run"
+        )
     more = [stage.name for stage in experiment.stages if stage.hooks != PLAIN]
     if more:
         raise UserError(

@@ -13,7 +13,7 @@ from headstart.hooks import Bend
 from headstart.local import Descent
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Reply, Tries, difference, replied
+from headstart.updates import FORWARD, Reply, Tries, difference, mean_batch, replied
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class ANIL:
         adapted = inner.run(inner.begin(broadcast), client, key, steps=self.steps)
         end = outer.run(adapted, client, key, steps=1)
         return replied(client, difference(adapted.params, end.params), end.metrics)
+
+    def uncounted(self, examples: float) -> float:
+        """A step on the head takes little more than a forward pass."""
+        return (FORWARD - 1) * self.steps * mean_batch(examples, self.batch_size)
 
     def bend(self, start: Tree) -> Bend:
         """Personalization moves the head alone."""

@@ -10,7 +10,7 @@ from headstart.data import Array, Client, Tree
 from headstart.hooks import Bend
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import FedAvg, Reply, Tries
+from headstart.updates import FedAvg, Relative, Reply, Tries
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Ditto:
     batch_size: int = 20
     strength: float = 0.1
 
-    tries: ClassVar[Tries] = {"epochs": (1, 5), "strength": (0.01, 0.1, 1.0)}
+    tries: ClassVar[Tries] = {"epochs": (1, 5), "strength": (0.001, 0.01, 0.1)}
+    relative: ClassVar[Relative] = {"strength": -1}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

@@ -12,7 +12,7 @@ from headstart.data import Array, Client, Tree
 from headstart.local import Descent, batches_per_epoch
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Leg, Reply, Tries, replied, weighted_path
+from headstart.updates import Leg, Relative, Reply, Tries, replied, weighted_path
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class FedProx:
     learning_rate: float = 0.02
     batch_size: int = 20
 
-    tries: ClassVar[Tries] = {"epochs": (1, 5), "mu": (0.01, 0.1, 1.0)}
+    tries: ClassVar[Tries] = {"epochs": (1, 5), "mu": (0.001, 0.01, 0.1)}
+    relative: ClassVar[Relative] = {"mu": -1}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

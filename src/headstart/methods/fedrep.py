@@ -13,7 +13,7 @@ from headstart.hooks import Bend
 from headstart.local import Descent, batches_per_epoch
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Reply, Tries, replied, without
+from headstart.updates import FORWARD, Reply, Tries, replied, without
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class FedRep:
         )
         end = on_body.run(fitted, client, key, steps=self.body_epochs * per_epoch)
         return replied(client, without(head, broadcast, end.params), end.metrics, memory=taken(head, end.params))
+
+    def uncounted(self, examples: float) -> float:
+        """A step on the head takes little more than a forward pass."""
+        return (FORWARD - 1) * self.head_epochs * examples
 
     def keep(self, params: Tree) -> Tree:
         """The head."""

@@ -14,7 +14,7 @@ from headstart.data import Array, Client, Tree, named
 from headstart.local import whole_loss
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import FedAvg, Reply, Tries
+from headstart.updates import FORWARD, FedAvg, Reply, Tries
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class IFCA:
         return reply._replace(delta={"models": models, "members": placed(broadcast["members"], 1.0)})
 
     def uncounted(self, examples: float) -> float:
-        """A look at every model: a forward pass is about a third of a gradient."""
-        return self.models * examples / 3
+        """A look at every model is a forward pass."""
+        return self.models * examples * FORWARD
 
     def share(self, params: Tree) -> Tree:
         """The models `[models, ...]`, and a place to count whose weight chose each."""

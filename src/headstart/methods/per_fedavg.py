@@ -13,7 +13,7 @@ from headstart.data import Array, Client, Tree
 from headstart.local import Descent, Progress
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Reply, Tries, difference, replied
+from headstart.updates import Relative, Reply, Tries, difference, replied
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PerFedAvg:
     batch_size: int = 20
 
     tries: ClassVar[Tries] = {"steps": (5, 20), "meta_rate": (0.3, 1.0, 3.0)}
-    relative: ClassVar[tuple[str, ...]] = ("meta_rate",)
+    relative: ClassVar[Relative] = {"meta_rate": 1}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

@@ -16,7 +16,7 @@ from headstart.local import Descent, Progress, step_keys
 from headstart.local import batch as draw_batch
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Reply, Tries, difference, replied
+from headstart.updates import Relative, Reply, Tries, difference, replied
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class PFedMe:
     outer_rate: float = 0.1
     batch_size: int = 20
 
-    tries: ClassVar[Tries] = {"rounds": (5, 20), "strength": (1.0, 15.0), "outer_rate": (0.03, 0.1)}
+    tries: ClassVar[Tries] = {"rounds": (5, 20), "strength": (0.03, 0.3), "outer_rate": (1.0, 3.0)}
+    relative: ClassVar[Relative] = {"strength": -1, "outer_rate": 1}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

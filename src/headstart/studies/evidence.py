@@ -21,6 +21,7 @@ class Result(NamedTuple):
     by_chance: `[seeds]`: the share of clients that chance alone would make look worse off, as `statistics.hurt` tells.
     command: what repeats the run.
     beyond_chance: `[seeds]`: whether more clients look worse off than chance explains. seconds: `[seeds]`: of training.
+    personal_rates: `[seeds]`: the learning rate of personalization, chosen with the epochs where several are tried.
     """
 
     ids: tuple[str, ...]
@@ -34,6 +35,7 @@ class Result(NamedTuple):
     command: str
     beyond_chance: np.ndarray = np.zeros(0, bool)
     seconds: np.ndarray = np.zeros(0)
+    personal_rates: np.ndarray = np.zeros(0)
 
     @property
     def initial(self) -> np.ndarray:

@@ -183,6 +183,7 @@ class Runs:
             _command(jobs),
             np.array([report[group]["hurt"].get("beyond_chance", False) for report in reports]),
             np.array([sum(record["seconds"] for record in log if record["event"] == "round") for log in logs]),
+            np.array([report.get("personal_rate", np.nan) for report in reports]),
         )
 
 
