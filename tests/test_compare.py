@@ -1,6 +1,7 @@
 """`headstart compare`: what a round costs, what is tried and what is decided; and the command, from words to page."""
 
 import json
+import runpy
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,7 +231,10 @@ def test_what_fine_tuning_adds_to_its_own_model_is_told_with_intervals():
     low, high = row.gain.over_seeds
     assert low < row.gain.mean < high
     text = conclusion(leaderboard({**entries, BASELINE: tuned}, ACCURACY), ACCURACY)[0]
-    assert f"improves the model it starts from by {100 * row.gain.mean:+.1f} points, [{100 * low:+.1f}, " in text
+    assert (
+        f"the model that it starts from, fine-tuning makes {100 * row.gain.mean:+.1f} points, [{100 * low:+.1f}, "
+        in text
+    )
 
 
 def test_clients_are_grouped_by_what_they_adapt_on():
@@ -272,12 +276,7 @@ def test_the_guides_method_is_on_the_leaderboard_and_nothing_is_run_again(comman
 
 
 def test_a_regression_federation_is_compared_by_its_error(command, tmp_path):
-    generator = np.random.default_rng(0)
-    client = np.repeat([f"farm-{i:02d}" for i in range(24)], 16)
-    x = generator.normal(size=(len(client), 3)).astype(np.float32)
-    slopes = 1 + 0.5 * np.repeat(generator.normal(size=(24, 3)), 16, axis=0)
-    y = ((x * slopes).sum(axis=1) + generator.normal(0, 0.1, len(client))).astype(np.float32)
-    np.savez(tmp_path / "farms.npz", client=client, x=x, y=y)
+    runpy.run_path(str(Path(__file__).parents[1] / "examples" / "farms.py"))["write"](tmp_path / "farms.npz")
     words = "compare", "fedavg", "--data", "farms.npz", "--methods", "localonly", *SHORT[:-4], "--length", 5
     code, _, errors = command(*words, "--rates", "0.1", "--budget", 30, "--processes", 1)
     assert (code, errors) == (0, "")

@@ -23,7 +23,8 @@ class Speech:
 
     def change(self, value: float) -> str:
         """`+1.3`: points of a share, or units of the metric."""
-        return f"{100 * value:+.1f}" if self.share else f"{value:+.3g}"
+        shown_value = f"{100 * value:+.1f}" if self.share else f"{value:+.3g}"
+        return shown_value.replace("inf", "∞")
 
     @property
     def unit(self) -> str:
@@ -91,8 +92,8 @@ def conclusion(rows: Sequence[Row], metric: Metric) -> list[str]:
     }[helps]
     said = [
         f"{opening}: FedAvg's best model has {metric.name} {shown(metric, plain.personalized.mean)} as it is, and its"
-        f" best model to fine-tune {shown(metric, tuned.personalized.mean)} after it. Fine-tuning improves the"
-        f" model it starts from by {speech.difference(tuned.gain)}. {_harm(tuned)}"
+        f" best model to fine-tune {shown(metric, tuned.personalized.mean)} after it. Against the"
+        f" model that it starts from, fine-tuning makes {speech.difference(tuned.gain)}. {_harm(tuned)}"
     ]
     ahead, level, behind = _others(rows)
     if ahead:
