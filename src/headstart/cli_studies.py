@@ -92,7 +92,8 @@ def compare(
     budget: Annotated[
         int, typer.Option(min=1, help="Client arithmetic of every run, in rounds of FedAvg with one epoch.")
     ] = 200,
-    tries: Annotated[int, typer.Option(min=1, help="Settings that each method tries on validation clients.")] = 9,
+    tries: Annotated[int, typer.Option(min=1, help="Settings that each method tries on validation clients.")] = 12,
+    tuning_seeds: Annotated[int, typer.Option(min=1, help="Seeds of every try.")] = 1,
     rates: Annotated[
         str | None, typer.Option(metavar="A,B", help="Client rates tried; default: 0.01,0.03,0.1; text 0.3,1,3.")
     ] = None,
@@ -114,7 +115,7 @@ def compare(
     base = named_experiment(experiment, data, options_of_data, overrides(settings, None, model), trusted)
     console = Console()
     page, board, sentences = compare_methods(
-        Protocol(base, budget, tries, seeds, length=length, rates=rates_given(rates)),
+        Protocol(base, budget, tries, seeds, tuning_seeds, length, rates_given(rates)),
         methods=methods.split(","),
         out=out,
         processes=processes or free_cores(),

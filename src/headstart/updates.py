@@ -133,7 +133,7 @@ class Reptile:
     learning_rate: float = 0.02
     batch_size: int = 20
 
-    tries: ClassVar[Tries] = {"steps": (5, 20)}
+    tries: ClassVar[Tries] = {"steps": (2, 10)}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
         """A client update; see `ClientUpdate`."""

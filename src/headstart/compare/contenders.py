@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
 import headstart.methods
+from headstart.compare.design import design
 from headstart.errors import UserError
 from headstart.optimizers import Optimizer
 from headstart.updates import FOMAML, MAML, FedAvg, Reptile
@@ -18,6 +16,7 @@ from headstart.updates import FOMAML, MAML, FedAvg, Reptile
 Tried = Mapping[str, Any]
 RATE, SERVER, SECOND_SERVER = "learning_rate", "server", "second server"
 SERVERS = {
+    "averaging": Optimizer("sgd", 1.0),
     "momentum, rate 1": Optimizer("sgd", 1.0, {"momentum": 0.9}),
     "momentum, rate 0.3": Optimizer("sgd", 0.3, {"momentum": 0.9}),
     "Adam, rate 0.003": Optimizer("adam", 0.003),
@@ -38,31 +37,16 @@ class Contender(NamedTuple):
     personalizes: bool = True
 
     def tries(self, rates: Sequence[float], count: int) -> list[Tried]:
-        """So many different settings, or fewer if there are not as many; the same rates and servers for every method.
+        """So many different settings, or all if there are not as many; the same rates and servers for every method."""
+        shared = {SERVER: tuple(SERVERS), RATE: rates if hasattr(self.kind, RATE) else rates[:1]}
+        own = dict(getattr(self.kind, "tries", {})) | ({SECOND_SERVER: tuple(SECOND_SERVERS)} if self.then else {})
+        return design(shared, own, count)
 
-        The client's rate and the server run through all their combinations; of every further setting the values are
-        equally frequent, in an order that depends on the setting's name alone.
-        """
-        made: list[Tried] = []
-        for enough in range(count, 4 * count + 1):
-            made = []
-            for tried in self._design(rates, enough):
-                made += [tried] if tried not in made else []
-            if len(made) >= count:
-                break
-        return made[:count]
-
-    def _design(self, rates: Sequence[float], count: int) -> list[Tried]:
-        further: dict[str, Sequence[Any]] = dict(getattr(self.kind, "tries", {}))
-        if self.then is not None:
-            further[SECOND_SERVER] = tuple(SECOND_SERVERS)
-        columns = {name: _balanced(name, values, count) for name, values in further.items()}
-        mine = rates if hasattr(self.kind, RATE) else rates[:1]
-        first = itertools.islice(itertools.cycle(itertools.product(SERVERS, mine)), count)
-        return [
-            {SERVER: server, RATE: rate, **{name: column[place] for name, column in columns.items()}}
-            for place, (server, rate) in enumerate(first)
-        ]
+    def told(self, tried: Tried) -> Tried:
+        """The settings as the update gets them, for people to read."""
+        update = self.update(tried, 1)
+        actual = {name: getattr(update, name, value) for name, value in tried.items()}
+        return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in actual.items()}
 
     def update(self, tried: Tried, batch_size: int, kind: type | None = None) -> Any:
         """The update with these settings, as far as it has them."""
@@ -72,11 +56,6 @@ class Contender(NamedTuple):
             name: tried[name] * tried[RATE] ** power for name, power in relative.items() if name in tried
         }
         return kind(**{name: value for name, value in given.items() if name in known})
-
-
-def _balanced(name: str, values: Sequence[Any], count: int) -> list[Any]:
-    generator = np.random.default_rng(list(name.encode()))
-    return [values[i] for i in generator.permutation(np.arange(count) % len(values))]
 
 
 FEDAVG, BASELINE = "FedAvg, not personalized", "FedAvg + fine-tuning"

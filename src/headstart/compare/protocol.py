@@ -33,8 +33,8 @@ from headstart.updates import FedAvg
 FIRST = 0.75
 # So many times as many epochs may local training alone take.
 ALONE = 5
-# The least rate that personalization tries, beside the least of training.
-SMALLER = 0.3
+# Personalization tries the rates of training, and one beyond either end: so many times it.
+SMALLER, LARGER = 0.3, 3.0
 RATES, TEXT_RATES = (0.01, 0.03, 0.1), (0.3, 1.0, 3.0)
 
 
@@ -46,12 +46,12 @@ class Protocol:
     budget: the client arithmetic of every run, in rounds of FedAvg with one epoch.
     tries: how many settings each method tries. seeds, tuning_seeds: of what is told, and of what only chooses.
     length: of personalization, in epochs, at most. rates: of the client that are tried; none: those that suit the task.
-        Personalization tries them too, and a smaller one.
+        Personalization tries them too, a smaller and a larger one.
     """
 
     base: Experiment
     budget: int = 200
-    tries: int = 9
+    tries: int = 12
     seeds: int = 5
     tuning_seeds: int = 1
     length: int = 10
@@ -101,7 +101,9 @@ def compare(protocol: Protocol, who: Sequence[Contender], runs: Runs) -> Compare
         UserError: if FedAvg itself diverges whatever it tries.
     """
     made = _Made(protocol, runs)
-    tries = {each.name: {_label(tried): tried for tried in each.tries(made.rates, protocol.tries)} for each in who}
+    tries = {
+        each.name: {_label(each.told(tried)): tried for tried in each.tries(made.rates, protocol.tries)} for each in who
+    }
     runs.tell(f"{len(who)} methods, {sum(map(len, tries.values()))} settings: counting what a round of each costs")
     asked: dict[str, dict[str, Experiment]] = {}
     left_out: dict[str, str] = {}
@@ -143,7 +145,7 @@ class _Made:
         self.prepared: Prepared = runs.prepared(replace(base, stages=(self._stage("FedAvg", FedAvg()),)))
         self._drawn = sampled(self.prepared)
         self.rates = protocol.rates or rates_for(self.prepared.task)
-        self.personal_rates = (SMALLER * min(self.rates), *self.rates)
+        self.personal_rates = (SMALLER * min(self.rates), *self.rates, LARGER * max(self.rates))
         one = self._cost(self._stage("FedAvg", FedAvg(1, batch_size=self.batch_size)))
         self.gradients = protocol.budget * self.cohort * one.gradients
 
@@ -193,13 +195,14 @@ class _Made:
         stages = self.stages(contender, tried)
         # Whoever has spent nothing on training together may take longer alone.
         length = protocol.length * (1 if any(each.gradients for _, each in stages) else ALONE)
+        # The same for who does not personalize, so that its training is not done twice.
         recipe = Personalization(Optimizer("sgd"), self.batch_size, length, rates=self.personal_rates)
         return replace(
             base,
             start=None,
             name=contender.kind.__name__ if contender.then is None else "Personalized",
             stages=tuple(stage for stage, _ in stages),
-            personalization=recipe if contender.personalizes else replace(recipe, length=0, rates=()),
+            personalization=recipe,
             evaluate_every=0,
             evaluation_clients=0,
             target=None,

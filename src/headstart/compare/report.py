@@ -236,7 +236,7 @@ def _edges(compared: Compared) -> list[str]:
             name for name, result in personal.items() if result.lengths.max() == result.curves.shape[2] - 1
         ],
         "The largest rate of personalization, in some seed,": [
-            name for name, result in personal.items() if result.personal_rates.max() == most
+            name for name, result in personal.items() if result.personal_rates.max() == max(compared.personal_rates)
         ],
     }
     more = "Beyond that edge they may do better."
@@ -256,7 +256,11 @@ def write(
 ) -> Path:
     """Write `report.html`, `figures/` and `leaderboard.json` into the folder `out`; returns the page."""
     drawn = [draw(federation, found, drawing, out) for drawing in found.drawings]
-    numbers = {"conclusion": sentences, "rows": rows, "tried": {name: each.tried for name, each in entries.items()}}
+    numbers = {
+        "conclusion": sentences,
+        "rows": rows,
+        "tried": {name: each.contender.told(each.tried) for name, each in entries.items()},
+    }
     write_json(out / "leaderboard.json", as_document(found) | plain(numbers))
     head = f"<h1>{escape(found.question)}</h1>\n" + paragraph(
         f"{len(rows)} methods on {federation}, at equal client arithmetic.", "lead"

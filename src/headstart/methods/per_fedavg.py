@@ -28,7 +28,7 @@ class PerFedAvg:
     meta_rate: float = 0.02
     batch_size: int = 20
 
-    tries: ClassVar[Tries] = {"steps": (5, 20), "meta_rate": (0.3, 1.0, 3.0)}
+    tries: ClassVar[Tries] = {"steps": (1, 5), "meta_rate": (0.3, 1.0, 3.0)}
     relative: ClassVar[Relative] = {"meta_rate": 1}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:

@@ -34,7 +34,7 @@ class PFedMe:
     outer_rate: float = 0.1
     batch_size: int = 20
 
-    tries: ClassVar[Tries] = {"rounds": (5, 20), "strength": (0.03, 0.3), "outer_rate": (1.0, 3.0)}
+    tries: ClassVar[Tries] = {"rounds": (1, 5), "strength": (0.03, 0.3), "outer_rate": (1.0, 3.0)}
     relative: ClassVar[Relative] = {"strength": -1, "outer_rate": 1}
 
     def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
