@@ -3,6 +3,7 @@
 import json
 import runpy
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,10 @@ import pytest
 
 import headstart.methods
 from headstart import Data, Experiment, Imported, Optimizer, Stage
-from headstart.compare.arithmetic import SAMPLE, cost, representative, sampled
-from headstart.compare.contenders import BASELINE, FEDAVG, RATE, SERVER, Contender, contenders, known
-from headstart.compare.leaderboard import amounts, by_amount, leaderboard, values_of
+from headstart.compare.arithmetic import SAMPLE, Cost, cost, representative, sampled
+from headstart.compare.contenders import BASELINE, FEDAVG, RATE, SERVER, SERVERS, Contender, contenders, known
+from headstart.compare.design import design
+from headstart.compare.leaderboard import amounts, by_amount, leaderboard, values_of, whom
 from headstart.compare.protocol import Entry
 from headstart.compare.words import claims, conclusion
 from headstart.methods import ANIL, IFCA, FedPer, FedRep, LocalOnly, PFedMe, Scaffold
@@ -78,22 +80,49 @@ def test_the_clients_whose_cost_is_counted_are_like_all_in_size():
 
 
 @pytest.mark.parametrize("name", known())
-def test_all_methods_try_the_same_rates_and_servers_as_often(name):
-    tries = known()[name].tries((0.01, 0.03, 0.1), 9)
+@pytest.mark.parametrize(
+    ("rates", "count"), [((0.01, 0.03, 0.1), 12), ((0.01, 0.03, 0.1), 9), ((1.0, 3.0), 8), ((1.0, 3.0), 5)]
+)
+def test_all_methods_try_the_same_rates_and_servers_and_no_setting_stands_for_another(name, rates, count):
+    contender = known()[name]
+    tries = contender.tries(rates, count)
+    assert len({json.dumps(tried) for tried in tries}) == len(tries)
     if name == "localonly":
         # Nothing is trained at any rate.
-        assert len(tries) == 3
+        assert len(tries) == 4
         return
-    assert Counter((tried[SERVER], tried[RATE]) for tried in tries) == Counter(
-        (tried[SERVER], tried[RATE]) for tried in known()["fedavg"].tries((0.01, 0.03, 0.1), 9)
-    )
-    kind = known()[name].kind
-    for field, values in getattr(kind, "tries", {}).items():
-        seen = Counter(tried[field] for tried in tries)
-        assert set(seen) == set(values)
-        assert max(seen.values()) - min(seen.values()) <= 1
+    pairs = Counter((tried[SERVER], tried[RATE]) for tried in tries)
+    assert pairs == Counter((tried[SERVER], tried[RATE]) for tried in known()["fedavg"].tries(rates, count))
+    values = {RATE: rates, SERVER: tuple(SERVERS), **getattr(contender.kind, "tries", {})}
+    for one, other in combinations(values, 2):
+        met = Counter((tried[one], tried[other]) for tried in tries)
+        cells = len(values[one]) * len(values[other])
+        # As evenly as whole numbers can, give or take one.
+        assert max(met.values()) <= -(-count // cells) + 1
+        assert len(met) >= min(cells, count) - 3, (one, other, met)
+    for setting, given in values.items():
+        seen = Counter(tried[setting] for tried in tries)
+        assert set(seen) == set(given) and max(seen.values()) - min(seen.values()) <= 1
     for tried in tries:
-        assert known()[name].update(tried, 7).batch_size == 7
+        assert contender.update(tried, 7).batch_size == 7
+
+
+def test_a_design_that_has_room_for_all_has_all():
+    found = design({"a": (1, 2), "b": (3, 4)}, {"c": (True, False)}, 9)
+    assert len(found) == 8 and len({tuple(each.values()) for each in found}) == 8
+    assert design({"a": (1, 2), "b": (3,)}, {}, 1) == [{"a": 1, "b": 3}]
+    # One less than all, which no balanced design is.
+    assert len({tuple(each.values()) for each in design({"a": (1, 2), "b": (3, 4)}, {"c": (True, False)}, 7)}) == 7
+
+
+def test_settings_are_told_as_they_run():
+    contender = known()["ditto"]
+    assert contender.told({SERVER: "averaging", RATE: 0.03, "epochs": 5, "strength": 0.001}) == {
+        SERVER: "averaging",
+        RATE: 0.03,
+        "epochs": 5,
+        "strength": 0.0333333,
+    }
 
 
 @pytest.mark.parametrize("name", ["fedprox", "ditto", "pfedme", "perfedavg"])
@@ -131,7 +160,8 @@ def entry(contender: Contender, initial: np.ndarray, personalized: np.ndarray) -
         np.ones(seeds),
         np.full(seeds, 0.1),
     )
-    return Entry(contender, result, {}, ())
+    stage = Stage("plain", FedAvg(), Optimizer(), 7, 3)
+    return Entry(contender, result, {}, ((stage, Cost(10.0, 1e6, 1e6)),))
 
 
 def made(shifts: dict[str, float], *, seeds: int = 5, clients: int = 40, sign: float = 1.0) -> dict[str, Entry]:
@@ -157,7 +187,7 @@ def test_the_leaderboard_ranks_and_decides_in_the_metrics_direction(metric, sign
     best = rows[0]
     assert best.versus.mean == pytest.approx(0.05, abs=0.01)
     np.testing.assert_allclose(best.personalized.mean, entries["better"].result.personalized.mean())
-    assert best.below_fedavg == 0.0
+    assert best.below_fedavg == 0.0 and (best.rounds, best.gradients, best.sent) == (7, 210, 42e6)
     values = np.sort(sign * entries["better"].result.personalized, axis=1)[:, :4]
     assert best.worst_tenth == pytest.approx(sign * values.mean())
     (fedavg,) = (row for row in rows if row.name == FEDAVG)
@@ -169,72 +199,106 @@ def test_four_seeds_decide_nothing():
     assert {row.decided for row in rows} == {0}
 
 
-@pytest.mark.parametrize(
-    ("shifts", "decision", "said"),
-    [
+CASES = [
+    (
+        {"better": 0.05, "worse": -0.05},
+        "holds",
+        ("Better than well-tuned", "better {+5.}", "Worse (in {unit}): worse {-5.}", "% of what better"),
+    ),
+    (
+        {"same": 0.0, "alike": 0.0},
+        "not decided",
         (
-            {"better": 0.05, "worse": -0.05},
-            "holds",
-            ("Better than well-tuned", "better +5.", "Worse (in points): worse -", " % of what better"),
+            "No method is shown",
+            "Not decided (in {unit}): ",
+            "None of these leads by more than",
+            "? All of it, as far as these runs can tell, and no less than 9",
         ),
-        (
-            {"same": 0.0},
-            "not decided",
-            (
-                "No method is shown",
-                "Not decided (in points): same",
-                "None of these leads by more than +",
-                "? Not decided; all of it",
-            ),
-        ),
-        ({"worse": -0.05}, "does not hold", ("No method is shown to be better", "All of it: every other")),
-    ],
-    ids=["better", "same", "worse"],
-)
-def test_the_conclusion_says_what_was_decided(shifts, decision, said):
-    entries = made({BASELINE: 0.0, **shifts})
-    rows = leaderboard(entries, ACCURACY)
-    helps, beaten = claims(rows, ACCURACY)
+    ),
+    ({"worse": -0.05}, "does not hold", ("No method is shown to be better", "All of it: every other")),
+]
+
+
+@pytest.mark.parametrize(("shifts", "decision", "said"), CASES, ids=["better", "same", "worse"])
+@pytest.mark.parametrize(("metric", "sign"), [(ACCURACY, 1.0), (ERROR, -1.0)], ids=["accuracy", "error"])
+def test_the_conclusion_says_what_was_decided(metric, sign, shifts, decision, said):
+    rows = leaderboard(made({BASELINE: 0.0, **shifts}, sign=sign), metric)
+    helps, beaten = claims(rows, metric)
     assert (helps.decision, beaten.decision) == ("holds", decision)
-    text = " ".join(conclusion(rows, ACCURACY))
-    assert "personalization helps" in text
+    text = " ".join(conclusion(rows, metric))
+    assert "For these clients, fine-tuning helps" in text
+    # An error that falls by 0.05 is said to fall.
+    signs = {"+5.": "+" if metric is ACCURACY else "-0.0", "-5.": "-" if metric is ACCURACY else "+0.0"}
     for part in said:
-        assert part in text
+        filled = part.replace("{unit}", "points" if metric is ACCURACY else "mean squared error")
+        for mark, shown in signs.items():
+            filled = filled.replace(f"{{{mark}}}", shown)
+        assert filled in text
 
 
 def test_a_gain_that_is_chance_is_not_decided():
-    entries = made({BASELINE: -0.2})
-    rows = leaderboard(entries, ACCURACY)
+    rows = leaderboard(made({BASELINE: -0.2}), ACCURACY)
     assert claims(rows, ACCURACY)[0].decision == "not decided"
-    assert "not decided whether personalization helps" in conclusion(rows, ACCURACY)[0]
+    assert "not decided whether fine-tuning helps" in conclusion(rows, ACCURACY)[0]
 
 
 @pytest.mark.parametrize(
     ("fedavg", "answer"),
-    [(0.0, "is not shown to gain anything over FedAvg as it is; what better gains"), (0.03, "loses against FedAvg")],
+    [
+        (0.0, "Not decided: what fine-tuning gains over FedAvg as it is, "),
+        (0.03, "Nothing: FedAvg as it is does better. better gains 5.0 points more than it."),
+    ],
 )
 def test_without_a_gain_of_fine_tuning_there_is_nothing_to_divide(fedavg, answer):
     entries = made({BASELINE: 0.0, "better": 0.05})
     final = values_of(entries[BASELINE])
     noise = np.random.default_rng(5).normal(0, 0.01, final.shape)
     entries[FEDAVG] = entry(Contender(FEDAVG, FedAvg, personalizes=False), final + fedavg + noise, final)
-    text = " ".join(conclusion(leaderboard(entries, ACCURACY), ACCURACY))
-    assert f"just fine-tuning? None that is decided: fine-tuning {answer}" in text
+    rows = leaderboard(entries, ACCURACY)
+    text = " ".join(conclusion(rows, ACCURACY))
+    assert (f"just fine-tuning? {answer}" in text and "does harm" in text) or fedavg == 0.0
+    # What is better than fine-tuning may be better than FedAvg as well, whatever fine-tuning is.
+    assert "Against FedAvg's best model as it is, which nobody personalizes, better are better" in text
 
 
-def test_what_fine_tuning_adds_to_its_own_model_is_told_with_intervals():
+def test_what_fine_tuning_adds_is_told_with_intervals_to_its_own_model_and_by_what_there_is_to_adapt_on():
     entries = made({BASELINE: 0.0})
     initial, final = entries[BASELINE].result.initial, entries[BASELINE].result.personalized
-    tuned = entry(Contender(BASELINE, FedAvg), initial - 0.1, final)
-    (row,) = (row for row in leaderboard({**entries, BASELINE: tuned}, ACCURACY) if row.name == BASELINE)
+    entries[BASELINE] = entry(Contender(BASELINE, FedAvg), initial - 0.1, final)
+    rows = leaderboard(entries, ACCURACY)
+    (row,) = (row for row in rows if row.name == BASELINE)
     assert row.gain.mean == pytest.approx((final - initial).mean() + 0.1)
-    low, high = row.gain.over_seeds
-    assert low < row.gain.mean < high
-    text = conclusion(leaderboard({**entries, BASELINE: tuned}, ACCURACY), ACCURACY)[0]
+    low, high = row.gain.interval()
+    sizes = np.repeat([4, 30], 20)
+    groups = whom(entries, sizes, ACCURACY)
+    gains = final - entries[FEDAVG].result.initial
+    assert [group.gain.mean for group in groups] == pytest.approx([gains[:, :20].mean(), gains[:, 20:].mean()])
+    text = " ".join(conclusion(rows, ACCURACY, groups, {"FedPer": "the head is all of the model"}))
+    assert f"fine-tuning makes {100 * row.gain.mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]. " in text
     assert (
-        f"the model that it starts from, fine-tuning makes {100 * row.gain.mean:+.1f} points, [{100 * low:+.1f}, "
-        in text
+        f"makes {100 * groups[0].gain.mean:+.1f} points [" in text
+        and "for those 20 with 30 examples to adapt on" in text
     )
+    assert "Left out: FedPer, since the head is all of the model." in text
+
+
+def test_one_seed_decides_nothing_and_promises_no_bound():
+    rows = leaderboard(made({BASELINE: 0.0, "better": 0.5}, seeds=1), ACCURACY)
+    text = " ".join(conclusion(rows, ACCURACY))
+    assert "With 1 seed nothing is decided" in text and "leads by more" not in text and "[-∞, +∞]" in text
+
+
+def test_lost_clients_never_speak_for_the_method_that_lost_them():
+    entries = made({BASELINE: 0.0, "better": 0.05, "worse": -0.05, "gone": 0.0})
+    for name, lost in (("better", slice(3, 4)), ("worse", slice(3, 4)), ("gone", slice(None))):
+        entries[name].result.curves[:, lost, 1] = np.nan
+    rows = leaderboard(entries, ACCURACY)
+    decided = {row.name: row.decided for row in rows if row.name not in (FEDAVG, BASELINE)}
+    assert decided == {"better": 0, "worse": -1, "gone": 0}
+    assert rows[-1].name == "gone" and rows[-1].lost == 1.0 and rows[0].lost == pytest.approx(1 / 40)
+    entries[BASELINE].result.curves[:, 5, 1] = np.nan
+    decided = {row.name: row.decided for row in leaderboard(entries, ACCURACY)}
+    assert (decided["worse"], decided[FEDAVG]) == (0, 0)
 
 
 def test_clients_are_grouped_by_what_they_adapt_on():

@@ -16,11 +16,11 @@ from headstart.verdicts import (
     Difference,
     Power,
     Spread,
+    crossed,
     decide,
     decide_most,
     difference,
     holm,
-    p_value,
     power,
     spread,
     t_interval,
@@ -228,11 +228,37 @@ def test_a_pilot_without_seeds_or_clients_promises_nothing(pilot: np.ndarray) ->
     assert power(pilot, seeds=5, clients=30) == Power(math.inf, math.inf, 5, 30)
 
 
-def test_a_p_value_is_the_larger_of_two_t_tests() -> None:
-    values = two_way(np.random.default_rng(3), (6, 40), (0.1, 0.3, 0.2)) + 0.15
-    tests = [stats.ttest_1samp(values.mean(axis=axis), 0)[1] for axis in (0, 1)]
-    assert p_value(values) == pytest.approx(max(tests))
-    assert p_value(values[:1]) == 1.0 and p_value(np.zeros((5, 5))) == 1.0
+def test_an_interval_over_seeds_and_clients_holds_the_truth_as_often_as_it_says() -> None:
+    """Where both vary, intervals over either alone do not: another run is of other clients too."""
+    generator = np.random.default_rng(2)
+    held = {"both": 0, "seeds": 0, "clients": 0}
+    for _ in range(600):
+        values = generator.normal(0, 1, (6, 1)) + generator.normal(0, 2.5, (1, 40)) + generator.normal(0, 3, (6, 40))
+        found = difference(values)
+        low, high = crossed(values).interval()
+        held["both"] += low < 0 < high
+        held["seeds"] += found.over_seeds[0] < 0 < found.over_seeds[1]
+        held["clients"] += found.over_clients[0] < 0 < found.over_clients[1]
+    assert 0.93 < held["both"] / 600 < 0.99
+    assert held["clients"] < held["seeds"] < held["both"]
+
+
+def test_where_only_seeds_or_only_clients_vary_it_is_an_ordinary_t_test() -> None:
+    generator = np.random.default_rng(4)
+    column = generator.normal(0.4, 1, 7)
+    for values in (np.tile(column[:, None], (1, 9)), np.tile(column, (9, 1))):
+        found, plain = crossed(values), stats.ttest_1samp(column, 0)
+        assert found.p == pytest.approx(plain.pvalue)
+        assert found.interval() == pytest.approx(tuple(plain.confidence_interval(0.95)))
+
+
+def test_one_seed_or_one_client_bounds_nothing() -> None:
+    for values in (np.ones((1, 5)), np.ones((5, 1))):
+        found = crossed(values)
+        assert found.mean == 1 and found.interval() == (-math.inf, math.inf) and found.p == 1.0
+    assert crossed(np.zeros((5, 5))).p == 1.0 and crossed(np.ones((5, 5))).p == 0.0
+    nothing = crossed(np.full((5, 5), np.nan))
+    assert math.isnan(nothing.mean) and nothing.p == 1.0
 
 
 @pytest.mark.parametrize(

@@ -41,11 +41,6 @@ class Difference(NamedTuple):
             return 0
         return _side(self.over_seeds, self.over_clients)
 
-    @property
-    def most(self) -> float:
-        """The end of the interval that reaches further up."""
-        return max(self.over_seeds[1], self.over_clients[1])
-
 
 def _side(*intervals: tuple[float, float]) -> int:
     """Of zero, on which all of them lie."""
@@ -171,11 +166,9 @@ def power(pilot: np.ndarray, *, seeds: int, clients: int) -> Power:
     count, width = pilot.shape
     if min(count, width, seeds) < 2:
         return Power(math.inf, math.inf, seeds, clients)
-    of_seeds, of_clients = pilot.mean(axis=1), pilot.mean(axis=0)
-    rest = pilot - of_seeds[:, None] - of_clients + pilot.mean()
-    noise = float((rest**2).sum() / ((count - 1) * (width - 1)))
-    between_seeds = max(of_seeds.var(ddof=1) - noise / width, 0.0)
-    between_clients = max(of_clients.var(ddof=1) - noise / count, 0.0)
+    by_seed, by_client, noise = _variances(pilot)
+    between_seeds = max(by_seed - noise / width, 0.0)
+    between_clients = max(by_client - noise / count, 0.0)
     errors = (
         math.sqrt((between_seeds + noise / clients) / seeds),
         math.sqrt((between_clients + noise / seeds) / clients),
@@ -184,23 +177,60 @@ def power(pilot: np.ndarray, *, seeds: int, clients: int) -> Power:
     return Power(float(reach[0] * errors[0]), float(reach[1] * errors[1]), seeds, clients)
 
 
-def p_value(values: np.ndarray) -> float:
-    """Of no difference, from paired differences `[seeds, clients]`: the larger of two t-tests, over seeds and clients.
+class Crossed(NamedTuple):
+    """The mean over seeds and clients, both taken as drawn: other runs on other clients.
 
-    Each asks what the interval of `difference` over seeds or clients asks, so both must be small. 1 where one cannot
-    be had.
+    error: its standard error. freedom: degrees of freedom of the t-distribution that it is held against.
+    """
+
+    mean: float
+    error: float
+    freedom: float
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Of the mean; without bounds where there are not two seeds and two clients."""
+        half = stats.t.ppf((1 + level) / 2, self.freedom) * self.error if self.error else 0.0
+        return float(self.mean - half), float(self.mean + half)
+
+    @property
+    def p(self) -> float:
+        """Of a mean of zero."""
+        if not math.isfinite(self.error):
+            return 1.0
+        if not self.error:
+            return float(self.mean == 0)
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+
+
+def crossed(values: np.ndarray) -> Crossed:
+    """Of values `[seeds, clients]`, every seed with every client; clients without a value in some seed are left out.
+
+    The variance of the mean is that of the seeds' means plus that of the clients' means, less the noise that both hold
+    (a two-way table without repetition); its degrees of freedom are Satterthwaite's.
     """
     values = values[:, np.isfinite(values).all(axis=0)]
-    if min(values.shape) < 2:
-        return 1.0
-    return max(_t_test(values.mean(axis=axis)) for axis in (0, 1))
+    seeds, clients = values.shape
+    if not clients:
+        return Crossed(math.nan, math.inf, 1.0)
+    if min(seeds, clients) < 2:
+        return Crossed(float(values.mean()), math.inf, 1.0)
+    by_seed, by_client, noise = _variances(values)
+    parts = by_seed / seeds, by_client / clients, noise / (seeds * clients)
+    # Estimates of the parts are noisy too: the whole is never less than one of them.
+    variance = max(parts[0] + parts[1] - parts[2], parts[0], parts[1])
+    doubt = sum(
+        part**2 / freedom
+        for part, freedom in zip(parts, (seeds - 1, clients - 1, (seeds - 1) * (clients - 1)), strict=True)
+    )
+    return Crossed(float(values.mean()), math.sqrt(variance), variance**2 / doubt if doubt else 1.0)
 
 
-def _t_test(values: np.ndarray) -> float:
-    if np.ptp(values) == 0:
-        return float(values[0] == 0)
-    t = values.mean() / (values.std(ddof=1) / math.sqrt(len(values)))
-    return float(2 * stats.t.sf(abs(t), len(values) - 1))
+def _variances(values: np.ndarray) -> tuple[float, float, float]:
+    """Of the seeds' means, of the clients' means, and of what is left, in a table `[seeds, clients]`."""
+    of_seeds, of_clients = values.mean(axis=1), values.mean(axis=0)
+    rest = values - of_seeds[:, None] - of_clients + values.mean()
+    noise = (rest**2).sum() / ((len(of_seeds) - 1) * (len(of_clients) - 1))
+    return float(of_seeds.var(ddof=1)), float(of_clients.var(ddof=1)), float(noise)
 
 
 def holm(p_values: Sequence[float], *, level: float = 0.05) -> list[bool]:

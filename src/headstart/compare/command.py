@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from headstart.compare.contenders import contenders
-from headstart.compare.leaderboard import leaderboard
+from headstart.compare.leaderboard import leaderboard, whom
 from headstart.compare.protocol import Protocol, compare
 from headstart.compare.report import evidence, write
 from headstart.compare.words import conclusion
@@ -66,7 +66,7 @@ def compare_methods(
     places = {client: place for place, client in enumerate(prepared.federation.ids)}
     sizes = prepared.federation.sizes[[places[client] for client in ids], 0]
     found = evidence(protocol, compared, rows, metric=metric, adapt_sizes=np.asarray(sizes))
-    sentences = conclusion(rows, metric)
+    sentences = conclusion(rows, metric, whom(compared.entries, np.asarray(sizes), metric), compared.left_out)
     name = Path(protocol.base.data.source).name.partition(".")[0]
     page = write(
         found, sentences, rows, compared.entries, out, federation=name, command=command, environment=environment()

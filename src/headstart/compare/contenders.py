@@ -40,7 +40,7 @@ class Contender(NamedTuple):
         """So many different settings, or all if there are not as many; the same rates and servers for every method."""
         shared = {SERVER: tuple(SERVERS), RATE: rates if hasattr(self.kind, RATE) else rates[:1]}
         own = dict(getattr(self.kind, "tries", {})) | ({SECOND_SERVER: tuple(SECOND_SERVERS)} if self.then else {})
-        return design(shared, own, count)
+        return list(design(shared, own, count))
 
     def told(self, tried: Tried) -> Tried:
         """The settings as the update gets them, for people to read."""

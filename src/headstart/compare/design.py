@@ -16,9 +16,9 @@ DRAWS = 500
 def design(shared: Mapping[str, Sequence[Any]], own: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
     """So many different combinations of the values of settings, or all of them if there are not as many.
 
-    shared: two settings whose values and pairs of values are met equally often, whatever the others are, so that all who
-        share them try the same. own: the others: their values are met equally often, and pairs of values of any two
-        settings as evenly as the best of `DRAWS` designs has them.
+    shared: two settings whose values and pairs of values are met equally often, whatever the others are, so that all
+        who share them try the same. own: the others: their values are met equally often, and pairs of values of any
+        two settings as evenly as the best of `DRAWS` designs has them.
     """
     values = {**shared, **own}
     every = [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]

@@ -9,40 +9,43 @@ import numpy as np
 
 from headstart.compare.contenders import BASELINE, FEDAVG
 from headstart.compare.protocol import Entry
-from headstart.recorded import Estimate, estimate
 from headstart.tasks import Metric
-from headstart.verdicts import LEAST_SEEDS, Difference, difference, holm, p_value
+from headstart.verdicts import LEAST_SEEDS, Crossed, Difference, crossed, difference, holm
 
 
 class Row(NamedTuple):
     """What is told of a method; values are those of the metric, differences positive where the method is better.
 
-    initial, personalized: means over seeds and clients, with 95 % intervals over clients.
-    versus: its personalized value less that of FedAvg + fine-tuning. p: of no difference. decided: 1 better, -1 worse,
-        corrected for the number of methods (Holm); 0 is not decided. A method that lost clients is not better.
+    initial, personalized: over seeds and clients. gain: personalized less initial, of the same model.
+    versus, over_fedavg: its personalized value less that of FedAvg + fine-tuning, and of FedAvg, not personalized.
+    decided, over_fedavg_decided: of these, 1 better, -1 worse, corrected for the number of methods (Holm); 0 is not
+        decided. Lost clients never speak for the method that lost them.
+    by_seeds_and_clients: `versus` with its interval over seeds and that over clients.
     lost: the share of clients without a finite value in the end, who count as worse off and worse than FedAvg.
-    gain: personalized less initial, of the same model. hurt, by_chance: shares of clients whose own value falls, and
-        that chance alone would make fall. beyond_chance: whether it is more in most seeds; None where nothing is
-        personalized.
-    below_fedavg: the share of clients who would be better off with the model of FedAvg, not personalized.
+    hurt, by_chance: shares of clients whose own value falls, and that chance alone would make fall. beyond_chance:
+        whether it is more in most seeds; None where nothing is personalized.
+    below_fedavg: the share of clients who are measured lower than with the model of FedAvg, not personalized.
     worst_tenth: the mean of the tenth of clients that is worst off.
-    gradients, sent, seconds: a run's client arithmetic, bytes and time of training. epochs: of personalization.
-    rates: of personalization, the least and the greatest that a seed chose.
+    rounds, gradients, sent, seconds: a run's rounds, client arithmetic, bytes and time of training.
+    epochs: of personalization. rates: of personalization, the least and the greatest that a seed chose.
     """
 
     name: str
-    initial: Estimate
-    personalized: Estimate
-    versus: Difference
-    p: float
+    initial: Crossed
+    personalized: Crossed
+    gain: Crossed
+    versus: Crossed
     decided: int
+    over_fedavg: Crossed
+    over_fedavg_decided: int
+    by_seeds_and_clients: Difference
     lost: float
-    gain: Difference
     hurt: float
     by_chance: float
     beyond_chance: bool | None
     below_fedavg: float
     worst_tenth: float
+    rounds: int
     gradients: float
     sent: float
     seconds: float
@@ -57,49 +60,56 @@ def values_of(entry: Entry) -> np.ndarray:
 
 def leaderboard(entries: Mapping[str, Entry], metric: Metric) -> list[Row]:
     """A row for each, the best first."""
-    better = {name: metric.sign * (values_of(each) - values_of(entries[BASELINE])) for name, each in entries.items()}
-    others = [name for name in entries if name != BASELINE]
-    p_values = {name: p_value(better[name]) for name in others}
-    corrected = dict(zip(others, holm(list(p_values.values())), strict=True))
+    versus, decided = _compared(entries, BASELINE, metric.sign)
+    over_fedavg, over_fedavg_decided = _compared(entries, FEDAVG, metric.sign)
     rows = []
     for name, entry in entries.items():
-        versus = difference(better[name])
-        enough = versus.seeds >= LEAST_SEEDS and corrected.get(name, False)
-        decided = int(np.sign(versus.mean)) if enough else 0
-        rows.append(_row(entry, versus, p_values.get(name, 1.0), decided, entries, metric.sign))
-    return sorted(rows, key=lambda row: -metric.sign * row.personalized.mean)
+        by_two = difference(metric.sign * (values_of(entry) - values_of(entries[BASELINE])))
+        against = versus[name], decided[name], over_fedavg[name], over_fedavg_decided[name], by_two
+        rows.append(_row(entry, against, values_of(entries[FEDAVG]), metric.sign))
+    # One that lost all clients has no mean, and is last.
+    return sorted(rows, key=lambda row: np.nan_to_num(-metric.sign * row.personalized.mean, nan=np.inf))
 
 
-def _row(entry: Entry, versus: Difference, p: float, decided: int, entries: Mapping[str, Entry], sign: int) -> Row:
+def _compared(entries: Mapping[str, Entry], reference: str, sign: int) -> tuple[dict[str, Crossed], dict[str, int]]:
+    """How much better each is than one of them, and which of that is decided: 1 better, -1 worse."""
+    final = {name: values_of(entry) for name, entry in entries.items()}
+    found = {name: crossed(sign * (values - final[reference])) for name, values in final.items()}
+    lost = {name: not np.isfinite(values).all() for name, values in final.items()}
+    others = [name for name in entries if name != reference]
+    corrected = dict(zip(others, holm([found[name].p for name in others]), strict=True))
+    enough = len(final[reference]) >= LEAST_SEEDS
+
+    def of(name: str) -> int:
+        side = int(np.sign(found[name].mean)) if enough and corrected.get(name, False) else 0
+        return 0 if lost[name if side > 0 else reference] else side
+
+    return found, {name: of(name) for name in entries}
+
+
+def _row(entry: Entry, against: tuple[Crossed, int, Crossed, int, Difference], fedavg: np.ndarray, sign: int) -> Row:
     result, final = entry.result, values_of(entry)
     gains, lost = sign * (final - result.initial), ~np.isfinite(final)
     personalizes = entry.contender.personalizes
-    fedavg = values_of(entries[FEDAVG])
     return Row(
         entry.contender.name,
-        _estimate(result.initial),
-        _estimate(final),
-        versus,
-        p,
-        min(decided, 0) if lost.any() else decided,
+        crossed(result.initial),
+        crossed(final),
+        crossed(gains),
+        *against,
         float(lost.mean()),
-        difference(gains),
         float(((gains < 0) | lost).mean()),
         float(np.nanmean(result.by_chance)) if personalizes else 0.0,
         bool(np.mean(result.beyond_chance) > 0.5) if personalizes else None,
         float(((sign * (final - fedavg) < 0) | lost).mean()),
         _worst_tenth(final, sign),
+        sum(stage.rounds for stage, _ in entry.stages),
         entry.gradients,
         entry.sent,
         float(np.median(result.seconds)),
         float(np.mean(result.lengths)) if personalizes else 0.0,
         (float(result.personal_rates.min()), float(result.personal_rates.max())),
     )
-
-
-def _estimate(values: np.ndarray) -> Estimate:
-    means = values.mean(axis=0)
-    return estimate(means[np.isfinite(means)])
 
 
 def _worst_tenth(values: np.ndarray, sign: int) -> float:
@@ -131,6 +141,26 @@ def amounts(sizes: np.ndarray, *, most: int = 4) -> Amounts:
         np.array([int((group == place).sum()) for place in places]),
         group,
     )
+
+
+class Group(NamedTuple):
+    """Clients with about as much to adapt on: their mean examples, how many they are, and what fine-tuning adds."""
+
+    size: float
+    clients: int
+    gain: Crossed
+
+
+def whom(entries: Mapping[str, Entry], sizes: np.ndarray, metric: Metric) -> list[Group]:
+    """What FedAvg + fine-tuning makes over FedAvg, not personalized, for clients in groups.
+
+    sizes: `[clients]`: how many examples each has to adapt on.
+    """
+    gain, groups = metric.sign * (values_of(entries[BASELINE]) - values_of(entries[FEDAVG])), amounts(sizes)
+    return [
+        Group(float(size), int(clients), crossed(gain[:, groups.group == place]))
+        for place, (size, clients) in enumerate(zip(groups.sizes, groups.clients, strict=True))
+    ]
 
 
 def by_amount(values: np.ndarray, groups: Amounts) -> np.ndarray:

@@ -12,19 +12,17 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from headstart.compare.board import amounts_table, cost_table, values_table
 from headstart.compare.contenders import BASELINE, FEDAVG, RATE, SERVERS
 from headstart.compare.leaderboard import Amounts, Row, amounts, by_amount, values_of
-from headstart.compare.protocol import ALONE, FIRST, Compared, Entry, Protocol
+from headstart.compare.protocol import FIRST, Compared, Entry, Protocol
 from headstart.compare.words import LOCAL, Speech, claims
 from headstart.console import say
 from headstart.files import write_bytes, write_json
 from headstart.page import paragraph, section
-from headstart.recorded import Estimate
 from headstart.studies.evidence import Evidence, Table
 from headstart.studies.pictures import curves, forest
 from headstart.studies.shown import as_document, draw, environment_table, plain, sentence, shown, whole
-from headstart.tables import shown as shown_value
-from headstart.tables import shown_interval
 from headstart.tasks import Metric
 from headstart.themes import Drawing, axis_name
 
@@ -55,97 +53,12 @@ def evidence(
         "compare",
         "How much of personalized federated learning is just fine-tuning?",
         claims(rows, metric),
-        (_values(rows, speech), _costs(rows, protocol), _amounts(gains, groups, speech)),
+        (values_table(rows, speech), cost_table(rows, protocol, adapt_sizes), amounts_table(gains, groups, speech)),
         _drawings(entries, rows, gains, groups, metric),
         tuple(compared.choices),
         _notes(protocol, compared),
         {name: entry.result.command for name, entry in entries.items()},
     )
-
-
-def _values(rows: Sequence[Row], speech: Speech) -> Table:
-    metric = speech.metric
-
-    def estimate(value: Estimate) -> str:
-        return f"{shown_value(metric, value.mean)} {shown_interval(metric, value)}"
-
-    def versus(row: Row) -> str:
-        if row.name == BASELINE:
-            return "–"
-        mark = {1: " better", -1: " worse", 0: ""}[row.decided]
-        return f"{speech.change(row.versus.mean)} {speech.interval(*row.versus.over_seeds)}{mark}"
-
-    head = (
-        "method",
-        "initial",
-        "personalized",
-        "against FedAvg + fine-tuning",
-        "worse off / by chance",
-        "worse than FedAvg",
-        "worst tenth",
-    )
-    lines = tuple(
-        (
-            row.name,
-            estimate(row.initial),
-            estimate(row.personalized),
-            versus(row),
-            "–" if row.beyond_chance is None else _hurt(row),
-            "–" if row.name == FEDAVG else f"{100 * row.below_fedavg:.1f} %",
-            shown_value(metric, row.worst_tenth),
-        )
-        for row in rows
-    )
-    return Table(
-        "Leaderboard",
-        head,
-        lines,
-        f"{metric.name}, means over seeds and test clients, with 95 % intervals over clients; differences with"
-        f" their interval over seeds, in {speech.unit}, positive where the method is better. Better and worse: decided,"
-        " corrected for the number of methods. Worse off: clients whose own value falls by personalizing; by chance:"
-        " those for whom it would if every client's true gain were the mean one; * more than that in most seeds. Worse"
-        " than FedAvg: clients who would be better off with its best model as it is. A client whose training diverged"
-        " counts as both. Worst tenth: the mean of the tenth of clients that ends worst.",
-    )
-
-
-def _hurt(row: Row) -> str:
-    return f"{100 * row.hurt:.1f}{'*' if row.beyond_chance else ''} / {100 * row.by_chance:.1f} %"
-
-
-def _costs(rows: Sequence[Row], protocol: Protocol) -> Table:
-    lines = tuple(
-        (row.name, f"{row.gradients:,.0f}", f"{row.sent / 1e6:,.1f}", f"{row.seconds:.1f}", _recipe(row))
-        for row in rows
-    )
-    head = "method", "gradients of examples", "megabytes sent", "seconds", "personalization"
-    return Table(
-        "What it costs",
-        head,
-        lines,
-        "Of one run in training: gradients of single examples that clients compute, second derivatives and looks at"
-        " further models reckoned in; bytes between server and clients, both ways, parameters that nobody trains left"
-        " out; seconds of training, the median of the seeds, other runs beside. Personalization: the mean number of"
-        f" epochs, {protocol.length} at most, {ALONE} times that for who trains alone, and the rate, both chosen on"
-        " validation clients in every seed.",
-    )
-
-
-def _recipe(row: Row) -> str:
-    if not row.epochs:
-        return "–"
-    rates = " to ".join(f"{rate:g}" for rate in dict.fromkeys(row.rates))
-    return f"{row.epochs:.1f} epochs at {rates}"
-
-
-def _amounts(gains: Mapping[str, np.ndarray], groups: Amounts, speech: Speech) -> Table:
-    head = (
-        "method",
-        *(f"{size:.0f} examples ({count} clients)" for size, count in zip(groups.sizes, groups.clients, strict=True)),
-    )
-    lines = tuple((name, *map(speech.change, gain.mean(axis=0).tolist())) for name, gain in gains.items())
-    note = f"Gain over FedAvg, not personalized, in {speech.unit}; of clients in groups, with their mean examples."
-    return Table("The gain against what there is to adapt on", head, lines, note)
 
 
 def _drawings(
@@ -167,7 +80,7 @@ def _drawings(
             "versus",
             f"Difference of {metric.name} to FedAvg + fine-tuning, for every method",
             "Better or worse than FedAvg + fine-tuning",
-            [(row.name, row.versus) for row in rows if row.name != BASELINE],
+            [(row.name, row.by_seeds_and_clients) for row in rows if row.name != BASELINE],
             unit=unit,
             decided=[row.decided != 0 for row in rows if row.name != BASELINE],
         ),
@@ -203,9 +116,10 @@ def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
     two = [name for name, entry in compared.entries.items() if len(entry.stages) > 1]
     return (
         f"Every run may use the client arithmetic of {protocol.budget} rounds of FedAvg with one epoch; each method"
-        f" tries {protocol.tries} settings, or all it has if those are fewer, with {protocol.tuning_seeds} seed(s) on"
-        f" validation clients, every try on the full budget. What is told comes of {protocol.seeds} other seeds, and"
-        " test clients are measured once.",
+        f" tries {protocol.tries} settings, or all it has if those are fewer, less those of which one round is dearer"
+        f" than the budget, with {_seeds(protocol.tuning_seeds)} on validation clients, every try on the full budget."
+        f" What is told comes of {_seeds(protocol.seeds, 'other ')}, and test clients are measured once. All is of one"
+        " split of the clients.",
         f"The client's rate ({_listed(compared.rates)}) and the server's optimizer ({'; '.join(SERVERS)}; its rate"
         " decays to zero by a cosine) run through the same values for every method; FedAvg, not personalized, is chosen"
         " by its initial value, everything else by its personalized one, at the best rate"
@@ -218,6 +132,10 @@ def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
         *_edges(compared),
         *(f"{name} is left out: {reason}." for name, reason in compared.left_out.items()),
     )
+
+
+def _seeds(count: int, kind: str = "") -> str:
+    return f"{count} {kind}seed{'s' if count > 1 else ''}"
 
 
 def _listed(rates: Sequence[float]) -> str:
