@@ -4,6 +4,7 @@ import inspect
 import json
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -340,6 +341,11 @@ class Layers:
             return jnp.tanh(x @ params["Dense_0"]["kernel"]) @ params["Dense_1"]["kernel"], params
 
         return Model(init, apply)
+
+
+def test_no_file_of_a_method_is_forgotten():
+    files = {path.stem for path in Path(headstart.methods.__file__).parent.glob("[!_]*.py")}
+    assert files == {inspect.getmodule(type(method)).__name__.rpartition(".")[2] for method in ALL}
 
 
 @pytest.mark.parametrize("name", METHODS)

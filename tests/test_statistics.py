@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from headstart.log import means
 from headstart.personalize import Curves
 from headstart.statistics import bootstrap, chance_of_harm, describe, hurt, rounds_to_target, summarize
 from headstart.tasks import Classification, NextCharacter, Regression
@@ -141,3 +142,16 @@ def test_the_rounds_to_a_target_are_the_first_that_reach_it_or_none():
     assert rounds_to_target(rounds, values, 0.75, metric=ACCURACY) == 10
     assert rounds_to_target(rounds, values, 0.95, metric=ACCURACY) is None
     assert rounds_to_target(rounds, [3, 2, 1, 2], 1.5, metric=Regression().metrics[0]) == 20
+
+
+def test_what_diverges_overflows_in_silence():
+    task = NextCharacter()
+    sums = np.array([[8.0, 4000.0], [12.0, np.inf]], np.float32)
+    counts, nothing = np.array([4.0, 4.0], np.float32), np.zeros((2, 2))
+    curves = Curves({metric.name: (sums, counts) for metric in task.metrics}, nothing, nothing)
+    report = summarize(curves, task, length=1)
+    assert report["perplexity"]["initial"]["mean"] == pytest.approx((np.exp(2) + np.exp(3)) / 2, rel=1e-6)
+    assert report["perplexity"]["personalized"]["mean"] == np.inf
+    assert (
+        means(task, {metric.name: (np.float32(4000), np.float32(4)) for metric in task.metrics})["perplexity"] == np.inf
+    )

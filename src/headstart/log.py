@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from headstart.errors import UserError
 from headstart.files import write_bytes
 from headstart.personalize import Curves, mean_over_clients
@@ -80,6 +82,7 @@ def round_record(task: Task, stage: str, number: int, info: Info, seconds: float
     }
 
 
+@np.errstate(over="ignore")  # the perplexity of a run that diverges
 def means(task: Task, sums: Sums) -> dict[str, float | None]:
     """What is reported of summed metrics; None where nothing was counted."""
     report = {}

@@ -73,7 +73,7 @@ class Curves(NamedTuple):
     def means(self, metric: Metric) -> np.ndarray:
         """`[clients, length + 1]`: the client's own value of a metric; NaN where it has no test items."""
         sums, counts = self.metrics[metric.name]
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             return metric.finish(sums / counts[:, None])
 
 

@@ -34,6 +34,7 @@ def summarize(curves: Curves, task: Task, *, length: int, seed: int = 0, resampl
     return report
 
 
+@np.errstate(over="ignore", invalid="ignore")  # clients whose training diverged
 def describe(values: np.ndarray, weights: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
     """Per-client values `[clients]`: uniform and weighted mean, a 95 % interval, spread and percentiles.
 

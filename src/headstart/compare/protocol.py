@@ -154,10 +154,10 @@ class _Made:
         return Stage(name, update, server or Optimizer(), 1, self.cohort, weighting)
 
     def _cost(self, stage: Stage) -> Cost:
-        """Rates decide no number of steps, so they share one count."""
+        """Rates and pulls decide no number of steps, so they share one count."""
         update: Any = stage.update
-        if hasattr(update, RATE):
-            update = replace(update, learning_rate=RATES[0])  # any will do
+        same = [name for name in (RATE, *getattr(update, "relative", ())) if hasattr(update, name)]
+        update = replace(update, **dict.fromkeys(same, 0.1))  # any number will do
         key = type(update), repr(update)
         if key not in self._costs:
             self._costs[key] = cost(replace(stage, update=update), self.prepared, self._drawn)
