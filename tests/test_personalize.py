@@ -136,12 +136,9 @@ def test_the_length_chosen_is_the_best_of_the_uniform_mean_in_the_direction_of_t
 
 def test_of_several_rates_the_best_is_chosen_with_its_length():
     recipe = Personalization(Optimizer("sgd", 9.0, {"momentum": 0.5}), 4, 2, rates=(0.1, 0.3))
-    assert [each.optimizer.learning_rate for each in recipe.candidates] == [0.1, 0.3]
-    assert {(each.rates, each.optimizer.options["momentum"], each.length) for each in recipe.candidates} == {
-        ((), 0.5, 2)
-    }
-    plain = Personalization(Optimizer("sgd", 9.0))
-    assert plain.candidates == (plain,)
+    assert recipe.tried == (0.1, 0.3) and Personalization(Optimizer("sgd", 9.0)).tried == (9.0,)
+    at = recipe.at(0.3)
+    assert (at.optimizer, at.length, at.rates) == (Optimizer("sgd", 0.3, {"momentum": 0.5}), 2, ())
     low, high = [[1, 2, 1], [1, 2, 3], [0, 0, 0]], [[1, 2, 2], [1, 2, np.nan], [0, 0, 0]]
     assert choose_recipe([curves_of(ACCURACY, each) for each in (low, high)], TASK) == (0, 1)
     assert choose_recipe([curves_of(ACCURACY, each) for each in (high[::-1], low)], TASK) == (1, 1)
@@ -149,3 +146,21 @@ def test_of_several_rates_the_best_is_chosen_with_its_length():
     assert choose_recipe(
         [curves_of(error, each) for each in (low, [[1, 2, 0.5], [1, 2, 1], low[2]])], Regression()
     ) == (1, 2)
+
+
+def test_rates_share_a_program_and_differ_in_nothing_else(float64):
+    recipe, start, draw = RECIPES["epochs of sgd"][0], tiny.theta(), on_device(FEDERATION)
+    traces = []
+
+    def apply(variables, x, *, key=None):
+        traces.append(1)
+        return MODEL.apply(variables, x, key=key)
+
+    several = personalizer(TASK, MODEL._replace(apply=apply), replace(recipe, rates=(0.1, 0.3)), clients_at_once=5)
+    found = several(start, EVERYONE, draw, KEY)
+    once = len(traces)
+    for rate in (0.1, 0.3):
+        alone = personalizer(TASK, MODEL, recipe.at(rate), clients_at_once=5)(start, EVERYONE, draw, KEY)
+        found = several(start, EVERYONE, draw, KEY, rate=rate)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), found, alone)
+    assert len(traces) == once

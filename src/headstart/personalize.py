@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +48,12 @@ class Personalization:
     rates: tuple[float, ...] = ()
 
     @property
-    def candidates(self) -> tuple[Personalization, ...]:
-        """The recipes to choose from: one for every rate."""
-        return tuple(self.at(rate) for rate in self.rates) or (self,)
+    def tried(self) -> tuple[float, ...]:
+        """The learning rates to choose from, one at least."""
+        return self.rates or (self.optimizer.learning_rate,)
 
-    def at(self, rate: float) -> Personalization:
-        """The recipe with this learning rate, and no other to choose."""
+    def at(self, rate: Any) -> Personalization:
+        """The recipe with this learning rate (a number that may be traced), and no other to choose."""
         return replace(self, optimizer=replace(self.optimizer, learning_rate=rate), rates=())
 
 
@@ -90,11 +90,12 @@ def personalizer(
     mesh: Mesh | None = None,
     clients_at_once: int | None = None,
 ) -> Personalizer:
-    """A compiled `(params, clients, draw, key, progress) -> Curves`.
+    """A compiled `(params, clients, draw, key, progress, rate) -> Curves`.
 
     params: what the server broadcasts; for most methods the parameters of the initial model.
     clients: numbers of the clients to personalize (int array `[n]`); one without a test part gets NaN.
     draw: draws them, from `on_device`. progress: told how many more clients are done.
+    rate: the learning rate, by default the first to try; all of them share the program.
     hooks: how the method personalizes. lanes, mesh: as in `rounds.federated`.
     clients_at_once: how many are drawn together; a matter of memory; by default four for every lane, or 32.
     """
@@ -104,11 +105,13 @@ def personalizer(
     everywhere = NamedSharding(mesh, PartitionSpec()) if spans_processes(mesh) else None
 
     @partial(jax.jit, out_shardings=everywhere)
-    def watch_all(params: Tree, adapt: Client, test: Client, key: Array) -> Tree:
+    def watch_all(params: Tree, adapt: Client, test: Client, key: Array, rate: Array) -> Tree:
+        at_rate = recipe.at(rate)
+
         def one(shared: tuple[Tree, Array], nothing: Tree, member: tuple[Client, Client]) -> tuple[Tree, Tree]:
             (params, key), (adapt_one, test_one) = shared, member
             test_one = test_one._replace(block=adapt_one.block)
-            return nothing, watch(task, model, recipe, params, adapt_one, test_one, client_key(key, adapt_one), hooks)
+            return nothing, watch(task, model, at_rate, params, adapt_one, test_one, client_key(key, adapt_one), hooks)
 
         return over_clients(one, (params, key), (), adapt, test._replace(block=None), lanes=lanes, mesh=mesh)[1]
 
@@ -118,6 +121,7 @@ def personalizer(
         draw: Draw,
         key: Array,
         progress: Callable[[int], None] = lambda clients: None,
+        rate: float = recipe.tried[0],
     ) -> Curves:
         pieces = []
         if mesh is not None:
@@ -128,7 +132,7 @@ def personalizer(
             missing = at_once - len(chunk)
             filled = np.pad(chunk, (0, missing), constant_values=-1)
             dealt = deal(filled, np.pad(sizes, (0, missing)), lanes=lanes, mesh=mesh)
-            result = watch_all(params, *draw.parts(dealt, "adapt", "test"), key)
+            result = watch_all(params, *draw.parts(dealt, "adapt", "test"), key, rate)
             order = np.argsort(dealt)
             places = order[np.searchsorted(dealt, chunk, sorter=order)]
             pieces.append(jax.tree.map(lambda leaf, places=places: np.asarray(leaf)[places], result))
@@ -253,7 +257,7 @@ def choose_length(curves: Curves, task: Task) -> int:
 
 
 def choose_recipe(curves: Sequence[Curves], task: Task) -> tuple[int, int]:
-    """Which of several recipes is best, by what each did to the same clients, and at what length.
+    """Which of several rates is best, by what each did to the same clients, and at what length.
 
     As of `choose_length`; of equals the first.
     """

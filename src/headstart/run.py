@@ -147,9 +147,9 @@ def _session(
 
         return once((recipe, hooks), make)
 
-    recipes, nothing = experiment.personalization.candidates, replace(experiment.personalization, length=0, rates=())
-    watch = tuple(tuple(watching(recipe, stage.hooks) for recipe in recipes) for stage in experiment.stages)
-    measure = tuple(watching(nothing, stage.hooks) for stage in experiment.stages)
+    recipe = experiment.personalization
+    watch = tuple(watching(recipe, stage.hooks) for stage in experiment.stages)
+    measure = tuple(watching(replace(recipe, length=0), stage.hooks) for stage in experiment.stages)
     draw = once("draw", lambda: on_device(prepared.federation, limit=options.device_bytes, mesh=mesh))
     programs = tuple(
         once((number, stage, clients), lambda algorithm=algorithm: several(algorithm))
@@ -236,20 +236,20 @@ def _saved(trial: Trial, params: Tree) -> checkpoint.Saved | None:
 def _finish_stage(trial: Trial, place: Place) -> None:
     """Choose rate and length of personalization on the validation clients, then measure the test clients, once."""
     prepared, stage = trial.session.prepared, trial.session.prepared.experiment.stages[place.stage]
-    recipes = prepared.experiment.personalization.candidates
-    chosen, length, arrays = 0, recipes[0].length, {}
+    rates, length = prepared.experiment.personalization.tried, prepared.experiment.personalization.length
+    chosen, arrays = 0, {}
     report: dict[str, Any] = {"stage": stage.name, "round": place.round, "seed": trial.seed}
     for group, clients in (("validation", choosing(prepared, stage)), ("test", prepared.groups.test)):
         if not len(clients) or (group == "test" and not prepared.experiment.test):
             continue
-        tried = range(len(recipes)) if group == "validation" else (chosen,)
-        looks = {number: watch(trial, place, group, clients, recipe=number, interruptible=True) for number in tried}
+        tried = rates if group == "validation" else rates[chosen : chosen + 1]
+        looks = [watch(trial, place, group, clients, rate=rate, interruptible=True) for rate in tried]
         if group == "validation":
-            chosen, length = choose_recipe(list(looks.values()), prepared.task)
-        curves = looks[chosen]
+            chosen, length = choose_recipe(looks, prepared.task)
+        curves = looks[chosen if group == "validation" else 0]
         arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
         report[group] = summarize(curves, prepared.task, length=length)
-    report["personal_rate"] = recipes[chosen].optimizer.learning_rate
+    report["personal_rate"] = rates[chosen]
     trial.session.listen({"event": "stage", **report})
     if not cluster.is_first():
         return

@@ -43,15 +43,15 @@ class Session(NamedTuple):
     """What the seeds of a run share.
 
     draw: draws cohorts of the federation, on the devices in use.
-    algorithms, programs: of every stage; the programs are its rounds, compiled. watch: of every stage, the compiled
-        personalization by each recipe to choose from. measure: of every stage, the same of no length.
+    algorithms, programs: of every stage; the programs are its rounds, compiled. watch, measure: of every stage, the
+        compiled personalization, and the same of no length.
     """
 
     prepared: Prepared
     draw: Draw
     algorithms: tuple[Algorithm, ...]
     programs: tuple[Rounds, ...]
-    watch: tuple[tuple[Personalizer, ...], ...]
+    watch: tuple[Personalizer, ...]
     measure: tuple[Personalizer, ...]
     options: Options
     listen: Listener
@@ -162,13 +162,13 @@ def watch(
     group: str,
     clients: np.ndarray,
     *,
-    recipe: int = 0,
+    rate: float | None = None,
     personalized: bool = True,
     interruptible: bool = False,
 ) -> Curves:
     """Personalize clients of a group from the state of the run, or measure its initial model alone.
 
-    recipe: the place of the recipe among those to choose from.
+    rate: of personalization, by default the first to try.
 
     Raises:
         InterruptedRunError: on Ctrl-C, if interruptible.
@@ -181,8 +181,9 @@ def watch(
         if interruptible and cluster.any_of(session.interrupt.requested):
             raise InterruptedRunError
 
-    look = session.watch[place.stage][recipe] if personalized else session.measure[place.stage]
-    return look(place.state.params, clients, session.draw, personal_key(trial.key), progress)
+    look = session.watch if personalized else session.measure
+    rate = session.prepared.experiment.personalization.tried[0] if rate is None else rate
+    return look[place.stage](place.state.params, clients, session.draw, personal_key(trial.key), progress, rate)
 
 
 def save(trial: Trial, place: Place) -> None:
