@@ -277,7 +277,7 @@ def test_what_fine_tuning_adds_is_told_with_intervals_to_its_own_model_and_by_wh
     assert f"fine-tuning makes {100 * row.gain.mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]. " in text
     assert (
         f"makes {100 * groups[0].gain.mean:+.1f} points [" in text
-        and "for those 20 with 30 examples to adapt on" in text
+        and "for the 20 with 30 to adapt on in the mean" in text
     )
     assert "Left out: FedPer, since the head is all of the model." in text
 

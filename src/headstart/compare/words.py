@@ -121,10 +121,10 @@ def _for_whom(groups: Sequence[Group], speech: Speech) -> list[str]:
     if len(groups) < 2:
         return []
     few, many = (
-        f"{speech.difference(group.gain)} for those {group.clients} with {group.size:.0f} examples to adapt on"
+        f"{speech.difference(group.gain)} for the {group.clients} with {group.size:.0f} to adapt on in the mean"
         for group in (groups[0], groups[-1])
     )
-    return [f"For whom: over FedAvg as it is, fine-tuning makes {few}, and {many}."]
+    return [f"For whom: of clients by their examples, fine-tuning makes {few}, and {many}, over FedAvg as it is."]
 
 
 def _beside_fine_tuning(ahead: Sequence[Row], level: Sequence[Row], behind: Sequence[Row], speech: Speech) -> list[str]:
