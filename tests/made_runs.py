@@ -16,10 +16,10 @@ from headstart.files import write_bytes, write_json
 from headstart.folder import curve_arrays, environment, write_arrays, write_samples
 from headstart.optimizers import Optimizer
 from headstart.personalize import Curves, Personalization, choose_length
+from headstart.serialization import to_json
 from headstart.statistics import summarize
 from headstart.tasks import Classification, NextCharacter, Regression
 from headstart.updates import FedAvg, Reptile
-from headstart.values import to_json
 
 LENGTH = 5
 ROUNDS = (60, 40)

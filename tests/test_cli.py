@@ -10,7 +10,7 @@ import pytest
 from headstart import run
 from headstart.checkpoint import read_arrays
 from headstart.files import write_json
-from headstart.values import to_json
+from headstart.serialization import to_json
 from small import experiment, federation_file
 
 

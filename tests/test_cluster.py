@@ -24,7 +24,7 @@ from headstart import Imported, UserError
 from headstart.cluster import LOST, Membership, means_loss, membership
 from headstart.files import write_json
 from headstart.sampling import sample
-from headstart.values import to_json
+from headstart.serialization import to_json
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))

@@ -11,13 +11,16 @@ import optax
 import pytest
 
 import tiny
+from headstart import UserError
 from headstart.data import from_arrays
 from headstart.draw import on_device
 from headstart.local import Descent, mean_loss
+from headstart.method import ClientUpdate, Reply
+from headstart.methods import Ditto, Scaffold
 from headstart.models import as_model
 from headstart.rounds import Cohort, client_key, federated
 from headstart.tasks import Classification, Regression
-from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reply, Reptile
+from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reptile
 
 RATE, STEPS, BATCH = 0.2, 3, 3
 TASK, MODEL = Classification(), tiny.SOFTMAX
@@ -54,16 +57,16 @@ def affine(variables, x, *, key=None):
 
 
 @dataclass(frozen=True)
-class LocalHead:
+class LocalHead(ClientUpdate):
     """FedPer (Arivazhagan et al. 2019): the body is averaged, the head stays with the client."""
 
     steps: int = STEPS
     learning_rate: float = 0.05
     batch_size: int = BATCH
 
-    def __call__(self, task, model, broadcast, client, memory, key):
+    def __call__(self, task, model, broadcast, client, client_state, key):
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
-        start = descent.begin({"body": broadcast, "head": memory})
+        start = descent.begin({"body": broadcast, "head": client_state})
         end = descent.run(start, client, key, steps=self.steps)
         delta = jax.tree.map(jnp.subtract, broadcast, end.params["body"])
         return Reply(delta, client.size.astype(jnp.float32), end.metrics, end.params["head"])
@@ -90,7 +93,7 @@ def test_parameters_can_stay_with_the_client(float64):
     for number in range(40):
         key = jax.random.fold_in(KEY, number)
         state, info = step(state, Cohort(draw(np.arange(3)), heads), key)
-        heads = info.memory
+        heads = info.client_state
         if number < 2:
             ends = []
             for i, client in enumerate(clients):
@@ -107,19 +110,19 @@ def test_parameters_can_stay_with_the_client(float64):
 
 
 @dataclass(frozen=True)
-class PickOne:
+class PickOne(ClientUpdate):
     """IFCA (Ghosh et al. 2020): models are broadcast, `[models, ...]`; a client trains the one that suits it."""
 
     inner: Any
 
-    def __call__(self, task, model, broadcast, client, memory, key):
+    def __call__(self, task, model, broadcast, client, client_state, key):
         room = jnp.arange(client.rows.shape[0])
         examples = client.examples(room, room < client.size)
         losses = jax.vmap(lambda params: mean_loss(task, model, params, examples, None)[0])(broadcast)
         best = losses.argmin()
-        reply = self.inner(task, model, jax.tree.map(lambda leaf: leaf[best], broadcast), client, memory, key)
+        reply = self.inner(task, model, jax.tree.map(lambda leaf: leaf[best], broadcast), client, client_state, key)
         spread = jax.tree.map(lambda all, one: jnp.zeros_like(all).at[best].set(one), broadcast, reply.delta)
-        return reply._replace(delta=spread, memory=best)
+        return reply._replace(delta=spread, client_state=best)
 
 
 def test_several_global_models_go_out_in_one_tree_and_find_their_clients(float64):
@@ -129,7 +132,7 @@ def test_several_global_models_go_out_in_one_tree_and_find_their_clients(float64
     step, cohort = jax.jit(algorithm.step), Cohort(on_device(federation)(np.arange(4)))
     start = np.array([[0.3, 0.1], [-0.3, 0.1]])
     state, info = step(algorithm.init(jnp.asarray(start)), cohort, KEY)
-    np.testing.assert_array_equal(info.memory, [0, 1, 0, 1])
+    np.testing.assert_array_equal(info.client_state, [0, 1, 0, 1])
     x, y = federation.fetch(np.arange(4))
     by_hand = start.copy()
     for i, (own_x, own_y) in enumerate(zip(x.reshape(4, 8, 2), y.reshape(4, 8), strict=True)):
@@ -162,14 +165,14 @@ def test_every_update_keeps_the_contract_and_is_traced_once_for_cohorts_of_one_s
     broadcast = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tiny.theta())
 
     @jax.jit
-    def reply_of(broadcast, client, memory, key):
+    def reply_of(broadcast, client, client_state, key):
         traces.append(name)
-        return update(TASK, MODEL, broadcast, client, memory, key)
+        return update(TASK, MODEL, broadcast, client, client_state, key)
 
     for i in range(5):
         client = tiny.one(federation, i)
         reply = reply_of(broadcast, client, None, jax.random.key(i))
-        assert shapes(reply.delta) == shapes(broadcast) and reply.memory is None
+        assert shapes(reply.delta) == shapes(broadcast) and reply.client_state is None
         # A client of one example has none to hold out for the query, so it says nothing.
         says_nothing = getattr(update, "query_share", 0) and int(client.size) < 2
         assert reply.weight.shape == () and float(reply.weight) == (0 if says_nothing else int(client.size))
@@ -185,3 +188,40 @@ def test_a_round_is_compiled_once_for_cohorts_of_one_shape():
     for number, clients in enumerate([[0, 1, 2], [4, 3, 0], [2, 1, 4]]):
         state, _ = step(state, Cohort(draw(np.array(clients))), jax.random.fold_in(KEY, number))
     assert step._cache_size() == 1
+
+
+def call(self, task, model, broadcast, client, client_state, key): ...
+
+
+@pytest.mark.parametrize(
+    ("parts", "complaint"),
+    [
+        (
+            {"personal_gradeint": lambda self, start: None},
+            r"Mine\.personal_gradeint is no part of a method: a method may",
+        ),
+        ({"personal_gradient": lambda self: None}, r"Mine\.personal_gradient must be a function of \(self, start\)"),
+        ({"personal_init": 3}, r"Mine\.personal_init must be a function of \(self, task, model"),
+        ({"__annotations__": {"init_server": "int"}}, r"Mine\.init_server must be a function of \(self, params\)"),
+        ({"__annotations__": {"serch_space": "ClassVar[dict]"}}, r"Mine\.serch_space .* did you mean search_space\?"),
+        ({"__call__": lambda self, task, model: None}, r"Mine\.__call__ must be a function of \(self, task, model"),
+    ],
+)
+def test_a_hook_that_nobody_would_call_is_refused(parts, complaint):
+    with pytest.raises(UserError, match=complaint):
+        type("Mine", (ClientUpdate,), {"__call__": call, **parts})
+
+
+def test_what_is_not_of_the_contract_is_no_method():
+    class Duck:
+        __call__ = call
+
+    with pytest.raises(UserError, match=r"Duck is no method; let the class derive from headstart\.ClientUpdate"):
+        federated(TASK, MODEL, Duck(), optax.sgd(1.0))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_method_says_what_it_brings():
+    assert Reptile().is_plain and not Reptile().is_stateful and Reptile().is_single_model
+    assert Scaffold().is_stateful and not Scaffold().is_single_model
+    assert Ditto().for_personalization == Ditto() and not Ditto().is_plain
+    assert FedAvg(2).for_personalization is Reptile().for_personalization

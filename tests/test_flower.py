@@ -31,9 +31,9 @@ from headstart.personalize import Curves, Personalization
 from headstart.recorded import read_runs
 from headstart.rounds import Totals, folded, round_key, seed_key
 from headstart.sampling import sample
+from headstart.serialization import to_json
 from headstart.tasks import Classification
 from headstart.trial import DivergedError
-from headstart.values import to_json
 from inline_grid import InlineGrid, Node
 
 TERMS = Terms(nodes=2, deadline=0.2, patience=1.0)

@@ -41,7 +41,7 @@ from headstart.log import read_records
 from headstart.prepare import Prepared, prepare
 from headstart.rounds import State, folded, round_key, seed_key, server_step
 from headstart.sampling import sample
-from headstart.values import to_json
+from headstart.serialization import to_json
 
 NODES = ("good", "doomed", "spoiled", "slow", "late")
 # The same for every node, so that they share compiled programs.

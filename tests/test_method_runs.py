@@ -12,10 +12,11 @@ import small
 import tiny
 from headstart import Experiment, Optimizer, Stage, UserError, run
 from headstart.checkpoint import read, read_arrays, write
+from headstart.client_state import ClientStates, from_tree, tree_shapes
 from headstart.draw import on_device
 from headstart.export import export_run
 from headstart.folder import read_curves
-from headstart.memory import Memory, expected, restored
+from headstart.method import Reply
 from headstart.methods import (
     FedPer,
     Scaffold,
@@ -23,7 +24,7 @@ from headstart.methods import (
 from headstart.rounds import Cohort, federated
 from headstart.tasks import Classification, no_sums
 from headstart.trial import Options
-from headstart.updates import FedAvg, Reply
+from headstart.updates import FedAvg
 
 TASK, MODEL, KEY = Classification(), tiny.SOFTMAX, jax.random.key(11)
 METHODS = {name: getattr(headstart.methods, name)() for name in headstart.methods.__all__}
@@ -31,21 +32,21 @@ METHODS = {name: getattr(headstart.methods, name)() for name in headstart.method
 
 def test_a_memory_has_room_for_those_who_took_part_and_comes_back_from_disk(tmp_path):
     blank = {"head": np.full(2, 7.0, np.float32)}
-    memory = Memory(blank)
-    np.testing.assert_array_equal(memory.of(np.array([5, -1]))["head"], [[7, 7], [7, 7]])
+    client_state = ClientStates(blank)
+    np.testing.assert_array_equal(client_state.of(np.array([5, -1]))["head"], [[7, 7], [7, 7]])
     for number, clients in enumerate([[9, 3], [3, -1], [1, 2]]):
         left = np.array([[number, client] for client in clients], np.float32)
-        memory.put(np.array(clients), {"head": left})
-    write(tmp_path / "memory.safetensors", memory.as_tree(), {})
-    again = restored(read(tmp_path / "memory.safetensors", expected(blank, len(memory))).tree)
-    for one in (memory, again):
+        client_state.put(np.array(clients), {"head": left})
+    write(tmp_path / "memory.safetensors", client_state.as_tree(), {})
+    again = from_tree(read(tmp_path / "memory.safetensors", tree_shapes(blank, len(client_state))).tree)
+    for one in (client_state, again):
         found = one.of(np.array([[9, 3], [1, 8]]))["head"]
         np.testing.assert_array_equal(found, [[[0, 9], [1, 3]], [[2, 1], [7, 7]]])
 
 
 def test_what_is_not_finite_is_not_kept():
-    def spoiling(task, model, broadcast, client, memory, key):
-        kept = jnp.where(client.size > 5, jnp.nan, memory + 1)
+    def spoiling(task, model, broadcast, client, client_state, key):
+        kept = jnp.where(client.size > 5, jnp.nan, client_state + 1)
         return Reply(
             jax.tree.map(jnp.zeros_like, broadcast), client.size.astype(jnp.float32), no_sums(task, kept.dtype), kept
         )
@@ -54,7 +55,7 @@ def test_what_is_not_finite_is_not_kept():
     cohort = Cohort(on_device(tiny.federation())(np.arange(5)), jnp.zeros(5, jnp.float32))
     _, info = jax.jit(algorithm.step)(algorithm.init(tiny.theta()), cohort, KEY)
     # Too large, one, too large, without examples, one.
-    np.testing.assert_array_equal(info.memory, [0, 1, 0, 0, 1])
+    np.testing.assert_array_equal(info.client_state, [0, 1, 0, 0, 1])
 
 
 def experiment(tmp_path, method, **changes) -> Experiment:

@@ -15,10 +15,9 @@ import headstart.methods
 import reference
 import tiny
 from headstart import Optimizer, Personalization, UserError
+from headstart.client_state import ClientStates
 from headstart.data import from_arrays
 from headstart.draw import on_device
-from headstart.hooks import hooks_of
-from headstart.memory import Memory
 from headstart.methods import (
     ANIL,
     IFCA,
@@ -35,9 +34,9 @@ from headstart.methods import (
 from headstart.models import Model
 from headstart.personalize import adapt_client
 from headstart.rounds import Cohort, client_key, federated
+from headstart.serialization import from_json, to_json
 from headstart.tasks import Classification, Regression
 from headstart.updates import FOMAML, FedAvg, Reptile
-from headstart.values import from_json, to_json
 
 RATE, BATCH = 0.2, 3
 TASK, MODEL = Classification(), tiny.SOFTMAX
@@ -49,10 +48,10 @@ ALL = [getattr(headstart.methods, name)() for name in headstart.methods.__all__]
 METHODS = {type(method).__name__: method for method in ALL}
 
 
-def reply_of(method, client, params, *, task=TASK, model=MODEL, memory=None, key=KEY):
+def reply_of(method, client, params, *, task=TASK, model=MODEL, client_state=None, key=KEY):
     """What a client says to a method that has shared these parameters."""
-    shared = hooks_of(method).share(params)
-    return jax.jit(partial(method, task, model))(shared, client, memory, client_key(key, client))
+    shared = method.init_server(params)
+    return jax.jit(partial(method, task, model))(shared, client, client_state, client_key(key, client))
 
 
 def quadratic(number: int = 0, size: int = 4):
@@ -69,9 +68,8 @@ def near(centre, anchor, strength):
 def personal(method, client, broadcast, *, length, rate=RATE, task=TASK, model=MODEL, batch_size=BATCH):
     """A held-out client's own parameters."""
     recipe = Personalization(Optimizer("sgd", rate), batch_size, length)
-    hooks = hooks_of(method)
-    adapted = jax.jit(partial(adapt_client, task, model, recipe, length=length, hooks=hooks))
-    return adapted(hooks.share(broadcast), client, KEY)
+    adapted = jax.jit(partial(adapt_client, task, model, recipe, length=length, method=method))
+    return adapted(method.init_server(broadcast), client, KEY)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +87,7 @@ def personal(method, client, broadcast, *, length, rate=RATE, task=TASK, model=M
 def test_in_the_limit_it_is_another(method, other, float64):
     for number in EVERYONE:
         client, theta = tiny.one(tiny.federation(), number), tiny.theta()
-        found = reply_of(method, client, theta, memory=hooks_of(method).keep(theta))
+        found = reply_of(method, client, theta, client_state=method.init_client_state(theta))
         expected = reply_of(other, client, theta)
         np.testing.assert_allclose(tiny.flat(found.delta), tiny.flat(expected.delta), rtol=1e-12)
         assert float(found.weight) == float(expected.weight)
@@ -179,9 +177,9 @@ def affine_step(params, batch, *, body: bool, head: bool):
 def test_the_partial_family_moves_its_parts_in_turn(method, parts, float64):
     client, body, own = affine_client(), np.array([0.3, 0.2]), np.array(0.5)
     broadcast = {"body": jnp.asarray(body), "head": jnp.asarray(0.1)}
-    remembers = hooks_of(method).remembers
-    memory = [jnp.asarray(own)] if remembers else None
-    reply = reply_of(method, client, broadcast, task=Regression(), model=AFFINE, memory=memory)
+    remembers = method.is_stateful
+    client_state = [jnp.asarray(own)] if remembers else None
+    reply = reply_of(method, client, broadcast, task=Regression(), model=AFFINE, client_state=client_state)
     at = body, own if remembers else 0.1
     for (moves_body, moves_head), batch in zip(
         parts, tiny.drawn(client, client_key(KEY, client), range(len(parts)), BATCH), strict=True
@@ -190,7 +188,7 @@ def test_the_partial_family_moves_its_parts_in_turn(method, parts, float64):
     np.testing.assert_allclose(reply.delta["body"], body - at[0], rtol=1e-12)
     assert float(reply.delta["head"]) == 0
     if remembers:
-        np.testing.assert_allclose(reply.memory[0], at[1], rtol=1e-12)
+        np.testing.assert_allclose(reply.client_state[0], at[1], rtol=1e-12)
 
 
 def test_anil_takes_inner_steps_on_the_head_and_one_gradient_of_all(float64):
@@ -250,7 +248,7 @@ def test_ifca_averages_each_model_over_those_who_chose_it(float64):
     expected = [(4 * moved[0] + 12 * moved[1]) / 16, models[1] - RATE * tiny.CURVATURE @ (models[1] - [-3, 0, 0])]
     np.testing.assert_allclose(found.params["models"]["theta"], expected, rtol=1e-12)
     client = tiny.one(federation, 1)
-    begun = IFCA(2).begin(tiny.Quadratic(), tiny.POINT, found.params, client, KEY)
+    begun = IFCA(2).personal_init(tiny.Quadratic(), tiny.POINT, found.params, client, KEY)
     np.testing.assert_array_equal(begun["theta"], found.params["models"]["theta"][1])
 
 
@@ -273,9 +271,9 @@ def test_ifca_leaves_a_model_that_nobody_chose_and_its_momentum(float64):
 def test_ifca_passes_over_a_broken_model_and_begins_apart_in_every_seed(float64):
     client, centre = quadratic()
     models = {"theta": jnp.asarray([[np.nan] * 3, list(centre), [9.0] * 3])}
-    begun = IFCA().begin(tiny.Quadratic(), tiny.POINT, {"models": models}, client, KEY)
+    begun = IFCA().personal_init(tiny.Quadratic(), tiny.POINT, {"models": models}, client, KEY)
     np.testing.assert_array_equal(begun["theta"], centre)
-    shared = [IFCA(2).share({"theta": jnp.asarray(c)})["models"]["theta"] for c in CENTRES[:2]]
+    shared = [IFCA(2).init_server({"theta": jnp.asarray(c)})["models"]["theta"] for c in CENTRES[:2]]
     noises = [each[1] - each[0] for each in shared]
     assert np.abs(noises[0] / np.linalg.norm(noises[0]) - noises[1] / np.linalg.norm(noises[1])).max() > 0.1
 
@@ -295,7 +293,7 @@ def test_statistics_of_batches_are_not_bent():
     np.testing.assert_allclose(pulled["batch_stats"]["mean"], plain["batch_stats"]["mean"], rtol=1e-6)
     assert np.abs(plain["batch_stats"]["mean"]).min() > 1
     np.testing.assert_array_equal(
-        IFCA(2).share(params)["models"]["batch_stats"]["mean"], np.full((2, 3), 5.0, np.float32)
+        IFCA(2).init_server(params)["models"]["batch_stats"]["mean"], np.full((2, 3), 5.0, np.float32)
     )
 
 
@@ -303,12 +301,13 @@ def test_scaffold_is_its_numpy_reference_over_three_rounds(float64):
     method, theta, server = Scaffold(3, RATE, BATCH), tiny.theta(), Optimizer("sgd", 1.0).build()
     algorithm = federated(TASK, MODEL, method, server, weighting="uniform", participation=0.5)
     step, state, draw = jax.jit(algorithm.step), algorithm.init(theta), on_device(tiny.federation())
-    memory, clients = Memory(method.keep(theta)), {i: tiny.one(tiny.federation(), i) for i in EVERYONE}
+    states = ClientStates(method.init_client_state(theta))
+    clients = {i: tiny.one(tiny.federation(), i) for i in EVERYONE}
     at, control, own = tiny.flat(theta), 0.0, dict.fromkeys(EVERYONE, 0.0)
     for number, chosen in enumerate(np.array([[0, 2], [2, 4], [0, 1]])):
         key = jax.random.fold_in(KEY, number)
-        state, info = step(state, Cohort(draw(chosen), memory.of(chosen)), key)
-        memory.put(chosen, info.memory)
+        state, info = step(state, Cohort(draw(chosen), states.of(chosen)), key)
+        states.put(chosen, info.client_state)
         moves, changes = [], []
         for i in chosen:
             current = at
@@ -351,23 +350,23 @@ def test_no_file_of_a_method_is_forgotten():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_the_contract(name):
     method, model, traces = METHODS[name], Layers()(), []
-    hooks, params = hooks_of(method), jax.tree.map(jnp.float32, model.init(jax.random.key(0)))
-    broadcast, memory = hooks.share(params), hooks.keep(params)
+    params = jax.tree.map(jnp.float32, model.init(jax.random.key(0)))
+    broadcast, client_state = method.init_server(params), method.init_client_state(params)
 
     @jax.jit
-    def reply(broadcast, client, memory, key):
+    def reply(broadcast, client, client_state, key):
         traces.append(name)
-        return method(TASK, model, broadcast, client, memory, key)
+        return method(TASK, model, broadcast, client, client_state, key)
 
     @jax.jit
     def own(broadcast, client, key):
         recipe = Personalization(Optimizer("sgd", 0.1), BATCH, 1)
-        return adapt_client(TASK, model, recipe, broadcast, client, key, 1, hooks)
+        return adapt_client(TASK, model, recipe, broadcast, client, key, 1, method)
 
     for i in range(5):
         client = tiny.one(tiny.federation(), i)
-        found = reply(broadcast, client, memory, jax.random.key(i))
-        assert shapes(found.delta) == shapes(broadcast) and shapes(found.memory) == shapes(memory)
+        found = reply(broadcast, client, client_state, jax.random.key(i))
+        assert shapes(found.delta) == shapes(broadcast) and shapes(found.client_state) == shapes(client_state)
         assert float(found.weight) == int(client.size) and set(found.metrics) == {m.name for m in TASK.metrics}
         assert np.isfinite(tiny.flat(found.delta)).all()
         # The client without examples says nothing, and learns nothing of its own.
@@ -375,7 +374,7 @@ def test_every_method_keeps_the_contract(name):
         assert name == "LocalOnly" or (np.abs(tiny.flat(weightless)).max() > 0) == (int(client.size) > 0)
         mine = own(broadcast, client, jax.random.key(i))
         assert shapes(mine) == shapes(params)
-        start = hooks.begin(TASK, model, broadcast, client, jax.random.key(i))
+        start = method.personal_init(TASK, model, broadcast, client, jax.random.key(i))
         assert (np.abs(tiny.flat(mine) - tiny.flat(start)).max() > 0) == (int(client.size) > 0)
     assert len(traces) == 1
     named = replace(method, head=("Dense_1",)) if hasattr(method, "head") else method
@@ -386,7 +385,7 @@ def test_every_method_keeps_the_contract(name):
 def test_reptile_is_the_first_round_of_scaffold(float64):
     theta, client = tiny.theta(), tiny.one(tiny.federation(), 2)
     method = Scaffold(3, RATE, BATCH)
-    found = reply_of(method, client, theta, memory=method.keep(theta)).delta["params"]
+    found = reply_of(method, client, theta, client_state=method.init_client_state(theta)).delta["params"]
     np.testing.assert_allclose(
         tiny.flat(found), tiny.flat(reply_of(Reptile(3, RATE, BATCH), client, theta).delta), rtol=1e-12
     )

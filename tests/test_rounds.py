@@ -14,10 +14,11 @@ import reference
 import tiny
 from headstart.draw import on_device
 from headstart.local import gradient_at
+from headstart.method import Reply
 from headstart.optimizers import Optimizer
 from headstart.rounds import Cohort, all_finite, centralized, client_key, federated, weigh
 from headstart.tasks import Classification, no_sums
-from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reply, Reptile
+from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reptile
 
 RATE, BATCH = 0.2, 3
 TASK, MODEL = Classification(), tiny.SOFTMAX
@@ -130,7 +131,7 @@ def assert_same(found, expected, rtol=1e-12):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-15), found, expected)
 
 
-def in_order(task, model, broadcast, client, memory, key):
+def in_order(task, model, broadcast, client, client_state, key):
     """As many steps as the client has examples, on one after the other: a path that costs little to compile."""
 
     def step(number, params):
@@ -149,7 +150,7 @@ def test_the_number_of_lanes_changes_nothing(float64):
     lanes_of = lambda update, lanes: federated(TASK, MODEL, update, optax.adam(0.1), lanes=lanes)  # noqa: E731
     assert_same(jax.jit(lanes_of(FedAvg(1, RATE, BATCH), 2).step)(begin, cohort, KEY), STEP(begin, cohort, KEY))
     alone, *beside = (jax.jit(lanes_of(in_order, lanes).step)(begin, cohort, KEY) for lanes in (1, 2, 3, 5, 8))
-    assert alone[1].memory.shape == (5,) and len(np.unique(alone[1].memory)) == 5
+    assert alone[1].client_state.shape == (5,) and len(np.unique(alone[1].client_state)) == 5
     for found in beside:
         assert_same(found, alone)
 
@@ -196,7 +197,7 @@ def test_a_reply_that_is_not_finite_is_left_out_and_counted_and_a_round_of_only_
     jax.tree.map(np.testing.assert_array_equal, unchanged, state)
 
 
-def counting(task, model, broadcast, client, memory, key):
+def counting(task, model, broadcast, client, client_state, key):
     """An update that asks nothing of the examples."""
     delta = jax.tree.map(lambda leaf: jnp.full_like(leaf, client.size), broadcast)
     return Reply(delta, client.size.astype(jnp.float32), no_sums(task))

@@ -17,8 +17,8 @@ from headstart.apply import finished
 from headstart.checkpoint import read_arrays
 from headstart.folder import read_curves, read_json
 from headstart.log import read_records
+from headstart.serialization import to_json
 from headstart.trial import Options
-from headstart.values import to_json
 from small import experiment, federation_file, first_stage_only
 
 EVERY_ROUND = Options(checkpoint_seconds=0)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from headstart import Experiment, FedAvg, Optimizer, Schedule, UserError
+from headstart import Data, Experiment, FedAvg, Optimizer, Schedule, Stage, UserError
 from headstart.experiment import load, names, read
-from headstart.values import from_json, override, to_json
+from headstart.methods import Ditto
+from headstart.serialization import from_json, override, to_json
 from small import experiment
 
 
@@ -124,3 +125,61 @@ def test_an_experiment_is_read_from_a_python_file(tmp_path):
     loaded = load(str(tmp_path / "mine.py"), settings=["seed=4"])
     assert isinstance(loaded, Experiment) and loaded.name == "mine" and loaded.seed == 4
     assert replace(loaded, seed=0) == load(str(tmp_path / "mine.py"))
+
+
+def test_values_are_saved_by_their_public_names(document):
+    assert document["type"] == "headstart.Experiment" and document["stages"][0]["update"]["type"] == "headstart.FedAvg"
+    assert to_json(Ditto())["type"] == "headstart.methods.Ditto"
+    assert to_json(Foreign())["type"].endswith(".Foreign")
+
+
+def test_an_experiment_of_a_newer_format_is_refused(document):
+    assert read({"format": 2, **document}) == read(document)
+    with pytest.raises(UserError, match="has the format 3, newer than this headstart reads"):
+        read({"format": 3, **document})
+
+
+@pytest.mark.parametrize("path", ["headstart.__main__.main", "headstart.cli.main", "headstart.experiment.load"])
+def test_no_module_of_headstart_is_imported_by_its_path(path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "headstart.__main__", raising=False)
+    with pytest.raises(UserError, match="not the name of a value"):
+        from_json({"type": path})
+    assert "headstart.__main__" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: FedAvg(epochs=0), r"FedAvg\.epochs is 0, but must be at least 1"),
+        (lambda: Stage("s", FedAvg(), Optimizer(), 0), r"Stage\.rounds is 0, but must be at least 1"),
+        (lambda: Ditto(strength=float("nan")), r"Ditto\.strength is nan, but must be at least 0"),
+        (lambda: Data(train=-0.5), r"Data\.train is -0\.5, but must be at least 0"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_in_python_too(make, complaint):
+    with pytest.raises(UserError, match=complaint):
+        make()
+
+
+def test_a_value_out_of_range_is_refused_with_its_path(document):
+    with pytest.raises(UserError, match=r"experiment\.stages\.0\.update\.epochs is 0, but must be at least 1"):
+        read(override(document, ["stages.0.update.epochs=0"]))
+
+
+def test_a_setting_may_name_a_method_and_others_change_it(tmp_path, monkeypatch):
+    (tmp_path / "own_method.py").write_text(
+        "import dataclasses, headstart as hs\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Mine(hs.ClientUpdate):\n"
+        "    steps: int = 3\n"
+        "    def __call__(self, task, model, broadcast, client, client_state, key):\n"
+        "        return hs.Reptile(self.steps)(task, model, broadcast, client, client_state, key)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ["stages.0.update=own_method:Mine", "stages.0.update.steps=5"]
+    update = load("fedavg", settings=settings).stages[0].update  # pyright: ignore[reportAttributeAccessIssue]
+    assert type(update).__name__ == "Mine" and update.steps == 5
+    update = load("fedavg", settings=["stages.0.update=headstart.methods.Ditto"]).stages[0].update  # pyright: ignore[reportAttributeAccessIssue]
+    assert update == Ditto()
+    with pytest.raises(UserError, match=r"is no method; give a class that derives from headstart\.ClientUpdate"):
+        load("fedavg", settings=["stages.0.update=own_method:dataclasses"])

@@ -23,7 +23,7 @@ from headstart.flower import told
 from headstart.flower.loopback import Loopback
 from headstart.folder import read_json
 from headstart.log import read_records
-from headstart.values import to_json
+from headstart.serialization import to_json
 
 HERE = Path(__file__).parent
 NODES = ("north", "east", "south", "west")

@@ -10,6 +10,7 @@ from headstart.draw import on_device
 from headstart.errors import UserError
 from headstart.experiment import Centralized, Data, Experiment, Imported, Stage
 from headstart.local import Descent
+from headstart.method import ClientUpdate, Reply
 from headstart.models import Model, as_model
 from headstart.optimizers import Optimizer, Schedule
 from headstart.personalize import Personalization, choose_length, personalize
@@ -17,7 +18,7 @@ from headstart.rounds import Algorithm, Cohort, State, centralized, federated
 from headstart.run import run
 from headstart.statistics import summarize
 from headstart.tasks import Classification, Metric, NextCharacter, Regression, Task
-from headstart.updates import FOMAML, MAML, ClientUpdate, FedAvg, FedSGD, Reply, Reptile
+from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reptile
 
 if TYPE_CHECKING:
     from headstart.report import write as write_report

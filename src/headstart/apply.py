@@ -23,8 +23,8 @@ from headstart.errors import UserError
 from headstart.experiment import Experiment, read
 from headstart.files import write_bytes, write_json
 from headstart.folder import read_json, seed_folders
-from headstart.hooks import Hooks
 from headstart.lanes import all_devices, device_count, over_clients
+from headstart.method import Method
 from headstart.models import Model
 from headstart.personalize import Curves, Personalization, adapt_client, personalizer
 from headstart.prepare import build_model, check_fit
@@ -62,16 +62,16 @@ def personalize_run(
     model, task = build_model(experiment.model, federation, trusted=trusted), experiment.task
     check_fit(task, model, federation)
     root = seed_key(report["seed"])
-    hooks = experiment.stages[-1].hooks
-    params = _params(model, params_path, root, hooks)
+    method = experiment.stages[-1].method
+    params = _params(model, params_path, root, method)
     units = chosen_length(experiment, report) if length is None else length
     recipe = replace(experiment.personalization, length=units)
     mesh = all_devices(devices)
     draw, key = on_device(federation, mesh=mesh), personal_key(root)
-    watch = personalizer(task, model, recipe, hooks=hooks, lanes=lanes, mesh=mesh)
+    watch = personalizer(task, model, recipe, method=method, lanes=lanes, mesh=mesh)
     curves = watch(params, np.arange(len(federation)), draw, key, lambda done: progress(done, len(federation)))
     summary = summarize(curves, task, length=units)
-    _write_parameters(out / "parameters", federation, draw, _adapter(model, task, recipe, params, key, mesh, hooks))
+    _write_parameters(out / "parameters", federation, draw, _adapter(model, task, recipe, params, key, mesh, method))
     write_bytes(out / "clients.csv", _csv(federation, curves, task, units))
     write_json(out / "summary.json", summary)
     return summary, task
@@ -138,8 +138,8 @@ def _among(own: Collection[Any], labels: Collection[Any]) -> bool:
     return set(map(str, own)) <= set(map(str, labels))
 
 
-def _params(model: Model, path: Path, key: jax.Array, hooks: Hooks) -> Tree:
-    like = jax.eval_shape(lambda: hooks.share(model.init(key)))
+def _params(model: Model, path: Path, key: jax.Array, method: Method) -> Tree:
+    like = jax.eval_shape(lambda: method.init_server(model.init(key)))
     try:
         return checkpoint.read(path, like).tree
     except UserError as error:
@@ -153,14 +153,14 @@ def _adapter(
     params: Tree,
     key: jax.Array,
     mesh: Mesh | None,
-    hooks: Hooks,
+    method: Method,
 ) -> Callable[[Client], Tree]:
     """A compiled `clients -> parameters`, both with a leading axis of clients."""
 
     def one(shared: tuple[Tree, jax.Array], nothing: Tree, member: tuple[Client, Tree]) -> tuple[Tree, Tree]:
         (params, key), (client, _) = shared, member
         own = client_key(key, client)
-        return nothing, adapt_client(task, model, recipe, params, client, own, recipe.length, hooks)
+        return nothing, adapt_client(task, model, recipe, params, client, own, recipe.length, method)
 
     return jax.jit(lambda clients: over_clients(one, (params, key), (), clients, mesh=mesh)[1])
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from headstart.data import Tree, named
 from headstart.errors import UserError
-from headstart.hooks import Bend
+from headstart.method import GradientTransform
 
 _DENSE = re.compile(r"Dense_(\d+)")
 
 
-def pull(strength: float, anchor: Tree) -> Bend:
+def pull(strength: float, anchor: Tree) -> GradientTransform:
     """The gradient of `strength / 2 ‖params − anchor‖²` on top."""
 
     def bend(gradient: Tree, params: Tree) -> Tree:
@@ -24,7 +24,7 @@ def pull(strength: float, anchor: Tree) -> Bend:
     return bend
 
 
-def only(part: Tree) -> Bend:
+def only(part: Tree) -> GradientTransform:
     """Nothing but a part (a tree of booleans) moves."""
 
     def bend(gradient: Tree, params: Tree) -> Tree:

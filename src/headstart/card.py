@@ -9,9 +9,9 @@ from typing import Any
 from headstart.experiment import Experiment
 from headstart.folder import read_json
 from headstart.recorded import Estimate
+from headstart.serialization import to_json
 from headstart.tables import shown, shown_change, shown_interval, shown_share
 from headstart.tasks import Metric
-from headstart.values import to_json
 
 WHEN = ("initial", "personalized", "difference")
 Card = dict[str, Any]

@@ -70,7 +70,7 @@ def overrides(settings: list[str] | None, seed: int | None, model: str | None) -
     """The settings, those with an option of their own first, so that --set can refine them."""
     first = [] if seed is None else [f"seed={seed}"]
     if model is not None:
-        first.append(f'model={{"type": "headstart.experiment.Imported", "path": "{model}", "options": {{}}}}')
+        first.append(f'model={{"type": "headstart.Imported", "path": "{model}", "options": {{}}}}')
     return [*first, *(settings or [])]
 
 
@@ -96,7 +96,7 @@ def data_options(
     client: str | None, target: str | None, features: str | None, more: list[str] | None
 ) -> dict[str, Any]:
     """What the data's reader or generator is told."""
-    from headstart.values import parse
+    from headstart.serialization import parse
 
     options = {"client": client, "target": target, "features": features.split(",") if features else None}
     for setting in more or []:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,14 +16,17 @@ from jax.sharding import Mesh
 
 from headstart.datasets import NAMES
 from headstart.errors import UserError
-from headstart.hooks import PLAIN, Hooks, hooks_of
+from headstart.fields import at_least, check_fields
+from headstart.method import PLAIN, ClientUpdate, Method, Weighting
 from headstart.models import Model
 from headstart.optimizers import Optimizer
 from headstart.personalize import Personalization
-from headstart.rounds import Algorithm, Weighting, centralized, federated
+from headstart.rounds import Algorithm, centralized, federated
+from headstart.serialization import attribute, current, from_json, override, to_json
 from headstart.tasks import Task
-from headstart.updates import ClientUpdate
-from headstart.values import from_json, override, to_json
+
+# Of experiment.json; 1 had no number, and named values by the modules they were in.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,13 @@ class Data:
 
     source: str = "glyphs"
     options: Mapping[str, Any] = field(default_factory=dict)
-    train: float = 0.7
-    validation: float = 0.1
-    seed: int = 0
-    adapt_examples: float | None = None
+    train: float = at_least(0, 0.7)
+    validation: float = at_least(0, 0.1)
+    seed: int = at_least(0, 0)
+    adapt_examples: float | None = at_least(0, None)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -67,15 +74,18 @@ class Stage:
     name: str
     update: ClientUpdate
     server: Optimizer
-    rounds: int
-    clients_per_round: int = 10
+    rounds: int = at_least(1)
+    clients_per_round: int = at_least(1, 10)
     weighting: Weighting = "examples"
     until: float | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
-    def hooks(self) -> Hooks:
-        """What its method brings beside the client update."""
-        return hooks_of(self.update)
+    def method(self) -> Method:
+        """Its client update, with what it brings beside it."""
+        return self.update
 
     def algorithm(
         self, task: Task, model: Model, *, clients: int | None = None, lanes: int = 1, mesh: Mesh | None = None
@@ -102,13 +112,16 @@ class Centralized:
 
     name: str
     optimizer: Optimizer
-    rounds: int
-    steps: int = 100
-    batch_size: int = 20
+    rounds: int = at_least(1)
+    steps: int = at_least(1, 100)
+    batch_size: int = at_least(1, 20)
     until: float | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
-    def hooks(self) -> Hooks:
+    def method(self) -> Method:
         """A pool of examples brings nothing beside a model."""
         return PLAIN
 
@@ -139,12 +152,15 @@ class Experiment:
     model: Imported | None = None
     task: Task | None = None
     personalization: Personalization = Personalization()
-    seed: int = 0
-    evaluate_every: int = 10
-    evaluation_clients: int = 20
+    seed: int = at_least(0, 0)
+    evaluate_every: int = at_least(0, 10)
+    evaluation_clients: int = at_least(0, 20)
     target: float | None = None
     start: str | None = None
     test: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def load(
@@ -157,7 +173,8 @@ def load(
 ) -> Experiment:
     """The experiment of this name, or in this file (.json, or .py that defines `EXPERIMENT`).
 
-    data, data_options: what to use instead of its own data, or further options of them; then the settings apply.
+    data, data_options: what to use instead of its own data, or further options of them; then the settings apply. A
+        method that one names, as in `stages.0.update=module:Class`, is made with its defaults, which others may change.
 
     Raises:
         UserError: if there is none, or a setting does not fit it.
@@ -172,7 +189,29 @@ def load(
             raise UserError(f"{name_or_path} defines no EXPERIMENT; assign a headstart.Experiment to that name")
         trusted = {*trusted, module.__name__}
     experiment = with_data(experiment, data, data_options or {})
-    return read(override(to_json(experiment), settings), trusted=trusted)
+    named = {module for setting in settings if (module := _module_named(setting))}
+    trusted = {*trusted, *named}
+    return read(override(to_json(experiment), [_made(setting, trusted) for setting in settings]), trusted=trusted)
+
+
+def _module_named(setting: str) -> str:
+    """The module of `stages.0.update=module:Class`; empty for any other setting."""
+    path, _, text = setting.partition("=")
+    return text.partition(":")[0] if path.strip().endswith(".update") and re.fullmatch(r"[\w.]+:\w+", text) else ""
+
+
+def _made(setting: str, trusted: Collection[str]) -> str:
+    """The setting with a document in place of the name of an update."""
+    path, _, text = setting.partition("=")
+    if not (path.strip().endswith(".update") and re.fullmatch(r"[\w.]+[:.]\w+", text)):
+        return setting
+    kind = attribute(text, trusted, path.strip())
+    if not (isinstance(kind, type) and issubclass(kind, ClientUpdate)):
+        raise UserError(f"{text} is no method; give a class that derives from headstart.ClientUpdate")
+    try:
+        return f"{path}={json.dumps(to_json(kind()))}"
+    except TypeError as error:
+        raise UserError(f"cannot make {text} with its defaults ({error}); give every setting of it one") from error
 
 
 def with_data(experiment: Experiment, source: str | None, options: Mapping[str, Any]) -> Experiment:
@@ -189,11 +228,24 @@ def placed(source: str) -> str:
 
 
 def read(document: Any, *, trusted: Collection[str] = ()) -> Experiment:
-    """The experiment of a JSON document."""
-    experiment = from_json(document, trusted=trusted)
+    """The experiment of a JSON document, such as `document_of` makes.
+
+    Raises:
+        UserError: for what is no experiment, or one that a newer headstart has written.
+    """
+    number = document.get("format", 1) if isinstance(document, dict) else 1
+    if not isinstance(number, int) or number > FORMAT:
+        raise UserError(f"the experiment has the format {number!r}, newer than this headstart reads; update headstart")
+    fields = {key: value for key, value in document.items() if key != "format"} if isinstance(document, dict) else None
+    experiment = from_json(current(fields), trusted=trusted)
     if not isinstance(experiment, Experiment):
         raise UserError("the document is not an experiment; one is written by `headstart run` as experiment.json")
     return experiment
+
+
+def document_of(experiment: Experiment) -> dict[str, Any]:
+    """The JSON document that a run keeps as experiment.json."""
+    return {"format": FORMAT, **to_json(experiment)}
 
 
 def names() -> list[str]:

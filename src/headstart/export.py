@@ -45,8 +45,8 @@ from headstart.portable import (
 )
 from headstart.prepare import build_model, check_fit
 from headstart.rounds import personal_key, seed_key
+from headstart.serialization import to_json
 from headstart.tasks import Classification, NextCharacter, Task
-from headstart.values import to_json
 
 FORMAT = 1
 PARAMETERS = "parameters.safetensors"
@@ -110,7 +110,7 @@ def read_source(run: Path, *, trusted: Collection[str] = ()) -> Source:
         UserError: if the run is not finished or its model cannot be built.
     """
     experiment, params_path, report = finished(run, trusted=trusted)
-    if not experiment.stages[-1].hooks.shares_a_model:
+    if not experiment.stages[-1].method.is_single_model:
         raise UserError(
             f"the method of stage {experiment.stages[-1].name!r} does not start every client from one model, which is"
             " all that an artifact holds; export a run of another method"
@@ -144,9 +144,9 @@ def _samples(run: Path, facts: Mapping[str, Any]) -> Federation:
 def programs(source: Source, platforms: Collection[str]) -> dict[str, bytes]:
     """The programs by name, serialized."""
     task, model, like, recipe = source.task, source.model, source.like, source.experiment.personalization
-    hooks = source.experiment.stages[-1].hooks
+    method = source.experiment.stages[-1].method
     exported = {
-        "adapt": export_adapt(task, model, recipe, like, hooks=hooks, platforms=platforms),
+        "adapt": export_adapt(task, model, recipe, like, method=method, platforms=platforms),
         "measure": export_measure(task, model, like, platforms=platforms),
         "predict": export_predict(model, like, platforms=platforms),
     }

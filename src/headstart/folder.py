@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -29,22 +29,25 @@ import numpy as np
 from headstart import __version__, checkpoint
 from headstart.data import Federation, Tree
 from headstart.errors import UserError
-from headstart.experiment import Experiment
+from headstart.experiment import Experiment, document_of, read
 from headstart.files import atomic, write_json
 from headstart.log import Record
 from headstart.personalize import Curves
-from headstart.values import to_json
 
 
 @contextmanager
-def claimed(out: Path, experiment: Experiment, federation: Federation) -> Iterator[None]:
+def claimed(
+    out: Path, experiment: Experiment, federation: Federation, *, trusted: Collection[str] = ()
+) -> Iterator[None]:
     """Make the folder this experiment's own for the time of the block.
+
+    trusted: modules that the experiment in it may be imported from.
 
     Raises:
         UserError: if it cannot be written, holds another experiment or other data, or another process writes it.
     """
-    document = to_json(experiment)
-    _check_same(out, document)
+    document = document_of(experiment)
+    _check_same(out, document, trusted)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = open(out / ".lock", "w")  # noqa: SIM115 (held for the whole block)
@@ -65,13 +68,15 @@ def claimed(out: Path, experiment: Experiment, federation: Federation) -> Iterat
         yield
 
 
-def _check_same(out: Path, document: Mapping[str, Any]) -> None:
+def _check_same(out: Path, document: Mapping[str, Any], trusted: Collection[str]) -> None:
     saved = out / "experiment.json"
     if not saved.exists():
         if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise UserError(f"{out} holds files but no experiment; choose an empty or a new folder with --out")
         return
-    differing = _difference(read_json(saved), json.loads(json.dumps(document)))
+    # What was saved by an earlier headstart is compared as the experiment that it is.
+    before = document_of(read(read_json(saved), trusted=trusted))
+    differing = _difference(before, json.loads(json.dumps(document)))
     if differing:
         raise UserError(f"{out} holds another experiment ({differing}); choose another --out or repeat its settings")
 

@@ -18,9 +18,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from headstart.data import Array, Client, Examples, Federation, Tree
 from headstart.draw import Draw, on_device
-from headstart.hooks import PLAIN, Hooks
+from headstart.fields import at_least, check_fields
 from headstart.lanes import deal, device_count, over_clients, replicated, spans_processes
 from headstart.local import Descent, Progress, batches_per_epoch
+from headstart.method import PLAIN, Method
 from headstart.models import Model
 from headstart.optimizers import Optimizer
 from headstart.rounds import client_key
@@ -42,10 +43,13 @@ class Personalization:
     """
 
     optimizer: Optimizer = Optimizer("sgd", 0.02)
-    batch_size: int = 20
-    length: int = 5
+    batch_size: int = at_least(1, 20)
+    length: int = at_least(0, 5)
     unit: Literal["epochs", "steps"] = "epochs"
     rates: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def tried(self) -> tuple[float, ...]:
@@ -85,7 +89,7 @@ def personalizer(
     model: Model,
     recipe: Personalization,
     *,
-    hooks: Hooks = PLAIN,
+    method: Method = PLAIN,
     lanes: int = 1,
     mesh: Mesh | None = None,
     clients_at_once: int | None = None,
@@ -96,7 +100,7 @@ def personalizer(
     clients: numbers of the clients to personalize (int array `[n]`); one without a test part gets NaN.
     draw: draws them, from `on_device`. progress: told how many more clients are done.
     rate: the learning rate, by default the first to try; all of them share the program.
-    hooks: how the method personalizes. lanes, mesh: as in `rounds.federated`.
+    method: how its clients personalize. lanes, mesh: as in `rounds.federated`.
     clients_at_once: how many are drawn together; a matter of memory; by default four for every lane, or 32.
     """
     at_once = clients_at_once or max(32, 4 * lanes * device_count(mesh))
@@ -111,7 +115,7 @@ def personalizer(
         def one(shared: tuple[Tree, Array], nothing: Tree, member: tuple[Client, Client]) -> tuple[Tree, Tree]:
             (params, key), (adapt_one, test_one) = shared, member
             test_one = test_one._replace(block=adapt_one.block)
-            return nothing, watch(task, model, at_rate, params, adapt_one, test_one, client_key(key, adapt_one), hooks)
+            return nothing, watch(task, model, at_rate, params, adapt_one, test_one, client_key(key, adapt_one), method)
 
         return over_clients(one, (params, key), (), adapt, test._replace(block=None), lanes=lanes, mesh=mesh)[1]
 
@@ -166,10 +170,10 @@ def watch(
     adapt: Client,
     test: Client,
     key: Array,
-    hooks: Hooks = PLAIN,
+    method: Method = PLAIN,
 ) -> tuple[Sums, Array, Array]:
     """One client: metrics, gain and gain squared, each `[length + 1]`, as in `Curves`."""
-    descent, first, steps = _path(task, model, recipe, params, adapt, key, hooks)
+    descent, first, steps = _path(task, model, recipe, params, adapt, key, method)
     sign = task.metrics[0].sign
 
     def unit(carry: tuple[Progress, Array], number: Array) -> tuple[tuple[Progress, Array], Tree]:
@@ -187,11 +191,11 @@ def watch(
 
 
 def _path(
-    task: Task, model: Model, recipe: Personalization, params: Tree, client: Client, key: Array, hooks: Hooks
+    task: Task, model: Model, recipe: Personalization, params: Tree, client: Client, key: Array, method: Method
 ) -> tuple[Descent, Progress, Array]:
     """How the client descends, where it begins, and the local steps in one unit of the recipe."""
-    start = hooks.begin(task, model, params, client, key)
-    descent = Descent(task, model, recipe.optimizer.build(), recipe.batch_size, hooks.bend(start))
+    start = method.personal_init(task, model, params, client, key)
+    descent = Descent(task, model, recipe.optimizer.build(), recipe.batch_size, method.personal_gradient(start))
     return descent, descent.begin(start), _steps(recipe, client)
 
 
@@ -210,10 +214,10 @@ def adapt_client(
     client: Client,
     key: Array,
     length: Array | int,
-    hooks: Hooks = PLAIN,
+    method: Method = PLAIN,
 ) -> Tree:
     """The client's own parameters after `length` units of the recipe; what `watch` measured at that length."""
-    descent, first, steps = _path(task, model, recipe, params, client, key, hooks)
+    descent, first, steps = _path(task, model, recipe, params, client, key, method)
     return descent.run(first, client, key, steps=length * steps).params
 
 

@@ -17,8 +17,8 @@ from jax import export
 
 from headstart.data import Array, Block, Client, Examples, Tree
 from headstart.errors import UserError
-from headstart.hooks import PLAIN, Hooks
 from headstart.local import batches_per_epoch
+from headstart.method import PLAIN, Method
 from headstart.models import Model
 from headstart.personalize import EVALUATION_BATCH, Personalization, adapt_client, evaluate
 from headstart.rounds import client_key
@@ -60,21 +60,21 @@ def export_adapt(
     recipe: Personalization,
     like: Like,
     *,
-    hooks: Hooks = PLAIN,
+    method: Method = PLAIN,
     platforms: Collection[str] = PLATFORMS,
 ) -> export.Exported:
     """`(leaves, x, y, size, key, client, length) -> leaves`: the client's own parameters.
 
     leaves: the arrays of the model's parameters. x, y: `[capacity, ...]`, of which the first `size` rows count.
     key: uint32 `[2]`, the data of the key of personalization. client: uint32 `[2]`, the client's `key_data`.
-    length: int32, epochs (or steps) of the recipe. hooks: how the method personalizes.
+    length: int32, epochs (or steps) of the recipe. method: how it personalizes.
     """
     structure = jax.tree.structure(like.params)
 
     def adapt(leaves: list[Array], x: Tree, y: Tree, size: Array, key: Array, client: Array, length: Array) -> Tree:
         params, mine = jax.tree.unflatten(structure, leaves), _client(Block(x, y), size, client)
         own_key = client_key(jax.random.wrap_key_data(key, impl="threefry2x32"), mine)
-        return jax.tree.leaves(adapt_client(task, model, recipe, params, mine, own_key, length, hooks))
+        return jax.tree.leaves(adapt_client(task, model, recipe, params, mine, own_key, length, method))
 
     words, number = jax.ShapeDtypeStruct((2,), np.uint32), jax.ShapeDtypeStruct((), np.int32)
     return _export(adapt, platforms, like, like.x, like.y, more=(number, words, words, number))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import itertools
-import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -20,33 +17,10 @@ from headstart.data import Examples, Federation, Split, Tree, as_input, limited,
 from headstart.datasets import load as load_data
 from headstart.errors import UserError
 from headstart.experiment import Data, Experiment, Imported, Stage
-from headstart.hooks import Hooks
+from headstart.method import Method
 from headstart.models import ALIASES, Model, as_model
+from headstart.serialization import attribute
 from headstart.tasks import Classification, NextCharacter, Regression, Task, measure
-from headstart.values import attribute
-
-# The least value of every setting that has one.
-LEAST = {
-    **dict.fromkeys(("rounds", "clients_per_round", "batch_size", "epochs", "steps", "models"), 1),
-    **dict.fromkeys(
-        (
-            "seed",
-            "length",
-            "evaluate_every",
-            "evaluation_clients",
-            "train",
-            "validation",
-            "query_share",
-            "adapt_examples",
-            "mu",
-            "strength",
-            "spread",
-            "head_epochs",
-            "body_epochs",
-        ),
-        0,
-    ),
-}
 
 
 class Prepared(NamedTuple):
@@ -67,7 +41,7 @@ def prepare(experiment: Experiment, *, trusted: Collection[str] = (), earlier: P
     Raises:
         UserError: if a setting is out of range, or data, model, task and stages do not fit each other.
     """
-    check_ranges(experiment)
+    check_stages(experiment)
     federation = _federation(experiment.data) if earlier is None else earlier.federation
     experiment = suited(experiment, federation)
     data = experiment.data
@@ -83,15 +57,15 @@ def prepare(experiment: Experiment, *, trusted: Collection[str] = (), earlier: P
     model = build_model(experiment.model, federation, trusted=trusted) if earlier is None else earlier.model
     check_fit(experiment.task, model, federation)
     for stage in experiment.stages:
-        jax.eval_shape(partial(_bring, stage.hooks, model))
+        jax.eval_shape(partial(_bring, stage.method, model))
     return Prepared(experiment, experiment.task, model, federation, groups)
 
 
-def _bring(hooks: Hooks, model: Model) -> Tree:
+def _bring(method: Method, model: Model) -> Tree:
     """What a method makes of the model; where that cannot be, it says so."""
     params = model.init(jax.random.key(0))
-    hooks.bend(params)
-    return hooks.share(params), hooks.keep(params)
+    method.personal_gradient(params)
+    return method.init_server(params), method.init_client_state(params)
 
 
 def _federation(data: Data) -> Federation:
@@ -99,23 +73,20 @@ def _federation(data: Data) -> Federation:
     return federation if data.adapt_examples is None else limited(federation, data.adapt_examples)
 
 
-def check_ranges(experiment: Experiment) -> None:
-    """Refuse settings below their least value.
+def check_stages(experiment: Experiment) -> None:
+    """Refuse stages that cannot follow each other.
 
     Raises:
-        UserError: for the first one.
+        UserError: for the first one, or if there is none.
     """
     if not experiment.stages:
         raise UserError("the experiment has no stages; give it at least one")
     for before, after in itertools.pairwise(experiment.stages):
-        if not before.hooks.shares_a_model:
+        if not before.method.is_single_model:
             raise UserError(
                 f"stage {after.name!r} would start from stage {before.name!r}, which shares more than one model; let a"
                 " stage of such a method be the last"
             )
-    for place, name, value in _settings(experiment):
-        if name in LEAST and not (math.isfinite(value) and value >= LEAST[name]):
-            raise UserError(f"{place} is {value}, but must be at least {LEAST[name]}")
 
 
 def _check_targets(experiment: Experiment, validation: int) -> None:
@@ -131,18 +102,6 @@ def _check_targets(experiment: Experiment, validation: int) -> None:
                 f"stage {stage.name!r} has `until`, but validation clients are never evaluated along training; give"
                 " evaluate_every, evaluation_clients and data.validation above 0"
             )
-
-
-def _settings(value: Any, place: str = "experiment") -> Iterator[tuple[str, str, Any]]:
-    """Every number in a tree of values: its place, its field's name and itself."""
-    if dataclasses.is_dataclass(value):
-        pairs = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    else:
-        pairs = [(str(number), item) for number, item in enumerate(value)] if isinstance(value, tuple) else []
-    for name, item in pairs:
-        if isinstance(item, int | float):
-            yield f"{place}.{name}", name, item
-        yield from _settings(item, f"{place}.{name}")
 
 
 def suited(experiment: Experiment, federation: Federation) -> Experiment:
@@ -172,14 +131,15 @@ def _named(path: str, trusted: Collection[str]) -> Any:
         return ALIASES[path]
     if "." not in path and ":" not in path:
         raise UserError(f"there is no model {path!r}; give one of {', '.join(ALIASES)}, or your own as module:name")
-    thing = attribute(path, trusted, "model")
-    # A saved experiment may name anything of headstart's; what it names is called, so only models will do.
-    own = path.split(".")[0].split(":")[0] == "headstart"
-    if own and not (isinstance(thing, type) and issubclass(thing, nn.Module)):
+    if path.split(".")[0].split(":")[0] != "headstart":
+        return attribute(path, trusted, "model")
+    own = {kind.__name__: kind for kind in ALIASES.values()}
+    name = path.replace(":", ".").rpartition(".")[2]
+    if name not in own:
         raise UserError(
             f"{path} is no model of headstart's; give one of {', '.join(ALIASES)}, or your own as module:name"
         )
-    return thing
+    return own[name]
 
 
 def _called(thing: Any, model: Imported, federation: Federation) -> Any:

@@ -15,9 +15,9 @@ from headstart.errors import UserError
 from headstart.folder import read_curves, read_json, seed_folders
 from headstart.log import Record, read_records
 from headstart.personalize import Curves
+from headstart.serialization import current, from_json
 from headstart.statistics import bootstrap
 from headstart.tasks import Metric, Task
-from headstart.values import from_json
 
 
 class Estimate(NamedTuple):
@@ -111,7 +111,7 @@ def _document(path: Path) -> dict[str, Any]:
     document = read_json(path / "experiment.json")
     if not (isinstance(document, dict) and {"name", "stages", "task", "personalization"} <= set(document)):
         raise UserError(f"{path}/experiment.json is not an experiment; give a folder that `headstart run` has written")
-    return document
+    return current(document)
 
 
 def _labels(paths: Sequence[Path], names: list[str]) -> list[str]:

@@ -282,7 +282,7 @@ def _flat(document: dict[str, Any], place: str = "") -> dict[str, str]:
                 flat |= _flat(stage, f"stage {count}")
         elif key in ("data", "personalization", "versions"):
             flat |= _flat(value, path)
-        elif key != "type":
+        elif key not in ("type", "format"):
             flat[path] = phrase(value)
         elif place.startswith("stage") and not value.endswith(".Stage"):
             flat[f"{place} · kind"] = value.rpartition(".")[2]

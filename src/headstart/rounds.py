@@ -7,7 +7,7 @@ clients and on any number of lanes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,11 @@ import optax
 from jax.sharding import Mesh
 
 from headstart.data import Array, Client, Tree
-from headstart.hooks import hooks_of
 from headstart.lanes import over_clients
 from headstart.local import batches_per_epoch, gradient_at
+from headstart.method import ClientUpdate, Reply, Weighting, method_of
 from headstart.models import Model
 from headstart.tasks import Sums, Task, add, mean, no_sums
-from headstart.updates import ClientUpdate, Reply
-
-Weighting = Literal["examples", "uniform"]
 
 
 class State(NamedTuple):
@@ -36,11 +33,11 @@ class Cohort(NamedTuple):
     """The clients of a round.
 
     clients: a `Client` with a leading axis of clients.
-    memory: what each of them kept, a tree with the same leading axis, or None.
+    client_state: what each of them kept, a tree with the same leading axis, or None.
     """
 
     clients: Client
-    memory: Tree = None
+    client_state: Tree = None
 
 
 class Info(NamedTuple):
@@ -49,14 +46,14 @@ class Info(NamedTuple):
     metrics: `{name: (sum, count)}` over the training steps of all clients that count.
     clients: how many replies counted. dropped: how many were left out because they were not finite.
     finite: whether the new parameters are.
-    memory: what each client of the cohort keeps, in the cohort's order.
+    client_state: what each client of the cohort keeps, in the cohort's order.
     """
 
     metrics: Sums
     clients: Array
     dropped: Array
     finite: Array
-    memory: Tree = None
+    client_state: Tree = None
 
 
 class Algorithm(NamedTuple):
@@ -101,11 +98,11 @@ def federated(
     mesh: the devices that share the clients, as `lanes.all_devices` gives them; None works on one.
     """
     fold = folded(task, model, update, weighting=weighting, transform=transform, lanes=lanes, mesh=mesh)
-    hooks = hooks_of(update)
-    server = hooks.serve(server, participation)
+    method = method_of(update)
+    server = method.server_optimizer(server, participation)
 
     def init(params: Tree) -> State:
-        shared = hooks.share(params)
+        shared = method.init_server(params)
         return State(shared, server.init(shared))
 
     def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
@@ -127,26 +124,26 @@ def folded(
     lanes: int = 1,
     mesh: Mesh | None = None,
 ) -> Fold:
-    """The clients' half of a round: `(params, cohort, key of the round) -> (totals, memory)`; as in `federated`.
+    """The clients' half of a round: `(params, cohort, key of the round) -> (totals, client_state)`; as in `federated`.
 
     Totals of parts of a cohort add up to those of the whole, wherever the parts are.
     """
 
     def fold(params: Tree, cohort: Cohort, key: Array) -> tuple[Totals, Tree]:
         def one(shared: tuple[Tree, Array], totals: Totals, member: tuple[Client, Tree]) -> tuple[Totals, Tree]:
-            (broadcast, key), (client, memory) = shared, member
-            reply = transform(update(task, model, broadcast, client, memory, client_key(key, client)))
+            (broadcast, key), (client, client_state) = shared, member
+            reply = transform(update(task, model, broadcast, client, client_state, client_key(key, client)))
             if weighting == "uniform":
                 reply = reply._replace(weight=(reply.weight > 0).astype(jnp.float32))
             # What a client keeps must not be spoiled by a reply that is left out.
-            kept = reply.memory
-            if memory is not None:
-                usable = all_finite((reply.delta, reply.memory)) & (reply.weight > 0)
-                kept = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.memory, memory)
+            kept = reply.client_state
+            if client_state is not None:
+                usable = all_finite((reply.delta, reply.client_state)) & (reply.weight > 0)
+                kept = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.client_state, client_state)
             return add(totals, weigh(reply)), kept
 
         shared, zero = (params, key), no_totals(params, task)
-        return over_clients(one, shared, zero, cohort.clients, cohort.memory, lanes=lanes, mesh=mesh)
+        return over_clients(one, shared, zero, cohort.clients, cohort.client_state, lanes=lanes, mesh=mesh)
 
     return fold
 
@@ -166,8 +163,8 @@ def several(algorithm: Algorithm) -> Rounds:
 
     def run(state: State, cohorts: Cohort, key: Array, first: Array, count: Array) -> tuple[State, Info]:
         def step(state: State, place: Array | int) -> tuple[State, Info]:
-            memory = jax.tree.map(lambda leaf: leaf[place], cohorts.memory)
-            return algorithm.step(state, Cohort(cohorts.clients.at(place), memory), round_key(key, first + place))
+            client_state = jax.tree.map(lambda leaf: leaf[place], cohorts.client_state)
+            return algorithm.step(state, Cohort(cohorts.clients.at(place), client_state), round_key(key, first + place))
 
         def one(place: Array, carry: tuple[State, Info]) -> tuple[State, Info]:
             state, info = step(carry[0], place)
@@ -230,7 +227,7 @@ def all_finite(tree: Tree) -> Array:
 
 
 def server_step(
-    server: optax.GradientTransformation, state: State, totals: Totals, memory: Tree = None
+    server: optax.GradientTransformation, state: State, totals: Totals, client_state: Tree = None
 ) -> tuple[State, Info]:
     """The server's half of a round: its optimizer takes the weighted mean of Δ for a gradient."""
     delta = jax.tree.map(lambda leaf: mean(leaf, totals.weight.astype(leaf.dtype)), totals.delta)
@@ -238,7 +235,7 @@ def server_step(
     stepped = State(optax.apply_updates(state.params, updates), optimizer)
     # A round in which nobody counts is no round: momentum must not carry the model on.
     state = jax.tree.map(lambda new, old: jnp.where(totals.weight > 0, new, old), stepped, state)
-    return state, Info(totals.metrics, totals.clients, totals.dropped, all_finite(state.params), memory)
+    return state, Info(totals.metrics, totals.clients, totals.dropped, all_finite(state.params), client_state)
 
 
 def centralized(

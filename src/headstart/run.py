@@ -16,20 +16,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from headstart import __version__, checkpoint, cluster
+from headstart.client_state import ClientStates, from_tree, tree_shapes
 from headstart.data import Tree
 from headstart.draw import on_device
 from headstart.errors import UserError
 from headstart.experiment import Centralized, Experiment
 from headstart.folder import claimed, curve_arrays, write_samples, write_stage
-from headstart.hooks import Hooks
 from headstart.interrupt import Interrupt
 from headstart.lanes import all_devices
 from headstart.log import Listener, Log
-from headstart.memory import Memory, expected, restored
+from headstart.method import Method
 from headstart.personalize import Personalization, Personalizer, choose_recipe, personalizer
 from headstart.prepare import Prepared, prepare
 from headstart.programs import crowded
 from headstart.rounds import initial_key, seed_key, several
+from headstart.serialization import to_json
 from headstart.statistics import summarize
 from headstart.train import train
 from headstart.trial import (
@@ -44,7 +45,6 @@ from headstart.trial import (
     tell_interrupted,
     watch,
 )
-from headstart.values import to_json
 
 Kept = dict[str, Any]
 
@@ -78,7 +78,9 @@ def run(
         kept.clear()
     prepared = _prepared(experiment, trusted, kept)
     _check_together(prepared, seeds, options)
-    writing = claimed(out, prepared.experiment, prepared.federation) if cluster.is_first() else nullcontext()
+    writing = (
+        claimed(out, prepared.experiment, prepared.federation, trusted=trusted) if cluster.is_first() else nullcontext()
+    )
     with writing, Interrupt() as interrupt:
         if cluster.is_first():
             write_samples(out, prepared.federation, prepared.groups.test)
@@ -91,7 +93,7 @@ def _check_together(prepared: Prepared, seeds: int, options: Options) -> None:
     if cluster.size() == 1:
         return
     experiment, federation = prepared.experiment, prepared.federation
-    remembering = [stage.name for stage in experiment.stages if stage.hooks.remembers]
+    remembering = [stage.name for stage in experiment.stages if stage.method.is_stateful]
     if remembering:
         raise UserError(f"in the stage {remembering[0]!r} clients keep something, which one process does; run it alone")
     central = [stage.name for stage in experiment.stages if isinstance(stage, Centralized)]
@@ -141,15 +143,17 @@ def _session(
             kept[key] = prepared, make()
         return kept[key][1]
 
-    def watching(recipe: Personalization, hooks: Hooks) -> Personalizer:
+    def watching(recipe: Personalization, method: Method) -> Personalizer:
         def make() -> Personalizer:
-            return personalizer(*given, recipe, hooks=hooks, lanes=options.lanes, mesh=mesh)
+            return personalizer(*given, recipe, method=method, lanes=options.lanes, mesh=mesh)
 
-        return once((recipe, hooks), make)
+        return once((recipe, method), make)
 
     recipe = experiment.personalization
-    watch = tuple(watching(recipe, stage.hooks) for stage in experiment.stages)
-    measure = tuple(watching(replace(recipe, length=0), stage.hooks) for stage in experiment.stages)
+    watch = tuple(watching(recipe, stage.method.for_personalization) for stage in experiment.stages)
+    measure = tuple(
+        watching(replace(recipe, length=0), stage.method.for_personalization) for stage in experiment.stages
+    )
     draw = once("draw", lambda: on_device(prepared.federation, limit=options.device_bytes, mesh=mesh))
     programs = tuple(
         once((number, stage, clients), lambda algorithm=algorithm: several(algorithm))
@@ -195,8 +199,8 @@ def _start(trial: Trial) -> Place:
         evaluate(trial, place)
         return place
     state, kept = saved.tree if "kept" in saved.about else (saved.tree, None)
-    memory = None if kept is None else restored(kept)
-    place = Place(saved.about["stage"], saved.about["round"], state, memory)
+    client_states = None if kept is None else from_tree(kept)
+    place = Place(saved.about["stage"], saved.about["round"], state, client_states)
     for record in trial.log.cut(place.round):
         listen({**record, "past": True})
     listen({"event": "note", "seed": trial.seed, "text": f"seed {trial.seed} goes on after round {place.round}"})
@@ -205,9 +209,9 @@ def _start(trial: Trial) -> Place:
 
 def _begin(trial: Trial, stage: int, number: int, params: Tree) -> Place:
     """The start of a stage after round `number`, from the parameters of a model."""
-    hooks = trial.session.prepared.experiment.stages[stage].hooks
-    memory = Memory(hooks.keep(params)) if hooks.remembers else None
-    return Place(stage, number, trial.session.algorithms[stage].init(params), memory)
+    method = trial.session.prepared.experiment.stages[stage].method
+    client_states = ClientStates(method.init_client_state(params)) if method.is_stateful else None
+    return Place(stage, number, trial.session.algorithms[stage].init(params), client_states)
 
 
 def _saved(trial: Trial, params: Tree) -> checkpoint.Saved | None:
@@ -217,9 +221,9 @@ def _saved(trial: Trial, params: Tree) -> checkpoint.Saved | None:
     def like(about: Mapping[str, Any]) -> Tree:
         number = about["stage"]
         state = jax.eval_shape(algorithms[number].init, params)
-        if not stages[number].hooks.remembers:
+        if not stages[number].method.is_stateful:
             return state
-        return state, expected(jax.eval_shape(stages[number].hooks.keep, params), about["kept"])
+        return state, tree_shapes(jax.eval_shape(stages[number].method.init_client_state, params), about["kept"])
 
     saved, complaints = None, []
     if cluster.is_first():

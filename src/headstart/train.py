@@ -7,9 +7,9 @@ import time
 import jax
 
 from headstart import cluster
+from headstart.client_state import ClientStates
 from headstart.experiment import Centralized, Experiment, Stage
 from headstart.lanes import replicated
-from headstart.memory import Memory
 from headstart.rounds import Cohort
 from headstart.sampling import Cohorts, Drawn, cohorts
 from headstart.trial import Place, Session, Trial, evaluate, reached, record_round, save, tell_interrupted
@@ -34,17 +34,17 @@ def train(trial: Trial, place: Place) -> Place | None:
     drawn = draw(place.round + 1, count, room) if count else None
     while drawn is not None:
         began, number = time.perf_counter(), place.round + 1
-        state, infos = program(place.state, _remembering(drawn, place.memory), trial.key, number, count)
+        state, infos = program(place.state, _with_states(drawn, place.client_states), trial.key, number, count)
         clients = drawn.clients
         # The next cohorts are drawn while the devices compute.
         following = min(room, pace, _watched(experiment, number + count, last) - number - count + 1)
         drawn = draw(number + count, following, room) if following else None
         infos = jax.device_get(infos)
-        if place.memory is not None:
-            place.memory.put(clients, infos.memory)
+        if place.client_states is not None:
+            place.client_states.put(clients, infos.client_state)
         seconds = (time.perf_counter() - began) / count
         for i in range(count):
-            told = jax.tree.map(lambda leaf, i=i: leaf[i], infos._replace(memory=None))
+            told = jax.tree.map(lambda leaf, i=i: leaf[i], infos._replace(client_state=None))
             record_round(trial, stage.name, number + i, told, seconds)
         place = place._replace(round=number + count - 1, state=state)
         pace = max(1, int(cluster.told(min(CALL_SECONDS, session.options.checkpoint_seconds) / seconds)))
@@ -67,9 +67,11 @@ def _reached(trial: Trial, stage: Stage | Centralized, value: float | None) -> b
     return stage.until is not None and reached(trial.session.prepared.task, stage, cluster.told(value))
 
 
-def _remembering(drawn: Drawn, memory: Memory | None) -> Cohort:
+def _with_states(drawn: Drawn, client_states: ClientStates | None) -> Cohort:
     """The cohorts, with what their clients keep."""
-    return drawn.cohort if memory is None else drawn.cohort._replace(memory=memory.of(drawn.clients))
+    return (
+        drawn.cohort if client_states is None else drawn.cohort._replace(client_state=client_states.of(drawn.clients))
+    )
 
 
 def _cohorts(trial: Trial, stage: Stage | Centralized, first: int) -> Cohorts:
@@ -89,7 +91,7 @@ def _room(session: Session, stage: Stage | Centralized) -> int:
     federation, room = session.prepared.federation, min(stage.rounds, CALL_ROUNDS)
     if isinstance(stage, Centralized):
         return room
-    if stage.hooks.remembers:
+    if stage.method.is_stateful:
         # What a client keeps in one round it has in the next.
         return 1
     # Row numbers, and the rows themselves if they stream, in two blocks: one is drawn while the other trains.

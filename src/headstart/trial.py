@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from headstart import checkpoint, cluster
+from headstart.client_state import ClientStates
 from headstart.data import Tree
 from headstart.draw import Draw
 from headstart.errors import UserError
 from headstart.experiment import Centralized, Experiment, Stage
 from headstart.interrupt import Interrupt
 from headstart.log import Listener, Log, evaluation_record, round_record
-from headstart.memory import Memory
 from headstart.personalize import Curves, Personalizer
 from headstart.prepare import Prepared
 from headstart.rounds import Algorithm, Info, Rounds, State, personal_key
@@ -71,13 +71,13 @@ class Trial(NamedTuple):
 class Place(NamedTuple):
     """Where a run is: in this stage, after this round (counted over all stages).
 
-    memory: what clients keep meanwhile; None where the stage's method keeps nothing.
+    client_states: what clients keep meanwhile; None where the stage's method keeps nothing.
     """
 
     stage: int
     round: int
     state: State
-    memory: Memory | None = None
+    client_states: ClientStates | None = None
 
 
 class InterruptedRunError(Exception):
@@ -191,6 +191,6 @@ def save(trial: Trial, place: Place) -> None:
     if not cluster.is_first():
         return
     tree, about = place.state, {"round": place.round, "stage": place.stage}
-    if place.memory is not None:
-        tree, about = (tree, place.memory.as_tree()), {**about, "kept": len(place.memory)}
+    if place.client_states is not None:
+        tree, about = (tree, place.client_states.as_tree()), {**about, "kept": len(place.client_states)}
     checkpoint.write_round(trial.folder / "checkpoints", tree, about)

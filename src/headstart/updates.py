@@ -15,55 +15,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from headstart.data import Array, Client, Tree
+from headstart.fields import at_least
 from headstart.local import Descent, batches_per_epoch, mean_loss, shuffled, step_keys, whole_gradient
 from headstart.local import batch as draw_batch
+from headstart.method import ClientUpdate, Reply
 from headstart.models import Model
 from headstart.tasks import Sums, Task, add
 
-
-class Reply(NamedTuple):
-    """What a client sends back.
-
-    delta: Δ, a tree like what was broadcast.
-    weight: the number of the client's examples, a scalar; 0 leaves the reply out.
-    metrics: what training measured on the way, `{name: (sum, count)}`.
-    memory: what this client keeps until it is drawn again, a tree, or None for the methods that keep nothing.
-    """
-
-    delta: Tree
-    weight: Array
-    metrics: Sums
-    memory: Tree = None
-
-
-# Values of a method's own settings that `headstart compare` tries, by field, beside those that all methods have.
-Tries = Mapping[str, Sequence[Any]]
-# Those that are tried in units of a power of the client's rate β, by field: a rate in units of β¹, and a strength λ, of
-# which β λ is the pull of a step, in units of β⁻¹.
-Relative = Mapping[str, int]
 # The arithmetic of a forward pass, as a share of that of a gradient.
 FORWARD = 1 / 3
-
-
-class ClientUpdate(Protocol):
-    """The contract of an update; any callable of this form is one.
-
-    broadcast: the server's parameters. A method with more to share (control variates, several models) broadcasts a
-        tree that holds it, and replies with a Δ of the same structure.
-    memory: what this client kept last time, or None.
-    key: belongs to (seed, round, client).
-    """
-
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
-        """Train on the client's examples, starting from what was broadcast."""
-        ...
+SearchSpace = Mapping[str, Sequence[Any]]
+Scaling = Mapping[str, int]
 
 
 class Leg(NamedTuple):
@@ -90,16 +59,18 @@ def weighted_path(descent: Descent, params: Tree, key: Array, *legs: Leg) -> tup
 
 
 @dataclass(frozen=True)
-class FedSGD:
+class FedSGD(ClientUpdate):
     """Δ = β g_1: one gradient, on all of the client's examples (PAPER, table of updates).
 
     batch_size: on the first batch of the path instead, as the central identity takes it.
     """
 
     learning_rate: float = 0.02
-    batch_size: int | None = None
+    batch_size: int | None = at_least(1, None)
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         if self.batch_size is not None:
             descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
@@ -109,16 +80,18 @@ class FedSGD:
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(ClientUpdate):
     """Δ = θ − θ_K after E epochs of local SGD; a small client takes fewer steps than a large one."""
 
-    epochs: int = 1
+    epochs: int = at_least(1, 1)
     learning_rate: float = 0.02
-    batch_size: int = 20
+    batch_size: int = at_least(1, 20)
 
-    tries: ClassVar[Tries] = {"epochs": (1, 5)}
+    search_space: ClassVar[SearchSpace] = {"epochs": (1, 5)}
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
         steps = self.epochs * batches_per_epoch(client, self.batch_size)
@@ -126,16 +99,18 @@ class FedAvg:
 
 
 @dataclass(frozen=True)
-class Reptile:
+class Reptile(ClientUpdate):
     """Δ = θ − θ_K after K steps of local SGD, the same number for every client."""
 
-    steps: int = 10
+    steps: int = at_least(1, 10)
     learning_rate: float = 0.02
-    batch_size: int = 20
+    batch_size: int = at_least(1, 20)
 
-    tries: ClassVar[Tries] = {"steps": (2, 10)}
+    search_space: ClassVar[SearchSpace] = {"steps": (2, 10)}
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
         steps = jnp.where(client.size > 0, self.steps, 0)
@@ -143,21 +118,23 @@ class Reptile:
 
 
 @dataclass(frozen=True)
-class FOMAML:
+class FOMAML(ClientUpdate):
     """Δ = β g_{K+1}: the gradient after K steps on the query batch, second-order terms dropped.
 
     query_share: 0 takes the next batch of the path as the query; otherwise this share of the client's examples is held
         out from the K steps and the query drawn from it. On a path that wraps, a query meets examples again.
     """
 
-    steps: int = 10
+    steps: int = at_least(1, 10)
     learning_rate: float = 0.02
-    batch_size: int = 20
-    query_share: float = 0.0
+    batch_size: int = at_least(1, 20)
+    query_share: float = at_least(0, 0.0)
 
-    tries: ClassVar[Tries] = {"steps": (1, 5)}
+    search_space: ClassVar[SearchSpace] = {"steps": (1, 5)}
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
         support, query = support_and_query(client, self.query_share, key, batch_size=self.batch_size)
@@ -166,20 +143,22 @@ class FOMAML:
 
 
 @dataclass(frozen=True)
-class MAML:
+class MAML(ClientUpdate):
     """Δ = β ∂/∂θ L(θ_K(θ); query), differentiated exactly through the K steps; memory and time grow with K.
 
     query_share: as in `FOMAML`.
     """
 
-    steps: int = 1
+    steps: int = at_least(1, 1)
     learning_rate: float = 0.02
-    batch_size: int = 20
-    query_share: float = 0.0
+    batch_size: int = at_least(1, 20)
+    query_share: float = at_least(0, 0.0)
 
-    tries: ClassVar[Tries] = {"steps": (1, 3)}
+    search_space: ClassVar[SearchSpace] = {"steps": (1, 3)}
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, differentiable=True)
         support, query = support_and_query(client, self.query_share, key, batch_size=self.batch_size)
@@ -195,13 +174,13 @@ class MAML:
         delta = jax.tree.map(lambda g: self.learning_rate * g, gradient)
         return replied(client, delta, metrics, counts=query.size > 0)
 
-    def uncounted(self, examples: float) -> float:
+    def extra_gradients(self, examples: float) -> float:
         """Second derivatives: a step differentiated backwards costs about two gradients more."""
         return 2.0 * self.steps * mean_batch(examples, self.batch_size)
 
 
 def support_and_query(
-    client: Client, query_share: float, key: Array, *, batch_size: int | None = None
+    client: Client, query_share: float, key: Array, *, batch_size: int | None = at_least(1, None)
 ) -> tuple[Client, Client]:
     """The client's examples for the inner steps and for the query; the same ones if `query_share` is 0.
 
@@ -227,9 +206,11 @@ def mean_batch(examples: float, batch_size: int) -> float:
     return examples / max(1, math.ceil(examples / batch_size))
 
 
-def replied(client: Client, delta: Tree, metrics: Sums, *, counts: Array | bool = True, memory: Tree = None) -> Reply:
+def replied(
+    client: Client, delta: Tree, metrics: Sums, *, counts: Array | bool = True, client_state: Tree = None
+) -> Reply:
     """The reply of a client whose weight is its number of examples, or 0 if it does not count."""
-    return Reply(delta, jnp.where(counts, client.size, 0).astype(jnp.float32), metrics, memory)
+    return Reply(delta, jnp.where(counts, client.size, 0).astype(jnp.float32), metrics, client_state)
 
 
 def difference(start: Tree, end: Tree) -> Tree:

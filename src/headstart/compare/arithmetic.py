@@ -45,18 +45,18 @@ def cost(stage: Stage, prepared: Prepared, drawn: Client) -> Cost:
     drawn: some that stand for all of them, as `sampled` draws them.
 
     An array that no client changes is not sent: a head that stays with the client, or one that is never trained. Of
-    several models a client sends back those it changed. `update.uncounted(examples)`, where a method has it, adds what
-    is no step on a batch, such as second derivatives, in gradients of an example.
+    several models a client sends back those it changed. `extra_gradients` of the method adds what is no step on a
+    batch, such as second derivatives.
     """
     task, model = _Counting(prepared.task), _small(prepared.model, drawn)
     params = model.init(jax.random.key(0))
-    shared, memory = stage.hooks.share(params), stage.hooks.keep(params)
+    shared, client_state = stage.method.init_server(params), stage.method.init_client_state(params)
 
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def replies(shared: Tree, memory: Tree, drawn: Client, key: Array) -> tuple[Tree, Array]:
+    def replies(shared: Tree, client_state: Tree, drawn: Client, key: Array) -> tuple[Tree, Array]:
         def one(place: Array) -> tuple[Tree, Array]:
             client = drawn.at(place)
-            reply = stage.update(task, model, shared, client, memory, client_key(key, client))
+            reply = stage.update(task, model, shared, client, client_state, client_key(key, client))
             if _COUNT not in reply.metrics:
                 raise UserError(
                     f"{type(stage.update).__name__} replies without what its steps measured, by which its cost is"
@@ -66,10 +66,11 @@ def cost(stage: Stage, prepared: Prepared, drawn: Client) -> Cost:
 
         return jax.lax.map(one, jnp.arange(len(drawn.size)))
 
-    changed, counts = replies(shared, memory, drawn, round_key(seed_key(0), 1))
-    uncounted = getattr(stage.update, "uncounted", lambda examples: 0.0)
-    gradients = [count + uncounted(float(size)) for count, size in zip(counts, drawn.size, strict=True)]
-    real = jax.eval_shape(lambda: stage.hooks.share(prepared.model.init(jax.random.key(0))))
+    changed, counts = replies(shared, client_state, drawn, round_key(seed_key(0), 1))
+    gradients = [
+        count + stage.method.extra_gradients(float(size)) for count, size in zip(counts, drawn.size, strict=True)
+    ]
+    real = jax.eval_shape(lambda: stage.method.init_server(prepared.model.init(jax.random.key(0))))
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(real)]
     masks = [np.asarray(mask) for mask in jax.tree.leaves(changed)]
     pairs = list(zip(sizes, masks, strict=True))

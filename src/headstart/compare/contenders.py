@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import headstart.methods
 from headstart.compare.design import design
 from headstart.errors import UserError
+from headstart.method import ClientUpdate
 from headstart.optimizers import Optimizer
 from headstart.updates import FOMAML, MAML, FedAvg, Reptile
 
@@ -32,14 +33,14 @@ class Contender(NamedTuple):
     """
 
     name: str
-    kind: type
-    then: type | None = None
+    kind: type[ClientUpdate]
+    then: type[ClientUpdate] | None = None
     personalizes: bool = True
 
     def tries(self, rates: Sequence[float], count: int) -> list[Tried]:
         """So many different settings, or all if there are not as many; the same rates and servers for every method."""
         shared = {SERVER: tuple(SERVERS), RATE: rates if hasattr(self.kind, RATE) else rates[:1]}
-        own = dict(getattr(self.kind, "tries", {})) | ({SECOND_SERVER: tuple(SECOND_SERVERS)} if self.then else {})
+        own = dict(self.kind.search_space) | ({SECOND_SERVER: tuple(SECOND_SERVERS)} if self.then else {})
         return list(design(shared, own, count))
 
     def told(self, tried: Tried) -> Tried:
@@ -48,10 +49,10 @@ class Contender(NamedTuple):
         actual = {name: getattr(update, name, value) for name, value in tried.items()}
         return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in actual.items()}
 
-    def update(self, tried: Tried, batch_size: int, kind: type | None = None) -> Any:
+    def update(self, tried: Tried, batch_size: int, kind: type[ClientUpdate] | None = None) -> Any:
         """The update with these settings, as far as it has them."""
         kind = kind or self.kind
-        known, relative = {field.name for field in fields(kind)}, getattr(kind, "relative", {})
+        known, relative = {field.name for field in fields(kind)}, kind.scaled_by_learning_rate
         given = {**tried, "batch_size": batch_size} | {
             name: tried[name] * tried[RATE] ** power for name, power in relative.items() if name in tried
         }
@@ -80,7 +81,8 @@ _SHORT = {
 def known() -> dict[str, Contender]:
     """All that come with headstart, by the names that commands take."""
     by_name = {contender.name: contender for contender in PAPERS}
-    own = {name.lower(): Contender(name, getattr(headstart.methods, name)) for name in headstart.methods.__all__}
+    kinds = {name: getattr(headstart.methods, name) for name in headstart.methods.__all__}
+    own = {name.lower(): Contender(kind.title or name, kind) for name, kind in kinds.items()}
     return {short: by_name[name] for short, name in _SHORT.items()} | own
 
 
@@ -122,16 +124,16 @@ def _own(name: str) -> Contender:
             f"cannot import the method {name!r} ({type(error).__name__}: {error}); give it as module:Class"
         ) from error
     if not _is_method(kind):
-        raise UserError(f"{name} is no method; make it a frozen dataclass with the call of a ClientUpdate")
+        raise UserError(f"{name} is no method; make it a frozen dataclass that derives from headstart.ClientUpdate")
     missing = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
     if missing:
         raise UserError(f"{name} has no default for {missing[0]!r}; give every setting one")
-    for setting, values in getattr(kind, "tries", {}).items():
+    for setting, values in kind.search_space.items():
         if setting not in {field.name for field in fields(kind)} or not values:
             raise UserError(f"{name} tries {setting!r}: {values!r}; give values of one of its own settings")
-    return Contender(attribute, kind)
+    return Contender(kind.title or attribute, kind)
 
 
 def _is_method(kind: Any) -> bool:
-    called = isinstance(kind, type) and any("__call__" in vars(each) for each in kind.__mro__)
-    return called and is_dataclass(kind) and vars(kind)["__dataclass_params__"].frozen
+    method = isinstance(kind, type) and issubclass(kind, ClientUpdate)
+    return method and is_dataclass(kind) and vars(kind)["__dataclass_params__"].frozen

@@ -150,13 +150,12 @@ class _Made:
         self.gradients = protocol.budget * self.cohort * one.gradients
 
     def _stage(self, name: str, update: Any, server: Optimizer | None = None) -> Stage:
-        weighting: Any = getattr(update, "weighting", "examples")
-        return Stage(name, update, server or Optimizer(), 1, self.cohort, weighting)
+        return Stage(name, update, server or Optimizer(), 1, self.cohort, update.weighting)
 
     def _cost(self, stage: Stage) -> Cost:
         """Rates and pulls decide no number of steps, so they share one count."""
         update: Any = stage.update
-        same = [name for name in (RATE, *getattr(update, "relative", ())) if hasattr(update, name)]
+        same = [name for name in (RATE, *update.scaled_by_learning_rate) if hasattr(update, name)]
         update = replace(update, **dict.fromkeys(same, 0.1))  # any number will do
         key = type(update), repr(update)
         if key not in self._costs:

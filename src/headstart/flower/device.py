@@ -23,14 +23,14 @@ from headstart.errors import UserError
 from headstart.experiment import Experiment, Stage, read
 from headstart.flower import wire
 from headstart.flower.wire import Order
+from headstart.method import Reply
 from headstart.models import Model
 from headstart.personalize import personalizer
-from headstart.prepare import build_model, check_fit, check_ranges, suited
+from headstart.prepare import build_model, check_fit, check_stages, suited
 from headstart.programs import keep_programs
 from headstart.rounds import Cohort, Totals, folded, no_totals, personal_key, round_key, seed_key
+from headstart.serialization import to_json
 from headstart.tasks import Task, add
-from headstart.updates import Reply
-from headstart.values import to_json
 
 Loader = Callable[[Context], Federation]
 
@@ -96,7 +96,7 @@ class Device:
 
     def _setting(self, order: Order, context: Context) -> Setting:
         experiment = read(dict(order.experiment), trusted=self.trusted)
-        check_ranges(experiment)
+        check_stages(experiment)
         if self.only is not None:
             _check_same(self.only, experiment)
         if not (0 <= order.stage < len(experiment.stages) and isinstance(experiment.stages[order.stage], Stage)):

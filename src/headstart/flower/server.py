@@ -28,12 +28,11 @@ from headstart.flower.service import Crew, Service, Terms
 from headstart.flower.training import train_round
 from headstart.flower.wire import Order
 from headstart.folder import claimed, read_json
-from headstart.hooks import PLAIN
 from headstart.log import Listener, Log
-from headstart.prepare import Prepared, build_model, check_fit, check_ranges, suited
+from headstart.prepare import Prepared, build_model, check_fit, check_stages, suited
 from headstart.rounds import initial_key, seed_key
+from headstart.serialization import to_json
 from headstart.trial import Place, reached, started
-from headstart.values import to_json
 
 
 def printed(record: Mapping[str, Any]) -> None:
@@ -111,7 +110,7 @@ def serve(
     assert experiment.model is not None and experiment.task is not None
     model = build_model(experiment.model, blank, trusted=trusted)
     check_fit(experiment.task, model, blank)
-    with claimed(Path(out), experiment, blank):
+    with claimed(Path(out), experiment, blank, trusted=trusted):
         folder = Path(out) / f"seed-{experiment.seed}"
         crew, prepared = _crew(experiment, model, roster, folder)
         log = Log(folder / "metrics.jsonl", listen, experiment.seed)
@@ -124,7 +123,7 @@ def serve(
 
 
 def _check(experiment: Experiment) -> None:
-    check_ranges(experiment)
+    check_stages(experiment)
     central = [stage.name for stage in experiment.stages if isinstance(stage, Centralized)]
     if central:
         raise UserError(f"the stage {central[0]!r} is centralized, and devices keep their data; leave it out")
@@ -132,7 +131,7 @@ def _check(experiment: Experiment) -> None:
         raise UserError(
             "devices personalize at one rate; leave personalization.rates empty, or choose with headstart run"
         )
-    more = [stage.name for stage in experiment.stages if stage.hooks != PLAIN]
+    more = [stage.name for stage in experiment.stages if not stage.method.is_plain]
     if more:
         raise UserError(
             f"the method of stage {more[0]!r} shares more than a model, keeps something with clients or personalizes"

@@ -9,28 +9,31 @@ import optax
 
 from headstart.bends import head_of, only
 from headstart.data import Array, Client, Tree
-from headstart.hooks import Bend
+from headstart.fields import at_least
 from headstart.local import Descent
+from headstart.method import ClientUpdate, GradientTransform, Reply
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import FORWARD, Reply, Tries, difference, mean_batch, replied
+from headstart.updates import FORWARD, SearchSpace, difference, mean_batch, replied
 
 
 @dataclass(frozen=True)
-class ANIL:
+class ANIL(ClientUpdate):
     """Δ = β g_{K+1} after K steps on the head; with everything for a head it is FOMAML.
 
     head: as in `bends.head_of`. A held-out client fine-tunes the head.
     """
 
-    steps: int = 10
+    steps: int = at_least(1, 10)
     learning_rate: float = 0.02
-    batch_size: int = 20
+    batch_size: int = at_least(1, 20)
     head: tuple[str, ...] | None = None
 
-    tries: ClassVar[Tries] = {"steps": (1, 5)}
+    search_space: ClassVar[SearchSpace] = {"steps": (1, 5)}
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         outer = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
         inner = replace(outer, adjust=only(head_of(broadcast, self.head)))
@@ -38,10 +41,10 @@ class ANIL:
         end = outer.run(adapted, client, key, steps=1)
         return replied(client, difference(adapted.params, end.params), end.metrics)
 
-    def uncounted(self, examples: float) -> float:
+    def extra_gradients(self, examples: float) -> float:
         """A step on the head takes little more than a forward pass."""
         return (FORWARD - 1) * self.steps * mean_batch(examples, self.batch_size)
 
-    def bend(self, start: Tree) -> Bend:
+    def personal_gradient(self, start: Tree) -> GradientTransform:
         """Personalization moves the head alone."""
         return only(head_of(start, self.head))

@@ -7,32 +7,35 @@ from typing import ClassVar
 
 from headstart.bends import pull
 from headstart.data import Array, Client, Tree
-from headstart.hooks import Bend
+from headstart.fields import at_least
+from headstart.method import ClientUpdate, GradientTransform, Reply
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import FedAvg, Relative, Reply, Tries
+from headstart.updates import FedAvg, Scaling, SearchSpace
 
 
 @dataclass(frozen=True)
-class Ditto:
+class Ditto(ClientUpdate):
     """FedAvg; a client's own model is v = argmin F(v) + λ/2 ‖v − w‖², sought from the global model w.
 
     strength: λ. The models of training clients never reach the server nor a held-out client, so nobody computes them.
     """
 
-    epochs: int = 1
+    epochs: int = at_least(1, 1)
     learning_rate: float = 0.02
-    batch_size: int = 20
-    strength: float = 0.1
+    batch_size: int = at_least(1, 20)
+    strength: float = at_least(0, 0.1)
 
-    tries: ClassVar[Tries] = {"epochs": (1, 5), "strength": (0.001, 0.01, 0.1)}
-    relative: ClassVar[Relative] = {"strength": -1}
+    search_space: ClassVar[SearchSpace] = {"epochs": (1, 5), "strength": (0.001, 0.01, 0.1)}
+    scaled_by_learning_rate: ClassVar[Scaling] = {"strength": -1}
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         fedavg = FedAvg(self.epochs, self.learning_rate, self.batch_size)
-        return fedavg(task, model, broadcast, client, memory, key)
+        return fedavg(task, model, broadcast, client, client_state, key)
 
-    def bend(self, start: Tree) -> Bend:
+    def personal_gradient(self, start: Tree) -> GradientTransform:
         """Personalization is pulled back to the global model."""
         return pull(self.strength, start)

@@ -9,35 +9,38 @@ import optax
 
 from headstart.bends import head_of, only, rest_of
 from headstart.data import Array, Client, Tree
-from headstart.hooks import Bend
+from headstart.fields import at_least
 from headstart.local import Descent, batches_per_epoch
+from headstart.method import ClientUpdate, GradientTransform, Reply
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Leg, Reply, Tries, replied, weighted_path
+from headstart.updates import Leg, SearchSpace, replied, weighted_path
 
 
 @dataclass(frozen=True)
-class FedBABU:
+class FedBABU(ClientUpdate):
     """E epochs on the body, the head as it was initialized; an empty head is FedAvg.
 
     head: as in `bends.head_of`. A held-out client fine-tunes the head, or everything if `whole`.
     """
 
-    epochs: int = 1
+    epochs: int = at_least(1, 1)
     learning_rate: float = 0.02
-    batch_size: int = 20
+    batch_size: int = at_least(1, 20)
     head: tuple[str, ...] | None = None
     whole: bool = False
 
-    tries: ClassVar[Tries] = {"epochs": (1, 5), "whole": (False, True)}
+    search_space: ClassVar[SearchSpace] = {"epochs": (1, 5), "whole": (False, True)}
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         bend = only(rest_of(head_of(broadcast, self.head)))
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)
         steps = self.epochs * batches_per_epoch(client, self.batch_size)
         return replied(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
 
-    def bend(self, start: Tree) -> Bend | None:
+    def personal_gradient(self, start: Tree) -> GradientTransform | None:
         """Personalization moves the head, or everything."""
         return None if self.whole else only(head_of(start, self.head))

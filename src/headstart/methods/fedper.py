@@ -9,35 +9,39 @@ import optax
 
 from headstart.bends import given, head_of, taken
 from headstart.data import Array, Client, Tree
+from headstart.fields import at_least
 from headstart.local import Descent, batches_per_epoch
+from headstart.method import ClientUpdate, Reply
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Reply, Tries, replied, without
+from headstart.updates import SearchSpace, replied, without
 
 
 @dataclass(frozen=True)
-class FedPer:
+class FedPer(ClientUpdate):
     """E epochs on body and own head together; Δ is that of the body. An empty head is FedAvg.
 
     head: as in `bends.head_of`. A held-out client has no head yet: it starts from the untrained one and fine-tunes
         everything.
     """
 
-    epochs: int = 1
+    epochs: int = at_least(1, 1)
     learning_rate: float = 0.02
-    batch_size: int = 20
+    batch_size: int = at_least(1, 20)
     head: tuple[str, ...] | None = None
 
-    tries: ClassVar[Tries] = {"epochs": (1, 5)}
+    search_space: ClassVar[SearchSpace] = {"epochs": (1, 5)}
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         head = head_of(broadcast, self.head)
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
         steps = self.epochs * batches_per_epoch(client, self.batch_size)
-        end = descent.run(descent.begin(given(head, broadcast, memory)), client, key, steps=steps)
-        return replied(client, without(head, broadcast, end.params), end.metrics, memory=taken(head, end.params))
+        end = descent.run(descent.begin(given(head, broadcast, client_state)), client, key, steps=steps)
+        return replied(client, without(head, broadcast, end.params), end.metrics, client_state=taken(head, end.params))
 
-    def keep(self, params: Tree) -> Tree:
+    def init_client_state(self, params: Tree) -> Tree:
         """The head."""
         return taken(head_of(params, self.head), params)

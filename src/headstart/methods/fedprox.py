@@ -9,25 +9,29 @@ import optax
 
 from headstart.bends import pull
 from headstart.data import Array, Client, Tree
+from headstart.fields import at_least
 from headstart.local import Descent, batches_per_epoch
+from headstart.method import ClientUpdate, Reply
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Leg, Relative, Reply, Tries, replied, weighted_path
+from headstart.updates import Leg, Scaling, SearchSpace, replied, weighted_path
 
 
 @dataclass(frozen=True)
-class FedProx:
+class FedProx(ClientUpdate):
     """Δ = θ − θ_K after E epochs that are pulled back to θ; μ = 0 is FedAvg. Held-out clients fine-tune freely."""
 
-    mu: float = 0.1
-    epochs: int = 1
+    mu: float = at_least(0, 0.1)
+    epochs: int = at_least(1, 1)
     learning_rate: float = 0.02
-    batch_size: int = 20
+    batch_size: int = at_least(1, 20)
 
-    tries: ClassVar[Tries] = {"epochs": (1, 5), "mu": (0.001, 0.01, 0.1)}
-    relative: ClassVar[Relative] = {"mu": -1}
+    search_space: ClassVar[SearchSpace] = {"epochs": (1, 5), "mu": (0.001, 0.01, 0.1)}
+    scaled_by_learning_rate: ClassVar[Scaling] = {"mu": -1}
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, pull(self.mu, broadcast))
         steps = self.epochs * batches_per_epoch(client, self.batch_size)

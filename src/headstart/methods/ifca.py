@@ -11,34 +11,38 @@ import optax
 
 from headstart.bends import is_statistic
 from headstart.data import Array, Client, Tree, named
+from headstart.fields import at_least
 from headstart.local import whole_loss
+from headstart.method import ClientUpdate, Reply
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import FORWARD, FedAvg, Reply, Tries
+from headstart.updates import FORWARD, FedAvg, SearchSpace
 
 
 @dataclass(frozen=True)
-class IFCA:
+class IFCA(ClientUpdate):
     """A client trains the model with the least loss on its examples, by FedAvg; one model is FedAvg.
 
     models: how many. spread: how far apart they begin: each but the first gets noise of so many times the root mean
     square of every array. A held-out client takes the model that suits its adapt part best, and fine-tunes it.
     """
 
-    models: int = 3
-    epochs: int = 1
+    models: int = at_least(1, 3)
+    epochs: int = at_least(1, 1)
     learning_rate: float = 0.02
-    batch_size: int = 20
-    spread: float = 0.5
+    batch_size: int = at_least(1, 20)
+    spread: float = at_least(0, 0.5)
 
-    tries: ClassVar[Tries] = {"epochs": (1, 5), "models": (2, 4)}
+    search_space: ClassVar[SearchSpace] = {"epochs": (1, 5), "models": (2, 4)}
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         best = _best(task, model, broadcast["models"], client)
         chosen = jax.tree.map(lambda leaf: leaf[best], broadcast["models"])
         fedavg = FedAvg(self.epochs, self.learning_rate, self.batch_size)
-        reply = fedavg(task, model, chosen, client, memory, key)
+        reply = fedavg(task, model, chosen, client, client_state, key)
 
         def placed(every: Array, mine: Array | float) -> Array:
             return jnp.zeros_like(every).at[best].set(mine)
@@ -46,11 +50,11 @@ class IFCA:
         models = jax.tree.map(placed, broadcast["models"], reply.delta)
         return reply._replace(delta={"models": models, "members": placed(broadcast["members"], 1.0)})
 
-    def uncounted(self, examples: float) -> float:
+    def extra_gradients(self, examples: float) -> float:
         """A look at every model is a forward pass."""
         return self.models * examples * FORWARD
 
-    def share(self, params: Tree) -> Tree:
+    def init_server(self, params: Tree) -> Tree:
         """The models `[models, ...]`, and a place to count whose weight chose each."""
         leaves = [leaf for path, leaf in named(params) if not is_statistic(path, params)]
         # From the parameters' own bits, so that it differs from seed to seed.
@@ -68,7 +72,9 @@ class IFCA:
         members = jnp.zeros(self.models, jnp.result_type(*leaves))
         return {"models": jax.tree.unflatten(jax.tree.structure(params), models), "members": members}
 
-    def serve(self, optimizer: optax.GradientTransformation, participation: float) -> optax.GradientTransformation:
+    def server_optimizer(
+        self, optimizer: optax.GradientTransformation, participation: float
+    ) -> optax.GradientTransformation:
         """Each model has an optimizer of its own: it takes the mean of those who chose it, and rests if nobody did."""
 
         def init(params: Tree) -> Tree:
@@ -88,7 +94,7 @@ class IFCA:
 
         return optax.GradientTransformation(init, update)
 
-    def begin(self, task: Task, model: Model, broadcast: Tree, client: Client, key: Array) -> Tree:
+    def personal_init(self, task: Task, model: Model, broadcast: Tree, client: Client, key: Array) -> Tree:
         """The model with the least loss on what the client adapts on."""
         best = _best(task, model, broadcast["models"], client)
         return jax.tree.map(lambda leaf: leaf[best], broadcast["models"])

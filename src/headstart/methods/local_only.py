@@ -8,16 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from headstart.data import Array, Client, Tree
+from headstart.method import ClientUpdate, Reply
 from headstart.models import Model
 from headstart.tasks import Task, no_sums
-from headstart.updates import Reply, replied
+from headstart.updates import replied
 
 
 @dataclass(frozen=True)
-class LocalOnly:
+class LocalOnly(ClientUpdate):
     """Δ = 0, without a look at the examples: one round of one client is as good as many."""
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         dtype = jnp.result_type(*jax.tree.leaves(broadcast))
         return replied(client, jax.tree.map(jnp.zeros_like, broadcast), no_sums(task, dtype))

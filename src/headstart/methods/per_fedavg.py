@@ -10,28 +10,33 @@ import jax.numpy as jnp
 import optax
 
 from headstart.data import Array, Client, Tree
+from headstart.fields import at_least
 from headstart.local import Descent, Progress
+from headstart.method import ClientUpdate, Reply
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Relative, Reply, Tries, difference, replied
+from headstart.updates import Scaling, SearchSpace, difference, replied
 
 
 @dataclass(frozen=True)
-class PerFedAvg:
+class PerFedAvg(ClientUpdate):
     """`steps` times: w̃ = w − α g(w; D), then w ← w − β g(w̃; D′); Δ = w_0 − w. The second step starts from w again.
 
     learning_rate: α. meta_rate: β. D and D′ are successive batches of the client's path.
     """
 
-    steps: int = 5
+    steps: int = at_least(1, 5)
     learning_rate: float = 0.02
     meta_rate: float = 0.02
-    batch_size: int = 20
+    batch_size: int = at_least(1, 20)
 
-    tries: ClassVar[Tries] = {"steps": (1, 5), "meta_rate": (0.3, 1.0, 3.0)}
-    relative: ClassVar[Relative] = {"meta_rate": 1}
+    title: ClassVar[str] = "Per-FedAvg"
+    search_space: ClassVar[SearchSpace] = {"steps": (1, 5), "meta_rate": (0.3, 1.0, 3.0)}
+    scaled_by_learning_rate: ClassVar[Scaling] = {"meta_rate": 1}
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
         ratio = self.meta_rate / self.learning_rate

@@ -11,33 +11,37 @@ import optax
 
 from headstart.bends import pull
 from headstart.data import Array, Client, Tree
-from headstart.hooks import Bend
+from headstart.fields import at_least
 from headstart.local import Descent, Progress, step_keys
 from headstart.local import batch as draw_batch
+from headstart.method import ClientUpdate, GradientTransform, Reply
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Relative, Reply, Tries, difference, replied
+from headstart.updates import Scaling, SearchSpace, difference, replied
 
 
 @dataclass(frozen=True)
-class PFedMe:
+class PFedMe(ClientUpdate):
     """R times: θ̂ ≈ argmin f(θ; batch) + λ/2 ‖θ − w‖² by K steps from θ̂, then w ← w − ηλ (w − θ̂); Δ = w_0 − w_R.
 
     rounds: R. steps: K. strength: λ. learning_rate: of the K steps. outer_rate: η. A held-out client seeks its own θ̂
     on all it adapts on, from w.
     """
 
-    rounds: int = 10
-    steps: int = 5
-    strength: float = 1.0
+    rounds: int = at_least(1, 10)
+    steps: int = at_least(1, 5)
+    strength: float = at_least(0, 1.0)
     learning_rate: float = 0.02
     outer_rate: float = 0.1
-    batch_size: int = 20
+    batch_size: int = at_least(1, 20)
 
-    tries: ClassVar[Tries] = {"rounds": (1, 5), "strength": (0.03, 0.3), "outer_rate": (1.0, 3.0)}
-    relative: ClassVar[Relative] = {"strength": -1, "outer_rate": 1}
+    title: ClassVar[str] = "pFedMe"
+    search_space: ClassVar[SearchSpace] = {"rounds": (1, 5), "strength": (0.03, 0.3), "outer_rate": (1.0, 3.0)}
+    scaled_by_learning_rate: ClassVar[Scaling] = {"strength": -1, "outer_rate": 1}
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         order_key, _ = step_keys(key, 0)
 
@@ -55,7 +59,7 @@ class PFedMe:
         own, progress = jax.lax.fori_loop(0, rounds, once, (broadcast, start))
         return replied(client, difference(broadcast, own), progress.metrics)
 
-    def bend(self, start: Tree) -> Bend:
+    def personal_gradient(self, start: Tree) -> GradientTransform:
         """Personalization is pulled back to the server's model."""
         return pull(self.strength, start)
 

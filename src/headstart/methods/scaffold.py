@@ -11,56 +11,63 @@ import jax.numpy as jnp
 import optax
 
 from headstart.data import Array, Client, Tree
+from headstart.fields import at_least
 from headstart.local import Descent
+from headstart.method import ClientUpdate, Reply, Weighting
 from headstart.models import Model
 from headstart.tasks import Task
-from headstart.updates import Reply, Tries, replied
+from headstart.updates import SearchSpace, replied
 
 
 @dataclass(frozen=True)
-class Scaffold:
+class Scaffold(ClientUpdate):
     """K steps by g − c_i + c; then c_i becomes c_i − c + (θ − θ_K) / (Kβ), which the client keeps.
 
     The server's c is the mean of all c_i if replies are weighed uniformly; otherwise it is weighed as the model is.
     """
 
-    steps: int = 10
+    steps: int = at_least(1, 10)
     learning_rate: float = 0.02
-    batch_size: int = 20
+    batch_size: int = at_least(1, 20)
 
-    tries: ClassVar[Tries] = {"steps": (2, 10)}
-    weighting: ClassVar[str] = "uniform"
+    search_space: ClassVar[SearchSpace] = {"steps": (2, 10)}
+    title: ClassVar[str] = "SCAFFOLD"
+    weighting: ClassVar[Weighting] = "uniform"
 
-    def __call__(self, task: Task, model: Model, broadcast: Tree, client: Client, memory: Tree, key: Array) -> Reply:
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
         """A client update; see `ClientUpdate`."""
         params, control = broadcast["params"], broadcast["control"]
 
         def bend(gradient: Tree, _: Tree) -> Tree:
-            return jax.tree.map(lambda g, own, server: g - own + server, gradient, memory, control)
+            return jax.tree.map(lambda g, own, server: g - own + server, gradient, client_state, control)
 
         descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)
         steps = jnp.where(client.size > 0, self.steps, 0)
         end = descent.run(descent.begin(params), client, key, steps=steps)
         moved = jax.tree.map(jnp.subtract, params, end.params)
         scale = 1 / (self.steps * self.learning_rate)
-        renewed = jax.tree.map(lambda own, server, d: own - server + scale * d, memory, control, moved)
-        delta = {"params": moved, "control": jax.tree.map(jnp.subtract, memory, renewed)}
-        return replied(client, delta, end.metrics)._replace(memory=renewed)
+        renewed = jax.tree.map(lambda own, server, d: own - server + scale * d, client_state, control, moved)
+        delta = {"params": moved, "control": jax.tree.map(jnp.subtract, client_state, renewed)}
+        return replied(client, delta, end.metrics)._replace(client_state=renewed)
 
-    def share(self, params: Tree) -> Tree:
+    def init_server(self, params: Tree) -> Tree:
         """The model and the server's control variate c, which begins at zero."""
         return {"params": params, "control": jax.tree.map(jnp.zeros_like, params)}
 
-    def serve(self, optimizer: optax.GradientTransformation, participation: float) -> optax.GradientTransformation:
+    def server_optimizer(
+        self, optimizer: optax.GradientTransformation, participation: float
+    ) -> optax.GradientTransformation:
         """The optimizer steps the model; c takes the mean change for as many of all clients as there were."""
         steps: dict[Hashable, optax.GradientTransformation]
         steps = {"params": optimizer, "control": optax.sgd(participation)}
         return optax.partition(steps, {"params": "params", "control": "control"})
 
-    def keep(self, params: Tree) -> Tree:
+    def init_client_state(self, params: Tree) -> Tree:
         """The client's control variate c_i, which begins at zero."""
         return jax.tree.map(jnp.zeros_like, params)
 
-    def begin(self, task: Task, model: Model, broadcast: Tree, client: Client, key: Array) -> Tree:
+    def personal_init(self, task: Task, model: Model, broadcast: Tree, client: Client, key: Array) -> Tree:
         """A held-out client fine-tunes the model, without variates."""
         return broadcast["params"]

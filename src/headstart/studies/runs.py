@@ -19,15 +19,15 @@ from typing import Literal
 import numpy as np
 
 from headstart.errors import UserError
-from headstart.experiment import Experiment
+from headstart.experiment import Experiment, document_of
 from headstart.files import write_json
 from headstart.folder import read_curves, read_json
 from headstart.log import read_records
 from headstart.prepare import Prepared, prepare
+from headstart.serialization import earlier, to_json
 from headstart.studies.evidence import Choice, Result
 from headstart.studies.pool import Job, run_jobs
 from headstart.trial import DivergedError
-from headstart.values import to_json
 
 # Seeds of runs that only choose, apart from those whose results are told.
 TUNING_SEED = 1000
@@ -58,7 +58,10 @@ class Runs:
 
     def folder(self, experiment: Experiment) -> Path:
         """Where the runs of an experiment are, each in a folder named by its seed."""
-        text = json.dumps(to_json(replace(experiment, seed=0)), sort_keys=True).replace(str(self.root), "") + self.mark
+        text = (
+            json.dumps(earlier(to_json(replace(experiment, seed=0))), sort_keys=True).replace(str(self.root), "")
+            + self.mark
+        )
         return self.root / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def prepared(self, experiment: Experiment) -> Prepared:
@@ -157,7 +160,7 @@ class Runs:
     def _run(self, jobs: Iterable[Sequence[Job]]) -> None:
         missing = {job.folder: job for each in jobs for job in each if not job.done}
         for job in missing.values():
-            write_json(job.file, to_json(job.experiment))
+            write_json(job.file, document_of(job.experiment))
         run_jobs(list(missing.values()), processes=self.processes, tell=self.tell)
 
     def _result(self, jobs: Sequence[Job], group: str) -> Result:

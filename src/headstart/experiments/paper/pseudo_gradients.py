@@ -21,10 +21,11 @@ import optax
 from headstart.data import Array, Client, Tree
 from headstart.lanes import over_clients
 from headstart.local import Descent, batch, step_keys
+from headstart.method import ClientUpdate
 from headstart.models import Model
 from headstart.rounds import client_key, round_key, seed_key
 from headstart.tasks import Task, add
-from headstart.updates import FOMAML, MAML, ClientUpdate, FedSGD, Reptile
+from headstart.updates import FOMAML, MAML, FedSGD, Reptile
 
 # Of each cohort so many clients show the identity, which walks a path for every one of its terms.
 WITNESSES = 5

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from headstart.experiment import Centralized, Data, Experiment, Imported, Stage
+from headstart.method import ClientUpdate, Weighting
 from headstart.optimizers import Optimizer
 from headstart.personalize import Personalization
-from headstart.rounds import Weighting
 from headstart.studies.evidence import Evidence
 from headstart.tasks import Task
-from headstart.updates import ClientUpdate, FedAvg
+from headstart.updates import FedAvg
 
 T = TypeVar("T")
 MOMENTUM = Optimizer("sgd", 1.0, {"momentum": 0.9})

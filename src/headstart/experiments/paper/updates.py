@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from headstart.experiment import Experiment
 from headstart.experiments.paper.study import Setting, Study
 from headstart.experiments.paper.tuning import tuned
+from headstart.method import ClientUpdate, Weighting
 from headstart.optimizers import Optimizer
-from headstart.rounds import Weighting
 from headstart.studies.comparisons import accuracies, against, better, claim
 from headstart.studies.evidence import Claim, Evidence, Result, Table
 from headstart.studies.pictures import forest
 from headstart.studies.runs import Runs
 from headstart.themes import Drawing
-from headstart.updates import FOMAML, MAML, ClientUpdate, FedAvg, FedSGD, Reptile
+from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reptile
 
 # A gradient through K steps costs the K gradients, and about as much again twice on the way back.
 MAML_COST = 3

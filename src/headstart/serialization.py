@@ -1,7 +1,7 @@
-"""Values as JSON and back: a value is named by its import path and its fields.
+"""Values as JSON and back: a value is named by its public name and its fields.
 
-A saved experiment is data. Reading one imports nothing but headstart's own values and the modules that the user's own
-command names.
+A saved experiment is data. Reading one imports nothing but headstart's public values and the modules that the user's
+own command names. What was saved under an earlier name, of a value or of a field, is read as what it is called now.
 """
 
 from __future__ import annotations
@@ -15,16 +15,40 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from headstart.errors import UserError
+from headstart.fields import FieldError
 
 Json = Any
 
+# Where the names of public values are listed, in each's `__all__`.
+_PACKAGES = ("headstart", "headstart.methods")
+
+# Values by the paths they were saved under before they had public names.
+_EARLIER_NAMES = {
+    **{f"headstart.experiment.{name}": f"headstart.{name}" for name in ("Centralized", "Data", "Experiment", "Stage")},
+    "headstart.experiment.Imported": "headstart.Imported",
+    **{f"headstart.optimizers.{name}": f"headstart.{name}" for name in ("Optimizer", "Schedule")},
+    **{f"headstart.tasks.{name}": f"headstart.{name}" for name in ("Classification", "NextCharacter", "Regression")},
+    **{f"headstart.updates.{name}": f"headstart.{name}" for name in ("FOMAML", "MAML", "FedAvg", "FedSGD", "Reptile")},
+    "headstart.personalize.Personalization": "headstart.Personalization",
+    "headstart.methods.anil.ANIL": "headstart.methods.ANIL",
+    "headstart.methods.ditto.Ditto": "headstart.methods.Ditto",
+    "headstart.methods.fedbabu.FedBABU": "headstart.methods.FedBABU",
+    "headstart.methods.fedper.FedPer": "headstart.methods.FedPer",
+    "headstart.methods.fedprox.FedProx": "headstart.methods.FedProx",
+    "headstart.methods.fedrep.FedRep": "headstart.methods.FedRep",
+    "headstart.methods.ifca.IFCA": "headstart.methods.IFCA",
+    "headstart.methods.local_only.LocalOnly": "headstart.methods.LocalOnly",
+    "headstart.methods.per_fedavg.PerFedAvg": "headstart.methods.PerFedAvg",
+    "headstart.methods.pfedme.PFedMe": "headstart.methods.PFedMe",
+    "headstart.methods.scaffold.Scaffold": "headstart.methods.Scaffold",
+}
+
 
 def to_json(value: Any) -> Json:
-    """A frozen dataclass as a dictionary with its import path under "type"; tuples as lists."""
+    """A frozen dataclass as a dictionary with its name under "type"; tuples as lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kind = type(value)
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": f"{kind.__module__}.{kind.__qualname__}", **fields}
+        return {"type": name_of(type(value)), **fields}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -41,7 +65,7 @@ def from_json(document: Json, *, trusted: Collection[str] = (), place: str = "ex
     place: where in the document this is, for messages.
 
     Raises:
-        UserError: for an unknown type, an unknown or missing field, or a value of the wrong type.
+        UserError: for an unknown type, an unknown or missing field, or a value of the wrong type or out of range.
     """
     if isinstance(document, list):
         return tuple(from_json(item, trusted=trusted, place=f"{place}.{i}") for i, item in enumerate(document))
@@ -52,17 +76,64 @@ def from_json(document: Json, *, trusted: Collection[str] = (), place: str = "ex
     kind = _dataclass_at(document["type"], trusted, place)
     given = {k: from_json(v, trusted=trusted, place=f"{place}.{k}") for k, v in document.items() if k != "type"}
     _check_fields(kind, given, place)
-    return kind(**given)
+    try:
+        return kind(**given)
+    except FieldError as error:
+        raise UserError(f"{place}.{error.field} {error.complaint}") from error
+
+
+def name_of(kind: type) -> str:
+    """The name a class of values is saved by: a public one, or else, of the user's own classes, its import path."""
+    for package in _PACKAGES:
+        if _public(package, kind.__qualname__) is kind:
+            return f"{package}.{kind.__qualname__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _public(package: str, name: str) -> Any:
+    """What a package lists by this name; None if nothing."""
+    module = importlib.import_module(package)
+    return getattr(module, name) if name in module.__all__ else None
+
+
+def current(document: Json) -> Json:
+    """A document with the names that its values and fields have today."""
+    if isinstance(document, list):
+        return [current(item) for item in document]
+    if not isinstance(document, dict):
+        return document
+    renewed = {key: current(item) for key, item in document.items()}
+    if isinstance(renewed.get("type"), str):
+        renewed["type"] = _EARLIER_NAMES.get(renewed["type"], renewed["type"])
+    return renewed
+
+
+def earlier(document: Json) -> Json:
+    """A document with the names that its values and fields had first, by which the folders of studies are digested."""
+    first = {name: path for path, name in _EARLIER_NAMES.items()}
+    if isinstance(document, list):
+        return [earlier(item) for item in document]
+    if not isinstance(document, dict):
+        return document
+    renewed = {key: earlier(item) for key, item in document.items()}
+    if isinstance(renewed.get("type"), str):
+        renewed["type"] = first.get(renewed["type"], renewed["type"])
+    return renewed
 
 
 def attribute(path: str, trusted: Collection[str], place: str) -> Any:
-    """What `module.name` or `module:name` stands for.
+    """What `module.name` or `module:name` stands for: a public value of headstart, or code of a trusted module.
 
     Raises:
-        UserError: if the module is not headstart's own and not trusted, or does not exist.
+        UserError: if headstart has no such value, the module is not trusted, or there is no such thing in it.
     """
     module, _, name = path.rpartition(":" if ":" in path else ".")
-    if module.split(".")[0] != "headstart" and module not in trusted:
+    if module.split(".")[0] == "headstart":
+        found = _public(module, name) if module in _PACKAGES else None
+        if found is None:
+            raise UserError(f"{place} is {path!r}, which is not the name of a value such as headstart.FedAvg")
+        return found
+    if module not in trusted:
         raise UserError(
             f"{place} names code in the module {module!r}, which this command does not bring in;"
             f" if you trust it, add --import {module}"
@@ -76,11 +147,10 @@ def attribute(path: str, trusted: Collection[str], place: str) -> Any:
 
 
 def _dataclass_at(path: Any, trusted: Collection[str], place: str) -> type:
-    kind = attribute(path, trusted, place) if isinstance(path, str) and "." in path else None
+    known = isinstance(path, str) and ("." in path or ":" in path)
+    kind = attribute(_EARLIER_NAMES.get(path, path), trusted, f"{place}.type") if known else None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise UserError(
-            f"{place}.type is {path!r}, which is not the import path of a value such as headstart.updates.FedAvg"
-        )
+        raise UserError(f"{place}.type is {path!r}, which is not the name of a value such as headstart.FedAvg")
     return kind
 
 
