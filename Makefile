@@ -19,6 +19,7 @@ check: lint types links ## What CI runs
 lint: .venv/tested
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+	$(BIN)/lint-imports
 
 types: .venv/tested
 	$(BIN)/pyright

@@ -36,12 +36,12 @@ import h5py
 import numpy as np
 from growth_models import EXAMPLES, MODELS
 
-from headstart.experiment import Data, Experiment, Stage
-from headstart.lanes import cores_as_devices
-from headstart.optimizers import Optimizer
-from headstart.run import run
-from headstart.trial import Options
-from headstart.updates import FedAvg
+from headstart.devices import cores_as_devices
+from headstart.experiment.experiment import Data, Experiment, Stage
+from headstart.learning.optimizers import Optimizer
+from headstart.methods.paper import FedAvg
+from headstart.training.run import run
+from headstart.training.seed_run import Options
 
 _LEAST_ROUNDS = 3
 Row = dict[str, Any]

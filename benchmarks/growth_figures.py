@@ -13,7 +13,7 @@ from growth_models import EXAMPLES, MODELS, flops, parameters, working_bytes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from headstart.themes import LIGHT, Drawing, Theme, save, series_color, titled
+from headstart.reports.style import LIGHT, Drawing, Theme, save, series_color, titled
 
 Row = dict[str, Any]
 

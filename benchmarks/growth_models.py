@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from headstart.bench_work import ARITHMETIC
-from headstart.data import Block, Client
-from headstart.experiment import Imported
-from headstart.models import ALIASES, Model, as_model, count_parameters
-from headstart.rounds import Cohort, federated
-from headstart.tasks import Classification, NextCharacter
-from headstart.updates import FedAvg
+from headstart.bench.workload import ARITHMETIC
+from headstart.data.federation import Block, Client
+from headstart.experiment.experiment import Imported
+from headstart.learning.rounds import Cohort, federated
+from headstart.learning.tasks import Classification, NextCharacter
+from headstart.methods.paper import FedAvg
+from headstart.models.zoo import ALIASES, Model, as_model, count_parameters
 
 EXAMPLES = 20
 MODELS = {

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from headstart import conv, recurrent
-from headstart.bench_work import ARITHMETIC
-from headstart.models import CNN, CharLSTM
+from headstart.bench.workload import ARITHMETIC
+from headstart.models import conv
+from headstart.models import lstm as recurrent
+from headstart.models.zoo import CNN, CharLSTM
 
 STEPS = 8
 PRODUCTS = 8

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from headstart import cluster
+from headstart.training import cluster
 
 if __name__ == "__main__":
     address, processes, process_id, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
@@ -21,12 +21,12 @@ if __name__ == "__main__":
 
 import tiny
 from headstart import FOMAML, MAML, Classification, FedAvg, FedSGD, Optimizer, Reptile, Stage
-from headstart.data import Federation
-from headstart.draw import on_device
-from headstart.lanes import all_devices, replicated
-from headstart.personalize import Personalization, personalizer
-from headstart.rounds import federated, several
-from headstart.sampling import cohorts
+from headstart.data.device_data import on_device
+from headstart.data.federation import Federation
+from headstart.devices import all_devices, replicated
+from headstart.learning.personalization import Personalization, personalizer
+from headstart.learning.rounds import federated, several
+from headstart.training.sampling import cohorts
 
 UPDATES = {
     "fedsgd": FedSGD(),

@@ -24,7 +24,7 @@ if version("jaxlib").startswith("0.10."):
 import jax
 import pytest
 
-from headstart import cli
+from headstart.cli import main as cli
 
 jax.config.update("jax_default_prng_impl", "threefry2x32")
 jax.config.update("jax_threefry_partitionable", True)

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp import Grid, ServerApp
 
-from headstart.experiment import load
+from headstart.experiment.loading import load
 from headstart.flower import Terms, client_app, serve, wire
 
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from headstart.data import Federation, from_arrays
-from headstart.datasets.text import passage, snippets
-from headstart.experiment import Data, Experiment, Imported, Stage
+from headstart.data.federation import Federation, from_arrays
+from headstart.data.readers.text import passage, snippets
+from headstart.experiment.experiment import Data, Experiment, Imported, Stage
+from headstart.experiment.serialization import to_json
 from headstart.files import write_bytes, write_json
-from headstart.folder import curve_arrays, environment, write_arrays, write_samples
-from headstart.optimizers import Optimizer
-from headstart.personalize import Curves, Personalization, choose_length
-from headstart.serialization import to_json
-from headstart.statistics import summarize
-from headstart.tasks import Classification, NextCharacter, Regression
-from headstart.updates import FedAvg, Reptile
+from headstart.learning.optimizers import Optimizer
+from headstart.learning.personalization import Curves, Personalization, choose_length
+from headstart.learning.tasks import Classification, NextCharacter, Regression
+from headstart.methods.paper import FedAvg, Reptile
+from headstart.runs.directory import curve_arrays, environment, write_arrays, write_samples
+from headstart.statistics.clients import summarize
 
 LENGTH = 5
 ROUNDS = (60, 40)

@@ -1,7 +1,7 @@
 """Run folders made by headstart 0.1.0, before modules and fields got their present names.
 
-`before/` holds them as they were written: `finished` (two stages, two seeds), `stopped_second` (the same, interrupted in
-its second stage), `stopped` (FedRep, whose clients keep their heads, interrupted) and `whole` (the same, not
+`before/` holds them as they were written: `finished` (two stages, two seeds), `stopped_second` (the same, interrupted
+in its second stage), `stopped` (FedRep, whose clients keep their heads, interrupted) and `whole` (the same, not
 interrupted); in `expected/` what that version made of `finished` on its own clients, and its artifact.
 """
 
@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from headstart import Centralized, Optimizer, Regression, Stage, run
-from headstart.apply import personalize_run
-from headstart.checkpoint import read_arrays
-from headstart.experiment import read
-from headstart.export import export_run
-from headstart.folder import read_json
+from headstart.deploy.adapt import personalize_run
+from headstart.deploy.export import export_run
+from headstart.experiment.loading import read
 from headstart.methods import FedRep, Scaffold
-from headstart.recorded import read_runs
-from headstart.studies.runs import Runs
+from headstart.runs.checkpoint import read_arrays
+from headstart.runs.directory import read_json
+from headstart.runs.results import read_runs
+from headstart.studies.runner import Runs
 
 BEFORE = Path(__file__).parent / "before"
 

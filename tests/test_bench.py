@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headstart.bench import Report, Result, Tried, sensible_lanes, spread
-from headstart.bench_machine import PERSONAL_EPOCHS, machine_of, personal_operations, timed
-from headstart.bench_table import clipped
-from headstart.bench_work import ARITHMETIC, client_sizes, padding, rows_computed, trimmed_rows, work_of
-from headstart.data import Examples
-from headstart.local import mean_loss
-from headstart.tasks import Classification
+from headstart.bench.measure import Report, Result, Tried, sensible_lanes, spread
+from headstart.bench.table import clipped
+from headstart.bench.timing import PERSONAL_EPOCHS, machine_of, personal_operations, timed
+from headstart.bench.workload import ARITHMETIC, client_sizes, padding, rows_computed, trimmed_rows, work_of
+from headstart.data.federation import Examples
+from headstart.learning.local_sgd import mean_loss
+from headstart.learning.tasks import Classification
 
 
 @pytest.mark.parametrize("name", ["logistic", "mlp"])

@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from headstart import UserError, checkpoint
-from headstart.rounds import State
+from headstart import UserError
+from headstart.learning.rounds import State
+from headstart.runs import checkpoint
 
 
 def state(seed: int) -> State:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from headstart import run
-from headstart.checkpoint import read_arrays
+from headstart.experiment.serialization import to_json
 from headstart.files import write_json
-from headstart.serialization import to_json
+from headstart.runs.checkpoint import read_arrays
 from small import experiment, federation_file
 
 

@@ -21,10 +21,10 @@ import cluster_member
 import small
 import tiny
 from headstart import Imported, UserError
-from headstart.cluster import LOST, Membership, means_loss, membership
+from headstart.experiment.serialization import to_json
 from headstart.files import write_json
-from headstart.sampling import sample
-from headstart.serialization import to_json
+from headstart.training.cluster import LOST, Membership, means_loss, membership
+from headstart.training.sampling import sample
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))

@@ -12,18 +12,18 @@ import pytest
 
 import headstart.methods
 from headstart import Data, Experiment, Imported, Optimizer, Stage
-from headstart.compare.arithmetic import SAMPLE, Cost, cost, representative, sampled
-from headstart.compare.contenders import BASELINE, FEDAVG, RATE, SERVER, SERVERS, Contender, contenders, known
-from headstart.compare.design import design
-from headstart.compare.leaderboard import amounts, by_amount, leaderboard, values_of, whom
-from headstart.compare.protocol import Entry
-from headstart.compare.words import claims, conclusion
+from headstart.experiment.setup import prepare
+from headstart.learning.tasks import Classification, Regression
 from headstart.methods import ANIL, IFCA, FedPer, FedRep, LocalOnly, PFedMe, Scaffold
-from headstart.prepare import prepare
+from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD
+from headstart.studies.compare.arithmetic import SAMPLE, Cost, cost, representative, sampled
+from headstart.studies.compare.contenders import BASELINE, FEDAVG, RATE, SERVER, SERVERS, Contender, contenders, known
+from headstart.studies.compare.design import design
+from headstart.studies.compare.leaderboard import amounts, by_amount, leaderboard, values_of, whom
+from headstart.studies.compare.protocol import Entry
+from headstart.studies.compare.words import claims, conclusion
 from headstart.studies.evidence import Result
-from headstart.studies.shown import sentence
-from headstart.tasks import Classification, Regression
-from headstart.updates import FOMAML, MAML, FedAvg, FedSGD
+from headstart.studies.html import sentence
 from small import federation_file
 
 ACCURACY, ERROR = Classification().metrics[0], Regression().metrics[0]

@@ -12,15 +12,15 @@ import pytest
 
 import tiny
 from headstart import UserError
-from headstart.data import from_arrays
-from headstart.draw import on_device
-from headstart.local import Descent, mean_loss
-from headstart.method import ClientUpdate, Reply
+from headstart.data.device_data import on_device
+from headstart.data.federation import from_arrays
+from headstart.learning.local_sgd import Descent, mean_loss
+from headstart.learning.method import ClientUpdate, Reply
+from headstart.learning.rounds import Cohort, client_key, federated
+from headstart.learning.tasks import Classification, Regression
 from headstart.methods import Ditto, Scaffold
-from headstart.models import as_model
-from headstart.rounds import Cohort, client_key, federated
-from headstart.tasks import Classification, Regression
-from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reptile
+from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD, Reptile
+from headstart.models.zoo import as_model
 
 RATE, STEPS, BATCH = 0.2, 3, 3
 TASK, MODEL = Classification(), tiny.SOFTMAX

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import tiny
-from headstart.data import Part, from_arrays, key_data, split_clients, split_examples
-from headstart.draw import on_device, part_rows
+from headstart.data.device_data import on_device, part_rows
+from headstart.data.federation import Part, from_arrays, key_data, split_clients, split_examples
 from headstart.errors import UserError
-from headstart.sampling import sample, stream
+from headstart.training.sampling import sample, stream
 
 
 def named(ids, seed=0):

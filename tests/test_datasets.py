@@ -18,8 +18,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from headstart import datasets
-from headstart.datasets import tfexample
+from headstart.data import load as datasets
+from headstart.data.readers import tfexample
 from headstart.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import headstart.datasets as datasets
-from headstart.datasets import cache
-from headstart.datasets.rows import Rows
+from headstart.data import cache
+from headstart.data import load as datasets
+from headstart.data.readers.rows import Rows
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "handwriting62.sqlite.lzma"
 

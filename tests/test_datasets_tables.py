@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
 
-from headstart import datasets
+from headstart.data import load as datasets
 from headstart.errors import UserError
 
 FORMATS = ("csv", "parquet", "npz")

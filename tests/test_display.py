@@ -4,7 +4,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from headstart.display import Follower, shown
+from headstart.training.display import Follower, shown
 
 ROUND = {
     "event": "round",

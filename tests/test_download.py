@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from headstart import datasets
-from headstart.datasets.download import download
+from headstart.data import load as datasets
+from headstart.data.download import download
 from headstart.errors import UserError
 from test_datasets import IDS, drawings, speeches, write
 

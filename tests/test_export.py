@@ -16,26 +16,16 @@ import pytest
 from safetensors.numpy import load_file
 
 import headstart
-from headstart import (
-    Data,
-    Experiment,
-    FedAvg,
-    Imported,
-    Optimizer,
-    Personalization,
-    Stage,
-    checkpoint,
-    load,
-    run,
-)
-from headstart.apply import personalize_run
+from headstart import Data, Experiment, FedAvg, Imported, Optimizer, Personalization, Stage, load, run
+from headstart.deploy.adapt import personalize_run
+from headstart.deploy.export import export_run, signed
 from headstart.errors import UserError
-from headstart.export import export_run, signed
+from headstart.experiment.setup import prepare
 from headstart.files import whole_folder, write_json
-from headstart.folder import claimed, read_json, write_samples
-from headstart.prepare import prepare
-from headstart.rounds import seed_key
-from headstart.trial import Options
+from headstart.learning.rounds import seed_key
+from headstart.runs import checkpoint
+from headstart.runs.directory import claimed, read_json, write_samples
+from headstart.training.seed_run import Options
 from small import experiment, federation_file, first_stage_only
 
 PROGRAM = Path(__file__).parents[1] / "examples" / "on_device" / "adapt.py"

@@ -12,11 +12,11 @@ import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
-from headstart import report
-from headstart.client_figures import HEXAGONS_FROM
-from headstart.figures import drawings, left_out
-from headstart.recorded import gains, read_runs
-from headstart.themes import DARK, LIGHT, Theme, render
+from headstart.reports import page as report
+from headstart.reports.client_figures import HEXAGONS_FROM
+from headstart.reports.figures import drawings, left_out
+from headstart.reports.style import DARK, LIGHT, Theme, render
+from headstart.runs.results import gains, read_runs
 from made_runs import LENGTH, ROUNDS, experiment, write_run
 
 

@@ -18,22 +18,22 @@ from flwr.clientapp import ClientApp
 
 import tiny
 from headstart import Centralized, Cohort, Data, Experiment, FedAvg, FedSGD, Imported, Optimizer, Stage, UserError
-from headstart.checkpoint import read_arrays
-from headstart.data import named
-from headstart.draw import on_device
+from headstart.data.device_data import on_device
+from headstart.data.federation import named
+from headstart.experiment.serialization import to_json
 from headstart.flower import Terms, client_app, serve, wire
 from headstart.flower.server import told
-from headstart.folder import read_json
-from headstart.log import read_records
+from headstart.learning.personalization import Curves, Personalization
+from headstart.learning.rounds import Totals, folded, round_key, seed_key
+from headstart.learning.tasks import Classification
 from headstart.methods import Ditto, FedPer
-from headstart.models import as_model
-from headstart.personalize import Curves, Personalization
-from headstart.recorded import read_runs
-from headstart.rounds import Totals, folded, round_key, seed_key
-from headstart.sampling import sample
-from headstart.serialization import to_json
-from headstart.tasks import Classification
-from headstart.trial import DivergedError
+from headstart.models.zoo import as_model
+from headstart.runs.checkpoint import read_arrays
+from headstart.runs.directory import read_json
+from headstart.runs.log import read_records
+from headstart.runs.results import read_runs
+from headstart.training.sampling import sample
+from headstart.training.seed_run import DivergedError
 from inline_grid import InlineGrid, Node
 
 TERMS = Terms(nodes=2, deadline=0.2, patience=1.0)
@@ -115,7 +115,7 @@ def start() -> dict[str, np.ndarray]:
 
 
 def tiny_model():
-    from headstart.models import ALIASES
+    from headstart.models.zoo import ALIASES
 
     return ALIASES["logistic"](classes=4)
 

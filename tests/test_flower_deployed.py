@@ -18,6 +18,8 @@ import pytest
 
 pytest.importorskip("flwr")
 
+from loopback import Loopback
+
 import headstart
 from headstart import (
     FOMAML,
@@ -34,14 +36,13 @@ from headstart import (
     Stage,
     on_device,
 )
-from headstart.checkpoint import read, read_arrays
-from headstart.flower.loopback import Loopback
-from headstart.folder import read_curves, read_json
-from headstart.log import read_records
-from headstart.prepare import Prepared, prepare
-from headstart.rounds import State, folded, round_key, seed_key, server_step
-from headstart.sampling import sample
-from headstart.serialization import to_json
+from headstart.experiment.serialization import to_json
+from headstart.experiment.setup import Prepared, prepare
+from headstart.learning.rounds import State, folded, round_key, seed_key, server_step
+from headstart.runs.checkpoint import read, read_arrays
+from headstart.runs.directory import read_curves, read_json
+from headstart.runs.log import read_records
+from headstart.training.sampling import sample
 
 NODES = ("good", "doomed", "spoiled", "slow", "late")
 # The same for every node, so that they share compiled programs.

@@ -4,9 +4,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from headstart.data import split_clients
-from headstart.datasets.glyph_draws import bits, normal, streams, uniform
-from headstart.datasets.glyphs import glyphs
+from headstart.data.federation import split_clients
+from headstart.data.glyphs.draws import bits, normal, streams, uniform
+from headstart.data.glyphs.glyphs import glyphs
 from headstart.errors import UserError
 
 

@@ -7,11 +7,15 @@ import pytest
 import reference
 import small
 import tiny
-from headstart import checkpoint
-from headstart.draw import on_device
-from headstart.experiment import Data, Imported
-from headstart.experiments.paper.identity import decision, identity
-from headstart.experiments.paper.pseudo_gradients import (
+from headstart.data.device_data import on_device
+from headstart.experiment.experiment import Data, Imported
+from headstart.experiment.setup import prepare
+from headstart.learning.rounds import client_key
+from headstart.learning.tasks import Classification
+from headstart.runs import checkpoint
+from headstart.studies.evidence import Choice
+from headstart.studies.paper.identity import decision, identity
+from headstart.studies.paper.pseudo_gradients import (
     WITNESSES,
     Local,
     beside,
@@ -24,11 +28,7 @@ from headstart.experiments.paper.pseudo_gradients import (
     parts,
     products,
 )
-from headstart.experiments.paper.study import Setting
-from headstart.prepare import prepare
-from headstart.rounds import client_key
-from headstart.studies.evidence import Choice
-from headstart.tasks import Classification
+from headstart.studies.paper.study import Setting
 
 RATE, BATCH, STEPS = 0.3, 3, 5
 LENGTHS = (1, 3)

@@ -21,12 +21,13 @@ from headstart import (
     UserError,
     as_model,
 )
-from headstart.draw import on_device
-from headstart.lanes import all_devices, deal
-from headstart.personalize import Personalization, personalizer
-from headstart.rounds import Cohort, federated, round_key, several
-from headstart.sampling import cohorts
-from headstart.trim import trimmed
+from headstart.data.device_data import on_device
+from headstart.devices import all_devices
+from headstart.learning.parallel import deal
+from headstart.learning.partial_batches import trimmed
+from headstart.learning.personalization import Personalization, personalizer
+from headstart.learning.rounds import Cohort, federated, round_key, several
+from headstart.training.sampling import cohorts
 
 KEY = jax.random.key(3, impl="threefry2x32")
 UPDATES = [FedSGD(), FedAvg(2, 0.1, 3), Reptile(4, 0.1, 3), FOMAML(2, 0.1, 3), MAML(2, 0.1, 3)]

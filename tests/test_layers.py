@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headstart.conv import conv_general_dilated, convolve, max_pool
-from headstart.recurrent import LSTM, dot_general, recur
+from headstart.models.conv import conv_general_dilated, convolve, max_pool
+from headstart.models.lstm import LSTM, dot_general, recur
 
 
 @pytest.fixture(autouse=True)

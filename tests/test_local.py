@@ -10,12 +10,12 @@ import pytest
 
 import reference
 import tiny
-from headstart.data import as_input
-from headstart.local import Descent, batches_per_epoch, gradient_at, shuffled, step_keys, whole_gradient
-from headstart.models import Model
-from headstart.rounds import client_key
-from headstart.tasks import Classification
-from headstart.updates import support_and_query
+from headstart.data.federation import as_input
+from headstart.learning.local_sgd import Descent, batches_per_epoch, gradient_at, shuffled, step_keys, whole_gradient
+from headstart.learning.rounds import client_key
+from headstart.learning.tasks import Classification
+from headstart.methods.paper import support_and_query
+from headstart.models.zoo import Model
 
 KEY = jax.random.key(7)
 PARTS = jax.jit(support_and_query, static_argnums=1)

@@ -11,20 +11,17 @@ import headstart.methods
 import small
 import tiny
 from headstart import Experiment, Optimizer, Stage, UserError, run
-from headstart.checkpoint import read, read_arrays, write
-from headstart.client_state import ClientStates, from_tree, tree_shapes
-from headstart.draw import on_device
-from headstart.export import export_run
-from headstart.folder import read_curves
-from headstart.method import Reply
-from headstart.methods import (
-    FedPer,
-    Scaffold,
-)
-from headstart.rounds import Cohort, federated
-from headstart.tasks import Classification, no_sums
-from headstart.trial import Options
-from headstart.updates import FedAvg
+from headstart.data.device_data import on_device
+from headstart.deploy.export import export_run
+from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
+from headstart.learning.method import Reply
+from headstart.learning.rounds import Cohort, federated
+from headstart.learning.tasks import Classification, no_sums
+from headstart.methods import FedPer, Scaffold
+from headstart.methods.paper import FedAvg
+from headstart.runs.checkpoint import read, read_arrays, write
+from headstart.runs.directory import read_curves
+from headstart.training.seed_run import Options
 
 TASK, MODEL, KEY = Classification(), tiny.SOFTMAX, jax.random.key(11)
 METHODS = {name: getattr(headstart.methods, name)() for name in headstart.methods.__all__}

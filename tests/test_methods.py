@@ -15,9 +15,13 @@ import headstart.methods
 import reference
 import tiny
 from headstart import Optimizer, Personalization, UserError
-from headstart.client_state import ClientStates
-from headstart.data import from_arrays
-from headstart.draw import on_device
+from headstart.data.device_data import on_device
+from headstart.data.federation import from_arrays
+from headstart.experiment.serialization import from_json, to_json
+from headstart.learning.client_state import ClientStates
+from headstart.learning.personalization import adapt_client
+from headstart.learning.rounds import Cohort, client_key, federated
+from headstart.learning.tasks import Classification, Regression
 from headstart.methods import (
     ANIL,
     IFCA,
@@ -31,12 +35,8 @@ from headstart.methods import (
     PFedMe,
     Scaffold,
 )
-from headstart.models import Model
-from headstart.personalize import adapt_client
-from headstart.rounds import Cohort, client_key, federated
-from headstart.serialization import from_json, to_json
-from headstart.tasks import Classification, Regression
-from headstart.updates import FOMAML, FedAvg, Reptile
+from headstart.methods.paper import FOMAML, FedAvg, Reptile
+from headstart.models.zoo import Model
 
 RATE, BATCH = 0.2, 3
 TASK, MODEL = Classification(), tiny.SOFTMAX

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from headstart.errors import UserError
-from headstart.models import ALIASES, CNN, MLP, CharLSTM, Linear, Logistic, Model, as_model, count_parameters
+from headstart.models.zoo import ALIASES, CNN, MLP, CharLSTM, Linear, Logistic, Model, as_model, count_parameters
 
 IMAGES = np.zeros((3, 28, 28, 1), np.float32)
 TOKENS = np.zeros((3, 80), np.int32)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from headstart.experiments.paper import datacenter, finetune, table1
-from headstart.experiments.paper.settings import setting_of
+from headstart.statistics.verdicts import difference
 from headstart.studies.evidence import Result, spoken
-from headstart.verdicts import difference
+from headstart.studies.paper import datacenter, finetune, table1
+from headstart.studies.paper.settings import setting_of
 
 CLIENTS, LENGTH, SEEDS = 60, 3, 10
 SETTING = replace(setting_of("small", "glyphs", {}), spread_seeds=SEEDS, target=0.5)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.experiments.paper.page import write_page, write_results
-from headstart.studies import shown
+from headstart.reports.style import DARK, LIGHT, Drawing, Theme, render
+from headstart.statistics.verdicts import decide, decide_most, difference, spread
+from headstart.studies import html as shown
 from headstart.studies.evidence import Choice, Claim, Evidence, Table, points, spoken, spoken_spread
-from headstart.studies.pictures import by_epochs, curves, forest
-from headstart.studies.shown import as_document
-from headstart.themes import DARK, LIGHT, Drawing, Theme, render
-from headstart.verdicts import decide, decide_most, difference, spread
+from headstart.studies.figures import by_epochs, curves, forest
+from headstart.studies.html import as_document
+from headstart.studies.paper.page import write_page, write_results
 
 EPOCHS = (1, 2, 5, 10)
 PAPER = {"M = 5, initial": (0.7473, 0.8028, 0.7879, np.nan), "M = 20, personalized": (0.8957, 0.9057, 0.9032, 0.8953)}

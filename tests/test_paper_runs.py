@@ -14,11 +14,11 @@ from safetensors.numpy import load_file
 
 from headstart import Optimizer
 from headstart.errors import UserError
-from headstart.folder import read_curves
-from headstart.programs import crowded
-from headstart.run import run
+from headstart.runs.directory import read_curves
 from headstart.studies.pool import Job, run_jobs
-from headstart.studies.runs import TUNING_SEED, Runs
+from headstart.studies.runner import TUNING_SEED, Runs
+from headstart.training.compilation_cache import crowded
+from headstart.training.run import run
 from small import experiment, federation_file, first_stage_only
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headstart.datasets.partition import at_random, by_classes, by_dirichlet
+from headstart.data.partition import at_random, by_classes, by_dirichlet
 from headstart.errors import UserError
 
 METHODS = {

@@ -11,9 +11,9 @@ import pytest
 
 import reference
 import tiny
-from headstart.draw import on_device
-from headstart.optimizers import Optimizer
-from headstart.personalize import (
+from headstart.data.device_data import on_device
+from headstart.learning.optimizers import Optimizer
+from headstart.learning.personalization import (
     Curves,
     Personalization,
     adapt_client,
@@ -22,8 +22,8 @@ from headstart.personalize import (
     personalize,
     personalizer,
 )
-from headstart.rounds import client_key
-from headstart.tasks import Classification, Regression
+from headstart.learning.rounds import client_key
+from headstart.learning.tasks import Classification, Regression
 
 TASK, MODEL, BATCH = Classification(), tiny.SOFTMAX, 3
 ACCURACY, LOSS = TASK.metrics

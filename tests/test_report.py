@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from headstart import overview, report, tables
-from headstart.data import from_arrays
+from headstart.cli import overview
+from headstart.data.federation import from_arrays
 from headstart.errors import UserError
-from headstart.statistics import bootstrap
-from headstart.themes import LIGHT
+from headstart.reports import page as report
+from headstart.reports import tables
+from headstart.reports.style import LIGHT
+from headstart.statistics.clients import bootstrap
 from made_runs import LENGTH, ROUNDS, experiment, write_run
 
 

@@ -12,13 +12,13 @@ import pytest
 
 import reference
 import tiny
-from headstart.draw import on_device
-from headstart.local import gradient_at
-from headstart.method import Reply
-from headstart.optimizers import Optimizer
-from headstart.rounds import Cohort, all_finite, centralized, client_key, federated, weigh
-from headstart.tasks import Classification, no_sums
-from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reptile
+from headstart.data.device_data import on_device
+from headstart.learning.local_sgd import gradient_at
+from headstart.learning.method import Reply
+from headstart.learning.optimizers import Optimizer
+from headstart.learning.rounds import Cohort, all_finite, centralized, client_key, federated, weigh
+from headstart.learning.tasks import Classification, no_sums
+from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD, Reptile
 
 RATE, BATCH = 0.2, 3
 TASK, MODEL = Classification(), tiny.SOFTMAX

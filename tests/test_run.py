@@ -13,12 +13,12 @@ import pytest
 
 import headstart
 from headstart import Centralized, Data, Optimizer, Reptile, UserError, load, run
-from headstart.apply import finished
-from headstart.checkpoint import read_arrays
-from headstart.folder import read_curves, read_json
-from headstart.log import read_records
-from headstart.serialization import to_json
-from headstart.trial import Options
+from headstart.deploy.adapt import finished
+from headstart.experiment.serialization import to_json
+from headstart.runs.checkpoint import read_arrays
+from headstart.runs.directory import read_curves, read_json
+from headstart.runs.log import read_records
+from headstart.training.seed_run import Options
 from small import experiment, federation_file, first_stage_only
 
 EVERY_ROUND = Options(checkpoint_seconds=0)
@@ -221,7 +221,7 @@ def test_a_folder_with_other_files_is_left_alone(data, tmp_path):
 
 
 def test_two_runs_cannot_write_one_folder(data, undisturbed):
-    from headstart.folder import claimed
+    from headstart.runs.directory import claimed
 
     whole, federation = experiment_of(undisturbed), load(str(data))
     with (
@@ -242,7 +242,7 @@ def test_data_that_changed_behind_the_same_path_are_another_run(tmp_path):
 
 
 def experiment_of(out: Path):
-    from headstart.experiment import read
+    from headstart.experiment.loading import read
 
     return read(read_json(out / "experiment.json"))
 

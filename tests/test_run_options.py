@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import headstart as hs
-from headstart import checkpoint
-from headstart.data import limited, split_examples
-from headstart.datasets import load
+from headstart.data.federation import limited, split_examples
+from headstart.data.load import load
 from headstart.errors import UserError
-from headstart.log import read_records
+from headstart.runs import checkpoint
+from headstart.runs.log import read_records
 from small import experiment, federation_file, first_stage_only
 
 

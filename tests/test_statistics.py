@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from headstart.log import means
-from headstart.personalize import Curves
-from headstart.statistics import bootstrap, chance_of_harm, describe, hurt, rounds_to_target, summarize
-from headstart.tasks import Classification, NextCharacter, Regression
+from headstart.learning.personalization import Curves
+from headstart.learning.tasks import Classification, NextCharacter, Regression
+from headstart.runs.log import means
+from headstart.statistics.clients import bootstrap, chance_of_harm, describe, hurt, rounds_to_target, summarize
 
 ACCURACY, LOSS = Classification().metrics
 

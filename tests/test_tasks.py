@@ -4,8 +4,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headstart.data import Examples
-from headstart.tasks import Classification, NextCharacter, Regression, masked, mean, measure, no_sums, weighted_sum
+from headstart.data.federation import Examples
+from headstart.learning.tasks import (
+    Classification,
+    NextCharacter,
+    Regression,
+    masked,
+    mean,
+    measure,
+    no_sums,
+    weighted_sum,
+)
 
 GENERATOR = np.random.default_rng(0)
 

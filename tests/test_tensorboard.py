@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from headstart import run
-from headstart.log import read_records
-from headstart.tensorboard import also_events
+from headstart.cli.tensorboard import also_events
+from headstart.runs.log import read_records
 from small import experiment, federation_file
 
 

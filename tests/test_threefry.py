@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headstart.dropout import Dropout
-from headstart.threefry import uniform
+from headstart.models.dropout import Dropout
+from headstart.models.threefry import uniform
 
 
 @pytest.mark.parametrize("shape", [(1,), (400,), (20, 130), (3, 4, 5)])

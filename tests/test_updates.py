@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import tiny
-from headstart.data import from_arrays
-from headstart.local import mean_loss, step_keys
-from headstart.models import CNN, CharLSTM, as_model
-from headstart.tasks import Classification, NextCharacter
-from headstart.updates import FOMAML, MAML, FedAvg, FedSGD, Reptile, support_and_query
+from headstart.data.federation import from_arrays
+from headstart.learning.local_sgd import mean_loss, step_keys
+from headstart.learning.tasks import Classification, NextCharacter
+from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD, Reptile, support_and_query
+from headstart.models.zoo import CNN, CharLSTM, as_model
 
 RATE = 0.1
 CENTRE = np.array([1.0, -2.0, 0.5])

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from headstart import Data, Experiment, FedAvg, Optimizer, Schedule, Stage, UserError
-from headstart.experiment import load, names, read
+from headstart.experiment.loading import load, names, read
+from headstart.experiment.serialization import from_json, override, to_json
 from headstart.methods import Ditto
-from headstart.serialization import from_json, override, to_json
 from small import experiment
 
 

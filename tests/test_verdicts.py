@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from headstart.statistics import bootstrap
-from headstart.verdicts import (
+from headstart.statistics.clients import bootstrap
+from headstart.statistics.verdicts import (
     LEAST_SEEDS,
     LEAST_SEEDS_FOR_SPREAD,
     Difference,

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from headstart.data import Client, Federation, from_arrays
-from headstart.draw import on_device
-from headstart.local import Descent, Progress, batch, step_keys
-from headstart.models import Model
-from headstart.tasks import Metric
+from headstart.data.device_data import on_device
+from headstart.data.federation import Client, Federation, from_arrays
+from headstart.learning.local_sgd import Descent, Progress, batch, step_keys
+from headstart.learning.tasks import Metric
+from headstart.models.zoo import Model
 
 FEATURES, CLASSES = 3, 4
 SIZES = ((7, 3), (1, 2), (12, 5), (0, 4), (5, 0))

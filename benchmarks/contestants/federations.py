@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from headstart.bench_work import client_sizes
-from headstart.datasets import load
-from headstart.models import CNN, MLP, CharLSTM, Logistic, Model, as_model
+from headstart.bench.workload import client_sizes
+from headstart.data.load import load
+from headstart.models.zoo import CNN, MLP, CharLSTM, Logistic, Model, as_model
 
 from .workload import Settings, Workload
 

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from headstart.data import Federation, from_arrays
-from headstart.draw import Draw, on_device
-from headstart.lanes import all_devices, cores_as_devices
-from headstart.rounds import Algorithm, Cohort, State, federated, several
-from headstart.sampling import deal_rounds
-from headstart.tasks import Classification, NextCharacter, Task
-from headstart.train import CALL_ROUNDS
-from headstart.updates import FedAvg
+from headstart.data.device_data import Draw, on_device
+from headstart.data.federation import Federation, from_arrays
+from headstart.devices import all_devices, cores_as_devices
+from headstart.learning.rounds import Algorithm, Cohort, State, federated, several
+from headstart.learning.tasks import Classification, NextCharacter, Task
+from headstart.methods.paper import FedAvg
+from headstart.training.loop import CALL_ROUNDS
+from headstart.training.sampling import deal_rounds
 
 from .federations import model_of
 from .protocol import serve

@@ -15,15 +15,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+from loopback import Loopback
 
 from headstart import Data, Experiment, FedAvg, Imported, Optimizer, Personalization, Reptile, Stage, UserError
-from headstart.data import Federation
-from headstart.datasets import load
+from headstart.data.federation import Federation
+from headstart.data.load import load
+from headstart.experiment.serialization import to_json
 from headstart.flower import told
-from headstart.flower.loopback import Loopback
-from headstart.folder import read_json
-from headstart.log import read_records
-from headstart.serialization import to_json
+from headstart.runs.directory import read_json
+from headstart.runs.log import read_records
 
 HERE = Path(__file__).parent
 NODES = ("north", "east", "south", "west")

@@ -5,9 +5,9 @@ Command: headstart run centralized
 
 from dataclasses import replace
 
-from headstart.experiment import Centralized
+from headstart.experiment.experiment import Centralized
 from headstart.experiments import fedavg
-from headstart.optimizers import Optimizer
+from headstart.learning.optimizers import Optimizer
 
 EXPERIMENT = replace(
     fedavg.EXPERIMENT,

@@ -3,10 +3,10 @@
 Command: headstart run fedavg
 """
 
-from headstart.experiment import Data, Experiment, Imported, Stage
-from headstart.optimizers import Optimizer
-from headstart.personalize import Personalization
-from headstart.updates import FedAvg
+from headstart.experiment.experiment import Data, Experiment, Imported, Stage
+from headstart.learning.optimizers import Optimizer
+from headstart.learning.personalization import Personalization
+from headstart.methods.paper import FedAvg
 
 EXPERIMENT = Experiment(
     name="fedavg",

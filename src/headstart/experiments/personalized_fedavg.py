@@ -5,10 +5,10 @@ Command: headstart run personalized_fedavg
 
 from dataclasses import replace
 
-from headstart.experiment import Stage
+from headstart.experiment.experiment import Stage
 from headstart.experiments import fedavg
-from headstart.optimizers import Optimizer
-from headstart.updates import Reptile
+from headstart.learning.optimizers import Optimizer
+from headstart.methods.paper import Reptile
 
 EXPERIMENT = replace(
     fedavg.EXPERIMENT,

@@ -4,11 +4,11 @@ Command: headstart run shakespeare            (downloads the data)
          headstart run shakespeare --data FILE
 """
 
-from headstart.experiment import Data, Experiment, Imported, Stage
-from headstart.optimizers import Optimizer
-from headstart.personalize import Personalization
-from headstart.tasks import NextCharacter
-from headstart.updates import FedAvg
+from headstart.experiment.experiment import Data, Experiment, Imported, Stage
+from headstart.learning.optimizers import Optimizer
+from headstart.learning.personalization import Personalization
+from headstart.learning.tasks import NextCharacter
+from headstart.methods.paper import FedAvg
 
 EXPERIMENT = Experiment(
     name="shakespeare",

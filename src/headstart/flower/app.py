@@ -13,7 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from headstart.errors import UserError
-from headstart.experiment import load
+from headstart.experiment.loading import load
 from headstart.flower.device import client_app
 from headstart.flower.server import serve
 from headstart.flower.service import Terms

@@ -16,21 +16,22 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
-from headstart.data import Federation, Tree, limited
-from headstart.datasets import load
-from headstart.draw import on_device
+from headstart.data.device_data import on_device
+from headstart.data.federation import Federation, Tree, limited
+from headstart.data.load import load
 from headstart.errors import UserError
-from headstart.experiment import Experiment, Stage, read
+from headstart.experiment.experiment import Experiment, Stage
+from headstart.experiment.loading import read
+from headstart.experiment.serialization import to_json
+from headstart.experiment.setup import build_model, check_fit, check_stages, suited
 from headstart.flower import wire
 from headstart.flower.wire import Order
-from headstart.method import Reply
-from headstart.models import Model
-from headstart.personalize import personalizer
-from headstart.prepare import build_model, check_fit, check_stages, suited
-from headstart.programs import keep_programs
-from headstart.rounds import Cohort, Totals, folded, no_totals, personal_key, round_key, seed_key
-from headstart.serialization import to_json
-from headstart.tasks import Task, add
+from headstart.learning.method import Reply
+from headstart.learning.personalization import personalizer
+from headstart.learning.rounds import Cohort, Totals, folded, no_totals, personal_key, round_key, seed_key
+from headstart.learning.tasks import Task, add
+from headstart.models.zoo import Model
+from headstart.training.compilation_cache import keep_programs
 
 Loader = Callable[[Context], Federation]
 

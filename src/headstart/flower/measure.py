@@ -15,11 +15,11 @@ from headstart.flower import wire
 from headstart.flower.exchange import exchange
 from headstart.flower.roster import AGAIN, Fault, of_clients
 from headstart.flower.service import Crew, Service, look
-from headstart.folder import curve_arrays, write_stage
-from headstart.log import evaluation_record
-from headstart.personalize import Curves, choose_length
-from headstart.statistics import summarize
-from headstart.trial import Place, choosing, watched
+from headstart.learning.personalization import Curves, choose_length
+from headstart.runs.directory import curve_arrays, write_stage
+from headstart.runs.log import evaluation_record
+from headstart.statistics.clients import summarize
+from headstart.training.seed_run import Place, choosing, watched
 
 
 def evaluate(service: Service, crew: Crew, place: Place) -> Crew:

@@ -15,10 +15,11 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from headstart import checkpoint
-from headstart.data import Split, split_clients
+from headstart.data.federation import Split, split_clients
 from headstart.errors import UserError
-from headstart.experiment import Centralized, Data, Experiment
+from headstart.experiment.experiment import Centralized, Data, Experiment
+from headstart.experiment.serialization import to_json
+from headstart.experiment.setup import Prepared, build_model, check_fit, check_stages, suited
 from headstart.files import write_json
 from headstart.flower import wire
 from headstart.flower.exchange import POLL
@@ -27,12 +28,11 @@ from headstart.flower.roster import Fault, Roster, meet, settle
 from headstart.flower.service import Crew, Service, Terms
 from headstart.flower.training import train_round
 from headstart.flower.wire import Order
-from headstart.folder import claimed, read_json
-from headstart.log import Listener, Log
-from headstart.prepare import Prepared, build_model, check_fit, check_stages, suited
-from headstart.rounds import initial_key, seed_key
-from headstart.serialization import to_json
-from headstart.trial import Place, reached, started
+from headstart.learning.rounds import initial_key, seed_key
+from headstart.runs import checkpoint
+from headstart.runs.directory import claimed, read_json
+from headstart.runs.log import Listener, Log
+from headstart.training.seed_run import Place, reached, started
 
 
 def printed(record: Mapping[str, Any]) -> None:

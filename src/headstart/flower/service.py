@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from flwr.serverapp import Grid
 
+from headstart.experiment.setup import Prepared
 from headstart.files import write_json
 from headstart.flower.roster import Fault, Roster, meet
 from headstart.flower.wire import Order
-from headstart.log import Listener, Log
-from headstart.prepare import Prepared
-from headstart.trial import Place
+from headstart.runs.log import Listener, Log
+from headstart.training.seed_run import Place
 
 
 @dataclass(frozen=True)

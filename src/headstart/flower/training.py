@@ -11,16 +11,16 @@ import numpy as np
 from flwr.app import MessageType
 
 from headstart.errors import UserError
-from headstart.experiment import Stage
+from headstart.experiment.experiment import Stage
 from headstart.flower import wire
 from headstart.flower.exchange import POLL, Answer, exchange, in_order
 from headstart.flower.roster import AGAIN, Fault, Site, of_clients
 from headstart.flower.service import Crew, Service, look
-from headstart.log import round_record
-from headstart.rounds import Info, Totals, no_totals, server_step
-from headstart.sampling import sample
-from headstart.tasks import add
-from headstart.trial import DivergedError, Place
+from headstart.learning.rounds import Info, Totals, no_totals, server_step
+from headstart.learning.tasks import add
+from headstart.runs.log import round_record
+from headstart.training.sampling import sample
+from headstart.training.seed_run import DivergedError, Place
 
 
 class Asked(NamedTuple):

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from headstart.data import Federation, Tree, named
+from headstart.data.federation import Federation, Tree, named
 from headstart.errors import UserError
-from headstart.personalize import Curves
-from headstart.rounds import Totals
-from headstart.tasks import Metric
+from headstart.learning.personalization import Curves
+from headstart.learning.rounds import Totals
+from headstart.learning.tasks import Metric
 
 PARAMS, ORDER, DELTA, TOLD, CURVES = "params", "order", "delta", "told", "curves"
 

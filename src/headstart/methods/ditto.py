@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from headstart.bends import pull
-from headstart.data import Array, Client, Tree
+from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.method import ClientUpdate, GradientTransform, Reply
-from headstart.models import Model
-from headstart.tasks import Task
-from headstart.updates import FedAvg, Scaling, SearchSpace
+from headstart.learning.method import ClientUpdate, GradientTransform, Reply
+from headstart.learning.tasks import Task
+from headstart.methods.paper import FedAvg, Scaling, SearchSpace
+from headstart.methods.partial import pull
+from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import optax
 
-from headstart.bends import head_of, only, rest_of
-from headstart.data import Array, Client, Tree
+from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.local import Descent, batches_per_epoch
-from headstart.method import ClientUpdate, GradientTransform, Reply
-from headstart.models import Model
-from headstart.tasks import Task
-from headstart.updates import Leg, SearchSpace, replied, weighted_path
+from headstart.learning.local_sgd import Descent, batches_per_epoch
+from headstart.learning.method import ClientUpdate, GradientTransform, Reply
+from headstart.learning.tasks import Task
+from headstart.methods.paper import Leg, SearchSpace, replied, weighted_path
+from headstart.methods.partial import head_of, only, rest_of
+from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)

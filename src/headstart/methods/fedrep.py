@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import optax
 
-from headstart.bends import given, head_of, only, rest_of, taken
-from headstart.data import Array, Client, Tree
+from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.local import Descent, batches_per_epoch
-from headstart.method import ClientUpdate, GradientTransform, Reply
-from headstart.models import Model
-from headstart.tasks import Task
-from headstart.updates import FORWARD, SearchSpace, replied, without
+from headstart.learning.local_sgd import Descent, batches_per_epoch
+from headstart.learning.method import ClientUpdate, GradientTransform, Reply
+from headstart.learning.tasks import Task
+from headstart.methods.paper import FORWARD, SearchSpace, replied, without
+from headstart.methods.partial import given, head_of, only, rest_of, taken
+from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from headstart.bends import is_statistic
-from headstart.data import Array, Client, Tree, named
+from headstart.data.federation import Array, Client, Tree, named
 from headstart.fields import at_least
-from headstart.local import whole_loss
-from headstart.method import ClientUpdate, Reply
-from headstart.models import Model
-from headstart.tasks import Task
-from headstart.updates import FORWARD, FedAvg, SearchSpace
+from headstart.learning.local_sgd import whole_loss
+from headstart.learning.method import ClientUpdate, Reply
+from headstart.learning.tasks import Task
+from headstart.methods.paper import FORWARD, FedAvg, SearchSpace
+from headstart.methods.partial import is_statistic
+from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from headstart.data import Array, Client, Tree
-from headstart.method import ClientUpdate, Reply
-from headstart.models import Model
-from headstart.tasks import Task, no_sums
-from headstart.updates import replied
+from headstart.data.federation import Array, Client, Tree
+from headstart.learning.method import ClientUpdate, Reply
+from headstart.learning.tasks import Task, no_sums
+from headstart.methods.paper import replied
+from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from headstart.data import Array, Client, Tree
+from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.local import Descent, Progress
-from headstart.method import ClientUpdate, Reply
-from headstart.models import Model
-from headstart.tasks import Task
-from headstart.updates import Scaling, SearchSpace, difference, replied
+from headstart.learning.local_sgd import Descent, Progress
+from headstart.learning.method import ClientUpdate, Reply
+from headstart.learning.tasks import Task
+from headstart.methods.paper import Scaling, SearchSpace, difference, replied
+from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from headstart.bends import pull
-from headstart.data import Array, Client, Tree
+from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.local import Descent, Progress, step_keys
-from headstart.local import batch as draw_batch
-from headstart.method import ClientUpdate, GradientTransform, Reply
-from headstart.models import Model
-from headstart.tasks import Task
-from headstart.updates import Scaling, SearchSpace, difference, replied
+from headstart.learning.local_sgd import Descent, Progress, step_keys
+from headstart.learning.local_sgd import batch as draw_batch
+from headstart.learning.method import ClientUpdate, GradientTransform, Reply
+from headstart.learning.tasks import Task
+from headstart.methods.paper import Scaling, SearchSpace, difference, replied
+from headstart.methods.partial import pull
+from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)

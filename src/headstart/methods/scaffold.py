@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from headstart.data import Array, Client, Tree
+from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.local import Descent
-from headstart.method import ClientUpdate, Reply, Weighting
-from headstart.models import Model
-from headstart.tasks import Task
-from headstart.updates import SearchSpace, replied
+from headstart.learning.local_sgd import Descent
+from headstart.learning.method import ClientUpdate, Reply, Weighting
+from headstart.learning.tasks import Task
+from headstart.methods.paper import SearchSpace, replied
+from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from headstart.statistics.verdicts import Difference, decide, difference, t_interval
 from headstart.studies.evidence import Claim, Result, percent, spoken
-from headstart.verdicts import Difference, decide, difference, t_interval
 
 What = Literal["initial", "personalized"]
 BOTH: tuple[What, What] = ("initial", "personalized")

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headstart.themes import Drawing
-from headstart.verdicts import Decision, Difference, Power, Spread
+from headstart.reports.style import Drawing
+from headstart.statistics.verdicts import Decision, Difference, Power, Spread
 
 
 class Result(NamedTuple):

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from headstart.devices import cores
 from headstart.errors import UserError
-from headstart.experiment import Experiment
+from headstart.experiment.experiment import Experiment
 from headstart.files import write_bytes
-from headstart.lanes import cores
-from headstart.run import Kept, run
-from headstart.trial import DivergedError
+from headstart.training.run import Kept, run
+from headstart.training.seed_run import DivergedError
 
 PATIENCE = 60.0
 

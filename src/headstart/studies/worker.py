@@ -11,12 +11,12 @@ from pathlib import Path
 
 def main() -> None:
     """Do runs until the input ends; the first SIGTERM saves the one in progress, as Ctrl-C does."""
-    from headstart.cli_options import prepare_devices
     from headstart.errors import UserError
-    from headstart.experiment import load
-    from headstart.run import Kept
+    from headstart.experiment.loading import load
     from headstart.studies.pool import Job, do
-    from headstart.supervise import follow_parent
+    from headstart.training.compilation_cache import prepare_devices
+    from headstart.training.run import Kept
+    from headstart.training.supervisor import follow_parent
 
     # A killed command must not leave runs behind that hold their folders.
     follow_parent()

@@ -1,0 +1,179 @@
+"""What `headstart bench` times: matrix products of the machine, and training as a run does it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from headstart.bench.workload import LEARNING_RATE, SEED, Work
+from headstart.data.device_data import Draw
+from headstart.devices import all_devices, device_count, replicated
+from headstart.learning.optimizers import Optimizer
+from headstart.learning.personalization import Personalization, personalizer
+from headstart.learning.rounds import Cohort, Info, seed_key, several
+from headstart.training.loop import CALL_ROUNDS
+from headstart.training.sampling import cohorts
+
+PRODUCT_SHAPE = 11520, 288, 64
+PRODUCT_SECONDS = 0.05
+PERSONAL_EPOCHS = 2
+
+
+class Machine(NamedTuple):
+    """The devices in use. products: times matrix products. rates: what it found so far, in operations per second."""
+
+    mesh: Mesh | None
+    devices: list[Any]
+    products: Callable[[], float]
+    rates: list[float]
+
+    def rate(self) -> float:
+        """Operations per second of float32 matrix products, just now."""
+        self.rates.append(self.products())
+        return self.rates[-1]
+
+
+def machine_of(count: int | None) -> Machine:
+    """The first `count` devices, by default all."""
+    mesh = all_devices(count)
+    devices = jax.local_devices()[:1] if mesh is None else list(mesh.devices.flat)
+    return Machine(mesh, devices, _products(mesh), [])
+
+
+def _products(mesh: Mesh | None) -> Callable[[], float]:
+    """What times matrix products, on all devices at once, and returns their operations per second."""
+    rows, inner, columns = PRODUCT_SHAPE
+    count, program = device_count(mesh), _product_program(mesh)
+    factors = jnp.full((count, rows, inner), 1 / inner), jnp.ones((count, inner, columns))
+    if mesh is not None:
+        factors = jax.device_put(factors, NamedSharding(mesh, PartitionSpec("clients")))
+    timed(lambda: program(*factors, 1))
+    number = 8
+    while timed(partial(program, *factors, number)) < PRODUCT_SECONDS:
+        number *= 2
+    operations = 2 * rows * inner * columns * count * number
+    return lambda: operations / timed(partial(program, *factors, number))
+
+
+def _product_program(mesh: Mesh | None) -> Callable[..., jax.Array]:
+    """`(left [devices, m, n], right [devices, n, k], number)`: every device multiplies its own `number` times."""
+
+    def multiply(left: jax.Array, right: jax.Array, number: jax.Array) -> jax.Array:
+        def one(_: jax.Array, right: jax.Array) -> jax.Array:
+            # Each product needs the one before, or XLA would compute one for all of them.
+            return right.at[0].set(jnp.max(left[0] @ right, axis=0))
+
+        return jax.lax.fori_loop(0, number, one, right[0])[None]
+
+    if mesh is None:
+        return jax.jit(multiply)
+    split = PartitionSpec("clients")
+    specs = split, split, PartitionSpec()
+    return jax.jit(jax.shard_map(multiply, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """The seconds until what `run` returns is computed."""
+    began = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - began
+
+
+class Repetition(NamedTuple):
+    """One call. examples_per_second: of real examples. machine_share, outside: as in `bench.Tried`."""
+
+    examples_per_second: float
+    machine_share: float
+    outside: float
+
+
+class Trainer:
+    """Rounds with one number of lanes, called as `headstart run` calls them.
+
+    compile_seconds: until the program was ready. round_seconds: the first round after that.
+    """
+
+    def __init__(self, work: Work, draw: Draw, lanes: int) -> None:
+        self.work, self.lanes, self.drawer = work, lanes, draw
+        algorithm = work.stage.algorithm(work.task, work.model, lanes=lanes, mesh=draw.mesh)
+        self.program, self.key = several(algorithm), seed_key(SEED)
+        self.state = replicated(algorithm.init(work.model.init(self.key)), draw.mesh)
+        self.cohorts = cohorts(work.stage, work.training, draw, seed=SEED, first_round=1, lanes=lanes)
+        drawn = self.draw(1, 1)
+        self.compile_seconds = timed(lambda: self.advance(drawn, 1, 0))
+        self.round_seconds = timed(lambda: self.advance(drawn, 1, 1))
+        self.first_rate = work.examples(1, 1) / self.round_seconds
+
+    def draw(self, first: int, count: int) -> Cohort:
+        """The cohorts of `count` rounds."""
+        return self.cohorts(first, count, CALL_ROUNDS).cohort
+
+    def advance(self, drawn: Cohort, first: int, count: int) -> Info:
+        """Train; what the rounds tell, which may still be computed when this returns."""
+        self.state, infos = self.program(self.state, drawn, self.key, first, count)
+        return infos
+
+    def call(self, drawn: Cohort, first: int, count: int) -> None:
+        """One turn of a run's loop: train, draw the next cohorts meanwhile, fetch what the rounds tell."""
+        infos = self.advance(drawn, first, count)
+        self.draw(first + count, count)
+        jax.device_get(infos)
+
+    def rate(self, number: int, seconds: float) -> float:
+        """Examples per second in call `number`, of about so many seconds."""
+        first, count = self._rounds(number, seconds)
+        drawn = jax.block_until_ready(self.draw(first, count))
+        return self.work.examples(first, count) / timed(lambda: self.call(drawn, first, count))
+
+    def repeat(self, number: int, seconds: float, machine: Machine) -> Repetition:
+        """The same call between matrix products, and its program alone."""
+        first, count = self._rounds(number, seconds)
+        drawn = jax.block_until_ready(self.draw(first, count))
+        before = machine.rate()
+        wall = timed(lambda: self.call(drawn, first, count))
+        product = (before + machine.rate()) / 2
+        alone = timed(lambda: self.advance(drawn, first, count))
+        rate = self.work.examples(first, count) / wall
+        return Repetition(rate, rate * self.work.arithmetic.training / product, 1 - alone / wall)
+
+    def _rounds(self, number: int, seconds: float) -> tuple[int, int]:
+        count = max(1, min(CALL_ROUNDS, int(seconds / self.round_seconds)))
+        return 1 + number * count, count
+
+
+class Personal:
+    """Personalizing and testing all held-out clients, with a trainer's lanes and parameters.
+
+    compile_seconds: until the program was ready, and one client done.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        work, draw = trainer.work, trainer.drawer
+        recipe = Personalization(Optimizer("sgd", LEARNING_RATE), work.batch_size, PERSONAL_EPOCHS)
+        watch = personalizer(work.task, work.model, recipe, lanes=trainer.lanes, mesh=draw.mesh)
+        self.trainer, self.run = trainer, partial(watch, draw=draw, key=trainer.key)
+        self.compile_seconds = self._seconds(work.held_out[:1])
+
+    def cost(self, number: int, seconds: float) -> float:
+        """Its time, as a multiple of what its useful arithmetic takes at the rate of training before and after it."""
+        work, before = self.trainer.work, self.trainer.rate(number, seconds)
+        wall = self._seconds(work.held_out)
+        rate = (before + self.trainer.rate(number, seconds)) / 2
+        return wall * rate * work.arithmetic.training / personal_operations(work)
+
+    def _seconds(self, clients: np.ndarray) -> float:
+        return timed(lambda: self.run(self.trainer.state.params, clients)[0])
+
+
+def personal_operations(work: Work) -> int:
+    """The useful operations to personalize all held-out clients, and to test them before and after every epoch."""
+    adapt, test = (int(n) for n in work.federation.sizes[work.held_out].sum(axis=0))
+    trained, tested = PERSONAL_EPOCHS * adapt, (PERSONAL_EPOCHS + 1) * test
+    return trained * work.arithmetic.training + tested * work.arithmetic.forward

@@ -1,0 +1,107 @@
+"""Options that several commands share, and what their words mean."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from headstart.errors import UserError
+
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting, e.g. stages.0.update.epochs=5.")
+]
+Source = Annotated[
+    str | None, typer.Option("--data", metavar="PATH|NAME", help="A file, or glyphs, emnist, shakespeare.")
+]
+ClientColumn = Annotated[
+    str | None, typer.Option("--client", metavar="COLUMN", help="The column with the client's id.")
+]
+TargetColumn = Annotated[str | None, typer.Option("--target", metavar="COLUMN", help="The column to predict.")]
+Features = Annotated[
+    str | None, typer.Option("--features", metavar="A,B", help="The input columns; default: the rest.")
+]
+DataOptions = Annotated[
+    list[str] | None,
+    typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the reader or generator, e.g. writers=500."),
+]
+Imports = Annotated[
+    list[str] | None, typer.Option("--import", metavar="MODULE", help="Let a saved experiment use code of this module.")
+]
+Lanes = Annotated[int, typer.Option(min=1, help="Clients side by side on each device; 1 is best on a CPU.")]
+Devices = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Devices that share the work; default: all cores of a CPU, or all GPUs."),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME|MODULE:NAME", help="cnn, char_lstm, logistic, linear, mlp, or your own."),
+]
+Processes = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Runs beside each other; default: one per core, 1 on a GPU.")
+]
+Number = TypeVar("Number", int, float)
+
+
+def numbers(text: str | None) -> list[int] | None:
+    """Of `--lanes 1,2,4`."""
+    return None if text is None else _listed("--lanes", text, int, "1,2,4")
+
+
+def rates_given(text: str | None) -> tuple[float, ...]:
+    """Of `--rates 0.01,0.1`."""
+    rates = () if text is None else tuple(_listed("--rates", text, float, "0.01,0.1"))
+    if any(not 0 < rate < float("inf") for rate in rates):
+        raise UserError(f"--rates {text} has a rate that is not positive; rates are numbers above 0")
+    return rates
+
+
+def _listed(option: str, text: str, kind: type[Number], example: str) -> list[Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text!r} is no list of numbers; write it as {example}") from None
+
+
+def overrides(settings: list[str] | None, seed: int | None, model: str | None) -> list[str]:
+    """The settings, those with an option of their own first, so that --set can refine them."""
+    first = [] if seed is None else [f"seed={seed}"]
+    if model is not None:
+        first.append(f'model={{"type": "headstart.Imported", "path": "{model}", "options": {{}}}}')
+    return [*first, *(settings or [])]
+
+
+def named_experiment(
+    name: str, data: str | None, data_options: dict[str, Any], settings: list[str], trusted: set[str]
+) -> Any:
+    """The experiment that a command names, changed as it says; a file of one's own is trusted from then on."""
+    from headstart.experiment.loading import load
+
+    experiment = load(name, data=data, data_options=data_options, settings=settings, trusted=trusted)
+    if name.endswith(".py"):
+        trusted.add(Path(name).stem)
+    return experiment
+
+
+def trusted_modules(imports: list[str] | None, model: str | None) -> set[str]:
+    """The modules the command names; they are looked for in the current folder too."""
+    sys.path.append(os.getcwd())
+    return {*(imports or []), *([model.partition(":")[0]] if model and ":" in model else [])}
+
+
+def data_options(
+    client: str | None, target: str | None, features: str | None, more: list[str] | None
+) -> dict[str, Any]:
+    """What the data's reader or generator is told."""
+    from headstart.experiment.serialization import parse
+
+    options = {"client": client, "target": target, "features": features.split(",") if features else None}
+    for setting in more or []:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--data-option {setting!r} has no value; write it as key=value, for instance writers=500")
+        options[key] = parse(text)
+    return {key: value for key, value in options.items() if value is not None}

@@ -1,0 +1,100 @@
+"""A federation at a glance: clients, sizes, classes, and a picture."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from headstart.console import say
+from headstart.data.federation import Federation
+from headstart.files import write_bytes
+
+MOST_CLIENTS = 200
+
+
+def facts(federation: Federation) -> list[tuple[str, str]]:
+    """What there is to say in words."""
+    sizes = federation.sizes.sum(axis=1)
+    x, y = federation.example()
+    shape = "×".join(map(str, x.shape[1:])) or "one number"
+    split = "by the source" if federation.own_split else "drawn by headstart, stable"
+    quartiles = " / ".join(f"{value:.0f}" for value in np.percentile(sizes, [0, 25, 50, 75, 100]))
+    return [
+        ("federation", federation.name),
+        ("clients", f"{len(federation):,}"),
+        (
+            "examples",
+            f"{sizes.sum():,}: {federation.sizes[:, 0].sum():,} to adapt, {federation.sizes[:, 1].sum():,} to test",
+        ),
+        ("adapt and test parts", split),
+        ("examples per client", f"{quartiles} (least, quartiles, most), mean {sizes.mean():.1f}"),
+        ("an input", f"{shape} {x.dtype}"),
+        ("a target", f"{'×'.join(map(str, y.shape[1:])) or 'one'} {y.dtype}"),
+        *((key, _short(value)) for key, value in federation.facts.items()),
+    ]
+
+
+def print_overview(console: Console, federation: Federation) -> None:
+    """A table of facts and bars of the sizes on a terminal; plain lines in a pipe."""
+    if not console.is_terminal:
+        for name, value in facts(federation):
+            say(console, f"{name}: {value}")
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for name, value in facts(federation):
+        table.add_row(Text(name, style="bold"), Text(value))
+    console.print(table)
+    numbers, edges = _histogram(federation, bins=12)
+    bars = Table(title="clients by number of examples", box=None, padding=(0, 1), title_justify="left")
+    for number, low, high in zip(numbers, edges, edges[1:], strict=False):
+        bars.add_row(f"{low:.0f} to {high:.0f}", "█" * round(40 * number / max(numbers.max(), 1)), f"{number:,}")
+    console.print(bars)
+
+
+def draw(federation: Federation, path: Path) -> Path:
+    """A PNG: how large the clients are, and how often they hold each class or target."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    numbers, edges = _histogram(federation, bins=30)
+    left.stairs(numbers, edges, fill=True, color="#0072B2")
+    left.set(xlabel="examples of a client", ylabel="clients", title=f"{len(federation):,} clients")
+    _draw_targets(right, federation)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format="png")
+    write_bytes(path, content.getvalue())
+    return path
+
+
+def _draw_targets(axes: Any, federation: Federation) -> None:
+    """Targets by client: a stripe per class where there are classes, else the distribution of the clients' means."""
+    chosen = np.linspace(0, len(federation) - 1, min(MOST_CLIENTS, len(federation))).astype(int)
+    classes = federation.facts.get("classes")
+    targets = [np.ravel(federation.fetch(np.array([i]))[1]) for i in chosen]
+    if not classes:
+        axes.hist([float(np.mean(target)) for target in targets if target.size], bins=30, color="#D55E00")
+        axes.set(xlabel="mean target of a client", ylabel="clients", title="targets")
+        return
+    shares = np.array([np.bincount(t, minlength=classes)[:classes] / max(t.size, 1) for t in targets])
+    axes.imshow(shares.T, aspect="auto", cmap="cividis", interpolation="nearest")
+    axes.set(xlabel=f"client ({len(chosen)} of them)", ylabel="class", title="share of each class (brighter: more)")
+
+
+def _histogram(federation: Federation, *, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    sizes = federation.sizes.sum(axis=1)
+    numbers, edges = np.histogram(sizes, bins=min(bins, max(int(np.ptp(sizes)), 1)))
+    return numbers, edges
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,0 +1,130 @@
+"""The commands that run many runs: reproduce | compare."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from headstart.cli.options import (
+    ClientColumn,
+    DataOptions,
+    Features,
+    Imports,
+    ModelName,
+    Processes,
+    Settings,
+    Source,
+    TargetColumn,
+    data_options,
+    named_experiment,
+    overrides,
+    rates_given,
+    trusted_modules,
+)
+from headstart.console import say
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Examples: [bold]headstart reproduce --scale smoke[/bold] · "
+    "[bold]headstart reproduce table1 finetune --scale small --data glyphs --data handwriting62.sqlite.lzma[/bold] · "
+    "[bold]headstart reproduce --scale full --data emnist[/bold]"
+)
+def reproduce(
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STUDY]...", help="identity, table1, finetune, datacenter, updates, server, cnn; default: all."
+        ),
+    ] = None,
+    scale: Annotated[str, typer.Option(help="smoke (minutes), small (hours on two cores) or full (a GPU).")] = "small",
+    data: Annotated[
+        list[str] | None, typer.Option("--data", metavar="PATH|NAME", help="A federation; may be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, results and report go.")] = Path("reproduction"),
+    processes: Processes = None,
+) -> None:
+    """Put the paper's claims to the test, each with a verdict by a rule fixed beforehand. Ctrl-C saves; repeat it."""
+    from headstart.studies.paper.reproduce import reproduce as run_studies
+    from headstart.studies.pool import free_cores
+    from headstart.training.compilation_cache import prepare_devices
+
+    console = Console()
+    prepare_devices(None)
+    page = run_studies(
+        studies or (),
+        scale=scale,
+        data=data or ("glyphs",),
+        out=out,
+        processes=processes or free_cores(),
+        tell=partial(say, console),
+    )
+    say(console, f"The report: {page}")
+
+
+@app.command(
+    epilog="Examples: [bold]headstart compare fedavg --data glyphs --model mlp[/bold] · "
+    "[bold]headstart compare fedavg --data mine.npz --methods fedavg+ft,ditto,fedrep --budget 100[/bold] · "
+    "[bold]headstart compare fedavg --methods my_method:Mine[/bold]"
+)
+def compare(
+    experiment: Annotated[
+        str,
+        typer.Argument(metavar="NAME|FILE", help="What brings data, model, task and cohort: as for [bold]run[/bold]."),
+    ],
+    data: Source = None,
+    client: ClientColumn = None,
+    target: TargetColumn = None,
+    features: Features = None,
+    data_option: DataOptions = None,
+    settings: Settings = None,
+    model: ModelName = None,
+    methods: Annotated[
+        str, typer.Option(metavar="A,B", help="all, some, and module:Class of your own: all,mine:Mine.")
+    ] = "all",
+    budget: Annotated[
+        int, typer.Option(min=1, help="Client arithmetic of every run, in rounds of FedAvg with one epoch.")
+    ] = 200,
+    tries: Annotated[int, typer.Option(min=1, help="Settings that each method tries on validation clients.")] = 12,
+    tuning_seeds: Annotated[int, typer.Option(min=1, help="Seeds of every try.")] = 1,
+    rates: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Client rates tried; default: 0.01,0.03,0.1; text 0.3,1,3.")
+    ] = None,
+    length: Annotated[int, typer.Option(min=1, help="Epochs of personalization, at most.")] = 10,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of what is told; with fewer than 5 nothing is decided.")] = 5,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs and the report go.")] = Path("compared"),
+    processes: Processes = None,
+    imports: Imports = None,
+) -> None:
+    """Ask your federation how much of personalization is just fine-tuning: methods at equal cost. Ctrl-C saves."""
+    from headstart.studies.compare.command import compare_methods
+    from headstart.studies.compare.protocol import Protocol
+    from headstart.studies.compare.report import print_board
+    from headstart.studies.pool import free_cores
+    from headstart.training.compilation_cache import prepare_devices
+
+    prepare_devices(None)
+    trusted = trusted_modules(imports, model)
+    options_of_data = data_options(client, target, features, data_option)
+    base = named_experiment(experiment, data, options_of_data, overrides(settings, None, model), trusted)
+    console = Console()
+    page, board, sentences = compare_methods(
+        Protocol(base, budget, tries, seeds, tuning_seeds, length, rates_given(rates)),
+        methods=methods.split(","),
+        out=out,
+        processes=processes or free_cores(),
+        tell=partial(say, console),
+        trusted=trusted,
+        command=shlex.join(["headstart", *sys.argv[1:]]),
+    )
+    print_board(console, board)
+    for sentence in sentences:
+        say(console, sentence)
+    say(console, f"The report: {page}")

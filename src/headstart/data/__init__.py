@@ -1,0 +1,1 @@
+"""Federations: from files, from generators, on the devices."""

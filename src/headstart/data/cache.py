@@ -1,0 +1,102 @@
+"""Rows on disk in the form they are used in, so that a file is parsed once.
+
+A folder per source and options: `x.npy`, `y.npy`, `sizes.npy` and `meta.json`. Folders are written under another
+name and renamed, so one that is there is whole, and programs that build the same one at once do not meet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headstart.data.readers.rows import Rows
+
+# Raise it when a reader gives other rows for the same file.
+READER_VERSION = 2
+# How the names of unfinished folders begin.
+BUILDING = "building-"
+_ARRAYS = ("x", "y", "sizes")
+_DAY = 86400
+
+
+def cache_root() -> Path:
+    """`HEADSTART_CACHE`, or `headstart` where the system keeps caches."""
+    if "HEADSTART_CACHE" in os.environ:
+        return Path(os.environ["HEADSTART_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
+
+
+def cached(files: Sequence[Path], options: Mapping[str, Any], build: Callable[[], Rows]) -> Rows:
+    """The rows of these files, memory-mapped; built if they are not there, are damaged or the files have changed.
+
+    Where the cache cannot be written, the rows stay in memory.
+    """
+    what = json.dumps([[str(f.resolve()) for f in files], dict(options), READER_VERSION], sort_keys=True, default=str)
+    folder = cache_root() / "rows" / hashlib.sha256(what.encode()).hexdigest()[:32]
+    stamp = [[f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    found = _open(folder, stamp)
+    if found is None:
+        rows = build()
+        found = (_open(folder, stamp) if _write(folder, rows, stamp) else None) or rows
+    return found
+
+
+def _open(folder: Path, stamp: list[list[int]]) -> Rows | None:
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        lengths = {name: (folder / f"{name}.npy").stat().st_size for name in _ARRAYS}
+        if meta["stamp"] != stamp or meta["lengths"] != lengths:
+            return None
+        x, y, sizes = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if sizes.shape != (len(meta["ids"]), 2) or not len(x) == len(y) == sizes.sum():
+        return None
+    return Rows(meta["ids"], np.array(sizes), x, y, meta["own_split"], meta["facts"])
+
+
+def _write(folder: Path, rows: Rows, stamp: list[list[int]]) -> bool:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
+        building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=folder.parent))
+    except OSError:
+        return False
+    try:
+        for name in _ARRAYS:
+            np.save(building / f"{name}.npy", getattr(rows, name), allow_pickle=False)
+        lengths = {name: (building / f"{name}.npy").stat().st_size for name in _ARRAYS}
+        meta = {"stamp": stamp, "lengths": lengths, "own_split": rows.own_split, "facts": rows.facts, "ids": rows.ids}
+        (building / "meta.json").write_text(json.dumps(meta))
+        _place(building, folder)
+        return True
+    except OSError:
+        return False
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _place(building: Path, folder: Path) -> None:
+    """Rename; what is there is an outdated or damaged folder, or one that another program has just finished."""
+    try:
+        building.rename(folder)
+    except OSError:
+        with tempfile.TemporaryDirectory(prefix=BUILDING, dir=folder.parent) as aside:
+            folder.rename(Path(aside) / "old")
+            building.rename(folder)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what programs that were killed while building have left."""
+    for left in parent.glob(f"{BUILDING}*"):
+        if time.time() - left.stat().st_mtime > _DAY:
+            shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,169 @@
+"""Drawing: a federation's rows go to the devices, and cohorts are row numbers among them.
+
+One path for all sizes: a flat block of rows is on the devices, and batches are gathered from it by row number. A
+federation that fits is one block for good; of a larger one each draw brings the rows of its own clients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from headstart.data.federation import Block, Client, Federation, Part, Tree, key_data
+from headstart.devices import block_spec, on_mesh, spans_processes
+
+ALIGNMENT = 64
+
+
+class Resident(NamedTuple):
+    """A federation's rows on the devices, and where each client's begin among them."""
+
+    block: Block
+    starts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Cohorts of a federation that `on_device` has put on the device."""
+
+    federation: Federation
+    mesh: Mesh | None
+    resident: Resident | None
+
+    def __call__(self, clients: np.ndarray, part: Part = "adapt") -> Client:
+        """The clients (int array `[..., n]`) as a `Client` whose leading axes are those of the array.
+
+        A number of -1 stands for an empty client. Of several devices n is a multiple, as `lanes.deal` makes it.
+        """
+        return self.parts(clients, part)[0]
+
+    def parts(self, clients: np.ndarray, *parts: Part) -> tuple[Client, ...]:
+        """Several parts of the same clients, each what a draw of its own would be, over one block."""
+        clients = np.asarray(clients, np.int64)
+        block, starts = self._bring(clients) if self.resident is None else self._find(clients, self.resident)
+        given = [self._rows(clients, starts, part) for part in parts], self._key_data(clients)
+        drawn, keys = _place(given, self.mesh, PartitionSpec(*[None] * (clients.ndim - 1), "clients"))
+        return tuple(Client(block, rows, size, keys) for rows, size in drawn)
+
+    def everything(self) -> Block:
+        """The rows of all clients, client after client."""
+        everyone = np.arange(len(self.federation))
+        return (self._bring(everyone) if self.resident is None else self.resident).block
+
+    def _rows(self, clients: np.ndarray, starts: np.ndarray, part: Part) -> tuple[np.ndarray, np.ndarray]:
+        """`Client.rows` and `Client.size` of this part of the clients, whose rows begin at `starts`."""
+        first, size = _part_of(self.federation, clients, starts, part)
+        present = clients >= 0
+        rows = np.where(present, first, 0).astype(np.int32)[..., None]
+        rows = rows + np.arange(self.federation.capacity(part), dtype=np.int32)
+        return rows, np.where(present, size, 0).astype(np.int32)
+
+    def _key_data(self, clients: np.ndarray) -> np.ndarray:
+        keys, present = np.zeros((*clients.shape, 2), np.uint32), clients >= 0
+        keys[present] = np.array([key_data(self.federation.ids[int(i)]) for i in clients[present]]).reshape(-1, 2)
+        return keys
+
+    def _find(self, clients: np.ndarray, resident: Resident) -> Resident:
+        return Resident(resident.block, resident.starts[clients])
+
+    def _bring(self, clients: np.ndarray) -> Resident:
+        """A block of just these clients' rows, filled up to a power of two, so that few programs are compiled.
+
+        In a cluster every process brings those of its own devices' clients alone, all of them into equal blocks.
+        """
+        shares = _shares(clients, self.mesh)
+        place = jax.process_index() if len(shares) > 1 else 0
+        mine = shares[place]
+        counts = [int(self.federation.sizes[share[share >= 0]].sum()) for share in shares]
+        # Counted for all places: how many of them are empty differs from call to call.
+        usual = clients.size * int(self.federation.sizes.sum()) // len(self.federation) // len(shares)
+        room = 1 << max(max(counts) - 1, usual, 1).bit_length()
+        present, starts = mine[mine >= 0], np.zeros(clients.shape, np.int64)
+        starts[mine >= 0] = starts_of(self.federation, present)
+
+        def fill(leaf: np.ndarray) -> np.ndarray:
+            rows = leaf[: counts[place]]
+            return np.concatenate([rows, np.zeros((room - len(rows), *leaf.shape[1:]), leaf.dtype)])
+
+        # Who has nothing to do still wants to know what rows look like: from one of the others'.
+        fetched = self.federation.fetch(present if len(present) else clients[clients >= 0][:1])
+        block = jax.tree.map(fill, Block(*fetched))
+        return Resident(_place_block(block, self.mesh), starts)
+
+
+def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None = None) -> Draw:
+    """Put a federation on the device; returns what draws cohorts of it.
+
+    limit: a federation of at most so many bytes goes there whole, once; of a larger one each draw brings its own rows.
+    mesh: the devices that share the work, as `lanes.all_devices` gives them: each gets the rows and its own clients.
+        Processes of a cluster read the clients they train and no others, so that each draw brings its own rows.
+    """
+    if spans_processes(mesh) or federation.nbytes > limit:
+        return Draw(federation, mesh, None)
+    everyone = np.arange(len(federation))
+    block = _place_block(Block(*federation.fetch(everyone)), mesh)
+    return Draw(federation, mesh, Resident(block, starts_of(federation, everyone)))
+
+
+def _shares(clients: np.ndarray, mesh: Mesh | None) -> list[np.ndarray]:
+    """The clients (int `[..., n]`) that each process trains, -1 in the places of others."""
+    if not spans_processes(mesh):
+        return [clients]
+    owners = [device.process_index for device in mesh.devices.flat]
+    owner = np.repeat(owners, clients.shape[-1] // len(owners))
+    return [np.where(owner == process, clients, -1) for process in range(jax.process_count())]
+
+
+def part_rows(federation: Federation, clients: np.ndarray, part: Part) -> np.ndarray:
+    """int64 `[examples]`: the row numbers of this part of these clients, in a block of the whole federation."""
+    starts = starts_of(federation, np.arange(len(federation)))[clients]
+    first, size = _part_of(federation, clients, starts, part)
+    return np.concatenate([np.arange(a, a + n) for a, n in zip(first, size, strict=True)])
+
+
+def starts_of(federation: Federation, clients: np.ndarray) -> np.ndarray:
+    """int64 `[n]`: where each client's rows begin in a block of the rows of these clients."""
+    totals = federation.sizes[clients].sum(axis=1)
+    return np.cumsum(totals) - totals
+
+
+def _place(tree: Tree, mesh: Mesh | None, split: PartitionSpec) -> Tree:
+    """Host arrays on the devices: whole on each, or split among them along an axis."""
+    aligned = jax.tree.map(_aligned, tree)
+    return jax.device_put(aligned) if mesh is None else on_mesh(aligned, mesh, split)
+
+
+def _place_block(block: Block, mesh: Mesh | None) -> Block:
+    """A block on the devices of this process, as `lanes.block_spec` says."""
+    if not spans_processes(mesh):
+        return _place(block, mesh, PartitionSpec())
+    sharding = NamedSharding(mesh, block_spec(mesh))
+
+    def place(leaf: np.ndarray) -> jax.Array:
+        mine = [jax.device_put(leaf, device) for device in mesh.local_devices]
+        return jax.make_array_from_single_device_arrays((len(leaf) * mesh.size, *leaf.shape[1:]), sharding, mine)
+
+    return jax.tree.map(place, jax.tree.map(_aligned, block))
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """The array where a CPU's devices can read it in place: then all of them share one copy."""
+    if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous:
+        return array
+    room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def _part_of(
+    federation: Federation, clients: np.ndarray, starts: np.ndarray, part: Part
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the part of each client begins, and its size."""
+    adapt, test = np.moveaxis(federation.sizes[clients], -1, 0)
+    return {"adapt": (starts, adapt), "test": (starts + adapt, test), "all": (starts, adapt + test)}[part]

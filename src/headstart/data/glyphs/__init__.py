@@ -1,0 +1,1 @@
+"""`glyphs`: a federation of drawn characters that needs no download."""

@@ -1,0 +1,106 @@
+"""Federations from names and files: `load`."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from headstart.data.cache import cache_root, cached
+from headstart.data.download import download
+from headstart.data.federation import Federation, from_arrays, split_examples
+from headstart.data.readers import fedjax, leaf, tff
+from headstart.data.readers.rows import Rows, accept, listed, reading
+from headstart.data.readers.sources import Sources, find, open_database, recognise
+from headstart.data.readers.tables import read_table
+from headstart.errors import UserError
+
+__all__ = ["download", "load"]
+
+_DATA_URL = "https://storage.googleapis.com/tff-datasets-public"
+_PUBLISHED = {"emnist": "emnist_all.sqlite.lzma", "shakespeare": "shakespeare.sqlite.lzma"}
+NAMES = ("glyphs", *_PUBLISHED)
+
+
+def load(name_or_path: str | os.PathLike[str], **options: Any) -> Federation:
+    """A federation: `glyphs` is drawn, `emnist` and `shakespeare` are downloaded, anything else is a path.
+
+    The format of a file is recognised from what is in it: TFF sqlite (also packed by lzma) and h5, FedJAX sqlite,
+    LEAF JSON, npz, Parquet, CSV. Where train and test examples have files of their own, one of them is enough, or
+    their folder. Sources without a split of their own get one by `split_examples`.
+
+    options: those of `glyphs`; `digits_only=True` for TFF's EMNIST; those of `tables.read_table`, such as
+        `regression=True`, without which whole numbers are classes. They may be text, as a command line gives them.
+
+    Images are uint8 `[rows, 28, 28, 1]`, background 255; text is int32 `[rows, 80]`; features are float32.
+
+    Raises:
+        UserError: for a file that is missing, damaged or of another format, bad values, unknown options.
+    """
+    name = os.fspath(name_or_path)
+    if name == "glyphs":
+        return _glyphs(options)
+    if name not in _PUBLISHED:
+        with reading(Path(name)):
+            sources = find(Path(name))
+        return _from_files(sources, options)
+    path = cache_root() / "downloads" / _PUBLISHED[name]
+    download(f"{os.environ.get('HEADSTART_DATA_URL', _DATA_URL)}/{_PUBLISHED[name]}", path)
+    return _from_files(Sources(path, (path,), ()), options, name=name)
+
+
+def _glyphs(options: Mapping[str, Any]) -> Federation:
+    from headstart.data.glyphs.glyphs import glyphs
+
+    accept(options, list(inspect.signature(glyphs).parameters), "glyphs")
+    return glyphs(**{name: _literal(name, value) for name, value in options.items()})
+
+
+def _literal(name: str, value: Any) -> Any:
+    """A number or tuple that a command line gave as text."""
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError):
+        raise UserError(f"option {name}={value!r} of glyphs is not a number; give one") from None
+
+
+def _from_files(sources: Sources, options: Mapping[str, Any], *, name: str | None = None) -> Federation:
+    with reading(sources.path):
+        rows = cached([sources.path, *sources.train, *sources.test], options, lambda: _read(sources, options))
+    name = name or re.sub(r"[_-]?(train|test)(?=[_-]|$)", "", sources.path.name.split(".")[0]) or sources.path.name
+    federation = from_arrays(name, rows.ids, rows.sizes, rows.x, rows.y, own_split=rows.own_split, facts=rows.facts)
+    return federation if rows.own_split else split_examples(federation)
+
+
+def _read(sources: Sources, options: Mapping[str, Any]) -> Rows:
+    path, train, test = sources
+    form = recognise(path)
+    if form == "sqlite":
+        return _read_sqlite(sources, options)
+    if form in ("npz", "parquet", "csv"):
+        return read_table(sources, form, options)
+    accept(options, [], f"{path} ({'TFF h5' if form == 'h5' else 'LEAF JSON'})")
+    return tff.read_h5(train, test) if form == "h5" else leaf.read_leaf(train, test)
+
+
+def _read_sqlite(sources: Sources, options: Mapping[str, Any]) -> Rows:
+    with open_database(sources.path) as database:
+        tables = _tables(database)
+        if {"examples", "client_metadata"} <= tables:
+            return tff.read_sqlite(sources.path, database, options)
+    if "federated_data" not in tables:
+        raise UserError(
+            f"{sources.path} is SQLite with the tables {listed(sorted(tables))}, neither TFF's (examples,"
+            " client_metadata) nor FedJAX's (federated_data); give one of theirs"
+        )
+    accept(options, [], f"{sources.path} (FedJAX sqlite)")
+    return fedjax.read_fedjax(sources.train, sources.test, open_database)
+
+
+def _tables(database: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

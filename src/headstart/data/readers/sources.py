@@ -1,0 +1,163 @@
+"""Which files make up a data set, and what format they have, by what is in them."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import re
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+from urllib.parse import quote
+
+from headstart.data.cache import BUILDING, cache_root
+from headstart.errors import UserError
+
+Format = Literal["sqlite", "h5", "json", "npz", "parquet", "csv"]
+
+_ACCEPTED = "TFF sqlite (.lzma) or h5, FedJAX sqlite, LEAF JSON (.gz), npz, Parquet or CSV"
+_SUFFIXES = (".sqlite", ".db", ".h5", ".hdf5", ".json", ".npz", ".parquet", ".csv", ".lzma", ".xz", ".gz")
+_PART = re.compile(r"(train|test)(?!.*(train|test))")
+
+
+class Sources(NamedTuple):
+    """The files of a data set.
+
+    path: the one to speak of in messages, and the only one that TFF's sqlite reads.
+    train, test: a pair, or several; one of them empty if the other part has no file.
+    """
+
+    path: Path
+    train: tuple[Path, ...]
+    test: tuple[Path, ...]
+
+
+def find(path: Path) -> Sources:
+    """The file with the other part of its pair, if there is one; or the pairs in a folder.
+
+    Raises:
+        UserError: if there is nothing, or a folder holds several data sets.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is neither a file nor a data set's name; the names are glyphs, emnist and shakespeare")
+    if path.is_dir():
+        return _find_in_folder(path)
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty; get or write it again")
+    return _sources(path, sorted({path, *_partner(path)}))
+
+
+def _sources(path: Path, files: list[Path]) -> Sources:
+    test = tuple(file for file in files if _part(file) == "test")
+    return Sources(path, tuple(file for file in files if file not in test), test)
+
+
+def _part(path: Path) -> str | None:
+    match = _PART.search(path.name)
+    return match.group() if match else None
+
+
+def _partner(path: Path) -> list[Path]:
+    """The file of the same name but for `train` and `test`: beside, or in LEAF's folders `train` and `test`."""
+    part = _part(path)
+    if not part:
+        return []
+    other = "test" if part == "train" else "train"
+    name = _PART.sub(other, path.name)
+    # Absolute, for a path may begin inside LEAF's folder `train`.
+    places = [path.with_name(name), path.absolute().parent.parent / other / name]
+    return [place for place in places if place.is_file()][:1]
+
+
+def _find_in_folder(folder: Path) -> Sources:
+    places = [folder, folder / "train", folder / "test"]
+    files = sorted(f for place in places if place.is_dir() for f in place.iterdir() if _is_data(f))
+    # LEAF numbers the files of one data set.
+    names = {re.sub(r"\d+", "#", _PART.sub("", file.name)) for file in files}
+    if len(names) != 1 or (len(files) > 1 and not all(_part(file) for file in files)):
+        found = "no data file" if not files else f"{len(files)} files that are not one data set"
+        raise UserError(f"{folder} is a folder with {found}; give the path of a file ({_ACCEPTED})")
+    return _sources(files[0], files)
+
+
+def _is_data(path: Path) -> bool:
+    return path.is_file() and path.suffix in _SUFFIXES
+
+
+def recognise(path: Path) -> Format:
+    """The format, from the first bytes, unpacked.
+
+    Raises:
+        UserError: if it is none of the known ones.
+    """
+    with unpacked(path) as file:
+        head = file.read(65536)
+    for magic, found in _MAGIC.items():
+        if head.startswith(magic):
+            return found
+    if head.lstrip().startswith(b"{"):
+        return "json"
+    if delimiter(head):
+        return "csv"
+    raise UserError(f"{path} is of no format that headstart knows; give {_ACCEPTED}")
+
+
+_MAGIC: dict[bytes, Format] = {
+    b"SQLite format 3\0": "sqlite",
+    b"\x89HDF\r\n\x1a\n": "h5",
+    b"PK\x03\x04": "npz",
+    b"PAR1": "parquet",
+}
+
+
+def delimiter(head: bytes) -> str | None:
+    """What separates the columns of a text's first line; None if this is no such text."""
+    try:
+        line = head.split(b"\n")[0].decode()
+    except UnicodeDecodeError:
+        return None
+    found = max(",;\t", key=line.count)
+    return found if found in line and b"\0" not in head else None
+
+
+def unpacked(path: Path) -> IO[bytes] | gzip.GzipFile | lzma.LZMAFile:
+    """Open a file; what lzma, xz or gzip packed is unpacked on the way."""
+    opener = _unpacker(path)
+    return opener(path, "rb") if opener else path.open("rb")
+
+
+def _unpacker(path: Path) -> Callable[..., gzip.GzipFile | lzma.LZMAFile] | None:
+    with path.open("rb") as file:
+        head = file.read(6)
+    if head.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile
+    return lzma.LZMAFile if head.startswith((b"]\0\0", b"\xfd7zXZ\0")) else None
+
+
+@contextmanager
+def open_database(path: Path) -> Iterator[sqlite3.Connection]:
+    """A SQLite file to read from; a packed one is unpacked for as long."""
+    with tempfile.TemporaryDirectory(prefix=BUILDING, dir=_roomy_folder()) as folder:
+        plain = path
+        if _unpacker(path):
+            plain = Path(folder) / "data.sqlite"
+            with unpacked(path) as file, plain.open("wb") as copy:
+                shutil.copyfileobj(file, copy, 1 << 20)
+        address = f"file:{quote(str(plain.resolve()))}?mode=ro&immutable=1"
+        with closing(sqlite3.connect(address, uri=True)) as database:
+            yield database
+
+
+def _roomy_folder() -> Path | None:
+    """Unpacked files are large: rather beside the cache than in a temporary folder, which may be in memory."""
+    folder = cache_root() / "rows"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return None

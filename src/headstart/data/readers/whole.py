@@ -1,0 +1,75 @@
+"""What HDF5, FedJAX and LEAF files share: whole clients, train and test examples in files of their own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from headstart.data.readers import images, text
+from headstart.data.readers.rows import Chunk, Rows, joined_unless_split, listed, reading, refuse_empty
+from headstart.errors import UserError
+
+_KNOWN = ({"pixels", "label"}, {"snippets"}, {"windows"})
+# A client's id and its fields: `pixels` and `label`, or `snippets`, or `windows` (81 characters each).
+Clients = Iterator[tuple[str, Mapping[str, Any]]]
+
+
+def read_whole(open_clients: Callable[[Path], Clients], train: Sequence[Path], test: Sequence[Path], what: str) -> Rows:
+    """Rows from files of clients. With no files of one sort, there is no split, and all examples are of the other."""
+    path = [*train, *test][0]
+    own_split = bool(train and test)
+    files = [(file, False) for file in train] + [(file, own_split) for file in test]
+    clients = _all_clients(open_clients, files)
+    first = next(clients, None)
+    keep = {"source": f"{what} {path.name}", "own_split": own_split}
+    chunks = (_chunk(*client) for client in chain([first] if first else [], clients))
+    if first and "pixels" not in first[2]:
+        return joined_unless_split(text.passage(chunks, **keep))
+    return joined_unless_split(images.handwriting(chunks, path, **keep))
+
+
+def _all_clients(
+    open_clients: Callable[[Path], Clients], files: Sequence[tuple[Path, bool]]
+) -> Iterator[tuple[str, bool, Mapping[str, Any]]]:
+    counts = Counter()
+    for path, test in files:
+        with reading(path):
+            for client, fields in _structured(open_clients(path)):
+                _check_fields(path, fields)
+                lengths = {len(values) for values in fields.values()}
+                if len(lengths) != 1:
+                    raise ValueError(f"client {client} has fields of different lengths")
+                counts[client] += lengths.pop()
+                yield client, test, fields
+    refuse_empty(files[0][0], counts)
+
+
+def _structured(clients: Clients) -> Clients:
+    """The same clients; a file that holds numbers where lists belong, or the like, is a damaged one."""
+    try:
+        yield from clients
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"of another structure: {error}") from error
+
+
+def _check_fields(path: Path, fields: Mapping[str, Any]) -> None:
+    if not any(known <= fields.keys() for known in _KNOWN):
+        raise UserError(
+            f"{path} is another data set: its clients have the fields {listed(sorted(fields))}, not pixels and"
+            " label, or snippets; write it as npz, Parquet or CSV"
+        )
+    if any(not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0 for values in fields.values()):
+        raise ValueError("a field that is no list")
+
+
+def _chunk(client: str, test: bool, fields: Mapping[str, Any]) -> Chunk:
+    if "snippets" in fields:
+        texts = [t.encode() if isinstance(t, str) else bytes(t) for t in fields["snippets"]]
+        return text.snippets([client] * len(texts), [test] * len(texts), texts)
+    if "windows" in fields:
+        return text.windows(client, test, fields["windows"])
+    owners = [client] * len(fields["label"])
+    return images.chunk(owners, test, fields["pixels"], fields["label"], len(images.LABELS))

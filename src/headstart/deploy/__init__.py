@@ -1,0 +1,1 @@
+"""A finished run on clients of one's own, and as an artifact for devices."""

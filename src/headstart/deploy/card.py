@@ -1,0 +1,110 @@
+"""A model's card: on what data it was made and how well it did there, read from the run's own report files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headstart.experiment.experiment import Experiment
+from headstart.experiment.serialization import to_json
+from headstart.learning.tasks import Metric
+from headstart.reports.tables import shown, shown_change, shown_interval, shown_share
+from headstart.runs.directory import read_json
+from headstart.runs.results import Estimate
+
+WHEN = ("initial", "personalized", "difference")
+Card = dict[str, Any]
+
+
+def describe_run(run: Path, experiment: Experiment, report: Mapping[str, Any]) -> Card:
+    """The card of a run's last stage as a JSON document.
+
+    report: that stage's `stage-n.json`.
+    """
+    data, environment = read_json(run / "federation.json"), read_json(run / "environment.json")
+    facts = {name: data["facts"][name] for name in ("kind", "classes", "source") if name in data["facts"]}
+    return {
+        "name": experiment.name,
+        "data": {"name": data["name"], "clients": data["clients"], "examples": data["examples"], **facts},
+        "stages": [{"name": stage.name, "rounds": stage.rounds} for stage in experiment.stages],
+        "personalization": to_json(experiment.personalization),
+        "seed": report["seed"],
+        "round": report["round"],
+        "environment": environment["versions"],
+        **{group: report[group] for group in ("validation", "test") if group in report},
+    }
+
+
+def markdown(card: Card, metrics: Sequence[Metric]) -> str:
+    """The card as a page.
+
+    metrics: of the task, in its order.
+    """
+    data = card["data"]
+    known = ", ".join(str(part) for part in (data.get("kind"), _classes(data), data.get("source")) if part)
+    trained = ", then ".join(f"{stage['name']} for up to {stage['rounds']} rounds" for stage in card["stages"])
+    lines = [
+        f"# {card['name']}",
+        "",
+        "An initial model that each device makes its own in a few local steps.",
+        "",
+        f"- **Data**: {data['name']}{f' ({known})' if known else ''}; {data['clients']} clients, "
+        f"{data['examples']} examples.",
+        f"- **Training**: {trained}; seed {card['seed']}, {card['round']} rounds in all.",
+        f"- **Personalization**: {_recipe(card)}.",
+        f"- **Made with**: {', '.join(f'{name} {number}' for name, number in card['environment'].items())}.",
+        "",
+        *_results(card, metrics),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _classes(data: Mapping[str, Any]) -> str:
+    return f"{data['classes']} classes" if data.get("classes") else ""
+
+
+def _recipe(card: Card) -> str:
+    recipe, chosen = card["personalization"], card.get("validation")
+    optimizer, unit = recipe["optimizer"], recipe["unit"]
+    how = f"{optimizer['name']} at {optimizer['learning_rate']:g}, batches of {recipe['batch_size']}"
+    if chosen is None:
+        return f"{how}, {recipe['length']} {unit}; no validation clients chose that number"
+    return f"{how}, {chosen['length']} {unit}, chosen on {chosen['clients']} validation clients"
+
+
+def _results(card: Card, metrics: Sequence[Metric]) -> list[str]:
+    test = card.get("test")
+    if not test or not test["clients"]:
+        return ["No test clients were measured in this run, so how well it does on new clients is not known."]
+    return [
+        f"On {test['clients']} test clients, which training did not see; the mean over clients and its 95 % interval, "
+        "by a bootstrap over clients:",
+        "",
+        "| metric | initial | personalized | difference |",
+        "|---|---|---|---|",
+        *(_row(metric, test[metric.name]) for metric in metrics),
+        "",
+        *_hurt(test["hurt"]),
+    ]
+
+
+def _row(metric: Metric, group: Mapping[str, Any]) -> str:
+    cells = [_cell(metric, group[when], change=when == "difference") for when in WHEN]
+    unit = "" if metric.unit == "share" else f" ({metric.unit})"
+    return f"| {metric.name}{unit} | {' | '.join(cells)} |"
+
+
+def _cell(metric: Metric, group: Mapping[str, Any], *, change: bool) -> str:
+    value = Estimate(group["mean"], *group["interval"])
+    mean = shown_change(metric, value.mean) if change else shown(metric, value.mean)
+    return f"{mean} {shown_interval(metric, value, change=change)}"
+
+
+def _hurt(hurt: Mapping[str, Any]) -> list[str]:
+    if not hurt:
+        return []
+    return [
+        f"Personalization made {shown_share(hurt['share'])} of them look worse; chance alone would make "
+        f"{shown_share(hurt['by_chance'])} look so. A device can see for itself, with examples held back."
+    ]

@@ -1,0 +1,224 @@
+"""A finished run as an artifact for devices: what one needs to adapt, to predict, and to decide by itself.
+
+parameters.safetensors   the initial model
+adapt.jaxexport          the programs of `portable`, for any number of examples
+measure.jaxexport
+predict.jaxexport
+artifact.json            shapes, order of arguments, recipe, keys, versions, checksums
+card.json, card.md       on what data it was made, and how well it did there, from the run's own reports
+
+A device reads it with JAX and without headstart: `examples/on_device/adapt.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from headstart._version import __version__
+from headstart.data.federation import Federation, Tree, from_arrays, named
+from headstart.deploy.adapt import chosen_length, finished
+from headstart.deploy.card import describe_run, markdown
+from headstart.deploy.programs import (
+    CAPACITIES,
+    PLATFORMS,
+    Like,
+    check_platforms,
+    export_adapt,
+    export_measure,
+    export_predict,
+)
+from headstart.errors import UserError
+from headstart.experiment.experiment import Experiment
+from headstart.experiment.serialization import to_json
+from headstart.experiment.setup import build_model, check_fit
+from headstart.files import whole_folder, write_bytes, write_json
+from headstart.learning.personalization import EVALUATION_BATCH
+from headstart.learning.rounds import personal_key, seed_key
+from headstart.learning.tasks import Classification, NextCharacter, Task
+from headstart.models.zoo import Model
+from headstart.runs import checkpoint
+from headstart.runs.directory import read_json
+
+FORMAT = 1
+PARAMETERS = "parameters.safetensors"
+# In the order in which the programs take them; `parameters` stands for all arrays of the model.
+ARGUMENTS = {
+    "adapt": ("parameters", "x", "y", "size", "key", "client", "length"),
+    "measure": ("parameters", "x", "y", "size"),
+    "predict": ("parameters", "x", "size"),
+}
+
+
+class Source(NamedTuple):
+    """What of a run an artifact is made from.
+
+    report: the last stage's, of its first seed. facts: of the run's federation.
+    """
+
+    experiment: Experiment
+    task: Task
+    model: Model
+    params: Tree
+    like: Like
+    report: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+
+def export_run(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    platforms: Collection[str] = PLATFORMS,
+    trusted: Collection[str] = (),
+) -> dict[str, int]:
+    """Write the artifact of a finished run into a new folder, whole or not at all; returns the sizes of its files.
+
+    platforms: what its programs can run on, among cpu, cuda, rocm and tpu.
+    trusted: modules a saved experiment may import beside headstart's own.
+
+    Raises:
+        UserError: if the run is not finished, its model cannot be exported, or the folder holds files.
+    """
+    run, out, chosen = Path(run), Path(out), check_platforms(platforms)
+    with whole_folder(out) as folder:
+        source = read_source(run, trusted=trusted)
+        card = describe_run(run, source.experiment, source.report)
+        contents = programs(source, chosen)
+        for name, content in contents.items():
+            write_bytes(folder / f"{name}.jaxexport", content)
+        checkpoint.write(folder / PARAMETERS, source.params, {"round": source.report["round"]})
+        write_json(folder / "card.json", card)
+        write_bytes(folder / "card.md", markdown(card, source.task.metrics).encode())
+        files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+        write_json(folder / "artifact.json", signed(description(source, chosen, files)))
+        return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+
+
+def read_source(run: Path, *, trusted: Collection[str] = ()) -> Source:
+    """A finished run's model, task and parameters; its data need not be there, a few kept examples will do.
+
+    Raises:
+        UserError: if the run is not finished or its model cannot be built.
+    """
+    experiment, params_path, report = finished(run, trusted=trusted)
+    if not experiment.stages[-1].method.is_single_model:
+        raise UserError(
+            f"the method of stage {experiment.stages[-1].name!r} does not start every client from one model, which is"
+            " all that an artifact holds; export a run of another method"
+        )
+    facts = read_json(run / "federation.json")["facts"]
+    samples = _samples(run, facts)
+    assert experiment.model is not None and experiment.task is not None
+    model = build_model(experiment.model, samples, trusted=trusted)
+    check_fit(experiment.task, model, samples)
+    shapes = jax.eval_shape(model.init, seed_key(report["seed"]))
+    params = checkpoint.read(params_path, shapes).tree
+    like = Like(shapes, *samples.example())
+    return Source(experiment, experiment.task, model, params, like, report, facts)
+
+
+def _samples(run: Path, facts: Mapping[str, Any]) -> Federation:
+    """The examples that a run keeps of one of its test clients, as a federation of it alone."""
+    path = run / "samples.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            places = [name[1:] for name in arrays.files if name.startswith("x")]
+            most = max(places, key=lambda place: len(arrays[f"x{place}"]))
+            x, y = arrays[f"x{most}"], arrays[f"y{most}"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"cannot read the examples in {path} ({error}); a run keeps some if x and y are one array each"
+        ) from error
+    return from_arrays("samples", ["sample"], np.array([[len(x), 0]]), x, y, facts=facts)
+
+
+def programs(source: Source, platforms: Collection[str]) -> dict[str, bytes]:
+    """The programs by name, serialized."""
+    task, model, like, recipe = source.task, source.model, source.like, source.experiment.personalization
+    method = source.experiment.stages[-1].method
+    exported = {
+        "adapt": export_adapt(task, model, recipe, like, method=method, platforms=platforms),
+        "measure": export_measure(task, model, like, platforms=platforms),
+        "predict": export_predict(model, like, platforms=platforms),
+    }
+    return {name: bytes(program.serialize()) for name, program in exported.items()}
+
+
+def description(source: Source, platforms: Sequence[str], files: Mapping[str, bytes]) -> dict[str, Any]:
+    """`artifact.json`: all that a device has to know, so that it need not guess."""
+    metric, report = source.task.metrics[0], source.report
+    classes = isinstance(source.task, Classification | NextCharacter)
+    return {
+        "format": FORMAT,
+        "name": source.experiment.name,
+        "made_with": {"headstart": __version__, **{name: version(name) for name in ("jax", "jaxlib")}},
+        "platforms": list(platforms),
+        "arguments": {name: list(names) for name, names in ARGUMENTS.items()},
+        "parameters": [_described(leaf, name=name) for name, leaf in named(source.like.params)],
+        "x": _described(source.like.x, rows=True) | _below(source.facts.get("vocabulary")),
+        "y": _described(source.like.y, rows=True) | _below(source.facts.get("classes") if classes else None),
+        "capacities": list(CAPACITIES),
+        "evaluation_batch": EVALUATION_BATCH,
+        "output": "classes" if classes else "values",
+        "metric": {"name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better},
+        "recipe": _recipe(source),
+        "key": _key(report["seed"]),
+        "facts": {name: source.facts[name] for name in ("kind", "labels", "features") if name in source.facts},
+        "files": {name: _checksum(content) | {"bytes": len(content)} for name, content in files.items()},
+    }
+
+
+def _described(leaf: Any, *, name: str | None = None, rows: bool = False) -> dict[str, Any]:
+    shape = ["capacity", *leaf.shape[1:]] if rows else list(leaf.shape)
+    named = {} if name is None else {"name": name}
+    return {**named, "shape": shape, "dtype": str(jax.dtypes.canonicalize_dtype(leaf.dtype))}
+
+
+def _below(bound: int | None) -> dict[str, int]:
+    """That values are whole numbers from 0 on; where nobody checks, JAX reads another row in silence."""
+    return {} if bound is None else {"below": int(bound)}
+
+
+def _recipe(source: Source) -> dict[str, Any]:
+    """How a client adapts. Its optimizer is in the program; here it is only told."""
+    recipe = source.experiment.personalization
+    optimizer = recipe.optimizer
+    return {
+        "optimizer": optimizer.name,
+        "learning_rate": optimizer.learning_rate,
+        "options": dict(optimizer.options),
+        "batch_size": recipe.batch_size,
+        "length": chosen_length(source.experiment, source.report),
+        "unit": recipe.unit,
+        "method": to_json(getattr(source.experiment.stages[-1], "update", None)),
+    }
+
+
+def _key(seed: int) -> dict[str, Any]:
+    """The key of a seed's personalization, and how a client's own words come from its id."""
+    words = np.asarray(jax.random.key_data(personal_key(seed_key(seed))))
+    return {
+        "seed": seed,
+        "data": [int(word) for word in words],
+        "client": "the first 8 bytes of the SHA-256 of the client's id in UTF-8, as two little-endian uint32",
+        "generator": "threefry2x32",
+    }
+
+
+def signed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with the checksum of its own content."""
+    return {**document, **_checksum(json.dumps(document, sort_keys=True).encode())}
+
+
+def _checksum(content: bytes) -> dict[str, str]:
+    return {"sha256": hashlib.sha256(content).hexdigest()}

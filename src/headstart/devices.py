@@ -1,0 +1,87 @@
+"""Devices: the cores of a CPU or the accelerators that share the clients, as one axis of a mesh."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeGuard
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from headstart.errors import UserError
+
+Tree = Any
+
+# A device that has done its part waits for the others, however long their clients take; XLA would end the process.
+PATIENCE = (
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=2000000"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=2000000"
+)
+
+
+def cores_as_devices(count: int | None = None) -> None:
+    """Have JAX take this machine's cores for devices, if it computes on a CPU; before anything else is asked of JAX.
+
+    count: at most so many; by default all that this process may use. A number in the user's own environment stays.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "collective_call" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}".strip()
+    if "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in flags:
+        return
+    available = len(cores())
+    jax.config.update("jax_num_cpu_devices", min(count or available, available))
+
+
+def cores() -> list[int]:
+    """The cores this process may use, where the system tells; macOS and Windows tell only how many there are."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def all_devices(count: int | None = None) -> Mesh | None:
+    """The first `count` devices of every process, by default all, as the axis `clients`; None if that is one.
+
+    Raises:
+        UserError: if this process has not so many.
+    """
+    here = len(jax.local_devices())
+    if count is not None and count > here:
+        raise UserError(f"{count} devices are more than the {here} that JAX has here; choose fewer")
+    found = [[d for d in jax.devices() if d.process_index == i][:count] for i in range(jax.process_count())]
+    chosen = [device for devices in found for device in devices]
+    return None if len(chosen) == 1 else jax.make_mesh((len(chosen),), ("clients",), (AxisType.Auto,), devices=chosen)
+
+
+def device_count(mesh: Mesh | None) -> int:
+    """How many devices share the clients."""
+    return 1 if mesh is None else mesh.size
+
+
+def spans_processes(mesh: Mesh | None) -> TypeGuard[Mesh]:
+    """Whether the devices belong to several processes of a cluster."""
+    return mesh is not None and mesh.is_multi_process
+
+
+def replicated(tree: Tree, mesh: Mesh | None) -> Tree:
+    """The tree whole on every device of the mesh; without one, on the first device of this process."""
+    return jax.device_put(tree, jax.local_devices()[0]) if mesh is None else on_mesh(tree, mesh, P())
+
+
+def on_mesh(tree: Tree, mesh: Mesh, spec: P) -> Tree:
+    """Arrays that every process has, on the devices of the mesh: whole on each or split among them along an axis."""
+    sharding = NamedSharding(mesh, spec)
+    if not spans_processes(mesh):
+        return jax.device_put(tree, sharding)
+
+    def place(leaf: Any) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(place, tree)
+
+
+def block_spec(mesh: Mesh) -> P:
+    """How a block lies on the devices: whole on each; in a cluster every process has a block of its own clients."""
+    return P("clients") if spans_processes(mesh) else P()

@@ -1,0 +1,151 @@
+"""Experiments: values that say what to run, and nothing about how or where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jax.sharding import Mesh
+
+from headstart.fields import at_least, check_fields
+from headstart.learning.method import PLAIN, ClientUpdate, Method, Weighting
+from headstart.learning.optimizers import Optimizer
+from headstart.learning.personalization import Personalization
+from headstart.learning.rounds import Algorithm, centralized, federated
+from headstart.learning.tasks import Task
+from headstart.models.zoo import Model
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model by name: one of headstart's ("cnn", "char_lstm", "logistic", "linear", "mlp"), or `module:name`.
+
+    options: keyword arguments for it. A parameter `classes` that is not given is taken from the data.
+    """
+
+    path: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which federation, and who of it trains.
+
+    source: the name of a federation that headstart knows, or the path of a file.
+    options: for the reader or generator of that source.
+    train, validation: numbers of clients if at least 1, shares if below; the rest test.
+    seed: of the split, apart from the seed of a run, so that all runs share it.
+    adapt_examples: how many examples of each client there are to adapt on, and, where the source keeps others for
+        testing, to train on: at most so many if at least 1, a share if below; None: all.
+    """
+
+    source: str = "glyphs"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    train: float = at_least(0, 0.7)
+    validation: float = at_least(0, 0.1)
+    seed: int = at_least(0, 0)
+    adapt_examples: float | None = at_least(0, None)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Rounds of one client update under one server optimizer.
+
+    until: end the stage early, at the first evaluation at which the initial model's first metric is as good on
+        validation clients.
+    """
+
+    name: str
+    update: ClientUpdate
+    server: Optimizer
+    rounds: int = at_least(1)
+    clients_per_round: int = at_least(1, 10)
+    weighting: Weighting = "examples"
+    until: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def method(self) -> Method:
+        """Its client update, with what it brings beside it."""
+        return self.update
+
+    def algorithm(
+        self, task: Task, model: Model, *, clients: int | None = None, lanes: int = 1, mesh: Mesh | None = None
+    ) -> Algorithm:
+        """What a round does. clients: how many train in all, by default no more than a cohort."""
+        return federated(
+            task,
+            model,
+            self.update,
+            self.server.build(),
+            weighting=self.weighting,
+            participation=self.clients_per_round / (clients or self.clients_per_round),
+            lanes=lanes,
+            mesh=mesh,
+        )
+
+
+@dataclass(frozen=True)
+class Centralized:
+    """A stage as a datacenter would do it: the clients' examples pooled and shuffled.
+
+    steps: how many batches make one round, for curves and checkpoints. until: as of a `Stage`.
+    """
+
+    name: str
+    optimizer: Optimizer
+    rounds: int = at_least(1)
+    steps: int = at_least(1, 100)
+    batch_size: int = at_least(1, 20)
+    until: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def method(self) -> Method:
+        """A pool of examples brings nothing beside a model."""
+        return PLAIN
+
+    def algorithm(
+        self, task: Task, model: Model, *, clients: int | None = None, lanes: int = 1, mesh: Mesh | None = None
+    ) -> Algorithm:
+        """What a round does, on one device; there are no clients to put side by side."""
+        return centralized(task, model, self.optimizer.build(), batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that decides a result.
+
+    model, task: None takes what suits the data.
+    seed: of initial parameters, cohorts, batches and dropout.
+    evaluate_every: rounds between evaluations on validation clients; 0 evaluates only at the end of a stage.
+    evaluation_clients: how many validation clients those curves use; all of them choose the length of personalization.
+    target: the value of the first metric whose round is reported, as the paper's 0.8.
+    start: a safetensors file of parameters to start from, such as another run's `stage-0.safetensors`; `{seed}` in it
+        stands for the seed.
+    test: whether test clients are measured; not where settings are chosen.
+    """
+
+    name: str
+    stages: tuple[Stage | Centralized, ...]
+    data: Data = Data()
+    model: Imported | None = None
+    task: Task | None = None
+    personalization: Personalization = Personalization()
+    seed: int = at_least(0, 0)
+    evaluate_every: int = at_least(0, 10)
+    evaluation_clients: int = at_least(0, 20)
+    target: float | None = None
+    start: str | None = None
+    test: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)

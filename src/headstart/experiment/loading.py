@@ -1,0 +1,142 @@
+"""Experiments by name, from files and from documents."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from headstart.data.load import NAMES
+from headstart.errors import UserError
+from headstart.experiment.experiment import Experiment
+from headstart.experiment.serialization import attribute, current, from_json, override, to_json
+from headstart.learning.method import ClientUpdate
+
+# Of experiment.json; 1 had no number, and named values by the modules they were in.
+FORMAT = 2
+
+
+def load(
+    name_or_path: str,
+    *,
+    data: str | None = None,
+    data_options: Mapping[str, Any] | None = None,
+    settings: Sequence[str] = (),
+    trusted: Collection[str] = (),
+) -> Experiment:
+    """The experiment of this name, or in this file (.json, or .py that defines `EXPERIMENT`).
+
+    data, data_options: what to use instead of its own data, or further options of them; then the settings apply. A
+        method that one names, as in `stages.0.update=module:Class`, is made with its defaults, which others may change.
+
+    Raises:
+        UserError: if there is none, or a setting does not fit it.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".json":
+        experiment = read(_read_json(path), trusted=trusted)
+    else:
+        module = _module_at(path) if path.suffix == ".py" else _named(name_or_path)
+        experiment = getattr(module, "EXPERIMENT", None)
+        if not isinstance(experiment, Experiment):
+            raise UserError(f"{name_or_path} defines no EXPERIMENT; assign a headstart.Experiment to that name")
+        trusted = {*trusted, module.__name__}
+    experiment = with_data(experiment, data, data_options or {})
+    named = {module for setting in settings if (module := _module_named(setting))}
+    trusted = {*trusted, *named}
+    return read(override(to_json(experiment), [_made(setting, trusted) for setting in settings]), trusted=trusted)
+
+
+def _module_named(setting: str) -> str:
+    """The module of `stages.0.update=module:Class`; empty for any other setting."""
+    path, _, text = setting.partition("=")
+    return text.partition(":")[0] if path.strip().endswith(".update") and re.fullmatch(r"[\w.]+:\w+", text) else ""
+
+
+def _made(setting: str, trusted: Collection[str]) -> str:
+    """The setting with a document in place of the name of an update."""
+    path, _, text = setting.partition("=")
+    if not (path.strip().endswith(".update") and re.fullmatch(r"[\w.]+[:.]\w+", text)):
+        return setting
+    kind = attribute(text, trusted, path.strip())
+    if not (isinstance(kind, type) and issubclass(kind, ClientUpdate)):
+        raise UserError(f"{text} is no method; give a class that derives from headstart.ClientUpdate")
+    try:
+        return f"{path}={json.dumps(to_json(kind()))}"
+    except TypeError as error:
+        raise UserError(f"cannot make {text} with its defaults ({error}); give every setting of it one") from error
+
+
+def with_data(experiment: Experiment, source: str | None, options: Mapping[str, Any]) -> Experiment:
+    """The experiment on this data (None: its own); other data bring a model and a task that suit them."""
+    own = replace(experiment.data, source=placed(experiment.data.source))
+    if source is None or placed(source) == own.source:
+        return replace(experiment, data=replace(own, options={**own.options, **options}))
+    return replace(experiment, task=None, model=None, data=replace(own, source=placed(source), options=options))
+
+
+def placed(source: str) -> str:
+    """A path from the root, so that a run can be gone on with from anywhere; the name of a federation as it is."""
+    return source if source in NAMES or not Path(source).exists() else str(Path(source).resolve())
+
+
+def read(document: Any, *, trusted: Collection[str] = ()) -> Experiment:
+    """The experiment of a JSON document, such as `document_of` makes.
+
+    Raises:
+        UserError: for what is no experiment, or one that a newer headstart has written.
+    """
+    number = document.get("format", 1) if isinstance(document, dict) else 1
+    if not isinstance(number, int) or number > FORMAT:
+        raise UserError(f"the experiment has the format {number!r}, newer than this headstart reads; update headstart")
+    fields = {key: value for key, value in document.items() if key != "format"} if isinstance(document, dict) else None
+    experiment = from_json(current(fields), trusted=trusted)
+    if not isinstance(experiment, Experiment):
+        raise UserError("the document is not an experiment; one is written by `headstart run` as experiment.json")
+    return experiment
+
+
+def document_of(experiment: Experiment) -> dict[str, Any]:
+    """The JSON document that a run keeps as experiment.json."""
+    return {"format": FORMAT, **to_json(experiment)}
+
+
+def names() -> list[str]:
+    """The names of the experiments that come with headstart."""
+    package = importlib.import_module("headstart.experiments")
+    return sorted(path.stem for path in Path(package.__path__[0]).glob("[a-z]*.py"))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the experiment {path}: {error}") from error
+
+
+def _named(name: str) -> Any:
+    if name not in names():
+        raise UserError(f"there is no experiment {name!r}; give a file (.py or .json) or one of {', '.join(names())}")
+    return importlib.import_module(f"headstart.experiments.{name}")
+
+
+def _module_at(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise UserError(f"there is no experiment file {path}; give a .py or .json file")
+    if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) != spec.origin:
+        raise UserError(f"{path} has the name of a module that is in use; give the file another name")
+    module = importlib.util.module_from_spec(spec)
+    # Values of the file's own classes are found again by this name.
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's own code raises
+        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,200 @@
+"""From an experiment's words to things: its data, clients, model and task, checked against each other beforehand."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from headstart.data.federation import Examples, Federation, Split, Tree, as_input, limited, split_clients
+from headstart.data.load import load as load_data
+from headstart.errors import UserError
+from headstart.experiment.experiment import Data, Experiment, Imported, Stage
+from headstart.experiment.serialization import attribute
+from headstart.learning.method import Method
+from headstart.learning.tasks import Classification, NextCharacter, Regression, Task, measure
+from headstart.models.zoo import ALIASES, Model, as_model
+
+
+class Prepared(NamedTuple):
+    """An experiment with everything it names at hand."""
+
+    experiment: Experiment
+    task: Task
+    model: Model
+    federation: Federation
+    groups: Split
+
+
+def prepare(experiment: Experiment, *, trusted: Collection[str] = (), earlier: Prepared | None = None) -> Prepared:
+    """Load the data, split the clients, build the model; what can be wrong beforehand is found here.
+
+    earlier: another experiment with the same data, model and task, prepared; they are not made again.
+
+    Raises:
+        UserError: if a setting is out of range, or data, model, task and stages do not fit each other.
+    """
+    check_stages(experiment)
+    federation = _federation(experiment.data) if earlier is None else earlier.federation
+    experiment = suited(experiment, federation)
+    data = experiment.data
+    groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
+    for stage in experiment.stages:
+        if isinstance(stage, Stage) and stage.clients_per_round > len(groups.train):
+            raise UserError(
+                f"stage {stage.name!r} wants a cohort of {stage.clients_per_round} clients, more than the"
+                f" {len(groups.train)} training clients in the data; choose a smaller cohort"
+            )
+    _check_targets(experiment, len(groups.validation))
+    assert experiment.model is not None and experiment.task is not None
+    model = build_model(experiment.model, federation, trusted=trusted) if earlier is None else earlier.model
+    check_fit(experiment.task, model, federation)
+    for stage in experiment.stages:
+        jax.eval_shape(partial(_bring, stage.method, model))
+    return Prepared(experiment, experiment.task, model, federation, groups)
+
+
+def _bring(method: Method, model: Model) -> Tree:
+    """What a method makes of the model; where that cannot be, it says so."""
+    params = model.init(jax.random.key(0))
+    method.personal_gradient(params)
+    return method.init_server(params), method.init_client_state(params)
+
+
+def _federation(data: Data) -> Federation:
+    federation = load_data(data.source, **data.options)
+    return federation if data.adapt_examples is None else limited(federation, data.adapt_examples)
+
+
+def check_stages(experiment: Experiment) -> None:
+    """Refuse stages that cannot follow each other.
+
+    Raises:
+        UserError: for the first one, or if there is none.
+    """
+    if not experiment.stages:
+        raise UserError("the experiment has no stages; give it at least one")
+    for before, after in itertools.pairwise(experiment.stages):
+        if not before.method.is_single_model:
+            raise UserError(
+                f"stage {after.name!r} would start from stage {before.name!r}, which shares more than one model; let a"
+                " stage of such a method be the last"
+            )
+
+
+def _check_targets(experiment: Experiment, validation: int) -> None:
+    """Refuse a stage that would end early where nothing watches it, or before another."""
+    watched = experiment.evaluate_every and experiment.evaluation_clients and validation
+    for number, stage in enumerate(experiment.stages):
+        if stage.until is None:
+            continue
+        if number < len(experiment.stages) - 1:
+            raise UserError(f"stage {stage.name!r} has `until` and is not the last one; only the last may end early")
+        if not watched:
+            raise UserError(
+                f"stage {stage.name!r} has `until`, but validation clients are never evaluated along training; give"
+                " evaluate_every, evaluation_clients and data.validation above 0"
+            )
+
+
+def suited(experiment: Experiment, federation: Federation) -> Experiment:
+    """The experiment with the model and the task that suit the data where none is given."""
+    kind = federation.facts.get("kind", "features")
+    regression = not federation.facts.get("classes")
+    task = {"text": NextCharacter()}.get(kind, Regression() if regression else Classification())
+    model = {"text": "char_lstm", "image": "cnn"}.get(kind, "linear" if regression else "logistic")
+    return replace(experiment, task=experiment.task or task, model=experiment.model or Imported(model))
+
+
+def build_model(model: Imported, federation: Federation, *, trusted: Collection[str] = ()) -> Model:
+    """The model an experiment names, for the examples of a federation.
+
+    Raises:
+        UserError: if it cannot be imported, refuses its options, or is no model.
+    """
+    thing = _named(model.path, trusted)
+    if callable(thing) and not isinstance(thing, Model):
+        thing = _called(thing, model, federation)
+    x, _ = federation.example()
+    return as_model(thing, jax.tree.map(lambda leaf: as_input(jnp.asarray(leaf[:1])), x))
+
+
+def _named(path: str, trusted: Collection[str]) -> Any:
+    if path in ALIASES:
+        return ALIASES[path]
+    if "." not in path and ":" not in path:
+        raise UserError(f"there is no model {path!r}; give one of {', '.join(ALIASES)}, or your own as module:name")
+    if path.split(".")[0].split(":")[0] != "headstart":
+        return attribute(path, trusted, "model")
+    own = {kind.__name__: kind for kind in ALIASES.values()}
+    name = path.replace(":", ".").rpartition(".")[2]
+    if name not in own:
+        raise UserError(
+            f"{path} is no model of headstart's; give one of {', '.join(ALIASES)}, or your own as module:name"
+        )
+    return own[name]
+
+
+def _called(thing: Any, model: Imported, federation: Federation) -> Any:
+    """What a class or function gives for the model's options, the number of classes filled in."""
+    is_nnx = isinstance(thing, type) and issubclass(thing, nnx.Module)
+    parameters = inspect.signature(thing.__init__ if is_nnx else thing).parameters
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in model.options.items()}
+    unknown = sorted(set(options) - set(parameters))
+    if unknown:
+        raise UserError(f"model {model.path} has no option {unknown[0]!r}; it accepts {', '.join(parameters)}")
+    classes = federation.facts.get("classes")
+    if "classes" in parameters and classes:
+        options.setdefault("classes", int(classes))
+    if "rngs" in parameters:
+        return partial(thing, **options)
+    try:
+        return thing(**options)
+    except Exception as error:  # whatever the user's own code raises
+        reason = "the data have no classes" if "'classes'" in str(error) else f"{type(error).__name__}: {error}"
+        raise UserError(f"cannot make the model {model.path} with the options {options}: {reason}") from error
+
+
+def check_fit(task: Task, model: Model, federation: Federation) -> None:
+    """Try the task on the model's output for a few examples, without computing anything.
+
+    Raises:
+        UserError: if the task cannot take the output or the targets, or the model has too few outputs.
+    """
+    x, y = jax.tree.map(lambda leaf: jnp.asarray(leaf[:2]), federation.example())
+    x, mask = jax.tree.map(as_input, x), jnp.ones(len(jax.tree.leaves(y)[0]), bool)
+    classes = federation.facts.get("classes")
+
+    def attempt() -> Any:
+        output, _ = model.apply(model.init(jax.random.key(0)), x)
+        measured = measure(task, output, Examples(x, y, mask))
+        return output, task.loss(output, y), measured
+
+    try:
+        output = jax.eval_shape(attempt)[0]
+    except Exception as error:  # whatever a user's own task raises
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"the task {type(task).__name__} does not fit the model's output or the targets: {reason}"
+        ) from error
+    _check_outputs(task, output, y, classes)
+
+
+def _check_outputs(task: Task, output: Any, y: Any, classes: int | None) -> None:
+    if isinstance(task, Regression) and classes:
+        raise UserError("the targets are classes, not quantities; for a table add --data-option regression=true")
+    if not isinstance(task, Classification | NextCharacter):
+        return
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise UserError(
+            f"the targets are {y.dtype}, not classes; choose the task Regression and a model such as linear"
+        )
+    if output.ndim < 2 or (classes and output.shape[-1] < classes):
+        raise UserError(f"the model has {output.shape[-1]} outputs for {classes} classes; choose a larger one")

@@ -1,0 +1,1 @@
+"""The engine: local SGD, rounds, personalization, and the contract of a method."""

@@ -1,0 +1,197 @@
+"""The contract of a method: a client update, and what it may bring beside it.
+
+A method is the value that trains a client. One that shares more than a model, keeps something with the client, or
+personalizes in a way of its own overrides the hook of that name, and nothing else of headstart need know of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import optax
+
+from headstart.data.federation import Array, Client, Tree
+from headstart.errors import UserError
+from headstart.fields import check_fields
+from headstart.learning.tasks import Sums, Task
+from headstart.models.zoo import Model
+
+Weighting = Literal["examples", "uniform"]
+# `(gradient, params) -> gradient`, on the way down.
+GradientTransform = Callable[[Tree, Tree], Tree]
+
+
+class Reply(NamedTuple):
+    """What a client sends back.
+
+    delta: Δ, a tree like what was broadcast.
+    weight: the number of the client's examples, a scalar; 0 leaves the reply out.
+    metrics: what training measured on the way, `{name: (sum, count)}`.
+    client_state: what this client keeps until it is drawn again, a tree, or None for the methods that keep nothing.
+    """
+
+    delta: Tree
+    weight: Array
+    metrics: Sums
+    client_state: Tree = None
+
+
+class Method:
+    """The optional parts of a method; by default one shared model and no client state.
+
+    title: its name in tables; by default that of the class.
+    weighting: how the server weighs replies where a comparison makes the stage: as the method's paper does.
+    search_space: values of its own settings that a comparison tries, by field, beside those that all methods have.
+    scaled_by_learning_rate: which of these are in units of a power of the client's learning rate β, by field: 1 for a
+        rate in units of β, -1 for a strength λ, of which β λ is the pull of a step.
+    """
+
+    title: ClassVar[str] = ""
+    weighting: ClassVar[Weighting] = "examples"
+    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    scaled_by_learning_rate: ClassVar[Mapping[str, int]] = {}
+
+    def __init_subclass__(cls) -> None:
+        _check_contract(cls)
+
+    def init_server(self, params: Tree) -> Tree:
+        """What the server holds and broadcasts, of the parameters that a stage starts from."""
+        return params
+
+    def server_optimizer(
+        self, optimizer: optax.GradientTransformation, participation: float
+    ) -> optax.GradientTransformation:
+        """What steps the server's tree, of the stage's own optimizer.
+
+        participation: the share of all training clients that is in a cohort.
+        """
+        return optimizer
+
+    def init_client_state(self, params: Tree) -> Tree:
+        """What a client keeps before its first round, a tree of arrays, of the parameters that a stage starts from."""
+        return None
+
+    def personal_init(self, task: Task, model: Model, broadcast: Tree, client: Client, key: Array) -> Tree:
+        """The parameters from which a client without a state, as every held-out client, personalizes.
+
+        They are also its initial model. The client holds the examples it adapts on, and the method may look at them.
+        """
+        return broadcast
+
+    def personal_gradient(self, start: Tree) -> GradientTransform | None:
+        """What personalization descends by in place of the gradient alone, from these parameters on."""
+        return None
+
+    def extra_gradients(self, examples: float) -> float:
+        """What a client with so many examples computes beside its steps, in gradients of single examples."""
+        return 0.0
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether clients keep something between rounds."""
+        return self._brings("init_client_state")
+
+    @property
+    def is_single_model(self) -> bool:
+        """Whether what is broadcast is one model, from which every client starts."""
+        return not self._brings("init_server", "personal_init")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it brings nothing beside its client update."""
+        return (
+            self.is_single_model
+            and self.for_personalization is PLAIN
+            and not self._brings("server_optimizer", "init_client_state")
+        )
+
+    @property
+    def for_personalization(self) -> Method:
+        """The method as personalization sees it: those that personalize in the plain way are all the same to it."""
+        return self if self._brings("personal_init", "personal_gradient") else PLAIN
+
+    def _brings(self, *hooks: str) -> bool:
+        return any(getattr(type(self), hook) is not getattr(Method, hook) for hook in hooks)
+
+
+_HOOKS = tuple(name for name, part in vars(Method).items() if inspect.isfunction(part) and not name.startswith("_"))
+_SETTINGS = ("title", "weighting", "search_space", "scaled_by_learning_rate")
+_CALL = ("self", "task", "model", "broadcast", "client", "client_state", "key")
+PLAIN = Method()
+
+
+def method_of(update: Any) -> Method:
+    """The method that a client update belongs to; of a plain function, the one that brings nothing beside it.
+
+    Raises:
+        UserError: for an object of another class, whose hooks nobody would call.
+    """
+    if isinstance(update, Method):
+        return update
+    if inspect.isroutine(update) or isinstance(update, partial):
+        return PLAIN
+    raise UserError(f"{type(update).__name__} is no method; let the class derive from headstart.ClientUpdate")
+
+
+def _check_contract(kind: type[Method]) -> None:
+    """Refuse a class with a hook that nobody would call, or call in vain.
+
+    Raises:
+        UserError: for a hook that is misspelt, is no function, or cannot take what it is called with.
+    """
+    accepted = f"a method may define {', '.join(_HOOKS)}"
+    for name in (*vars(kind), *inspect.get_annotations(kind)):
+        where, part = f"{kind.__name__}.{name}", vars(kind).get(name)
+        if name in (*_HOOKS, "__call__"):
+            wanted = list(inspect.signature(getattr(Method, name)).parameters) if name in _HOOKS else _CALL
+            if not inspect.isfunction(part) or not _takes(part, len(wanted)):
+                raise UserError(f"{where} must be a function of ({', '.join(wanted)})")
+        elif inspect.isfunction(part) and not name.startswith("_"):
+            raise UserError(
+                f"{where} is no part of a method: {accepted}; begin the name of a helper with an underscore"
+            )
+        elif (
+            name not in _SETTINGS and _is_class_setting(kind, name) and (near := get_close_matches(name, _SETTINGS, 1))
+        ):
+            raise UserError(f"{where} is no part of a method; did you mean {near[0]}?")
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _is_class_setting(kind: type, name: str) -> bool:
+    annotation = inspect.get_annotations(kind).get(name)
+    if isinstance(annotation, str):
+        return "ClassVar" in annotation
+    return typing.get_origin(annotation) is ClassVar
+
+
+@dataclass(frozen=True)
+class ClientUpdate(Method, ABC):
+    """A method: a frozen dataclass that derives from this class, whose call trains a client."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @abstractmethod
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
+        """Train on the client's examples, starting from what was broadcast.
+
+        broadcast: the server's parameters, or whatever `init_server` makes of them; Δ has the same structure.
+        client_state: what this client kept last time, or None.
+        key: belongs to (seed, round, client).
+        """

@@ -1,0 +1,49 @@
+"""Partial batches at less than the price of whole ones.
+
+The last batch of a client's epoch is partial, and with clients of FEMNIST's sizes a twelfth of all rows would be
+padding. A compiled program has fixed shapes, so it holds the same function for a few lengths of batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from headstart.data.federation import Examples, Tree
+
+# A batch is cut to a quarter or a half of its length where that holds all of its rows. More lengths would compute
+# less padding, but each is compiled.
+PARTS = (4, 2, 1)
+
+
+def trimmed(function: Callable[..., Tree]) -> Callable[..., Tree]:
+    """`function(examples, …)` computed on the shortest of a few prefixes of the batch that holds all of its rows.
+
+    function: its output must have the same shape for every length of batch. Rows that count come first in a batch.
+
+    Under vmap, where every length would be computed, the whole batch is. What comes out cannot be differentiated again.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def alone(examples: Examples, *given: Any) -> Tree:
+        size = examples.mask.shape[0]
+        lengths = sorted({-(-size // part) for part in PARTS})
+        shortest = jnp.sum(examples.mask.sum() > jnp.array(lengths[:-1], jnp.int32))
+        branches = [lambda whole, *given, n=n: function(prefix(whole, n), *given) for n in lengths]
+        return jax.lax.switch(shortest, branches, examples, *given)
+
+    @alone.def_vmap
+    def beside(axis_size: int, batched: Any, *given: Any) -> tuple[Tree, Tree]:
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched))
+        output = jax.vmap(function, in_axes=axes, axis_size=axis_size)(*given)
+        return output, jax.tree.map(lambda _: True, output)
+
+    return alone
+
+
+def prefix(examples: Examples, length: int) -> Examples:
+    """The first rows of a batch."""
+    return jax.tree.map(lambda leaf: leaf[:length], examples)

@@ -1,0 +1,268 @@
+"""Rounds: fold the replies of a cohort, and let the server's optimizer step.
+
+A round folds with a monoid, (Σ w·Δ, Σ w, Σ metrics), so its result is the same, to rounding, in any order of the
+clients and on any number of lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from headstart.data.federation import Array, Client, Tree
+from headstart.learning.local_sgd import batches_per_epoch, gradient_at
+from headstart.learning.method import ClientUpdate, Reply, Weighting, method_of
+from headstart.learning.parallel import over_clients
+from headstart.learning.tasks import Sums, Task, add, mean, no_sums
+from headstart.models.zoo import Model
+
+
+class State(NamedTuple):
+    """What the server holds between rounds: the parameters it broadcasts and its optimizer's state."""
+
+    params: Tree
+    optimizer: Tree
+
+
+class Cohort(NamedTuple):
+    """The clients of a round.
+
+    clients: a `Client` with a leading axis of clients.
+    client_state: what each of them kept, a tree with the same leading axis, or None.
+    """
+
+    clients: Client
+    client_state: Tree = None
+
+
+class Info(NamedTuple):
+    """What a round tells.
+
+    metrics: `{name: (sum, count)}` over the training steps of all clients that count.
+    clients: how many replies counted. dropped: how many were left out because they were not finite.
+    finite: whether the new parameters are.
+    client_state: what each client of the cohort keeps, in the cohort's order.
+    """
+
+    metrics: Sums
+    clients: Array
+    dropped: Array
+    finite: Array
+    client_state: Tree = None
+
+
+class Algorithm(NamedTuple):
+    """A way to train, federated or not: `init(params) -> State` and `step(state, cohort, key) -> (State, Info)`.
+
+    init: takes the parameters of a model, and shares what the method makes of them.
+    """
+
+    init: Callable[[Tree], State]
+    step: Callable[[State, Cohort, Array], tuple[State, Info]]
+
+
+class Totals(NamedTuple):
+    """The monoid a round folds with."""
+
+    delta: Tree
+    weight: Array
+    metrics: Sums
+    clients: Array
+    dropped: Array
+
+
+def federated(
+    task: Task,
+    model: Model,
+    update: ClientUpdate,
+    server: optax.GradientTransformation,
+    *,
+    weighting: Weighting = "examples",
+    transform: Callable[[Reply], Reply] = lambda reply: reply,
+    participation: float = 1.0,
+    lanes: int = 1,
+    mesh: Mesh | None = None,
+) -> Algorithm:
+    """Rounds of a client update under a server optimizer.
+
+    server: gets the weighted mean of Δ as its gradient; `optax.sgd(1.0)` is plain averaging.
+    weighting: of the replies: by number of examples, or uniform over the clients that have any.
+    transform: changes each reply before it is folded (clip, quantise, mask).
+    participation: the share of all training clients that is in a cohort, for methods that want to know.
+    lanes: how many clients a device trains side by side. A matter of speed: results agree to rounding.
+    mesh: the devices that share the clients, as `lanes.all_devices` gives them; None works on one.
+    """
+    fold = folded(task, model, update, weighting=weighting, transform=transform, lanes=lanes, mesh=mesh)
+    method = method_of(update)
+    server = method.server_optimizer(server, participation)
+
+    def init(params: Tree) -> State:
+        shared = method.init_server(params)
+        return State(shared, server.init(shared))
+
+    def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
+        return server_step(server, state, *fold(state.params, cohort, key))
+
+    return Algorithm(init, step)
+
+
+Fold = Callable[[Tree, Cohort, Array], tuple[Totals, Tree]]
+
+
+def folded(
+    task: Task,
+    model: Model,
+    update: ClientUpdate,
+    *,
+    weighting: Weighting = "examples",
+    transform: Callable[[Reply], Reply] = lambda reply: reply,
+    lanes: int = 1,
+    mesh: Mesh | None = None,
+) -> Fold:
+    """The clients' half of a round: `(params, cohort, key of the round) -> (totals, client_state)`; as in `federated`.
+
+    Totals of parts of a cohort add up to those of the whole, wherever the parts are.
+    """
+
+    def fold(params: Tree, cohort: Cohort, key: Array) -> tuple[Totals, Tree]:
+        def one(shared: tuple[Tree, Array], totals: Totals, member: tuple[Client, Tree]) -> tuple[Totals, Tree]:
+            (broadcast, key), (client, client_state) = shared, member
+            reply = transform(update(task, model, broadcast, client, client_state, client_key(key, client)))
+            if weighting == "uniform":
+                reply = reply._replace(weight=(reply.weight > 0).astype(jnp.float32))
+            # What a client keeps must not be spoiled by a reply that is left out.
+            kept = reply.client_state
+            if client_state is not None:
+                usable = all_finite((reply.delta, reply.client_state)) & (reply.weight > 0)
+                kept = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.client_state, client_state)
+            return add(totals, weigh(reply)), kept
+
+        shared, zero = (params, key), no_totals(params, task)
+        return over_clients(one, shared, zero, cohort.clients, cohort.client_state, lanes=lanes, mesh=mesh)
+
+    return fold
+
+
+Rounds = Callable[[State, Cohort, Array, Array | int, Array | int], tuple[State, Info]]
+
+
+def several(algorithm: Algorithm) -> Rounds:
+    """Rounds in one compiled program: `(state, cohorts, key, first, count) -> (state, infos)`.
+
+    cohorts: of `room` rounds, every field of their clients but `block`, and what they keep, with a leading axis
+        `[room, ...]`. A client is in one of them only, if it keeps something: rounds do not hand it on.
+    key: of the seed. first: the number of the first round. count: how many rounds, at most `room`; the same program
+        and the same bits whatever it is.
+    infos: an `Info` with a leading axis `[room]`, of which the first `count` are told. The state given is consumed.
+    """
+
+    def run(state: State, cohorts: Cohort, key: Array, first: Array, count: Array) -> tuple[State, Info]:
+        def step(state: State, place: Array | int) -> tuple[State, Info]:
+            client_state = jax.tree.map(lambda leaf: leaf[place], cohorts.client_state)
+            return algorithm.step(state, Cohort(cohorts.clients.at(place), client_state), round_key(key, first + place))
+
+        def one(place: Array, carry: tuple[State, Info]) -> tuple[State, Info]:
+            state, info = step(carry[0], place)
+            return state, jax.tree.map(lambda told, new: told.at[place].set(new), carry[1], info)
+
+        room = cohorts.clients.size.shape[0]
+        shapes = jax.eval_shape(step, state, 0)[1]
+        infos = jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape), leaf.dtype), shapes)
+        return jax.lax.fori_loop(0, count, one, (state, infos))
+
+    return jax.jit(run, donate_argnums=0)
+
+
+def seed_key(seed: int) -> Array:
+    """The key of a seed, of which all others are made."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+def initial_key(root: Array) -> Array:
+    """The key the parameters are initialized with, from the key of the seed."""
+    return jax.random.fold_in(root, 0)
+
+
+def round_key(root: Array, number: Array | int) -> Array:
+    """The key of a round, from the key of the seed."""
+    return jax.random.fold_in(jax.random.fold_in(root, 1), number)
+
+
+def personal_key(root: Array) -> Array:
+    """The key of personalization, from the key of the seed."""
+    return jax.random.fold_in(root, 2)
+
+
+def client_key(key: Array, client: Client) -> Array:
+    """The client's own key in a round: it depends on its id and on nothing else of the cohort."""
+    return jax.random.fold_in(jax.random.fold_in(key, client.key_data[0]), client.key_data[1])
+
+
+def no_totals(params: Tree, task: Task) -> Totals:
+    """The zero of the monoid."""
+    zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    return Totals(jax.tree.map(jnp.zeros_like, params), zero, no_sums(task, dtype), none, none)
+
+
+def weigh(reply: Reply) -> Totals:
+    """One reply as totals. A reply that is not finite counts for nothing but one dropped client."""
+    finite = all_finite(reply.delta)
+    weight = jnp.where(finite, reply.weight, 0)
+    counts = weight > 0
+    delta = jax.tree.map(lambda leaf: jnp.where(counts, weight.astype(leaf.dtype) * leaf, 0), reply.delta)
+    metrics = jax.tree.map(lambda leaf: jnp.where(counts, leaf, 0), reply.metrics)
+    dropped = ~finite & (reply.weight > 0)
+    return Totals(delta, weight, metrics, counts.astype(jnp.int32), dropped.astype(jnp.int32))
+
+
+def all_finite(tree: Tree) -> Array:
+    """Whether every number of a tree is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def server_step(
+    server: optax.GradientTransformation, state: State, totals: Totals, client_state: Tree = None
+) -> tuple[State, Info]:
+    """The server's half of a round: its optimizer takes the weighted mean of Δ for a gradient."""
+    delta = jax.tree.map(lambda leaf: mean(leaf, totals.weight.astype(leaf.dtype)), totals.delta)
+    updates, optimizer = server.update(delta, state.optimizer, state.params)
+    stepped = State(optax.apply_updates(state.params, updates), optimizer)
+    # A round in which nobody counts is no round: momentum must not carry the model on.
+    state = jax.tree.map(lambda new, old: jnp.where(totals.weight > 0, new, old), stepped, state)
+    return state, Info(totals.metrics, totals.clients, totals.dropped, all_finite(state.params), client_state)
+
+
+def centralized(
+    task: Task, model: Model, optimizer: optax.GradientTransformation, *, batch_size: int = 20
+) -> Algorithm:
+    """The datacenter's way behind the same contract: one pool of examples, one optimizer, no clients.
+
+    A cohort is a single `Client` (leading axis 1) that holds the examples of this round in the order to be taken; the
+    round is one pass over them in batches.
+    """
+
+    def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
+        client = cohort.clients.at(0)
+        steps = batches_per_epoch(client, batch_size)
+
+        def descend(number: Array, carry: tuple[State, Sums]) -> tuple[State, Sums]:
+            state, metrics = carry
+            positions = number * batch_size + jnp.arange(batch_size)
+            examples = client.examples(positions, positions < client.size)
+            model_key = jax.random.fold_in(key, number)
+            gradient, (params, measured) = gradient_at(task, model, state.params, examples, model_key)
+            updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
+            return State(optax.apply_updates(params, updates), optimizer_state), add(metrics, measured)
+
+        dtype = jnp.result_type(*jax.tree.leaves(state.params))
+        state, metrics = jax.lax.fori_loop(0, steps, descend, (state, no_sums(task, dtype)))
+        one, none = jnp.ones((), jnp.int32), jnp.zeros((), jnp.int32)
+        return state, Info(metrics, one, none, all_finite(state.params))
+
+    return Algorithm(lambda params: State(params, optimizer.init(params)), step)

@@ -1,0 +1,178 @@
+"""Tasks: what a model's output should be. The loss of every item, and metrics with a name, a unit and a direction.
+
+An item is what a mean is taken over: an example, or a token of a sequence. A task weighs its own items; rows of padding
+are masked by whoever sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from headstart.data.federation import Array, Examples, Tree
+
+Items = tuple[Array, Array]
+Sums = dict[str, tuple[Array, Array]]
+
+
+class Metric(NamedTuple):
+    """One thing to measure.
+
+    name, unit: for tables and axes.
+    higher_is_better: its direction.
+    items: maps `(output, y)` to per-item values and weights, both `[batch, ...]`.
+    finish: maps the weighted mean of the values to what is reported.
+    zero_one: whether an item's value is only ever 0 or 1.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    items: Callable[[Tree, Tree], Items]
+    finish: Callable[[Any], Any] = lambda mean: mean
+    zero_one: bool = False
+
+    @property
+    def sign(self) -> int:
+        """What a change is multiplied by to be positive where it is for the better."""
+        return 1 if self.higher_is_better else -1
+
+
+class Task(Protocol):
+    """What every task offers. `metrics[0]` is the one that decisions are made by."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What to measure, the most important first."""
+        ...
+
+    def loss(self, output: Tree, y: Tree) -> Items:
+        """Per-item losses and weights, both `[batch, ...]`, to be minimised in the weighted mean."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Outputs are logits `[batch, classes]`, targets int `[batch]`; the loss is the cross-entropy in nats."""
+
+    def loss(self, output: Array, y: Array) -> Items:
+        """Cross-entropy `[batch]`, every example with weight 1."""
+        values = optax.losses.softmax_cross_entropy_with_integer_labels(output, y)
+        return values, jnp.ones_like(values)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Accuracy, then loss."""
+
+        def correct(output: Array, y: Array) -> Items:
+            values = (output.argmax(axis=-1) == y).astype(output.dtype)
+            return values, jnp.ones_like(values)
+
+        return (_accuracy(correct), Metric("loss", "nats per example", False, self.loss))
+
+
+@dataclass(frozen=True)
+class NextCharacter:
+    """Outputs are logits `[batch, length, vocabulary]`, targets the next token of each place, int `[batch, length]`.
+
+    padding: the token that fills up a sequence; neither loss nor metrics count it.
+    not_counted: tokens the accuracy leaves out, as in Reddi et al. 2020: pad, oov, bos, eos.
+    """
+
+    padding: int = 0
+    not_counted: tuple[int, ...] = (0, 87, 88, 89)
+
+    def loss(self, output: Array, y: Array) -> Items:
+        """Cross-entropy `[batch, length]`, weight 1 where there is a token."""
+        values = optax.losses.softmax_cross_entropy_with_integer_labels(output, y)
+        return values, (y != self.padding).astype(values.dtype)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Accuracy, loss, perplexity."""
+
+        def correct(output: Array, y: Array) -> Items:
+            counted = jnp.all(y[..., None] != jnp.array(self.not_counted, y.dtype), axis=-1)
+            return (output.argmax(axis=-1) == y).astype(output.dtype), counted.astype(output.dtype)
+
+        return (
+            _accuracy(correct),
+            Metric("loss", "nats per character", False, self.loss),
+            Metric("perplexity", "characters", False, self.loss, finish=np.exp),
+        )
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Outputs `[batch]` or `[batch, outputs]`, targets of the same shape (a last axis of 1 may be missing).
+
+    The loss is the squared error of an example, averaged over its outputs.
+    """
+
+    def loss(self, output: Array, y: Array) -> Items:
+        """Squared error `[batch]`."""
+        return _per_example(lambda error: error**2, output, y)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Mean squared error, then mean absolute error."""
+        return (
+            Metric("mean squared error", "squared units of the target", False, self.loss),
+            Metric(
+                "mean absolute error",
+                "units of the target",
+                False,
+                lambda output, y: _per_example(jnp.abs, output, y),
+            ),
+        )
+
+
+def _accuracy(correct: Callable[[Array, Array], Items]) -> Metric:
+    return Metric("accuracy", "share", True, correct, zero_one=True)
+
+
+def _per_example(error: Callable[[Array], Array], output: Array, y: Array) -> Items:
+    errors = error(output - y.reshape(output.shape))
+    values = errors.reshape(errors.shape[0], -1).mean(axis=1)
+    return values, jnp.ones_like(values)
+
+
+def masked(items: Items, mask: Array) -> Items:
+    """The items with weight 0 where `mask` (bool `[batch]`) marks a row of padding."""
+    values, weights = items
+    return values, weights * mask.reshape(mask.shape + (1,) * (weights.ndim - 1))
+
+
+def weighted_sum(items: Items) -> tuple[Array, Array]:
+    """The weighted sum of the values, and the sum of the weights; a value of weight 0 does not count, even if NaN."""
+    values, weights = items
+    return jnp.sum(jnp.where(weights > 0, values * weights, 0)), jnp.sum(weights)
+
+
+def mean(total: Array, count: Array) -> Array:
+    """`total / count`, and 0 where nothing was counted."""
+    return total / jnp.where(count > 0, count, 1)
+
+
+def measure(task: Task, output: Tree, examples: Examples) -> Sums:
+    """Each metric's `(sum, count)` over a batch; the mean of several batches is the ratio of the sums."""
+    return {
+        metric.name: weighted_sum(masked(metric.items(output, examples.y), examples.mask)) for metric in task.metrics
+    }
+
+
+def no_sums(task: Task, dtype: Any = jnp.float32) -> Sums:
+    """The zero of `add`."""
+    zero = jnp.zeros((), dtype)
+    return {metric.name: (zero, zero) for metric in task.metrics}
+
+
+def add(a: Tree, b: Tree) -> Tree:
+    """The leafwise sum of two trees."""
+    return jax.tree.map(jnp.add, a, b)

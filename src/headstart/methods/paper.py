@@ -1,0 +1,223 @@
+"""The client updates of the paper: values that turn what was broadcast and a client's examples into a reply.
+
+The convention (PAPER, Mathematics): a reply's Δ is in the units of the parameters and points uphill like a gradient;
+the weighted mean of Δ over a cohort is what the server's optimizer gets. With g_1 … g_{K+1} the gradients on a client's
+path of local SGD with learning rate β, the updates weigh the steps of that path:
+
+    FedSGD              β g_1, on all of the client's examples
+    FedAvg, Reptile     β (g_1 + … + g_K) = θ − θ_K
+    FOMAML              β g_{K+1}
+    MAML                β ∂/∂θ L(θ_K(θ); batch K+1), through the K steps: the only one that is no sum over a path
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from headstart.data.federation import Array, Client, Tree
+from headstart.fields import at_least
+from headstart.learning.local_sgd import Descent, batches_per_epoch, mean_loss, shuffled, step_keys, whole_gradient
+from headstart.learning.local_sgd import batch as draw_batch
+from headstart.learning.method import ClientUpdate, Reply
+from headstart.learning.tasks import Sums, Task, add
+from headstart.models.zoo import Model
+
+# The arithmetic of a forward pass, as a share of that of a gradient.
+FORWARD = 1 / 3
+SearchSpace = Mapping[str, Sequence[Any]]
+Scaling = Mapping[str, int]
+
+
+class Leg(NamedTuple):
+    """A stretch of a local path: `steps` steps on the examples of `client`, each with the same weight in Δ."""
+
+    client: Client
+    steps: Array | int
+    weight: float
+
+
+def weighted_path(descent: Descent, params: Tree, key: Array, *legs: Leg) -> tuple[Tree, Sums]:
+    """Δ = β Σ_j w_j g_j over the legs' steps, and the metrics on the way.
+
+    Steps of equal weight telescope, so a leg costs one difference of iterates however long it is.
+    """
+    progress, delta = descent.begin(params), None
+    for leg in legs:
+        start = progress.params
+        progress = descent.run(progress, leg.client, key, steps=leg.steps)
+        if leg.weight:
+            stretch = jax.tree.map(lambda a, b, w=leg.weight: w * (a - b), start, progress.params)
+            delta = stretch if delta is None else add(delta, stretch)
+    return delta, progress.metrics
+
+
+@dataclass(frozen=True)
+class FedSGD(ClientUpdate):
+    """Δ = β g_1: one gradient, on all of the client's examples (PAPER, table of updates).
+
+    batch_size: on the first batch of the path instead, as the central identity takes it.
+    """
+
+    learning_rate: float = 0.02
+    batch_size: int | None = at_least(1, None)
+
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        if self.batch_size is not None:
+            descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+            return replied(client, *weighted_path(descent, broadcast, key, Leg(client, 1, 1.0)))
+        gradient, metrics = whole_gradient(task, model, broadcast, client, key, batch_size=32)
+        return replied(client, jax.tree.map(lambda g: self.learning_rate * g, gradient), metrics)
+
+
+@dataclass(frozen=True)
+class FedAvg(ClientUpdate):
+    """Δ = θ − θ_K after E epochs of local SGD; a small client takes fewer steps than a large one."""
+
+    epochs: int = at_least(1, 1)
+    learning_rate: float = 0.02
+    batch_size: int = at_least(1, 20)
+
+    search_space: ClassVar[SearchSpace] = {"epochs": (1, 5)}
+
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        steps = self.epochs * batches_per_epoch(client, self.batch_size)
+        return replied(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
+
+
+@dataclass(frozen=True)
+class Reptile(ClientUpdate):
+    """Δ = θ − θ_K after K steps of local SGD, the same number for every client."""
+
+    steps: int = at_least(1, 10)
+    learning_rate: float = 0.02
+    batch_size: int = at_least(1, 20)
+
+    search_space: ClassVar[SearchSpace] = {"steps": (2, 10)}
+
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        steps = jnp.where(client.size > 0, self.steps, 0)
+        return replied(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
+
+
+@dataclass(frozen=True)
+class FOMAML(ClientUpdate):
+    """Δ = β g_{K+1}: the gradient after K steps on the query batch, second-order terms dropped.
+
+    query_share: 0 takes the next batch of the path as the query; otherwise this share of the client's examples is held
+        out from the K steps and the query drawn from it. On a path that wraps, a query meets examples again.
+    """
+
+    steps: int = at_least(1, 10)
+    learning_rate: float = 0.02
+    batch_size: int = at_least(1, 20)
+    query_share: float = at_least(0, 0.0)
+
+    search_space: ClassVar[SearchSpace] = {"steps": (1, 5)}
+
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        support, query = support_and_query(client, self.query_share, key, batch_size=self.batch_size)
+        legs = Leg(support, self.steps, 0.0), Leg(query, 1, 1.0)
+        return replied(client, *weighted_path(descent, broadcast, key, *legs), counts=query.size > 0)
+
+
+@dataclass(frozen=True)
+class MAML(ClientUpdate):
+    """Δ = β ∂/∂θ L(θ_K(θ); query), differentiated exactly through the K steps; memory and time grow with K.
+
+    query_share: as in `FOMAML`.
+    """
+
+    steps: int = at_least(1, 1)
+    learning_rate: float = 0.02
+    batch_size: int = at_least(1, 20)
+    query_share: float = at_least(0, 0.0)
+
+    search_space: ClassVar[SearchSpace] = {"steps": (1, 3)}
+
+    def __call__(
+        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
+    ) -> Reply:
+        """A client update; see `ClientUpdate`."""
+        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, differentiable=True)
+        support, query = support_and_query(client, self.query_share, key, batch_size=self.batch_size)
+
+        def query_loss(params: Tree) -> tuple[Array, Sums]:
+            progress = descent.run(descent.begin(params), support, key, steps=self.steps)
+            order_key, model_key = step_keys(key, progress.step)
+            examples = draw_batch(query, progress.step, order_key, batch_size=self.batch_size)
+            loss, (_, metrics) = mean_loss(task, model, progress.params, examples, model_key)
+            return loss, add(progress.metrics, metrics)
+
+        gradient, metrics = jax.grad(query_loss, has_aux=True)(broadcast)
+        delta = jax.tree.map(lambda g: self.learning_rate * g, gradient)
+        return replied(client, delta, metrics, counts=query.size > 0)
+
+    def extra_gradients(self, examples: float) -> float:
+        """Second derivatives: a step differentiated backwards costs about two gradients more."""
+        return 2.0 * self.steps * mean_batch(examples, self.batch_size)
+
+
+def support_and_query(
+    client: Client, query_share: float, key: Array, *, batch_size: int | None = at_least(1, None)
+) -> tuple[Client, Client]:
+    """The client's examples for the inner steps and for the query; the same ones if `query_share` is 0.
+
+    Otherwise a random part is held out: at least one example if there are two, none if there is only one.
+
+    batch_size: the query is at most this many of the part held out, so that every batch of it is the whole.
+    """
+    if not query_share:
+        return client, client
+    rows = client.rows[shuffled(client, jax.random.fold_in(key, 2))]
+    held_out = jnp.round(client.size * query_share).astype(client.size.dtype)
+    kept = client.size - jnp.clip(held_out, jnp.minimum(1, client.size // 2), jnp.maximum(client.size - 1, 0))
+    support = client._replace(rows=rows, size=kept)
+    size = client.size - kept
+    query = client._replace(
+        rows=jnp.roll(rows, -kept), size=size if batch_size is None else jnp.minimum(size, batch_size)
+    )
+    return support, query
+
+
+def mean_batch(examples: float, batch_size: int) -> float:
+    """How many of a client's examples a batch of its path holds, on average."""
+    return examples / max(1, math.ceil(examples / batch_size))
+
+
+def replied(
+    client: Client, delta: Tree, metrics: Sums, *, counts: Array | bool = True, client_state: Tree = None
+) -> Reply:
+    """The reply of a client whose weight is its number of examples, or 0 if it does not count."""
+    return Reply(delta, jnp.where(counts, client.size, 0).astype(jnp.float32), metrics, client_state)
+
+
+def difference(start: Tree, end: Tree) -> Tree:
+    """Δ of a path: where it began, less where it ended."""
+    return jax.tree.map(jnp.subtract, start, end)
+
+
+def without(part: Tree, start: Tree, end: Tree) -> Tree:
+    """Δ of a path, with zeros in a part (a tree of booleans) that the client keeps to itself."""
+    return jax.tree.map(lambda own, a, b: jnp.zeros_like(a) if own else a - b, part, start, end)

@@ -1,0 +1,91 @@
+"""Bends: what methods do to a gradient on the way down, and the parameters that a method treats apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from headstart.data.federation import Tree, named
+from headstart.errors import UserError
+from headstart.learning.method import GradientTransform
+
+_DENSE = re.compile(r"Dense_(\d+)")
+
+
+def pull(strength: float, anchor: Tree) -> GradientTransform:
+    """The gradient of `strength / 2 ‖params − anchor‖²` on top."""
+
+    def bend(gradient: Tree, params: Tree) -> Tree:
+        return jax.tree.map(lambda g, p, a: g + strength * (p - a), gradient, params, anchor)
+
+    return bend
+
+
+def only(part: Tree) -> GradientTransform:
+    """Nothing but a part (a tree of booleans) moves."""
+
+    def bend(gradient: Tree, params: Tree) -> Tree:
+        return jax.tree.map(lambda g, moves: g if moves else jnp.zeros_like(g), gradient, part)
+
+    return bend
+
+
+def head_of(params: Tree, head: Sequence[str] | None) -> Tree:
+    """Which parameters are the head: a tree of booleans.
+
+    head: names in the paths of the head's parameters, such as "Dense_1" or "decoder"; an empty one leaves no head, None
+        takes the last of the dense layers that are not inside another module, as Flax numbers them.
+
+    Raises:
+        UserError: if there are no such parameters, or the layer taken is all of the model.
+    """
+    paths = [_names(path) for path, _ in named(params)]
+    chosen = _last_dense(paths) if head is None else head
+    for name in chosen:
+        if not any(name in path for path in paths):
+            known = sorted({name for path in paths for name in path})
+            raise UserError(f"no parameter's path has the name {name!r}; name the head by one of {', '.join(known)}")
+    flags = [any(name in path for name in chosen) for path in paths]
+    if head is None and all(flags):
+        raise UserError(
+            f"the head {chosen[0]} is all of the model, which leaves no body to share; choose another model"
+        )
+    return jax.tree.unflatten(jax.tree.structure(params), flags)
+
+
+def _last_dense(paths: Sequence[Sequence[str]]) -> list[str]:
+    numbers = [int(match[1]) for path in paths if (match := _DENSE.fullmatch(path[0]))]
+    if not numbers:
+        raise UserError("the model has no dense layer of its own that could be its head; name the head's parameters")
+    return [f"Dense_{max(numbers)}"]
+
+
+def is_statistic(path: str, params: Tree) -> bool:
+    """Whether the leaf at a path (`data.named`) is in another collection of a Flax module than its parameters."""
+    return isinstance(params, dict) and "params" in params and not path.startswith("['params']")
+
+
+def _names(path: str) -> list[str]:
+    """The names in a path, but for that of the collection `params`."""
+    names = re.findall(r"\w+", path)
+    return names[1:] if names[:1] == ["params"] else names
+
+
+def rest_of(part: Tree) -> Tree:
+    """The parameters that are not of this part."""
+    return jax.tree.map(lambda inside: not inside, part)
+
+
+def taken(part: Tree, params: Tree) -> list[jax.Array]:
+    """The parameters of the part, in order."""
+    pairs = zip(jax.tree.leaves(part), jax.tree.leaves(params), strict=True)
+    return [leaf for inside, leaf in pairs if inside]
+
+
+def given(part: Tree, params: Tree, own: Sequence[jax.Array]) -> Tree:
+    """The parameters with one's own in place of those of the part."""
+    mine = iter(own)
+    return jax.tree.map(lambda inside, leaf: next(mine) if inside else leaf, part, params)

@@ -1,0 +1,1 @@
+"""Models: two functions, and those that are built in."""

@@ -1,0 +1,218 @@
+"""Figures of runs: which ones there are, and the curves. What was read in, a matplotlib figure out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from headstart.learning.tasks import Metric
+from headstart.reports.client_figures import Entry, clients_figure, drawn, gains_figure
+from headstart.reports.style import Drawing, Theme, axis_name, factor, series_color, titled
+from headstart.reports.tables import shown
+from headstart.runs.results import Recorded, client_curves, estimate, finite
+
+MOST_PANELS = 6
+
+_CAPTIONS = {
+    "rounds": (
+        "Validation clients during training, none of which trains. The personalized curve is at the length of "
+        "personalization that was chosen at the end of each stage. With several seeds: the mean of those that "
+        "have come furthest, and a band from the lowest to the highest. An arrow marks where a stage begins."
+    ),
+    "personalization": (
+        "Uniform mean over test clients at every length of personalization; bands are 95 % intervals over "
+        "clients. A dot marks the length that counts: "
+    ),
+    "clients": (
+        "Initial against personalized, in each client's own test examples. In the shaded half personalization "
+        "made a client worse, if only by chance: many clients have few test examples. Grey histograms show how "
+        "clients spread before (above) and after (at the right). With several seeds a client's values are means "
+        "over them."
+    ),
+    "gains": (
+        "How many test clients gain how much. The first bar right of zero holds the clients that did not change. "
+        "With several seeds a client's gain is the mean over them."
+    ),
+    "samples": (
+        "A few examples of a few test clients, each with its label: clients differ, and a model can be made their own."
+    ),
+}
+
+
+_CHOSEN = "chosen on validation clients"
+_NOT_CHOSEN = "no validation clients, full length"
+
+
+def caption(name: str, runs: Sequence[Recorded]) -> str:
+    """What to say below the figure of this name."""
+    kind = name.partition("-")[0]
+    return _CAPTIONS[kind] + (f"{_how_chosen(runs)}." if kind == "personalization" else "")
+
+
+def _how_chosen(runs: Sequence[Recorded]) -> str:
+    reports = [report for run in runs for outcome in run.outcomes for report in outcome.reports]
+    ways = {_CHOSEN if report.get("validation") else _NOT_CHOSEN for report in reports}
+    return " or ".join(sorted(ways))
+
+
+def left_out(runs: Sequence[Recorded]) -> list[str]:
+    """What the figures of test clients do not show, a sentence each."""
+    found = []
+    for entry in entries(runs):
+        number = int((~finite(entry.outcome, entry.run.metric)).sum())
+        if number:
+            who = f"{number} {'client' if number == 1 else 'clients'}"
+            found.append(f"The figures leave out {who} of {entry.label}: a value is not finite.")
+    more = len(_compared(runs)) - MOST_PANELS
+    if more > 0:
+        what = "stages" if len(runs) == 1 else "runs"
+        found.append(
+            f"The figures of single clients show the first {MOST_PANELS} {what}; the other {more} are not drawn."
+        )
+    return found
+
+
+def entries(runs: Sequence[Recorded]) -> list[Entry]:
+    """What the figures of test clients compare: all stages of one run, or the last ones of several."""
+    if len(runs) == 1:
+        return [Entry(outcome.name, runs[0], outcome) for outcome in runs[0].outcomes]
+    return [Entry(run.label, run, run.outcomes[-1]) for run in runs if run.outcomes]
+
+
+def _compared(runs: Sequence[Recorded]) -> list[Entry]:
+    return [entry for entry in entries(runs) if finite(entry.outcome, entry.run.metric).any()]
+
+
+def drawings(runs: Sequence[Recorded]) -> list[Drawing]:
+    """The figures that these runs have data for; all must share their first metric."""
+    made = []
+    name = runs[0].metric.name
+    if any(len(run.history.rounds) for run in runs):
+        text = f"Initial and personalized {name} on validation clients against rounds"
+        made.append(Drawing("rounds", text, partial(rounds_figure, runs)))
+    if compared := _compared(runs):
+        shared = compared[:MOST_PANELS]
+        text = f"{name.capitalize()} of test clients against the length of personalization"
+        made.append(Drawing("personalization", text, partial(personalization_figure, compared)))
+        text = f"Initial against personalized {name}, a point per test client"
+        made.append(Drawing("clients", text, partial(clients_figure, shared)))
+        text = f"Histogram of the test clients' gains in {name}"
+        made.append(Drawing("gains", text, partial(gains_figure, shared)))
+    return made
+
+
+def rounds_figure(runs: Sequence[Recorded], theme: Theme) -> Figure:
+    """Initial and personalized metric on validation clients against rounds; stages marked."""
+    runs = [run for run in runs if len(run.history.rounds)]
+    metric = runs[0].metric
+    figure = Figure(figsize=(9, 4.6))
+    axes = figure.add_subplot(xlabel="round", ylabel=f"{axis_name(metric)}\nvalidation clients")
+    _stage_lines(axes, runs, theme)
+    for run, (initial, personalized) in zip(runs, _pair_colors(len(runs), theme), strict=False):
+        _seeds_line(axes, run.history.rounds, factor(metric) * run.history.initial, initial, "--")
+        _seeds_line(axes, run.history.rounds, factor(metric) * run.history.personalized, personalized, "-")
+    if len(targets := {run.document["target"] for run in runs} - {None}) == 1:
+        target = targets.pop()
+        axes.axhline(factor(metric) * target, color=theme.muted, linewidth=1, linestyle=":")
+        place = {"xytext": (4, 2), "textcoords": "offset points", "color": theme.muted, "fontsize": 9}
+        axes.annotate(f"target {shown(metric, target)}", (0, factor(metric) * target), **place)
+    axes.set_xlim(0, max(int(run.history.rounds[-1]) for run in runs) or 1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(handles=_run_handles(runs, theme), loc="outside lower left", ncols=5)
+    titled(figure, _rounds_title(runs, metric))
+    return figure
+
+
+def _pair_colors(runs: int, theme: Theme) -> list[tuple[str, str]]:
+    """Colours of the initial and the personalized curve: of one run two, of several the run's."""
+    if runs == 1:
+        return [(theme.series[0], theme.series[1])]
+    return [(color, color) for color in (series_color(theme, i) for i in range(runs))]
+
+
+def _run_handles(runs: Sequence[Recorded], theme: Theme) -> list[Line2D]:
+    colors = _pair_colors(len(runs), theme)
+    neutral = colors[0] if len(runs) == 1 else (theme.muted, theme.muted)
+    styles = [
+        Line2D([], [], color=neutral[1], linewidth=2, label="personalized"),
+        Line2D([], [], color=neutral[0], linewidth=2, linestyle="--", label="initial"),
+    ]
+    if len(runs) == 1:
+        return styles
+    named = [Line2D([], [], color=c, linewidth=2, label=run.label) for run, (c, _) in zip(runs, colors, strict=True)]
+    return [*named, *styles]
+
+
+def _seeds_line(axes: Axes, x: np.ndarray, curves: np.ndarray, color: str, style: str) -> None:
+    """The mean of curves `[seeds, x]`, and from the lowest to the highest of them a band."""
+    axes.plot(x, curves.mean(axis=0), style, color=color, linewidth=2, marker="o" if len(x) < 3 else None)
+    if len(curves) > 1:
+        axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.18, linewidth=0)
+
+
+def _stage_lines(axes: Axes, runs: Sequence[Recorded], theme: Theme) -> None:
+    reached = max(max(run.reached.values(), default=0) for run in runs)
+    begins = {(a, name) for run in runs for a, name in zip((0, *run.ends), run.stage_names, strict=False)}
+    begins = {(a, name) for a, name in begins if a < reached}
+    if len({a for a, _ in begins}) < 2:
+        return
+    by_round = {a: " / ".join(sorted(name for b, name in begins if a == b)) for a, _ in begins}
+    for begin, names in by_round.items():
+        if begin:
+            axes.axvline(begin, color=theme.muted, linewidth=1)
+        axes.annotate(f"{names} →", (begin, 1.01), xycoords=("data", "axes fraction"), color=theme.muted, fontsize=9)
+
+
+def _rounds_title(runs: Sequence[Recorded], metric: Metric) -> str:
+    last = [float(run.history.personalized[:, -1].mean()) for run in runs]
+    best = int(np.argmax(last) if metric.higher_is_better else np.argmin(last))
+    after = f"after {runs[best].history.rounds[-1]} rounds"
+    if len(runs) > 1:
+        return f"Best personalized {metric.name}: {shown(metric, last[best])} by {runs[best].label} {after}"
+    initial = shown(metric, float(runs[0].history.initial[:, -1].mean()))
+    return f"{metric.name.capitalize()} {after}: {initial} initial, {shown(metric, last[0])} personalized"
+
+
+def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
+    """The metric on test clients against the length of personalization, with intervals over clients."""
+    metric = compared[0].run.metric
+    figure = Figure(figsize=(9, 4.4))
+    units = " or ".join(sorted({entry.run.unit for entry in compared}))
+    axes = figure.add_subplot(xlabel=f"{units} of personalization", ylabel=f"{axis_name(metric)}\ntest clients")
+    for number, entry in enumerate(compared):
+        values = factor(metric) * client_curves(entry.outcome, metric)[finite(entry.outcome, metric)]
+        color, lengths = series_color(theme, number), np.arange(values.shape[1])
+        if len(compared) == 1:
+            low, high = np.percentile(values, (25, 75), axis=0)
+            axes.fill_between(
+                lengths, low, high, color=color, alpha=0.1, linewidth=0, label="middle half of the clients"
+            )
+        _, low, high = np.array([estimate(column) for column in values.T]).T
+        axes.fill_between(lengths, low, high, color=color, alpha=0.25, linewidth=0)
+        mean, chosen = values.mean(axis=0), sorted(set(entry.outcome.lengths))
+        axes.plot(lengths, mean, color=color, linewidth=2, label=entry.label)
+        axes.plot(
+            chosen, mean[chosen], "o", color=color, markersize=9, markeredgecolor=theme.background, markeredgewidth=1.5
+        )
+    how = _how_chosen([entry.run for entry in compared])
+    chosen = Line2D([], [], color=theme.muted, marker="o", linestyle="", markersize=8, label=how)
+    handles = [*axes.get_legend_handles_labels()[0], chosen]
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(handles=handles, loc="outside lower left", ncols=5)
+    titled(figure, _personalization_title(compared, metric))
+    return figure
+
+
+def _personalization_title(compared: Sequence[Entry], metric: Metric) -> str:
+    pairs = [[float(v.mean()) for v in drawn(entry)] for entry in compared]
+    last = [after for _, after in pairs]
+    best = int(np.argmax(last) if metric.higher_is_better else np.argmin(last))
+    before, after = (shown(metric, value) for value in pairs[best])
+    who = f", {compared[best].label}" if len(compared) > 1 else ""
+    return f"Personalization takes {metric.name} from {before} to {after}{who}"

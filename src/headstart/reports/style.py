@@ -1,0 +1,138 @@
+"""Themes of figures, light and dark; drawing in them, and how axes name a metric."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+
+from headstart.files import write_bytes
+from headstart.learning.tasks import Metric
+
+DPI = 150
+
+
+class Theme(NamedTuple):
+    """Colours. `series` are Okabe and Ito's, which colour-blind people tell apart, fit to the background.
+
+    Their vermilion is `worse` alone, so that no curve looks like harm.
+    """
+
+    suffix: str
+    background: str
+    text: str
+    muted: str
+    grid: str
+    worse: str
+    series: tuple[str, ...]
+
+
+LIGHT = Theme(
+    "",
+    "#ffffff",
+    "#1c2128",
+    "#57606a",
+    "#e4e8ec",
+    "#d55e00",
+    ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1c2128"),
+)
+DARK = Theme(
+    "-dark",
+    "#12161c",
+    "#e6eaef",
+    "#9aa4af",
+    "#2a313a",
+    "#ff8a3d",
+    ("#56b4e9", "#2fc296", "#e29bc4", "#f0e442", "#8fb8ff", "#e6eaef"),
+)
+
+
+class Drawing(NamedTuple):
+    """A figure yet to be drawn.
+
+    name: of its file. text: what it shows, for those who do not see it. draw: makes it in a theme.
+    """
+
+    name: str
+    text: str
+    draw: Callable[[Theme], Figure]
+
+
+def save(drawing: Drawing, folder: Path, *, themes: Iterable[Theme] = (LIGHT, DARK)) -> list[tuple[bytes, int]]:
+    """Draw in every theme into `folder`; returns each PNG and its width in CSS pixels."""
+    made = []
+    for theme in themes:
+        png, width = render(drawing, theme)
+        write_bytes(folder / f"{drawing.name}{theme.suffix}.png", png)
+        made.append((png, width))
+    return made
+
+
+def render(drawing: Drawing, theme: Theme) -> tuple[bytes, int]:
+    """A figure as PNG, and the width in CSS pixels it is meant to be seen at."""
+    file = io.BytesIO()
+    with matplotlib.rc_context(_style(theme)), warnings.catch_warnings():
+        # A name may hold characters that the font lacks; a box stands for them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = drawing.draw(theme)
+        canvas = FigureCanvasAgg(figure)
+        figure.set_dpi(DPI)
+        canvas.draw()
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    # A palette makes the file a third as large, and figures have few colours.
+    pixels.quantize(256, dither=Image.Dither.NONE).save(file, "png")
+    return file.getvalue(), round(figure.get_figwidth() * 110)
+
+
+def _style(theme: Theme) -> dict[Any, Any]:
+    plain = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True}
+    text = {"font.family": ["DejaVu Sans"], "font.size": 10, "text.parse_math": False, "legend.frameon": False}
+    titles = {"axes.titlelocation": "left", "axes.titlesize": 10, "figure.titleweight": "bold", "figure.titlesize": 12}
+    background = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), theme.background)
+    colors = dict.fromkeys(("text.color", "axes.labelcolor"), theme.text)
+    muted = dict.fromkeys(("xtick.color", "ytick.color"), theme.muted)
+    lines = dict.fromkeys(("axes.edgecolor", "grid.color"), theme.grid)
+    pads = {"figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.1}
+    return plain | text | titles | background | colors | muted | lines | pads | {"figure.constrained_layout.use": True}
+
+
+def titled(figure: Figure, title: str) -> None:
+    """Give a figure its title, at the left edge, in as many lines as its width asks for."""
+    figure.suptitle(textwrap.fill(title, int(9.5 * figure.get_figwidth())), x=0.012, ha="left")
+
+
+def series_color(theme: Theme, number: int) -> str:
+    """The colour of this series; they repeat after six."""
+    return theme.series[number % len(theme.series)]
+
+
+def mixed(background: str, color: str, share: float) -> tuple[float, ...]:
+    """A colour with this share of `color` over the background."""
+    return tuple((1 - share) * b + share * c for b, c in zip(to_rgb(background), to_rgb(color), strict=True))
+
+
+def factor(metric: Metric) -> float:
+    """What values are multiplied by on an axis: a share is shown as per cent."""
+    return 100.0 if metric.unit == "share" else 1.0
+
+
+def axis_name(metric: Metric) -> str:
+    """A metric with its unit, for an axis; long ones in two lines."""
+    gap = " " if len(metric.name + metric.unit) < 34 else "\n"
+    return f"{metric.name}{gap}({'%' if metric.unit == 'share' else metric.unit})"
+
+
+def gain_name(metric: Metric) -> str:
+    """A gain with its unit, for an axis."""
+    unit = "points" if metric.unit == "share" else metric.unit
+    return f"gain in {metric.name} ({unit})" if metric.higher_is_better else f"gain: decrease of {metric.name} ({unit})"

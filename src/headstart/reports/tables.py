@@ -1,0 +1,273 @@
+"""The numbers of runs as rows, and how to print them: for people in a terminal, and as plain lines in a pipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from headstart.console import say
+from headstart.learning.tasks import Metric
+from headstart.runs.results import (
+    Estimate,
+    History,
+    Outcome,
+    Recorded,
+    before_and_after,
+    estimate,
+    read_runs,
+    seed_means,
+)
+from headstart.statistics.clients import rounds_to_target
+
+
+class Reached(NamedTuple):
+    """When a curve on validation clients first reached the target.
+
+    rounds: per seed; None if never. limit: the last round looked at.
+    """
+
+    rounds: tuple[int | None, ...]
+    limit: int
+
+    def __str__(self) -> str:
+        hits = [r for r in self.rounds if r is not None]
+        if not hits:
+            return f"> {self.limit}" if self.rounds else "-"
+        some = f" ({len(hits)} of {len(self.rounds)} seeds)" if len(hits) < len(self.rounds) else ""
+        return f"{np.mean(hits):.1f}".removesuffix(".0") + some
+
+
+class Distribution(NamedTuple):
+    """How a metric differs between clients.
+
+    spread: the standard deviation over clients.
+    percentiles: the 5th, 10th, 25th, 50th, 75th, 90th and 95th.
+    worst_decile: a tenth of the clients does worse than this.
+    seed_spread: the standard deviation of the clients' mean over seeds; None for a single seed.
+    """
+
+    spread: float
+    percentiles: tuple[float, ...]
+    worst_decile: float
+    seed_spread: float | None
+
+
+class Row(NamedTuple):
+    """A finished stage of a run, measured on its test clients in the first metric.
+
+    With several seeds a client's value is its mean over the seeds; intervals are over clients.
+
+    round: the stage's last. final: whether it is the run's last stage. seeds: how many have finished it.
+    difference: personalized - initial, paired by client.
+    hurt, hurt_by_chance: shares of clients that look hurt, and that chance alone would make look so; means over seeds.
+    beyond_chance: in how many seeds the share lies above what chance explains.
+    lengths: of personalization, chosen on validation clients, one per seed; unit: what they count.
+    target: of the first metric, and the rounds until validation clients reach it.
+    """
+
+    run: str
+    stage_number: int
+    stage: str
+    round: int
+    final: bool
+    seeds: int
+    clients: int
+    metric: Metric
+    initial: Estimate
+    personalized: Estimate
+    difference: Estimate
+    initial_clients: Distribution
+    personalized_clients: Distribution
+    hurt: float
+    hurt_by_chance: float
+    beyond_chance: int
+    lengths: tuple[int, ...]
+    unit: str
+    target: float | None
+    initial_reached: Reached
+    personalized_reached: Reached
+
+
+def rows(runs: Sequence[str | os.PathLike[str]], *, trusted: Collection[str] = ()) -> list[Row]:
+    """A row for every stage that at least one seed has finished, run after run.
+
+    Raises:
+        UserError: if a folder is no run folder.
+    """
+    return rows_of(read_runs(runs, trusted=trusted))
+
+
+def rows_of(runs: Sequence[Recorded]) -> list[Row]:
+    """The rows of runs that were read."""
+    return [_row(run, outcome) for run in runs for outcome in run.outcomes]
+
+
+@np.errstate(invalid="ignore")  # a client whose training diverged may have infinite values
+def _row(run: Recorded, outcome: Outcome) -> Row:
+    initial, personalized = before_and_after(outcome, run.metric)
+    by_seed = seed_means(outcome, run.metric)
+    hurt = [report["test"]["hurt"] for report in outcome.reports if report["test"]["hurt"]]
+    target = run.document.get("target")
+    return Row(
+        run=run.label,
+        stage_number=outcome.number,
+        stage=outcome.name,
+        round=outcome.round,
+        final=outcome.final,
+        seeds=len(outcome.seeds),
+        clients=len(initial),
+        metric=run.metric,
+        initial=estimate(initial),
+        personalized=estimate(personalized),
+        difference=estimate(personalized - initial),
+        initial_clients=distribution(initial, by_seed[0], run.metric),
+        personalized_clients=distribution(personalized, by_seed[1], run.metric),
+        hurt=_mean([h["share"] for h in hurt]),
+        hurt_by_chance=_mean([h["by_chance"] for h in hurt]),
+        beyond_chance=sum(h["beyond_chance"] for h in hurt),
+        lengths=outcome.lengths,
+        unit=run.unit,
+        target=target,
+        initial_reached=_reached(run.history, run.history.initial, target, outcome.round, run.metric),
+        personalized_reached=_reached(run.history, run.history.personalized, target, outcome.round, run.metric),
+    )
+
+
+def distribution(values: np.ndarray, by_seed: np.ndarray, metric: Metric) -> Distribution:
+    """How per-client values `[clients]` differ, and their means `[seeds]`."""
+    if not len(values):
+        return Distribution(np.nan, (np.nan,) * 7, np.nan, None)
+    percentiles = tuple(float(p) for p in np.percentile(values, (5, 10, 25, 50, 75, 90, 95)))
+    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    seed_spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
+    return Distribution(spread, percentiles, percentiles[1 if metric.higher_is_better else 5], seed_spread)
+
+
+def _reached(history: History, curves: np.ndarray, target: float | None, limit: int, metric: Metric) -> Reached:
+    if target is None:
+        return Reached((), limit)
+    seen = history.rounds <= limit
+    rounds = history.rounds[seen].tolist()
+    return Reached(tuple(rounds_to_target(rounds, c[seen].tolist(), target, metric=metric) for c in curves), limit)
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def shown(metric: Metric, value: float) -> str:
+    """A value for a table: a share as per cent, anything else with four digits; "-" if there is none."""
+    if np.isnan(value):
+        return "-"
+    return f"{100 * value:.1f} %" if metric.unit == "share" else f"{value:z.4g}"
+
+
+def shown_change(metric: Metric, value: float) -> str:
+    """A difference with its sign, of shares in percentage points."""
+    if np.isnan(value):
+        return "-"
+    return f"{100 * value:+z.1f} points" if metric.unit == "share" else f"{value:+z.4g}"
+
+
+def shown_interval(metric: Metric, value: Estimate, *, change: bool = False) -> str:
+    """The interval of an estimate, `[low, high]`, in the unit of its mean."""
+    if np.isnan(value.low):
+        return ""
+    form = ("+z" if change else "z") + (".1f" if metric.unit == "share" else ".4g")
+    factor = 100 if metric.unit == "share" else 1
+    return f"[{factor * value.low:{form}}, {factor * value.high:{form}}]"
+
+
+def shown_share(value: float) -> str:
+    """A share of clients as per cent."""
+    return "-" if np.isnan(value) else f"{100 * value:.1f} %"
+
+
+def shown_lengths(lengths: Sequence[int], unit: str) -> str:
+    """The lengths of personalization that the seeds chose."""
+    unique = sorted(set(lengths))
+    several = f"{unique[0]} to {unique[-1]}" if len(unique) > 1 else f"{unique[0]}"
+    return f"{several} {unit.removesuffix('s') if unique == [1] else unit}"
+
+
+def print_rows(console: Console, rows: Sequence[Row]) -> None:
+    """Print rows: a table on a terminal, plain lines in a pipe."""
+    if not rows:
+        console.print("No stage is finished yet.")
+    elif console.is_terminal:
+        console.print(_table(rows))
+    else:
+        for row in rows:
+            say(console, _line(row))
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(title="test clients; 95 % intervals over clients", title_justify="left")
+    targets = any(row.target is not None for row in rows)
+    table.add_column("run, stage", overflow="fold")
+    name = rows[0].metric.name
+    columns = (f"initial {name}", f"personalized {name}", "difference", "hurt (by chance)", "length")
+    for column in (*columns, *(["rounds to target"] if targets else [])):
+        table.add_column(Text(column), justify="right")
+    for row in rows:
+        several = f", {row.seeds} seeds" if row.seeds > 1 else ""
+        reached = [f"{row.initial_reached} / {row.personalized_reached}"] if targets else []
+        name = f"{row.run}\n{row.stage}: {row.clients} clients{several}"
+        cells = map(Text, (name, *_cells(row, "\n"), *reached))
+        table.add_row(*cells, style="bold" if row.final else "")
+    return table
+
+
+def _cells(row: Row, gap: str) -> list[str]:
+    metric = row.metric
+    return [
+        f"{shown(metric, row.initial.mean)}{gap}{shown_interval(metric, row.initial)}",
+        f"{shown(metric, row.personalized.mean)}{gap}{shown_interval(metric, row.personalized)}",
+        f"{shown_change(metric, row.difference.mean)}{gap}{shown_interval(metric, row.difference, change=True)}",
+        f"{shown_share(row.hurt)}{gap}({shown_share(row.hurt_by_chance)})",
+        shown_lengths(row.lengths, row.unit),
+    ]
+
+
+def _line(row: Row) -> str:
+    initial, personalized, difference, hurt, length = _cells(row, " ")
+    seeds = f", {row.seeds} seeds" if row.seeds > 1 else ""
+    line = (
+        f"{row.run}, {row.stage}, round {row.round}: initial {row.metric.name} {initial}, personalized {personalized},"
+        f" difference {difference}, hurt {hurt[:-1]} by chance), after {length}, {row.clients} test clients{seeds}"
+    )
+    if row.target is None:
+        return line
+    target = shown(row.metric, row.target)
+    return f"{line}, rounds to {target} initial {row.initial_reached} personalized {row.personalized_reached}"
+
+
+def print_summary(console: Console, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
+    """Print a document of `statistics.summarize`: every one of the task's metrics, and the clients hurt."""
+    untested = f" ({summary['untested']} more without test examples)" if summary["untested"] else ""
+    lines = [f"{summary['clients']} clients{untested}, personalization of length {summary['length']}"]
+    for metric in metrics:
+        group = summary[metric.name]
+        if group.get("difference"):
+            parts = [
+                f"{when} {_plain(metric, group[when], change=when == 'difference')}"
+                for when in ("initial", "personalized", "difference")
+            ]
+            lines.append(f"{metric.name}: {', '.join(parts)}")
+    if summary["hurt"]:
+        lines.append(
+            f"hurt: {shown_share(summary['hurt']['share'])}, by chance {shown_share(summary['hurt']['by_chance'])}"
+        )
+    say(console, "\n".join(lines))
+
+
+def _plain(metric: Metric, group: Mapping[str, Any], *, change: bool) -> str:
+    value = Estimate(group["mean"], *group["interval"])
+    mean = shown_change(metric, value.mean) if change else shown(metric, value.mean)
+    return f"{mean} {shown_interval(metric, value, change=change)}"

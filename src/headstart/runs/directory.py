@@ -1,0 +1,190 @@
+"""A run folder: what is in it, who may write it, and how to read it back.
+
+experiment.json      the experiment, complete
+environment.json     versions and machine
+samples.npz          a few examples of a few test clients
+seed-0/metrics.jsonl a line per round ("round") and per evaluation on validation clients ("evaluation")
+seed-0/checkpoints/  the newest states, with what clients keep
+seed-0/stage-0.npz   per-client results of validation and test clients at the end of the stage
+seed-0/stage-0.json  what to say about them
+seed-0/stage-0.safetensors  the initial model, or whatever the method shares
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from headstart._version import __version__
+
+from headstart.runs import checkpoint
+from headstart.data.federation import Federation, Tree
+from headstart.errors import UserError
+from headstart.experiment.experiment import Experiment
+from headstart.experiment.loading import document_of, read
+from headstart.files import atomic, write_json
+from headstart.runs.log import Record
+from headstart.learning.personalization import Curves
+
+
+@contextmanager
+def claimed(
+    out: Path, experiment: Experiment, federation: Federation, *, trusted: Collection[str] = ()
+) -> Iterator[None]:
+    """Make the folder this experiment's own for the time of the block.
+
+    trusted: modules that the experiment in it may be imported from.
+
+    Raises:
+        UserError: if it cannot be written, holds another experiment or other data, or another process writes it.
+    """
+    document = document_of(experiment)
+    _check_same(out, document, trusted)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / ".lock", "w")  # noqa: SIM115 (held for the whole block)
+    except OSError as error:
+        raise UserError(f"cannot write the folder {out}: {error.strerror}; choose another with --out") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process is writing {out}; wait for it, or choose another --out") from error
+        data = _same_data(out, federation)
+        for leftover in (path for path in out.rglob(".*") if path.is_file() and path.name != ".lock"):
+            leftover.unlink()  # of a process that was killed while it wrote
+        write_json(out / "experiment.json", document)
+        write_json(out / "federation.json", data)
+        if not (out / "environment.json").exists():
+            write_json(out / "environment.json", environment())
+        yield
+
+
+def _check_same(out: Path, document: Mapping[str, Any], trusted: Collection[str]) -> None:
+    saved = out / "experiment.json"
+    if not saved.exists():
+        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+            raise UserError(f"{out} holds files but no experiment; choose an empty or a new folder with --out")
+        return
+    # What was saved by an earlier headstart is compared as the experiment that it is.
+    before = document_of(read(read_json(saved), trusted=trusted))
+    differing = _difference(before, json.loads(json.dumps(document)))
+    if differing:
+        raise UserError(f"{out} holds another experiment ({differing}); choose another --out or repeat its settings")
+
+
+def _same_data(out: Path, federation: Federation) -> Record:
+    """What to record of the data; data that changed behind the same path make another run."""
+    digest = hashlib.sha256("\n".join(federation.ids).encode())
+    digest.update(np.ascontiguousarray(federation.sizes).tobytes())
+    saved = out / "federation.json"
+    if saved.exists() and read_json(saved)["sha256"] != digest.hexdigest():
+        raise UserError(f"the clients of {federation.name} have changed since {out} was begun; choose another --out")
+    facts = {"clients": len(federation), "examples": int(federation.sizes.sum()), "facts": dict(federation.facts)}
+    return {"name": federation.name, **facts, "sha256": digest.hexdigest()}
+
+
+def _difference(old: Any, new: Any, place: str = "") -> str:
+    """The first place where two documents differ, with both values; empty if none does."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(key, old.get(key), new.get(key)) for key in {**old, **new}]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    else:
+        return "" if old == new else f"{place[1:]} was {json.dumps(old)}, now {json.dumps(new)}"
+    return next(filter(None, (_difference(a, b, f"{place}.{key}") for key, a, b in pairs)), "")
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were made with."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    versions = {"headstart": __version__, "python": platform.python_version()}
+    return {
+        "versions": versions | {name: version(name) for name in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+        "processors": os.cpu_count(),
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+def write_samples(
+    out: Path, federation: Federation, clients: np.ndarray, *, count: int = 6, examples: int = 16
+) -> None:
+    """A few examples of a few of these clients, and the federation's facts, for the report."""
+    chosen = clients[np.linspace(0, len(clients) - 1, min(count, len(clients))).astype(int)]
+    arrays: dict[str, Any] = {"ids": np.array([federation.ids[i] for i in chosen])}
+    for place, client in enumerate(chosen):
+        x, y = federation.fetch(np.array([client]))
+        if not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)):
+            return
+        arrays[f"x{place}"], arrays[f"y{place}"] = x[:examples], y[:examples]
+    arrays["facts"] = np.array(json.dumps(dict(federation.facts), default=str))
+    write_arrays(out / "samples.npz", arrays)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An .npz file, atomically."""
+    with atomic(path) as file:
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def write_stage(
+    folder: Path, number: int, params: Tree, report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """The end of a stage in the folder of a seed; the report comes last, and says that all of it is there."""
+    checkpoint.write(folder / f"stage-{number}.safetensors", params, {"round": report["round"]})
+    write_arrays(folder / f"stage-{number}.npz", arrays)
+    write_json(folder / f"stage-{number}.json", report)
+
+
+def curve_arrays(group: str, federation: Federation, curves: Curves) -> dict[str, np.ndarray]:
+    """Per-client results as named arrays: `group/ids`, `group/sizes`, `group/gain`, `group/accuracy/sums` and so on."""
+    arrays = {
+        f"{group}/ids": np.array(list(federation.ids)),
+        f"{group}/sizes": np.asarray(federation.sizes),
+        f"{group}/gain": curves.gain,
+        f"{group}/gain_squared": curves.gain_squared,
+    }
+    for name, (sums, counts) in curves.metrics.items():
+        arrays |= {f"{group}/{name}/sums": sums, f"{group}/{name}/counts": counts}
+    return arrays
+
+
+def read_curves(path: Path, group: str) -> tuple[list[str], Curves]:
+    """The ids and results of a group ("validation" or "test") in a `stage-n.npz`."""
+    with np.load(path, allow_pickle=False) as arrays:
+        mine = {name.removeprefix(f"{group}/"): arrays[name] for name in arrays.files if name.startswith(f"{group}/")}
+    names = [name.removesuffix("/sums") for name in mine if name.endswith("/sums")]
+    metrics = {name: (mine[f"{name}/sums"], mine[f"{name}/counts"]) for name in names}
+    return [str(i) for i in mine["ids"]], Curves(metrics, mine["gain"], mine["gain_squared"])
+
+
+def read_json(path: Path) -> Any:
+    """A JSON document of a run folder.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path.parent} is no run folder, or a damaged one: cannot read {path.name} ({error})"
+        ) from error
+
+
+def seed_folders(out: Path) -> list[Path]:
+    """The folders of the seeds that were begun, in order."""
+    found = [path for path in out.glob("seed-*") if path.name.removeprefix("seed-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))

@@ -1,0 +1,1 @@
+"""What can be said of clients and seeds: summaries, intervals, verdicts."""

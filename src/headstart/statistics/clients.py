@@ -1,0 +1,124 @@
+"""What to say about personalization: means, spreads, intervals over clients, and harm against chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from headstart.learning.personalization import Curves
+from headstart.learning.tasks import Metric, Task
+
+PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
+
+
+def summarize(curves: Curves, task: Task, *, length: int, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
+    """Everything about a group of clients at one length of personalization, as a JSON document.
+
+    Clients without test items are counted as `untested` and left out of everything else.
+    """
+    _, counts = curves.metrics[task.metrics[0].name]
+    tested = counts > 0
+    report: dict[str, Any] = {"clients": int(tested.sum()), "untested": int((~tested).sum()), "length": length}
+    for metric in task.metrics:
+        values = curves.means(metric)[tested]
+        weights = curves.metrics[metric.name][1][tested]
+        columns = {"initial": values[:, 0], "personalized": values[:, length]}
+        columns["difference"] = columns["personalized"] - columns["initial"]
+        report[metric.name] = {
+            name: describe(column, weights, seed=seed, resamples=resamples) for name, column in columns.items()
+        }
+        report[metric.name]["curve"] = [float(v) for v in values.mean(axis=0)] if len(values) else []
+    report["hurt"] = hurt(curves, task.metrics[0], length=length)
+    return report
+
+
+@np.errstate(over="ignore", invalid="ignore")  # clients whose training diverged
+def describe(values: np.ndarray, weights: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
+    """Per-client values `[clients]`: uniform and weighted mean, a 95 % interval, spread and percentiles.
+
+    weights: `[clients]`, the number of test items. interval: of the uniform mean, by a bootstrap over clients.
+    """
+    if not len(values):
+        return {}
+    low, high = bootstrap(values, seed=seed, resamples=resamples)
+    ordered = np.sort(values)
+    return {
+        "mean": float(values.mean()),
+        "interval": [low, high],
+        "weighted_mean": float(np.average(values, weights=weights)),
+        "spread": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+        "percentiles": {
+            str(p): float(v) for p, v in zip(PERCENTILES, np.percentile(ordered, PERCENTILES), strict=True)
+        },
+    }
+
+
+def bootstrap(values: np.ndarray, *, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of the mean of `values` `[clients]`, clients drawn with replacement.
+
+    With the same seed and number of clients the same clients are drawn, so intervals of two quantities are paired.
+    """
+    generator = np.random.default_rng(seed)
+    # One resample at a time: all of them together would not fit in memory for a million clients.
+    means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def hurt(curves: Curves, metric: Metric, *, length: int) -> dict[str, Any]:
+    """The share of clients that look hurt, and the share that chance alone would make look so.
+
+    A client looks hurt when its own metric on its few test items got worse, or its training diverged.
+    `by_chance` is the expected share of such
+    clients if every client's true gain were the same, the mean one over all test items; `chance_interval` is where the
+    share would lie in 95 of 100 repetitions. Test items are taken as independent. `beyond_chance` says whether the
+    observed share lies above that interval. If the mean gain is not positive, chance makes most clients look hurt.
+    """
+    _, counts = curves.metrics[metric.name]
+    tested = counts > 0
+    gain, squared, counts = curves.gain[tested, length], curves.gain_squared[tested, length], counts[tested]
+    if not len(gain):
+        return {}
+    chances = chance_of_harm(gain, squared, counts, discrete=metric.zero_one)
+    share, expected = float(((gain < 0) | ~np.isfinite(gain)).mean()), float(chances.mean())
+    margin = 1.96 * float(np.sqrt((chances * (1 - chances)).sum())) / len(gain)
+    interval = [max(0.0, expected - margin), min(1.0, expected + margin)]
+    return {"share": share, "by_chance": expected, "chance_interval": interval, "beyond_chance": share > interval[1]}
+
+
+def chance_of_harm(gain: np.ndarray, squared: np.ndarray, counts: np.ndarray, *, discrete: bool) -> np.ndarray:
+    """`[clients]`: how likely each client is to look hurt if the true gain were the pooled one for everybody.
+
+    gain, squared, counts: per client, sums over its test items of the change, of its square, and their number.
+    discrete: the change of an item is -1, 0 or 1 (right before, wrong after; unchanged; the reverse). Then the number
+        of changed items is binomial and so is, of these, the number made worse; otherwise a normal approximation.
+    """
+    from scipy import stats  # not above: it takes longer to import than JAX
+
+    finite = np.isfinite(gain) & np.isfinite(squared)
+    total = max(counts[finite].sum(), 1)
+    mean, squared = gain[finite].sum() / total, squared[finite]
+    if not discrete:
+        spread = np.sqrt(max(squared.sum() / total - mean**2, 0))
+        if spread == 0:
+            return np.full(len(counts), float(mean < 0))
+        return stats.norm.cdf(-mean * np.sqrt(counts) / spread)
+    changed = squared.sum() / total
+    worse = (changed - mean) / 2 / changed if changed else 0.0
+    return np.array([_worse_than_better(round(n), changed, worse) for n in counts])
+
+
+def _worse_than_better(items: int, changed: float, worse: float) -> float:
+    """P(more items get worse than better), of `items` that change with one probability and then worsen with another."""
+    from scipy import stats
+
+    number = np.arange(items + 1)
+    return float(np.sum(stats.binom.pmf(number, items, changed) * stats.binom.sf(number // 2, number, worse)))
+
+
+def rounds_to_target(rounds: Sequence[int], values: Sequence[float], target: float, *, metric: Metric) -> int | None:
+    """The first evaluated round at which a curve reaches the target; None if it never does."""
+    reached = [v >= target if metric.higher_is_better else v <= target for v in values]
+    return next((r for r, good in zip(rounds, reached, strict=True) if good), None)

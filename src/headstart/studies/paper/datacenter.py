@@ -1,0 +1,161 @@
+"""Claim 3: a model as accurate, but trained in a datacenter, is harder to personalize (PAPER, Claims)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from headstart.experiment.experiment import Centralized, Experiment
+from headstart.learning.optimizers import Optimizer
+from headstart.reports.style import Drawing
+from headstart.statistics.verdicts import Difference, decide, power
+from headstart.studies.comparisons import BOTH, What, accuracies, over
+from headstart.studies.evidence import Claim, Evidence, Result, Table, foreseen, gained, percent, spoken, worse_off
+from headstart.studies.figures import curves, forest
+from headstart.studies.paper.study import Setting, Study
+from headstart.studies.paper.tuning import first_stage, tuned
+from headstart.studies.runner import Runs
+
+FEDAVG = "FedAvg"
+# Models count as equally accurate, as the claim wants them, up to this difference.
+SAME = 0.02
+
+
+def datacenter(setting: Setting, runs: Runs) -> Evidence:
+    """The centralized model, stopped where validation clients find it as accurate as FedAvg's; the same recipe."""
+    setting, choices = tuned(setting, runs)
+    federated = setting.experiment(FEDAVG, setting.fedavg())
+    watched = first_stage(setting, runs)
+    target = float(watched.initial.mean())
+    asked = {name: centralized(setting, runs, name, target) for name in optimizers(setting)}
+    made = runs.choose_each(asked, seeds=setting.tuning_seeds)
+    picked = {name: asked[name][choice.chosen] for name, (choice, _) in made.items()}
+    clients, seeds = len(runs.prepared(federated).groups.test), setting.most_seeds
+    estimates = {
+        name: power(_shared(watched, results[choice.chosen]), seeds=seeds, clients=clients)
+        for name, (choice, results) in made.items()
+    }
+    found = runs.finish({FEDAVG: federated, **picked}, seeds=seeds)
+    compared = {name: _compare(found[FEDAVG], found[name]) for name in picked}
+    missed = {name: int((found[name].ends >= _most_rounds(setting)).sum()) for name in picked}
+    return Evidence(
+        "datacenter",
+        "Is a model that a datacenter trained to the same initial accuracy harder to personalize?",
+        (_claim(compared, missed),),
+        (_table(found, compared),),
+        _figures(found, compared),
+        (*choices, *(choice for choice, _ in made.values())),
+        (
+            f"FedAvg({setting.local_epochs}), {setting.rounds} rounds, {setting.cohort} clients each; {seeds} seeds."
+            " The centralized models stop at the first of their evaluations at which half of the validation clients"
+            f" find an initial accuracy of {percent(target)}, that of FedAvg in {setting.tuning_seeds} runs for"
+            " choosing; the other half chooses the epochs of personalization. All are personalized with the client's"
+            " rate of training.",
+            foreseen(estimates),
+        ),
+        {name: result.command for name, result in found.items()},
+    )
+
+
+def optimizers(setting: Setting) -> dict[str, dict[str, Optimizer]]:
+    """The datacenter's optimizers and their rates, from those a client uses."""
+    rate = setting.client_rate
+    return {
+        "SGD": {f"rate {f * rate:g}": Optimizer("sgd", f * rate) for f in setting.tried((1.0, 3.0, 10.0))},
+        "momentum": {
+            f"rate {f * rate:g}": Optimizer("sgd", f * rate, {"momentum": 0.9}) for f in setting.tried((0.1, 0.03, 0.5))
+        },
+        "Adam": {f"rate {each:g}": Optimizer("adam", each) for each in setting.tried((3e-4, 1e-4, 1e-3))},
+    }
+
+
+def centralized(setting: Setting, runs: Runs, name: str, target: float) -> dict[str, Experiment]:
+    """The candidates of an optimizer, stopped at the target or after as many examples as FedAvg sees."""
+    prepared = runs.prepared(setting.experiment(FEDAVG, setting.fedavg()))
+    per_client = prepared.federation.training_sizes[prepared.groups.train].mean()
+    batches = setting.cohort * setting.local_epochs * per_client / setting.batch_size
+    steps = max(1, round(batches / setting.looks_per_round))
+    made = {}
+    for label, optimizer in optimizers(setting)[name].items():
+        stage = Centralized(name, optimizer, _most_rounds(setting), steps, setting.batch_size, until=target)
+        experiment = setting.experiment(f"datacenter-{name}", stage)
+        made[label] = replace(experiment, evaluate_every=1, evaluation_clients=len(prepared.groups.validation) // 2)
+    return made
+
+
+def _most_rounds(setting: Setting) -> int:
+    return setting.looks_per_round * setting.rounds
+
+
+def _shared(federated: Result, central: Result) -> np.ndarray:
+    """Differences on the validation clients that both have measured at the end, `[seeds, clients]`."""
+    mine = [federated.ids.index(client) for client in central.ids]
+    return federated.personalized[:, mine] - central.personalized
+
+
+def _compare(federated: Result, central: Result) -> dict[What, Difference]:
+    return {what: over(federated, central, what) for what in BOTH}
+
+
+def _claim(compared: Mapping[str, Mapping[What, Difference]], missed: Mapping[str, int]) -> Claim:
+    sentences, signs = [], []
+    for name, each in compared.items():
+        comparable = abs(each["initial"].mean) <= SAME and not missed[name]
+        signs.append(each["personalized"].sign if comparable else 0)
+        sentences += [spoken(f"{what}: FedAvg over {name}", each[what]) for what in BOTH]
+        if missed[name]:
+            sentences.append(f"{name} never came to the target in {missed[name]} seeds: it decides nothing")
+        elif not comparable:
+            sentences.append(
+                f"{name}: the initial accuracies differ by more than {100 * SAME:g} points: not comparable"
+            )
+    return Claim(
+        "A model trained by a standard datacenter method to the same initial accuracy is harder to personalize",
+        "claim 3; no number is known",
+        decide(signs),
+        tuple(sentences),
+    )
+
+
+def _table(found: Mapping[str, Result], compared: Mapping[str, Mapping[What, Difference]]) -> Table:
+    rows = [
+        (
+            name,
+            *accuracies(result),
+            gained(result),
+            worse_off(result),
+            "–" if name == FEDAVG else f"{100 * compared[name]['personalized'].mean:+.1f}",
+            f"{result.items.mean():,.0f}",
+            f"{result.ends.mean():.0f}",
+            f"{result.lengths.min()} to {result.lengths.max()}",
+        )
+        for name, result in found.items()
+    ]
+    head = (
+        "trained by", "initial", "personalized", "gain", "worse off / by chance", "FedAvg over it",
+        "trained on", "stopped after", "epochs chosen",
+    )  # fmt: skip
+    note = "FedAvg over it: of personalized accuracy, in points. Trained on: examples, counted every time one was used."
+    return Table("The datacenter beside FedAvg", head, tuple(rows), note)
+
+
+def _figures(found: Mapping[str, Result], compared: Mapping[str, Mapping[What, Difference]]) -> tuple[Drawing, ...]:
+    length = next(iter(found.values())).curves.shape[2]
+    lines = [(name, np.arange(length), result.curves.mean(axis=1)) for name, result in found.items()]
+    rows = [(f"FedAvg over {name}: {what}", each) for name, pair in compared.items() for what, each in pair.items()]
+    return (
+        curves(
+            "datacenter",
+            "Accuracy of test clients after every epoch of personalization",
+            "Personalizing models of the same initial accuracy",
+            [("", lines)],
+            x_label="epochs of personalization",
+            y_label="accuracy (%)",
+        ),
+        forest("datacenter-differences", "FedAvg less the datacenter", "FedAvg less the datacenter's model", rows),
+    )
+
+
+DATACENTER = Study("datacenter", datacenter)

@@ -1,0 +1,120 @@
+"""`headstart reproduce`: runs the studies, in pieces that resume, and writes their report."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from headstart.errors import UserError
+from headstart.learning.tasks import NextCharacter
+from headstart.runs.directory import environment
+from headstart.studies.evidence import Evidence
+from headstart.studies.paper.cnn import CNN
+from headstart.studies.paper.datacenter import DATACENTER
+from headstart.studies.paper.finetune import FINETUNE
+from headstart.studies.paper.identity import IDENTITY
+from headstart.studies.paper.page import write_page, write_results
+from headstart.studies.paper.server import SERVER
+from headstart.studies.paper.settings import SCALES, setting_of
+from headstart.studies.paper.study import Setting, Study
+from headstart.studies.paper.table1 import TABLE1
+from headstart.studies.paper.updates import UPDATES
+from headstart.studies.runner import Runs
+from headstart.training.seed_run import DivergedError
+
+STUDIES = (IDENTITY, TABLE1, FINETUNE, DATACENTER, UPDATES, SERVER, CNN)
+
+
+def reproduce(
+    names: Sequence[str] = (),
+    *,
+    scale: str = "small",
+    data: Sequence[str] = ("glyphs",),
+    out: str | os.PathLike[str] = "reproduction",
+    processes: int = 1,
+    tell: Callable[[str], None] = print,
+) -> Path:
+    """Run studies on federations and write one report of them all; what is finished in `out` is not run again.
+
+    names: of studies, by default all that suit a federation. data: names or paths of federations.
+    processes: how many runs go beside each other, each on its share of the cores; 1 keeps them in this process.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        UserError: for an unknown study, scale or federation, or a run that fails.
+    """
+    if scale not in SCALES:
+        raise UserError(f"there is no scale {scale!r}; give one of {', '.join(SCALES)}")
+    chosen = _studies(names)
+    settings = {name: setting_of(scale, source, {}) for name, source in _named(data).items()}
+    out = Path(out)
+    runs = {
+        name: Runs(out / "runs" / name, seeds=setting.seeds, processes=processes, tell=tell)
+        for name, setting in settings.items()
+    }
+    found: dict[str, list[Evidence]] = {name: [] for name in settings}
+    page = None
+    for study in chosen:
+        for name, setting in settings.items():
+            if _kind(setting) in study.kinds:
+                tell(f"{study.name} on {name}")
+                try:
+                    found[name].append(study.ask(setting, runs[name]))
+                except DivergedError as error:
+                    tell(f"{study.name} on {name} is left out: {error}")
+                    continue
+                # After every study, so that what is known can be read while the others run.
+                page = _write(found, out, scale, _command(names, scale, data, out))
+    if page is None:
+        raise UserError(
+            f"none of {', '.join(study.name for study in chosen)} suits {', '.join(settings)}; see docs/paper.md"
+        )
+    return page
+
+
+def _write(found: Mapping[str, Sequence[Evidence]], out: Path, scale: str, command: str) -> Path:
+    write_results(found, out)
+    return write_page(found, out, scale=scale, command=command, environment=environment(), seconds=spent(out))
+
+
+def spent(out: Path) -> float:
+    """The seconds all runs in a folder took, each of a process of its own, from their files' times.
+
+    Of a run that went on after a stop it is what came after: nobody knows when it stopped.
+    """
+    ends = {path.parent.parent: path.stat().st_mtime for path in sorted(out.glob("runs/*/*/*/seed-*/stage-*.json"))}
+    return sum(max(end - _began(run), 0.0) for run, end in ends.items())
+
+
+def _began(run: Path) -> float:
+    """When it was started last, which writes what it knows of its experiment."""
+    return max((run / name).stat().st_mtime for name in ("environment.json", "experiment.json"))
+
+
+def _studies(names: Sequence[str]) -> Sequence[Study]:
+    known = {study.name: study for study in STUDIES}
+    for name in names:
+        if name not in known:
+            raise UserError(f"there is no study {name!r}; give some of {', '.join(known)}")
+    return [known[name] for name in names] or STUDIES
+
+
+def _named(sources: Sequence[str]) -> dict[str, str]:
+    """The federations by the names of their files."""
+    named = {Path(source).name.partition(".")[0]: source for source in sources}
+    if len(named) != len(sources):
+        raise UserError(f"two of the federations {', '.join(sources)} have the same name; rename a file")
+    return named
+
+
+def _kind(setting: Setting) -> str:
+    return "text" if isinstance(setting.task, NextCharacter) else "image"
+
+
+def _command(names: Sequence[str], scale: str, data: Sequence[str], out: Path) -> str:
+    given = [word for source in data for word in ("--data", source)]
+    return shlex.join(["headstart", "reproduce", *names, "--scale", scale, *given, "--out", str(out)])

@@ -1,0 +1,121 @@
+"""A study of the paper: what it asks, and the data and the size it asks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+from headstart.experiment.experiment import Centralized, Data, Experiment, Imported, Stage
+from headstart.learning.method import ClientUpdate, Weighting
+from headstart.learning.optimizers import Optimizer
+from headstart.learning.personalization import Personalization
+from headstart.learning.tasks import Task
+from headstart.methods.paper import FedAvg
+from headstart.studies.evidence import Evidence
+
+T = TypeVar("T")
+MOMENTUM = Optimizer("sgd", 1.0, {"momentum": 0.9})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The data and the size of all studies of one scale; a study takes from it what it needs.
+
+    client_rates, personal_factors: tried on validation clients; the personal rate is the client's times the factor.
+    client_rate, personal_factor: the ones in force.
+    epochs, cohorts: the E and M of Table 1. local_epochs, cohort: those of everything else. steps: K.
+    rounds: of a first stage, and of what trains from scratch. more_rounds: of a second stage.
+    seeds: of what is compared; most_seeds: of claims 2 and 3, which want a difference of a point decided;
+        spread_seeds: of Table 1.
+    tuning_seeds: of every run that only chooses.
+    length: of personalization, in epochs, at most.
+    looks_per_round: how often a centralized model is evaluated on what is one round of FedAvg, so that it hardly
+        overshoots its target.
+    target: the accuracy whose round Table 1 tells; None: nine tenths of the initial accuracy that FedAvg came to on
+        validation clients when its rates were chosen.
+    """
+
+    scale: str
+    data: Data
+    model: Imported
+    task: Task
+    client_rates: tuple[float, ...]
+    epochs: tuple[int, ...]
+    cohorts: tuple[int, ...]
+    rounds: int
+    more_rounds: int
+    seeds: int
+    most_seeds: int
+    spread_seeds: int
+    tuning_seeds: int
+    target: float | None
+    local_epochs: int = 5
+    steps: int = 10
+    cohort: int = 10
+    batch_size: int = 20
+    length: int = 5
+    evaluate_every: int = 10
+    evaluation_clients: int = 30
+    looks_per_round: int = 10
+    client_rate: float = 0.02
+    personal_factors: tuple[float, ...] = (1.0,)
+    personal_factor: float = 1.0
+    adam_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    momentum_rates: tuple[float, ...] = (0.3, 1.0)
+
+    def tried(self, values: Sequence[T]) -> Sequence[T]:
+        """The values a study tries on validation clients: at the smallest scale only the first."""
+        return values[:1] if self.scale == "smoke" else values
+
+    def fedavg(
+        self,
+        *,
+        epochs: int | None = None,
+        cohort: int | None = None,
+        server: Optimizer = MOMENTUM,
+    ) -> Stage:
+        """FedAvg(E) from scratch, by default with server momentum (PAPER, Algorithm 2, line 1)."""
+        update = FedAvg(epochs or self.local_epochs, self.client_rate, self.batch_size)
+        return Stage("FedAvg", update, server, self.rounds, cohort or self.cohort)
+
+    def stage(
+        self, name: str, update: ClientUpdate, server: Optimizer, *, rounds: int, weighting: Weighting = "uniform"
+    ) -> Stage:
+        """Rounds of any update with this setting's cohort."""
+        return Stage(name, update, server, rounds, self.cohort, weighting)
+
+    def experiment(
+        self, name: str, *stages: Stage | Centralized, start: str | None = None, watch: bool = False
+    ) -> Experiment:
+        """What trains these stages and personalizes.
+
+        start: as in `Experiment`. watch: evaluate along training too, not only at the end of a stage.
+        """
+        rate = self.client_rate * self.personal_factor
+        return Experiment(
+            name,
+            stages,
+            self.data,
+            self.model,
+            self.task,
+            Personalization(Optimizer("sgd", rate), self.batch_size, self.length),
+            evaluate_every=self.evaluate_every if watch else 0,
+            evaluation_clients=self.evaluation_clients if watch else 0,
+            start=start,
+        )
+
+    def with_rates(self, client_rate: float, personal_factor: float) -> Setting:
+        """The setting with these rates in force."""
+        return replace(self, client_rate=client_rate, personal_factor=personal_factor)
+
+
+class Study(NamedTuple):
+    """A question to a federation: `ask(setting, runs) -> Evidence`.
+
+    kinds: of the federations it is asked of: "image", "text".
+    """
+
+    name: str
+    ask: Callable[..., Evidence]
+    kinds: tuple[str, ...] = ("image", "text")

@@ -1,0 +1,27 @@
+"""The rates that studies of one federation share, chosen on its validation clients."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from headstart.studies.evidence import Choice, Result
+from headstart.studies.paper.study import Setting
+from headstart.studies.runner import Runs
+
+
+def tuned(setting: Setting, runs: Runs) -> tuple[Setting, tuple[Choice, ...]]:
+    """The setting with the client's rates that suit FedAvg best (PAPER: the same rate trains and personalizes)."""
+    pairs = {
+        f"{rate:g} × {factor:g}": setting.with_rates(rate, factor)
+        for rate, factor in product(setting.client_rates, setting.personal_factors)
+    }
+    candidates = {name: tried.experiment("FedAvg", tried.fedavg()) for name, tried in pairs.items()}
+    choice, _ = runs.choose("client rate × factor of the personal rate", candidates, seeds=setting.tuning_seeds)
+    return pairs[choice.chosen], (choice,)
+
+
+def first_stage(setting: Setting, runs: Runs) -> Result:
+    """FedAvg with the rates in force, on validation clients."""
+    what = "FedAvg"
+    _, results = runs.choose(what, {what: setting.experiment(what, setting.fedavg())}, seeds=setting.tuning_seeds)
+    return results[what]

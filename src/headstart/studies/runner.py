@@ -1,0 +1,210 @@
+"""Runs of studies: each is a `headstart run` into a folder of its own, so what is finished is never done again.
+
+A folder's name ends with a digest of its experiment: two studies that want the same run share it, and a changed setting
+makes another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+
+from headstart.errors import UserError
+from headstart.experiment.experiment import Experiment
+from headstart.experiment.loading import document_of
+from headstart.experiment.serialization import earlier, to_json
+from headstart.experiment.setup import Prepared, prepare
+from headstart.files import write_json
+from headstart.runs.directory import read_curves, read_json
+from headstart.runs.log import read_records
+from headstart.studies.evidence import Choice, Result
+from headstart.studies.pool import Job, run_jobs
+from headstart.training.seed_run import DivergedError
+
+# Seeds of runs that only choose, apart from those whose results are told.
+TUNING_SEED = 1000
+
+
+class Runs:
+    """The runs of one federation.
+
+    folder: where they go. seeds: how many of each, where a study does not say. processes: how many run side by side;
+    with 1 they run in this process. tell: gets a line of progress. trusted: as in `run`.
+    mark: of what else decides a result, such as code of one's own: with another mark nothing finished is the same run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seeds: int,
+        processes: int = 1,
+        tell: Callable[[str], None] = print,
+        trusted: Collection[str] = (),
+        mark: str = "",
+    ) -> None:
+        # From the root, so that a run goes on wherever the command is given.
+        self.root, self.seeds, self.processes, self.tell = folder.resolve(), seeds, processes, tell
+        self.trusted, self.mark = tuple(sorted(trusted)), mark
+        self._prepared: dict[str, Prepared] = {}
+
+    def folder(self, experiment: Experiment) -> Path:
+        """Where the runs of an experiment are, each in a folder named by its seed."""
+        text = (
+            json.dumps(earlier(to_json(replace(experiment, seed=0))), sort_keys=True).replace(str(self.root), "")
+            + self.mark
+        )
+        return self.root / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def prepared(self, experiment: Experiment) -> Prepared:
+        """Its data, clients, model and task."""
+        key = json.dumps(to_json(experiment.data))
+        if key not in self._prepared:
+            self._prepared[key] = prepare(experiment, trusted=self.trusted)
+        return self._prepared[key]
+
+    def finish(
+        self, wanted: Mapping[str, Experiment], *, seeds: int | None = None, strict: bool = True
+    ) -> dict[str, Result]:
+        """The results on test clients, after running what is missing.
+
+        strict: otherwise what diverges is left out.
+
+        Raises:
+            DivergedError: if a run diverges.
+            UserError: if one fails otherwise.
+        """
+        count = seeds or self.seeds
+        jobs = {name: self._jobs(experiment, range(count)) for name, experiment in wanted.items()}
+        self._run(jobs.values())
+        results = {}
+        for name, each in jobs.items():
+            diverged = [job.diverged.read_text(encoding="utf-8") for job in each if job.diverged.exists()]
+            if diverged and strict:
+                raise DivergedError(diverged[0])
+            if not diverged:
+                results[name] = self._result(each, "test")
+        return results
+
+    def choose(
+        self, what: str, candidates: Mapping[str, Experiment], *, seeds: int
+    ) -> tuple[Choice, dict[str, Result]]:
+        """The candidate that personalizes best on validation clients; test clients are not touched.
+
+        Returns also the results on validation clients, without those that diverged.
+        """
+        return self.choose_each({what: candidates}, seeds=seeds)[what]
+
+    def choose_each(
+        self,
+        asked: Mapping[str, Mapping[str, Experiment]],
+        *,
+        seeds: int,
+        by: Mapping[str, Literal["initial", "personalized"]] = MappingProxyType({}),
+        strict: bool = True,
+    ) -> dict[str, tuple[Choice, dict[str, Result]]]:
+        """Several choices whose runs go side by side.
+
+        by: what a choice looks at, if it is not the personalized model. strict: otherwise a choice is left out if
+            every candidate for it diverges.
+
+        Raises:
+            UserError: if every candidate of one of them diverges.
+        """
+        seen = range(TUNING_SEED, TUNING_SEED + seeds)
+        jobs = {
+            (what, name): self._jobs(replace(experiment, test=False), seen)
+            for what, candidates in asked.items()
+            for name, experiment in candidates.items()
+        }
+        self._run(jobs.values())
+        chosen = {}
+        for what, candidates in asked.items():
+            mine = {name: jobs[what, name] for name in candidates}
+            whole = {name: each for name, each in mine.items() if not any(job.diverged.exists() for job in each)}
+            results = {name: self._result(each, "validation") for name, each in whole.items()}
+            looked_at = by.get(what, "personalized")
+            means = {name: float(np.nanmean(getattr(result, looked_at))) for name, result in results.items()}
+            values = {name: mean for name, mean in means.items() if np.isfinite(mean)}
+            if not values and strict:
+                raise UserError(f"every candidate for {what} diverged; try smaller rates")
+            if not values:
+                continue
+            metric = self.prepared(next(iter(candidates.values()))).task.metrics[0]
+            best = (max if metric.higher_is_better else min)(values, key=values.__getitem__)
+            all_values = {name: values.get(name, np.nan) for name in candidates}
+            chosen[what] = Choice(what, all_values, best), results
+        return chosen
+
+    def ended(self, experiment: Experiment, seed: int | str) -> Path:
+        """The parameters a run ended with."""
+        return self.folder(experiment) / f"{seed}" / f"seed-{seed}" / f"stage-{len(experiment.stages) - 1}.safetensors"
+
+    def start(self, experiment: Experiment) -> str:
+        """What another experiment starts from, if it goes on where this one ended, seed by seed."""
+        return str(self.ended(experiment, "{seed}"))
+
+    def _jobs(self, experiment: Experiment, seeds: range) -> list[Job]:
+        folder = self.folder(experiment)
+        file = self.root / "experiments" / f"{folder.name}.json"
+        return [Job(replace(experiment, seed=seed), file, folder / str(seed), self.trusted) for seed in seeds]
+
+    def _run(self, jobs: Iterable[Sequence[Job]]) -> None:
+        missing = {job.folder: job for each in jobs for job in each if not job.done}
+        for job in missing.values():
+            write_json(job.file, document_of(job.experiment))
+        run_jobs(list(missing.values()), processes=self.processes, tell=self.tell)
+
+    def _result(self, jobs: Sequence[Job], group: str) -> Result:
+        experiment = jobs[0].experiment
+        number, metric = len(experiment.stages) - 1, self.prepared(experiment).task.metrics[0]
+        reports = [read_json(job.results / f"stage-{number}.json") for job in jobs]
+        read = [read_curves(job.results / f"stage-{number}.npz", group) for job in jobs]
+        ids, curves = read[0][0], [curves for _, curves in read]
+        tested = curves[0].metrics[metric.name][1] > 0
+        logs = [read_records(job.results / "metrics.jsonl") for job in jobs]
+        told = [[record for record in log if record["event"] == "evaluation"] for log in logs]
+        # Runs that stop at a target are of different lengths, and of those no history is asked.
+        common = min(len(records) for records in told)
+        return Result(
+            tuple(client for client, counts in zip(ids, tested, strict=True) if counts),
+            np.array([each.means(metric)[tested] for each in curves], np.float64),
+            np.array([report[group]["length"] for report in reports]),
+            np.array([record["round"] for record in told[0][:common]]),
+            np.array([[record["clients_values"] for record in records[:common]] for records in told], np.float64),
+            np.array([sum(record.get("items", 0) for record in log) for log in logs]),
+            np.array([report["round"] for report in reports]),
+            np.array([report[group]["hurt"].get("by_chance", np.nan) for report in reports]),
+            _command(jobs),
+            np.array([report[group]["hurt"].get("beyond_chance", False) for report in reports]),
+            np.array([sum(record["seconds"] for record in log if record["event"] == "round") for log in logs]),
+            np.array([report.get("personal_rate", np.nan) for report in reports]),
+        )
+
+
+def _command(jobs: Sequence[Job]) -> str:
+    """What does these runs again, in one folder."""
+    first = jobs[0]
+    file, folder = (os.path.relpath(path) for path in (first.file, first.folder.parent))
+    words = [
+        "headstart",
+        "run",
+        file,
+        "--seed",
+        first.experiment.seed,
+        "--seeds",
+        len(jobs),
+        "--out",
+        f"{folder}-again",
+        *(word for module in first.trusted for word in ("--import", module)),
+    ]
+    return shlex.join(map(str, words))

@@ -1,0 +1,1 @@
+"""The loop that makes a run of an experiment."""

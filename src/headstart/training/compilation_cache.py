@@ -1,0 +1,36 @@
+"""Compiled programs: kept between processes in the cache folder, and not too many of them in one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+
+from headstart.data.cache import cache_root
+from headstart.devices import cores_as_devices
+
+
+def keep_programs() -> None:
+    """Have JAX keep what it compiles, unless the user's environment says where; before it compiles anything."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
+
+
+def prepare_devices(count: int | None) -> None:
+    """Use all cores, or at most so many devices, and keep compiled programs; before anything else is asked of JAX."""
+    cores_as_devices(count)
+    keep_programs()
+
+
+def crowded() -> bool:
+    """Whether programs had better be let go: more than half of the memory maps are taken that Linux gives a process.
+
+    Each program takes some hundred, and where there are no more the compiler ends the process.
+    """
+    try:
+        most = int(Path("/proc/sys/vm/max_map_count").read_text())
+        with Path("/proc/self/maps").open("rb") as maps:
+            return sum(1 for _ in maps) > most // 2
+    except OSError:
+        return False

@@ -1,0 +1,161 @@
+"""What a run shows while it goes: a live display on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isfinite
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from headstart.console import say
+from headstart.runs.log import Listener, Record
+
+
+class Follower:
+    """What has been heard of a run so far, in a form to show.
+
+    rounds: of one seed, all stages together. seeds: how many runs.
+    """
+
+    def __init__(self, *, rounds: int, seeds: int, first_seed: int) -> None:
+        self.rounds, self.seeds, self.first_seed = rounds, seeds, first_seed
+        self.round: Record = {}
+        self.evaluations: dict[int, list[Record]] = {}
+        self.note = ""
+        self._clients, self._fresh, self._seconds = 0, 0, 0.0
+        self._began = time.monotonic()
+
+    def hear(self, record: Record) -> None:
+        """Take in a record."""
+        match record["event"]:
+            case "round":
+                self.round, self.note = record, ""
+                if not record.get("past"):
+                    self._clients += record["clients"] + record["dropped"]
+                    self._seconds += record["seconds"]
+                    self._fresh += 1
+            case "evaluation":
+                self.evaluations.setdefault(record["seed"], []).append(record)
+                self.note = ""
+            case "progress":
+                self.note = f"personalizing {record['group']} clients: {record['clients']} of {record['of']}"
+            case "note":
+                self.note = record["text"]
+
+    @property
+    def done(self) -> int:
+        """Rounds done, over all seeds."""
+        earlier = (self.round["seed"] - self.first_seed) * self.rounds if self.round else 0
+        return earlier + self.round.get("round", 0)
+
+    @property
+    def clients_per_second(self) -> float:
+        """Clients trained in a second of training."""
+        return self._clients / self._seconds if self._seconds else 0.0
+
+    @property
+    def time_left(self) -> str:
+        """Minutes and seconds to the end, from the pace so far, evaluations included."""
+        if not self._fresh:
+            return "?"
+        left = (time.monotonic() - self._began) / self._fresh * (self.rounds * self.seeds - self.done)
+        return f"{int(left) // 60}:{int(left) % 60:02d}"
+
+    @property
+    def latest(self) -> Record | None:
+        """The newest evaluation."""
+        return self.evaluations[max(self.evaluations)][-1] if self.evaluations else None
+
+
+def describe(record: Record) -> str:
+    """A record as one plain line; empty for those not worth one."""
+    match record["event"]:
+        case "round":
+            loss = " ".join(f"{name} {_number(value)}" for name, value in record["training"].items())
+            dropped = f", {record['dropped']} dropped" if record["dropped"] else ""
+            where = f"seed {record['seed']} round {record['round']} ({record['stage']})"
+            return f"{where}: training {loss}, {record['clients'] / record['seconds']:.1f} clients/s{dropped}"
+        case "evaluation":
+            name, values = next(iter(record["validation"].items()))
+            where = f"seed {record['seed']} round {record['round']} ({record['stage']})"
+            return f"{where}: validation {name} initial {values[0]:.4f} personalized {values[-1]:.4f}"
+        case "stage":
+            return f"seed {record['seed']} stage {record['stage']} finished after round {record['round']}"
+        case "note":
+            return record["text"]
+        case _:
+            return ""
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+@contextmanager
+def shown(console: Console, follower: Follower, title: str) -> Iterator[Listener]:
+    """A listener that shows what it hears on the console for the time of the block."""
+    if not console.is_terminal:
+        yield lambda record: _print_line(console, record)
+        return
+    bar = Progress(TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), expand=True)
+    task = bar.add_task("rounds", total=follower.rounds * follower.seeds)
+    with Live(console=console, refresh_per_second=4) as live:
+
+        def listen(record: Record) -> None:
+            follower.hear(record)
+            bar.update(task, completed=follower.done)
+            live.update(Group(Text(title, style="bold"), bar, _facts(follower), _curve(follower)))
+            if record["event"] in ("stage", "note"):
+                console.print(describe(record), style="dim", highlight=False, markup=False)
+
+        yield listen
+
+
+def _print_line(console: Console, record: Record) -> None:
+    line = "" if record.get("past") else describe(record)
+    if line:
+        say(console, line)
+
+
+def _facts(follower: Follower) -> Table:
+    table = Table.grid(padding=(0, 3))
+    training: dict[str, Any] = follower.round.get("training", {})
+    facts = [f"{name} {_number(value)}" for name, value in training.items()]
+    seed = f"seed {follower.round.get('seed', follower.first_seed)}"
+    # Names are the user's, and may hold what looks like markup.
+    words = (seed, follower.round.get("stage", ""), *facts, f"{follower.clients_per_second:.1f} clients/s")
+    table.add_row(*map(Text, words))
+    table.add_row(Text(f"{follower.time_left} left"), Text(follower.note))
+    return table
+
+
+def _curve(follower: Follower, *, most: int = 8, width: int = 40) -> Table:
+    """The newest evaluations as bars: initial, and how far personalization takes it."""
+    table = Table(box=None, padding=(0, 1))
+    latest = follower.latest
+    if latest is None:
+        return table
+    name = next(iter(latest["validation"]))
+    rows = [(r["round"], r["validation"][name]) for r in follower.evaluations[latest["seed"]][-most:]]
+    top = max([1.0, *(value for _, values in rows for value in (values[0], values[-1]) if isfinite(value))])
+    for column in ("round", f"initial {name}", "personalized"):
+        table.add_column(Text(column), justify="right")
+    table.add_column("validation clients")
+    for number, values in rows:
+        bars = bar(values[0] / top, values[-1] / top, width)
+        table.add_row(str(number), f"{values[0]:.4f}", f"{values[-1]:.4f}", bars)
+    return table
+
+
+def bar(first: float, second: float, width: int) -> Text:
+    """Two shares (0 to 1) as one bar: up to the lower one in one colour, from there to the higher one in another."""
+    low, high = sorted(min(max(value, 0.0), 1.0) if isfinite(value) else 0.0 for value in (first, second))
+    until, further = round(low * width), round(high * width)
+    return Text("█" * until, style="blue").append("█" * (further - until), style="cyan")

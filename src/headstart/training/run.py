@@ -1,0 +1,262 @@
+"""A run: an experiment into a folder, seed after seed, stage after stage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from headstart._version import __version__
+from headstart.data.device_data import on_device
+from headstart.data.federation import Tree
+from headstart.devices import all_devices
+from headstart.errors import UserError
+from headstart.experiment.experiment import Centralized, Experiment
+from headstart.experiment.serialization import to_json
+from headstart.experiment.setup import Prepared, prepare
+from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
+from headstart.learning.method import Method
+from headstart.learning.personalization import Personalization, Personalizer, choose_recipe, personalizer
+from headstart.learning.rounds import initial_key, seed_key, several
+from headstart.runs import checkpoint
+from headstart.runs.directory import claimed, curve_arrays, write_samples, write_stage
+from headstart.runs.log import Listener, Log
+from headstart.statistics.clients import summarize
+from headstart.training import cluster
+from headstart.training.compilation_cache import crowded
+from headstart.training.interrupt import Interrupt
+from headstart.training.loop import train
+from headstart.training.seed_run import (
+    InterruptedRunError,
+    Options,
+    Place,
+    Session,
+    Trial,
+    choosing,
+    evaluate,
+    started,
+    tell_interrupted,
+    watch,
+)
+
+Kept = dict[str, Any]
+
+
+def run(
+    experiment: Experiment,
+    out: str | os.PathLike[str],
+    *,
+    seeds: int = 1,
+    options: Options = Options(),
+    listen: Listener = lambda record: None,
+    trusted: Collection[str] = (),
+    kept: Kept | None = None,
+) -> bool:
+    """Run an experiment into a folder, or go on with one that was interrupted there.
+
+    seeds: how many runs, with seeds from `experiment.seed` on.
+    listen: gets every record of the log as it is written, and others on progress.
+    trusted: modules a saved experiment may import beside headstart's own.
+    kept: a dictionary in which a run leaves data, model and compiled programs to the next, where they are the same; it
+        is emptied before the programs are too many for a process.
+
+    Returns:
+        Whether it came to its end; False if Ctrl-C stopped it, with everything saved.
+
+    Raises:
+        UserError: for anything the user can mend; what was saved before stays.
+    """
+    kept, out, mesh = {} if kept is None else kept, Path(out), all_devices(options.devices)
+    if crowded():
+        kept.clear()
+    prepared = _prepared(experiment, trusted, kept)
+    _check_together(prepared, seeds, options)
+    writing = (
+        claimed(out, prepared.experiment, prepared.federation, trusted=trusted) if cluster.is_first() else nullcontext()
+    )
+    with writing, Interrupt() as interrupt:
+        if cluster.is_first():
+            write_samples(out, prepared.federation, prepared.groups.test)
+        session = _session(prepared, mesh, options, listen, interrupt, kept)
+        return all(_run_seed(session, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
+
+
+def _check_together(prepared: Prepared, seeds: int, options: Options) -> None:
+    """Several processes need stages with clients, and all of them the same work."""
+    if cluster.size() == 1:
+        return
+    experiment, federation = prepared.experiment, prepared.federation
+    remembering = [stage.name for stage in experiment.stages if stage.method.is_stateful]
+    if remembering:
+        raise UserError(f"in the stage {remembering[0]!r} clients keep something, which one process does; run it alone")
+    central = [stage.name for stage in experiment.stages if isinstance(stage, Centralized)]
+    if central:
+        raise UserError(f"the stage {central[0]!r} is centralized, which one process trains; run it without a cluster")
+    # Where the data lie may differ from machine to machine.
+    placeless = replace(experiment, data=replace(experiment.data, source=Path(experiment.data.source).name))
+    alike = (
+        replace(options, checkpoint_seconds=0.0),
+        seeds,
+        jax.__version__,
+        __version__,
+        jax.dtypes.canonicalize_dtype(float).name,
+    )
+    sizes = hashlib.sha256(np.ascontiguousarray(federation.sizes, np.int64).tobytes()).hexdigest()
+    data = sizes, federation.ids[0], federation.ids[len(federation) - 1]
+    mine = hashlib.sha256(json.dumps([to_json(placeless), repr(alike), data]).encode()).hexdigest()
+    if cluster.any_of(mine != cluster.told(mine)):
+        raise UserError(
+            "the processes of the cluster have not the same experiment, data, options or versions; start all with the"
+            " same command, but for --process-id"
+        )
+
+
+def _prepared(experiment: Experiment, trusted: Collection[str], kept: Kept) -> Prepared:
+    """The experiment prepared; federation and model are those of an earlier run if they are named alike."""
+    key = json.dumps(["prepared", *map(to_json, (experiment.data, experiment.model, experiment.task))])
+    earlier = kept.get(key)
+    kept[key] = prepare(experiment, trusted=trusted, earlier=earlier)
+    return kept[key]
+
+
+def _session(
+    prepared: Prepared, mesh: Mesh | None, options: Options, listen: Listener, interrupt: Interrupt, kept: Kept
+) -> Session:
+    given, experiment = (prepared.task, prepared.model), prepared.experiment
+    clients = len(prepared.groups.train)
+    algorithms = tuple(
+        stage.algorithm(*given, clients=clients, lanes=options.lanes, mesh=mesh) for stage in experiment.stages
+    )
+    same = id(prepared.federation), id(prepared.model), options, mesh
+
+    def once(what: object, make: Callable[[], Any]) -> Any:
+        key = repr((what, *same))
+        if key not in kept:
+            # With what the key means: an id is only unique among things that are there.
+            kept[key] = prepared, make()
+        return kept[key][1]
+
+    def watching(recipe: Personalization, method: Method) -> Personalizer:
+        def make() -> Personalizer:
+            return personalizer(*given, recipe, method=method, lanes=options.lanes, mesh=mesh)
+
+        return once((recipe, method), make)
+
+    recipe = experiment.personalization
+    watch = tuple(watching(recipe, stage.method.for_personalization) for stage in experiment.stages)
+    measure = tuple(
+        watching(replace(recipe, length=0), stage.method.for_personalization) for stage in experiment.stages
+    )
+    draw = once("draw", lambda: on_device(prepared.federation, limit=options.device_bytes, mesh=mesh))
+    programs = tuple(
+        once((number, stage, clients), lambda algorithm=algorithm: several(algorithm))
+        for number, (stage, algorithm) in enumerate(zip(experiment.stages, algorithms, strict=True))
+    )
+    return Session(prepared, draw, algorithms, programs, watch, measure, options, listen, interrupt)
+
+
+def _run_seed(session: Session, folder: Path, seed: int) -> bool:
+    stages = session.prepared.experiment.stages
+    if cluster.told(all((folder / f"stage-{number}.json").exists() for number in range(len(stages)))):
+        return True
+    log = Log(folder / "metrics.jsonl" if cluster.is_first() else None, session.listen, seed)
+    trial = Trial(session, seed, folder, seed_key(seed), log)
+    place = _start(trial)
+    for number in range(place.stage, len(stages)):
+        if number > place.stage:
+            place = _begin(trial, number, place.round, place.state.params)
+        reached = train(trial, place)
+        if reached is None:
+            return False
+        place = reached
+        try:
+            _finish_stage(trial, place)
+        except InterruptedRunError:
+            tell_interrupted(trial, place)
+            return False
+    return True
+
+
+def _start(trial: Trial) -> Place:
+    """The newest saved place, or the beginning."""
+    listen = trial.session.listen
+    params = trial.session.prepared.model.init(initial_key(trial.key))
+    saved = _saved(trial, params)
+    if saved is None:
+        trial.log.cut(None)
+        experiment = trial.session.prepared.experiment
+        if experiment.start is not None:
+            own = started(experiment, trial.seed, params) if cluster.is_first() else None
+            params = cluster.shared(own, params)
+        place = _begin(trial, 0, 0, params)
+        evaluate(trial, place)
+        return place
+    state, kept = saved.tree if "kept" in saved.about else (saved.tree, None)
+    client_states = None if kept is None else from_tree(kept)
+    place = Place(saved.about["stage"], saved.about["round"], state, client_states)
+    for record in trial.log.cut(place.round):
+        listen({**record, "past": True})
+    listen({"event": "note", "seed": trial.seed, "text": f"seed {trial.seed} goes on after round {place.round}"})
+    return place
+
+
+def _begin(trial: Trial, stage: int, number: int, params: Tree) -> Place:
+    """The start of a stage after round `number`, from the parameters of a model."""
+    method = trial.session.prepared.experiment.stages[stage].method
+    client_states = ClientStates(method.init_client_state(params)) if method.is_stateful else None
+    return Place(stage, number, trial.session.algorithms[stage].init(params), client_states)
+
+
+def _saved(trial: Trial, params: Tree) -> checkpoint.Saved | None:
+    """The newest saved state, which process 0 of a cluster reads for all."""
+    stages, algorithms = trial.session.prepared.experiment.stages, trial.session.algorithms
+
+    def like(about: Mapping[str, Any]) -> Tree:
+        number = about["stage"]
+        state = jax.eval_shape(algorithms[number].init, params)
+        if not stages[number].method.is_stateful:
+            return state
+        return state, tree_shapes(jax.eval_shape(stages[number].method.init_client_state, params), about["kept"])
+
+    saved, complaints = None, []
+    if cluster.is_first():
+        saved, complaints = checkpoint.read_newest(trial.folder / "checkpoints", like)
+    for complaint in complaints:
+        trial.session.listen({"event": "note", "seed": trial.seed, "text": complaint})
+    about = cluster.told(None if saved is None else saved.about)
+    if about is None:
+        return None
+    tree = None if saved is None else saved.tree
+    return checkpoint.Saved(cluster.shared(tree, like(about)), about)
+
+
+def _finish_stage(trial: Trial, place: Place) -> None:
+    """Choose rate and length of personalization on the validation clients, then measure the test clients, once."""
+    prepared, stage = trial.session.prepared, trial.session.prepared.experiment.stages[place.stage]
+    rates, length = prepared.experiment.personalization.tried, prepared.experiment.personalization.length
+    chosen, arrays = 0, {}
+    report: dict[str, Any] = {"stage": stage.name, "round": place.round, "seed": trial.seed}
+    for group, clients in (("validation", choosing(prepared, stage)), ("test", prepared.groups.test)):
+        if not len(clients) or (group == "test" and not prepared.experiment.test):
+            continue
+        tried = rates if group == "validation" else rates[chosen : chosen + 1]
+        looks = [watch(trial, place, group, clients, rate=rate, interruptible=True) for rate in tried]
+        if group == "validation":
+            chosen, length = choose_recipe(looks, prepared.task)
+        curves = looks[chosen if group == "validation" else 0]
+        arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
+        report[group] = summarize(curves, prepared.task, length=length)
+    report["personal_rate"] = rates[chosen]
+    trial.session.listen({"event": "stage", **report})
+    if not cluster.is_first():
+        return
+    write_stage(trial.folder, place.stage, place.state.params, report, arrays)
