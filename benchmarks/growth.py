@@ -163,7 +163,7 @@ def measured(point: Point, seconds: float) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         experiment = _experiment(point, Path(folder))
         with suppress(Enough):
-            run(experiment, Path(folder) / "run", options=Options(checkpoint_seconds=1e9), listen=watch)
+            run(experiment, Path(folder) / "run", options=Options(checkpoint_seconds=1e9), on_event=watch)
     row = {"name": point.name, **asdict(point), **watch.row()}
     return {**row, "seconds_per_client": row["seconds"] / point.cohort}
 

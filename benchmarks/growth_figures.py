@@ -13,7 +13,7 @@ from growth_models import EXAMPLES, MODELS, flops, parameters, working_bytes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from headstart.reports.style import LIGHT, Drawing, Theme, save, series_color, titled
+from headstart.reports.style import LIGHT, FigureSpec, Theme, save, series_color, titled
 
 Row = dict[str, Any]
 
@@ -69,7 +69,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for line, figure in FIGURES.items():
         if sum(row["line"] == line for row in rows) > 1:
-            save(Drawing(f"growth-{line}", "", partial(figure, rows)), folder, themes=(LIGHT,))
+            save(FigureSpec(f"growth-{line}", "", partial(figure, rows)), folder, themes=(LIGHT,))
 
 
 def _clients(rows: Sequence[Row], theme: Theme) -> Figure:

@@ -11,7 +11,7 @@ import optax
 
 from headstart.bench.workload import ARITHMETIC
 from headstart.data.federation import Block, Client
-from headstart.experiment.experiment import Imported
+from headstart.experiment.experiment import ModelSpec
 from headstart.learning.rounds import Cohort, federated
 from headstart.learning.tasks import Classification, NextCharacter
 from headstart.methods.paper import FedAvg
@@ -19,10 +19,10 @@ from headstart.models.zoo import ALIASES, Model, as_model, count_parameters
 
 EXAMPLES = 20
 MODELS = {
-    "logistic": Imported("logistic"),
-    "mlp": Imported("mlp", {"widths": [200]}),
-    "cnn": Imported("cnn", {"dropout": None}),
-    "lstm": Imported("char_lstm"),
+    "logistic": ModelSpec("logistic"),
+    "mlp": ModelSpec("mlp", {"widths": [200]}),
+    "cnn": ModelSpec("cnn", {"dropout": None}),
+    "lstm": ModelSpec("char_lstm"),
 }
 
 

@@ -25,7 +25,7 @@ from headstart.data.device_data import on_device
 from headstart.data.federation import Federation
 from headstart.devices import all_devices, replicated
 from headstart.learning.personalization import Personalization, personalizer
-from headstart.learning.rounds import federated, several
+from headstart.learning.rounds import federated, run_rounds
 from headstart.training.sampling import cohorts
 
 UPDATES = {
@@ -54,10 +54,10 @@ def trained(update, read: list[int], devices: int | None = 1) -> np.ndarray:
     federation, mesh = watched(tiny.federation(SIZES), read), all_devices(devices)
     algorithm = federated(Classification(), tiny.SOFTMAX, update, optax.sgd(1.0, momentum=0.9), mesh=mesh)
     stage = Stage("stage", update, Optimizer("sgd", 1.0), ROUNDS, 5)
-    draw = on_device(federation, mesh=mesh)
-    cohort = cohorts(stage, np.arange(len(SIZES)), draw, seed=0, first_round=1)(1, ROUNDS, ROUNDS).cohort
+    gather = on_device(federation, mesh=mesh)
+    cohort = cohorts(stage, np.arange(len(SIZES)), gather, seed=0, first_round=1)(1, ROUNDS, ROUNDS).cohort
     key = jax.random.key(3, impl="threefry2x32")
-    state, _ = several(algorithm)(replicated(algorithm.init(tiny.theta()), mesh), cohort, key, 1, ROUNDS)
+    state, _ = run_rounds(algorithm)(replicated(algorithm.init(tiny.theta()), mesh), cohort, key, 1, ROUNDS)
     return np.asarray(state.params["theta"])
 
 
@@ -65,9 +65,9 @@ def personalized(devices: int | None = 1) -> np.ndarray:
     """The accuracies of all clients along personalization, and how far their losses moved."""
     mesh, recipe = all_devices(devices), Personalization(Optimizer("sgd", 0.1), 3, 2)
     watch = personalizer(Classification(), tiny.SOFTMAX, recipe, mesh=mesh)
-    draw = on_device(tiny.federation(SIZES), mesh=mesh)
+    gather = on_device(tiny.federation(SIZES), mesh=mesh)
     key = jax.random.key(4, impl="threefry2x32")
-    curves = watch(tiny.theta(), np.arange(len(SIZES)), draw, key)
+    curves = watch(tiny.theta(), np.arange(len(SIZES)), gather, key)
     return np.concatenate([curves.metrics["accuracy"][0], curves.gain], axis=1)
 
 

@@ -10,7 +10,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp import Grid, ServerApp
 
 from headstart.experiment.loading import load
-from headstart.flower import Terms, client_app, serve, wire
+from headstart.flower import ServerConfig, client_app, serve, wire
 
 
 def fail(message: Message, context: Context, answer: ClientAppCallable) -> Message:
@@ -20,17 +20,17 @@ def fail(message: Message, context: Context, answer: ClientAppCallable) -> Messa
     """
     if message.metadata.message_type != MessageType.TRAIN:
         return answer(message, context)
-    order, fault = wire.read_order(message.content), context.node_config.get("fault", "")
-    Path(str(context.node_config["data"])).with_suffix(f".round-{order.round}").touch()
-    if order.experiment["name"] != "faults" or order.round not in (2, 3):
+    request, fault = wire.read_request(message.content), context.node_config.get("fault", "")
+    Path(str(context.node_config["data"])).with_suffix(f".round-{request.round}").touch()
+    if request.experiment["name"] != "faults" or request.round not in (2, 3):
         return answer(message, context)
-    if order.round == 2 and fault in ("slow", "doomed"):
+    if request.round == 2 and fault in ("slow", "doomed"):
         time.sleep(float(context.node_config.get("seconds", 900)))
     reply = answer(message, context)
     if fault == "spoiled":
         delta = reply.content.array_records[wire.DELTA]
         reply.content[wire.DELTA] = ArrayRecord(
-            {name: Array(spoiled(a.numpy(), order.round)) for name, a in delta.items()}
+            {name: Array(spoiled(a.numpy(), request.round)) for name, a in delta.items()}
         )
     return reply
 
@@ -39,14 +39,14 @@ def spoiled(array: np.ndarray, number: int) -> np.ndarray:
     return np.full_like(array, np.nan) if number == 2 else np.ones(1, array.dtype)
 
 
-client = client_app(trusted=("tiny",), mods=[fail])
+client = client_app(allowed_modules=("tiny",), mods=[fail])
 server = ServerApp()
 
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     config = context.run_config
-    terms = Terms(nodes=int(config["nodes"]), deadline=float(config["deadline"]), patience=200.0)
+    config = ServerConfig(nodes=int(config["nodes"]), deadline=float(config["deadline"]), patience=200.0)
     with jax.enable_x64(bool(config["x64"])):
-        experiment = load(str(config["experiment"]), trusted=("tiny",))
-        serve(grid, experiment, str(config["out"]), terms=terms, trusted=("tiny",))
+        experiment = load(str(config["experiment"]), allowed_modules=("tiny",))
+        serve(grid, experiment, str(config["out"]), config=config, allowed_modules=("tiny",))

@@ -11,17 +11,17 @@ import numpy as np
 
 from headstart.data.federation import Federation, from_arrays
 from headstart.data.readers.text import passage, snippets
-from headstart.experiment.experiment import Data, Experiment, Imported, Stage
+from headstart.experiment.experiment import Data, Experiment, ModelSpec, Stage
 from headstart.experiment.serialization import to_json
 from headstart.files import write_bytes, write_json
 from headstart.learning.optimizers import Optimizer
-from headstart.learning.personalization import Curves, Personalization, choose_length
+from headstart.learning.personalization import Curves, Personalization, choose_epochs
 from headstart.learning.tasks import Classification, NextCharacter, Regression
 from headstart.methods.paper import FedAvg, Reptile
 from headstart.runs.directory import curve_arrays, environment, write_arrays, write_samples
 from headstart.statistics.clients import summarize
 
-LENGTH = 5
+EPOCHS = 5
 ROUNDS = (60, 40)
 
 
@@ -38,8 +38,8 @@ def experiment(name: str = "personalized_fedavg", kind: str = "image", **fields:
         ),
         Stage("Reptile", Reptile(steps=10, learning_rate=0.02, batch_size=20), Optimizer("adam", 1e-3), ROUNDS[1]),
     )
-    defaults = {"data": Data("glyphs", {"writers": 200}), "personalization": Personalization(length=LENGTH)}
-    return Experiment(name, **{"stages": stages, "model": Imported(model), "task": task} | defaults | fields)
+    defaults = {"data": Data("glyphs", {"writers": 200}), "personalization": Personalization(epochs=EPOCHS)}
+    return Experiment(name, **{"stages": stages, "model": ModelSpec(model), "task": task} | defaults | fields)
 
 
 def federation(kind: str, clients: int, generator: np.random.Generator) -> Federation:
@@ -50,23 +50,25 @@ def federation(kind: str, clients: int, generator: np.random.Generator) -> Feder
     if kind == "text":
         words = np.array(["the king ", "doth ", "not <know> ", "& weep ", "his crown\n", "for love "])
         texts = ["".join(generator.choice(words, 12)).encode() for _ in range(clients)]
-        made = passage([snippets(ids, [False] * clients, texts)], source="made up", own_split=True)
-        return Federation("text", ids, sizes, lambda chosen: (made.x[chosen[:1]], made.y[chosen[:1]]), True, made.facts)
+        made = passage([snippets(ids, [False] * clients, texts)], source="made up", has_predefined_split=True)
+        return Federation(
+            "text", ids, sizes, lambda chosen: (made.x[chosen[:1]], made.y[chosen[:1]]), True, made.metadata
+        )
     if kind == "features":
         return from_arrays(kind, ids, sizes, generator.normal(size=(rows, 5)), generator.normal(size=rows))
     y = generator.integers(0, 62, rows)
     strokes = np.hypot(*np.mgrid[-1:1:28j, -1:1:28j])[None, :, :, None] * (1 + y[:, None, None, None] / 62)
     x = np.where(np.abs(strokes - 0.6) < 0.12, 20, 255).astype(np.uint8)
     labels = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-    return from_arrays(kind, ids, sizes, x, y, facts={"kind": "image", "classes": 62, "labels": labels})
+    return from_arrays(kind, ids, sizes, x, y, metadata={"kind": "image", "classes": 62, "labels": labels})
 
 
 def curves(kind: str, sizes: np.ndarray, start: float, end: float, generator: np.random.Generator) -> Curves:
     """Results of clients of different skill, from `start` before to about `end` after personalization."""
     items = sizes[:, 1] * (70 if kind == "text" else 1)
-    path = start + (end - start) * (1 - np.exp(-1.2 * np.arange(LENGTH + 1)))
-    skill = generator.normal(0, 0.07, (len(items), 1)) + generator.normal(0, 0.05, (len(items), LENGTH + 1))
-    gain = np.zeros((len(items), LENGTH + 1))
+    path = start + (end - start) * (1 - np.exp(-1.2 * np.arange(EPOCHS + 1)))
+    skill = generator.normal(0, 0.07, (len(items), 1)) + generator.normal(0, 0.05, (len(items), EPOCHS + 1))
+    gain = np.zeros((len(items), EPOCHS + 1))
     if kind == "features":
         error = np.exp(3 * skill) * path * generator.gamma(4, 0.25, (len(items), 1))
         sums = error * items[:, None]
@@ -140,7 +142,7 @@ def _log(kind: str, of: Experiment, seed: int, last: int, lift: float, generator
             records.append({"event": "round", **head, **more})
         if number % of.evaluate_every == 0:
             initial, end = level(kind, number, lift)
-            values = initial + (end - initial) * (1 - np.exp(-1.2 * np.arange(LENGTH + 1))) + generator.normal(0, 0.004)
+            values = initial + (end - initial) * (1 - np.exp(-1.2 * np.arange(EPOCHS + 1))) + generator.normal(0, 0.004)
             records.append(
                 {"event": "evaluation", **head, "validation": {name: values.tolist() for name in names}, "clients": 12}
             )
@@ -159,11 +161,11 @@ def _write_stage(
     assert of.task is not None
     number = int(np.cumsum(ROUNDS)[stage])
     report: dict[str, Any] = {"stage": of.stages[stage].name, "round": number, "seed": int(folder.name[5:])}
-    arrays, length = {}, LENGTH
+    arrays, epochs = {}, EPOCHS
     for group, clients in groups.items():
         result = curves(kind, clients.sizes, *level(kind, number, lift), generator)
-        length = choose_length(result, of.task) if group == "validation" else length
+        epochs = choose_epochs(result, of.task) if group == "validation" else epochs
         arrays |= curve_arrays(group, clients, result)
-        report[group] = summarize(result, of.task, length=length)
+        report[group] = summarize(result, of.task, epochs=epochs)
     write_arrays(folder / f"stage-{stage}.npz", arrays)
     write_json(folder / f"stage-{stage}.json", report)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headstart import Data, Experiment, FedAvg, Imported, Optimizer, Personalization, Reptile, Stage
+from headstart import Data, Experiment, FedAvg, ModelSpec, Optimizer, Personalization, Reptile, Stage
 
 
 def federation_file(path: Path, *, clients: int = 12, seed: int = 0) -> Path:
@@ -26,7 +26,7 @@ def experiment(data: Path, *, rounds: tuple[int, int] = (6, 4)) -> Experiment:
     return Experiment(
         name="small",
         data=Data(str(data), train=0.6, validation=0.2),
-        model=Imported("mlp", {"widths": (8,)}),
+        model=ModelSpec("mlp", {"widths": (8,)}),
         stages=(
             Stage("FedAvg", FedAvg(2, **update), Optimizer("sgd", 1.0, {"momentum": 0.9}), rounds[0], 3),
             Stage("Reptile", Reptile(3, **update), Optimizer("adam", 1e-2), rounds[1], 3, "uniform"),

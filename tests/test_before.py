@@ -43,9 +43,9 @@ def saved(name: str):
 def test_an_experiment_saved_by_module_paths_is_read_with_all_its_values():
     finished, stopped = saved("finished"), saved("stopped")
     assert [stage.name for stage in finished.stages] == ["FedAvg", "Reptile"]
-    assert finished.personalization.rates == (0.01, 0.3) and finished.personalization.length == 3
+    assert finished.personalization.learning_rates == (0.01, 0.3) and finished.personalization.epochs == 3
     assert stopped.stages == (
-        Stage("FedRep", FedRep(1, 2, learning_rate=0.1, batch_size=4), Optimizer("sgd", 1.0), 8, 3, until=0.99),
+        Stage("FedRep", FedRep(1, 2, learning_rate=0.1, batch_size=4), Optimizer("sgd", 1.0), 8, 3, stop_at=0.99),
     )
     assert stopped.personalization.unit == "steps"
 
@@ -77,14 +77,14 @@ def test_a_finished_run_is_not_run_again(before):
 def test_a_finished_run_reports_what_it_did(before):
     (found,) = read_runs([before / "finished"])
     report = read_json(before / "finished" / "seed-1" / "stage-1.json")
-    outcome = found.outcomes[1]
+    outcome = found.stage_results[1]
     assert outcome.seeds == (0, 1) and outcome.reports[1] == report
     assert found.history.rounds.tolist() == [0, 2, 4, 6, 8, 10]
 
 
 def test_a_finished_run_personalizes_as_it_did(before):
     options = {"client": "ward", "target": "outcome"}
-    summary, _ = personalize_run(before / "finished", "visits.csv", before / "out", options=options, length=2)
+    summary, _ = personalize_run(before / "finished", "visits.csv", before / "out", options=options, epochs=2)
     expected = read_json(before / "expected" / "summary.json")
     assert summary["clients"] == expected["clients"] and summary["length"] == expected["length"]
     for when in ("initial", "personalized"):

@@ -167,7 +167,7 @@ def test_an_experiment_file_keeps_its_relative_data_its_task_and_its_model(comma
         "@dataclass(frozen=True)\nclass Mine(hs.Classification):\n    note: str = 'mine'\n\n\n"
         "EXPERIMENT = hs.Experiment(\n"
         "    'relative', (hs.Stage('one', hs.FedAvg(1, 0.1, 4), hs.Optimizer(), 2, 3),),\n"
-        "    data=hs.Data('mine.npz', {'classes': 3}), model=hs.Imported('mlp', {'widths': (4,)}), task=Mine(),\n)\n"
+        "    data=hs.Data('mine.npz', {'classes': 3}), model=hs.ModelSpec('mlp', {'widths': (4,)}), task=Mine(),\n)\n"
     )
     code, _, err = command("run", "my_experiment.py")
     assert (code, err) == (0, ""), err

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 import cluster_member
 import small
 import tiny
-from headstart import Imported, UserError
+from headstart import ModelSpec, UserError
 from headstart.experiment.serialization import to_json
 from headstart.files import write_json
 from headstart.training.cluster import LOST, Membership, means_loss, membership
@@ -86,7 +86,7 @@ def experiment_file(folder: Path, rounds: tuple[int, int] = (6, 4)) -> Path:
     client = np.repeat(list(federation.ids), federation.sizes.sum(axis=1))
     x, y = federation.fetch(np.arange(len(federation)))
     np.savez(folder / "tiny.npz", client=client, x=x, y=y)
-    whole = replace(small.experiment(folder / "tiny.npz", rounds=rounds), model=Imported("tiny:SOFTMAX"))
+    whole = replace(small.experiment(folder / "tiny.npz", rounds=rounds), model=ModelSpec("tiny:SOFTMAX"))
     write_json(folder / "tiny.json", to_json(whole))
     return folder / "tiny.json"
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import headstart.methods
-from headstart import Data, Experiment, Imported, Optimizer, Stage
+from headstart import Data, Experiment, ModelSpec, Optimizer, Stage
 from headstart.experiment.setup import prepare
 from headstart.learning.tasks import Classification, Regression
 from headstart.methods import ANIL, IFCA, FedPer, FedRep, LocalOnly, PFedMe, Scaffold
@@ -34,7 +34,7 @@ METHODS = {name: getattr(headstart.methods, name) for name in headstart.methods.
 def prepared(tmp_path_factory):
     """Twelve clients of 6 to 19 examples, and a network of one hidden layer: 4 → 8 → 3."""
     data = Data(str(federation_file(tmp_path_factory.mktemp("data") / "data.npz")), train=0.6, validation=0.2)
-    plan = Experiment("costs", (Stage("plain", FedAvg(), Optimizer(), 1, 3),), data, Imported("mlp", {"widths": (8,)}))
+    plan = Experiment("costs", (Stage("plain", FedAvg(), Optimizer(), 1, 3),), data, ModelSpec("mlp", {"widths": (8,)}))
     return prepare(plan)
 
 
@@ -133,7 +133,7 @@ def test_a_methods_own_rates_and_pulls_are_tried_in_units_of_the_clients_rate(na
         for field, power in contender.kind.relative.items():
             assert getattr(update, field) == pytest.approx(tried[field] * tried[RATE] ** power)
         pull = getattr(update, "strength", getattr(update, "mu", 0.0))
-        # A step of a pulled descent must not throw the model to the other side.
+        # A step of a pulled local_sgd must not throw the model to the other side.
         assert pull * tried[RATE] < 1 and pull * getattr(update, "outer_rate", 0.0) < 1
 
 
@@ -191,7 +191,7 @@ def test_the_leaderboard_ranks_and_decides_in_the_metrics_direction(metric, sign
     values = np.sort(sign * entries["better"].result.personalized, axis=1)[:, :4]
     assert best.worst_tenth == pytest.approx(sign * values.mean())
     (fedavg,) = (row for row in rows if row.name == FEDAVG)
-    assert (fedavg.hurt, fedavg.beyond_chance) == (0.0, None)
+    assert (fedavg.harmed, fedavg.beyond_chance) == (0.0, None)
 
 
 def test_four_seeds_decide_nothing():
@@ -212,7 +212,7 @@ CASES = [
             "No method is shown",
             "Not decided (in {unit}): ",
             "None of these leads by more than",
-            "? All of it, as far as these runs can tell, and no less than 9",
+            "? All of it, as far as these runs can log, and no less than 9",
         ),
     ),
     ({"worse": -0.05}, "does not hold", ("No method is shown to be better", "All of it: every other")),

@@ -14,7 +14,7 @@ import tiny
 from headstart import UserError
 from headstart.data.device_data import on_device
 from headstart.data.federation import from_arrays
-from headstart.learning.local_sgd import Descent, mean_loss
+from headstart.learning.local_sgd import LocalSGD, mean_loss
 from headstart.learning.method import ClientUpdate, Reply
 from headstart.learning.rounds import Cohort, client_key, federated
 from headstart.learning.tasks import Classification, Regression
@@ -65,9 +65,9 @@ class LocalHead(ClientUpdate):
     batch_size: int = BATCH
 
     def __call__(self, task, model, broadcast, client, client_state, key):
-        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
-        start = descent.begin({"body": broadcast, "head": client_state})
-        end = descent.run(start, client, key, steps=self.steps)
+        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        start = local_sgd.init({"body": broadcast, "head": client_state})
+        end = local_sgd.run(start, client, key, steps=self.steps)
         delta = jax.tree.map(jnp.subtract, broadcast, end.params["body"])
         return Reply(delta, client.size.astype(jnp.float32), end.metrics, end.params["head"])
 
@@ -88,11 +88,11 @@ def test_parameters_can_stay_with_the_client(float64):
     )
     algorithm = federated(Regression(), model, LocalHead(), optax.sgd(1.0))
     step, state, heads = jax.jit(algorithm.step), algorithm.init(jnp.zeros(2)), jnp.zeros(3)
-    clients, draw = [tiny.one(federation, i) for i in range(3)], on_device(federation)
+    clients, gather = [tiny.one(federation, i) for i in range(3)], on_device(federation)
     body, own = np.zeros(2), np.zeros(3)
     for number in range(40):
         key = jax.random.fold_in(KEY, number)
-        state, info = step(state, Cohort(draw(np.arange(3)), heads), key)
+        state, info = step(state, Cohort(gather(np.arange(3)), heads), key)
         heads = info.client_state
         if number < 2:
             ends = []
@@ -184,9 +184,9 @@ def test_every_update_keeps_the_contract_and_is_traced_once_for_cohorts_of_one_s
 
 def test_a_round_is_compiled_once_for_cohorts_of_one_shape():
     algorithm = federated(TASK, MODEL, Reptile(2, RATE, BATCH), optax.adam(0.1), lanes=2)
-    step, state, draw = jax.jit(algorithm.step), algorithm.init(tiny.theta()), on_device(tiny.federation())
+    step, state, gather = jax.jit(algorithm.step), algorithm.init(tiny.theta()), on_device(tiny.federation())
     for number, clients in enumerate([[0, 1, 2], [4, 3, 0], [2, 1, 4]]):
-        state, _ = step(state, Cohort(draw(np.array(clients))), jax.random.fold_in(KEY, number))
+        state, _ = step(state, Cohort(gather(np.array(clients))), jax.random.fold_in(KEY, number))
     assert step._cache_size() == 1
 
 

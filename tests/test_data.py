@@ -80,7 +80,7 @@ def test_a_split_that_leaves_nobody_to_train_or_test_on_is_refused(numbers):
 def test_examples_are_split_in_two_parts_that_cover_a_client_and_follow_its_id():
     whole = named(IDS)
     split = split_examples(whole, test_fraction=0.4, seed=3)
-    assert not split.own_split
+    assert not split.has_predefined_split
     np.testing.assert_array_equal(split.sizes.sum(axis=1), whole.sizes.sum(axis=1))
     np.testing.assert_array_equal(split.sizes[:, 1], np.round(whole.sizes.sum(axis=1) * 0.4))
     _, before = whole.fetch(np.array([7]))
@@ -132,11 +132,11 @@ def test_parts_drawn_together_are_those_drawn_apart_and_their_rows_are_fetched_o
         fetched.append(clients)
         return federation.fetch(clients)
 
-    draw = on_device(replace(federation, fetch=fetch), limit=limit)
+    gather = on_device(replace(federation, fetch=fetch), limit=limit)
     parts: tuple[Part, ...] = ("test", "adapt", "all")
-    apart = [draw(chosen, part) for part in parts]
+    apart = [gather(chosen, part) for part in parts]
     fetched.clear()
-    together = draw.parts(chosen, *parts)
+    together = gather.parts(chosen, *parts)
     assert len(fetched) == (limit == 0)
     jax.tree.map(np.testing.assert_array_equal, list(together), apart)
     assert all(client.block is together[0].block for client in together)

@@ -171,13 +171,17 @@ def test_images_of_every_layout_are_those_that_were_written(layout, tmp_path):
     federation = datasets.load(write(tmp_path, layout, content))
     assert list(federation.ids) == list(IDS)
     assert federation.sizes.tolist() == [[3, 2], [2, 1]]
-    assert federation.own_split
+    assert federation.has_predefined_split
     x, y = federation.fetch(np.arange(2))
     assert x.dtype == np.uint8 and y.dtype == np.int32
     np.testing.assert_array_equal(x[..., 0], np.concatenate([fields["pixels"] for fields in content.values()]))
     np.testing.assert_array_equal(y, np.concatenate([fields["label"] for fields in content.values()]))
-    assert federation.facts["labels"] == "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-    assert (federation.facts["kind"], federation.facts["classes"], federation.facts["inverted"]) == ("image", 62, False)
+    assert federation.metadata["labels"] == "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    assert (federation.metadata["kind"], federation.metadata["classes"], federation.metadata["inverted"]) == (
+        "image",
+        62,
+        False,
+    )
 
 
 @pytest.mark.parametrize("layout", TEXT_LAYOUTS)
@@ -196,8 +200,10 @@ def test_text_of_every_layout_is_cut_as_published(layout, tmp_path):
     assert x[3, :5].tolist() == [88, vocabulary.index("N"), vocabulary.index("o"), 87, 89]
     assert x[4, :3].tolist() == [88, 89, 0]
     assert y[5, 79] == 89 and x[7, :2].tolist() == [89, 0]
-    assert federation.facts["vocabulary"] == federation.facts["classes"] == len(federation.facts["labels"]) == 90
-    assert federation.facts["special"] == {"pad": 0, "oov": 87, "bos": 88, "eos": 89}
+    assert (
+        federation.metadata["vocabulary"] == federation.metadata["classes"] == len(federation.metadata["labels"]) == 90
+    )
+    assert federation.metadata["special"] == {"pad": 0, "oov": 87, "bos": 88, "eos": 89}
 
 
 @pytest.mark.parametrize("layout", IMAGE_LAYOUTS)
@@ -207,7 +213,7 @@ def test_black_backgrounds_are_inverted(layout, tmp_path):
     for fields in content.values():
         fields["pixels"] = 255 - fields["pixels"]
     federation = datasets.load(write(tmp_path, layout, content))
-    assert federation.facts["inverted"]
+    assert federation.metadata["inverted"]
     np.testing.assert_array_equal(federation.fetch(np.arange(2))[0][..., 0], expected)
 
 
@@ -225,9 +231,9 @@ def test_leaf_windows_become_shifted_rows(tmp_path):
     with gzip.open(tmp_path / "roles_train.json.gz", "wt") as file:
         json.dump({"users": ["u"], "num_samples": [3], "user_data": data}, file)
     federation = datasets.load(tmp_path / "roles_train.json.gz")
-    assert not federation.own_split and federation.sizes.sum() == 2
+    assert not federation.has_predefined_split and federation.sizes.sum() == 2
     x, y = federation.fetch(np.arange(1))
-    labels = federation.facts["labels"]
+    labels = federation.metadata["labels"]
     order = np.argsort((x == 0).sum(axis=1))
     assert ["".join(labels[i] for i in x[row] if i) for row in order] == [text[:80], text[80:83]]
     assert ["".join(labels[i] for i in y[row] if i) for row in order] == [text[1:81], text[81:83]]
@@ -245,7 +251,7 @@ def test_leaf_passages_are_never_both_adapted_to_and_tested_on(tmp_path):
     (tmp_path / "roles.json").write_text(json.dumps(content))
     federation = datasets.load(tmp_path / "roles.json")
     rows, targets = federation.fetch(np.arange(1))
-    labels = federation.facts["labels"]
+    labels = federation.metadata["labels"]
     adapt, test = (
         [places("".join(labels[i] for i in (row[0], *target) if i), passages) for row, target in part]
         for part in np.split(list(zip(rows, targets, strict=True)), [federation.sizes[0, 0]])
@@ -271,7 +277,7 @@ def test_leaf_files_that_separate_users_are_one_federation_without_a_split(tmp_p
         write_leaf(tmp_path / split / f"x_{split}.json", own, split)
     monkeypatch.chdir(tmp_path / "train")
     federation = datasets.load("x_train.json")
-    assert list(federation.ids) == list(IDS) and not federation.own_split
+    assert list(federation.ids) == list(IDS) and not federation.has_predefined_split
     assert federation.sizes.sum(axis=1).tolist() == [3, 2] and federation.sizes.min() == 1
 
 
@@ -301,7 +307,7 @@ def test_only_the_digits_are_taken_on_request(tmp_path):
         fields["label"] = np.asarray(fields["label"]) % 10
     path = write_tff(tmp_path / "d.sqlite", content, names=("digits_only_train", "digits_only_test"))
     federation = datasets.load(path, digits_only="true")
-    assert (federation.facts["classes"], federation.facts["labels"]) == (10, "0123456789")
+    assert (federation.metadata["classes"], federation.metadata["labels"]) == (10, "0123456789")
     with pytest.raises(UserError, match="has the splits digits_only_test, digits_only_train, not all_train or train"):
         datasets.load(path)
     with pytest.raises(UserError, match="neither true nor false"):
@@ -317,7 +323,7 @@ def test_either_file_of_a_pair_or_its_folder_will_do(layout, tmp_path):
     assert {federation.name for federation in given} == {"data"}
     test.rename(tmp_path / "elsewhere")
     alone = datasets.load(train)
-    assert not alone.own_split and alone.sizes.sum(axis=1).tolist() == [3, 2]
+    assert not alone.has_predefined_split and alone.sizes.sum(axis=1).tolist() == [3, 2]
 
 
 def test_leaf_folders_of_several_files_are_one_data_set(tmp_path):
@@ -449,7 +455,7 @@ def test_the_fixtures_hold_one_federation_of_images():
     for other in others:
         assert_same(first, other)
     digits = datasets.load(FIXTURES / names[0], digits_only=True)
-    assert digits.sizes.sum(axis=1).tolist() == [4, 2, 1] and not digits.own_split
+    assert digits.sizes.sum(axis=1).tolist() == [4, 2, 1] and not digits.has_predefined_split
 
 
 @needs_fixtures
@@ -458,7 +464,7 @@ def test_the_fixtures_hold_one_federation_of_text():
     first, *others = [datasets.load(FIXTURES / name) for name in names]
     for other in others:
         assert_same(first, other)
-    labels = first.facts["labels"]
+    labels = first.metadata["labels"]
     porter = first.fetch(np.array([list(first.ids).index("MACBETH_PORTER")]))[0]
     spoken = "".join(labels[i] for i in porter[0, 1:])
     leaf = datasets.load(FIXTURES / "leaf_shakespeare_all_data_niid_0_keep_0_train_9.json.gz")
@@ -470,7 +476,7 @@ def test_the_fixtures_hold_one_federation_of_text():
 @needs_data
 def test_the_whole_text_is_read():
     federation = datasets.load(SHARED / "data" / "shakespeare.sqlite.lzma")
-    assert len(federation) == 1137 and federation.own_split
+    assert len(federation) == 1137 and federation.has_predefined_split
     x, _ = federation.fetch(np.arange(1137))
     assert (x == 88).sum() == 24_810 + 5_968
 

@@ -62,7 +62,7 @@ def test_a_second_load_is_mapped_and_builds_nothing(source):
     for rows in (first, second):
         for a, b in zip(rows[1:4], some_rows()[1:4], strict=True):
             np.testing.assert_array_equal(a, b)
-        assert (rows.ids, rows.own_split, rows.facts) == (["u", "v"], True, {"labels": ["a"]})
+        assert (rows.ids, rows.has_predefined_split, rows.metadata) == (["u", "v"], True, {"labels": ["a"]})
 
 
 def test_other_options_and_a_changed_file_are_built_anew(source, root):
@@ -160,7 +160,7 @@ def test_handwriting_loads_within_a_second_the_second_time(root):
     first = datasets.load(DATA)
     assert len(first) == 317 and first.sizes.sum(axis=0).tolist() == [65493, 7271]
     x, _ = first.fetch(np.arange(317))
-    assert x.dtype == np.uint8 and np.median(x[:, 0]) == 255 and not first.facts["inverted"]
+    assert x.dtype == np.uint8 and np.median(x[:, 0]) == 255 and not first.metadata["inverted"]
     start = time.perf_counter()
     datasets.load(DATA)
     assert time.perf_counter() - start < 1

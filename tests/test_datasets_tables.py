@@ -67,9 +67,9 @@ def rows(federation):
 def test_columns_become_clients_features_and_classes(form, tmp_path):
     federation = load(tmp_path, form, columns())
     assert rows(federation) == {"007": [[1, 10, 2], [3, 30, 1]], "ann": [[4, 40, 2]], "bo": [[2, 20, 0], [5, 50, 2]]}
-    assert not federation.own_split
-    assert federation.facts["labels"] == ["ant", "bee", "cat"] and federation.facts["classes"] == 3
-    assert (federation.facts["kind"], federation.facts["features"]) == ("features", ["a", "b"])
+    assert not federation.has_predefined_split
+    assert federation.metadata["labels"] == ["ant", "bee", "cat"] and federation.metadata["classes"] == 3
+    assert (federation.metadata["kind"], federation.metadata["features"]) == ("features", ["a", "b"])
     x, y = federation.example()
     assert x.dtype == np.float32 and y.dtype == np.int32
 
@@ -85,9 +85,9 @@ def test_columns_may_have_any_names(form, tmp_path):
 def test_fractions_are_for_regression_and_whole_numbers_are_classes(form, tmp_path):
     regression = load(tmp_path, form, columns(y=[0.5, 1.5, 2.5, 3.5, 4.5]))
     assert rows(regression)["ann"] == [[4, 40, 3.5]] and regression.example()[1].dtype == np.float32
-    assert "classes" not in regression.facts
+    assert "classes" not in regression.metadata
     whole = load(tmp_path, form, columns(y=[30, 7, 30, 7, 9]))
-    assert whole.facts["labels"] == ["7", "9", "30"] and rows(whole)["007"] == [[1, 10, 2], [3, 30, 2]]
+    assert whole.metadata["labels"] == ["7", "9", "30"] and rows(whole)["007"] == [[1, 10, 2], [3, 30, 2]]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -95,7 +95,7 @@ def test_fractions_are_for_regression_and_whole_numbers_are_classes(form, tmp_pa
 def test_whole_numbers_are_for_regression_on_request(form, flag, tmp_path):
     federation = load(tmp_path, form, columns(y=[30, 7, 30, 7, 9]), regression=flag)
     assert rows(federation)["ann"] == [[4, 40, 7]] and federation.example()[1].dtype == np.float32
-    assert not {"classes", "labels"} & set(federation.facts)
+    assert not {"classes", "labels"} & set(federation.metadata)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -105,8 +105,8 @@ def test_a_pair_of_files_is_one_data_set(form, named, tmp_path):
     paths = {part: write(tmp_path, form, table).rename(tmp_path / f"{part}.{form}") for part, table in parts.items()}
     options = {"features": "a,b"} if form == "npz" else {}
     federation = datasets.load(paths.get(named, tmp_path), **options)
-    assert federation.own_split and federation.sizes.tolist() == [[2, 1], [1, 0], [2, 1]]
-    assert federation.facts["labels"] == ["ant", "bee", "cat", "dog"]
+    assert federation.has_predefined_split and federation.sizes.tolist() == [[2, 1], [1, 0], [2, 1]]
+    assert federation.metadata["labels"] == ["ant", "bee", "cat", "dog"]
     x, y = federation.fetch(np.array([0]))
     assert np.column_stack([x, y]).tolist() == [[1, 10, 2], [3, 30, 1], [7, 70, 0]]
     with pytest.raises(UserError, match="are a pair, so split=b does not fit"):
@@ -120,9 +120,9 @@ def test_a_pair_of_files_is_one_data_set(form, named, tmp_path):
 def test_classes_and_labels_fix_the_numbers_of_classes(form, tmp_path):
     table = columns(y=[3, 4, 3, 5, 3])
     fixed = load(tmp_path, form, table, classes="6")
-    assert rows(fixed)["ann"] == [[4, 40, 5]] and fixed.facts["classes"] == 6
+    assert rows(fixed)["ann"] == [[4, 40, 5]] and fixed.metadata["classes"] == 6
     named = load(tmp_path, form, columns(), labels="bee,cat,dog,ant")
-    assert rows(named)["bo"] == [[2, 20, 3], [5, 50, 1]] and named.facts["classes"] == 4
+    assert rows(named)["bo"] == [[2, 20, 3], [5, 50, 1]] and named.metadata["classes"] == 4
     with pytest.raises(UserError, match="client ann has an example with label 5; with 5 classes"):
         load(tmp_path, form, table, classes=5)
     with pytest.raises(UserError, match="target 'ant' in column 'y' of client bo, which is not among the 2 labels"):
@@ -135,7 +135,7 @@ def test_classes_and_labels_fix_the_numbers_of_classes(form, tmp_path):
 def test_a_split_column_separates_the_parts(form, tmp_path):
     table = columns(part=["test", "train", "train", "train", "train"])
     federation = load(tmp_path, form, table, split="part")
-    assert federation.own_split and federation.sizes.tolist() == [[1, 1], [1, 0], [2, 0]]
+    assert federation.has_predefined_split and federation.sizes.tolist() == [[1, 1], [1, 0], [2, 0]]
     assert federation.fetch(np.array([0]))[0].tolist() == [[3, 30], [1, 10]]
     with pytest.raises(UserError, match="says 'dev' in its column 'part'; write train or test"):
         load(tmp_path, form, columns(part=["dev"] * 5), split="part")
@@ -215,7 +215,7 @@ def test_npz_pictures_stay_uint8(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3)).astype(np.uint8)
     federation = datasets.load(npz(tmp_path / "a.npz", x=x, y=np.arange(4), client=np.arange(4)))
     np.testing.assert_array_equal(federation.fetch(np.arange(4))[0], x)
-    assert federation.facts["kind"] == "image"
+    assert federation.metadata["kind"] == "image"
 
 
 @pytest.mark.parametrize("shape", [(3, 28, 28), (3, 28, 28, 1)])
@@ -226,7 +226,7 @@ def test_npz_characters_get_the_polarity_of_emnist(shape, tmp_path):
     found = federation.fetch(np.arange(3))[0]
     assert found.shape == (3, 28, 28, 1) and found.dtype == np.uint8
     np.testing.assert_array_equal(found[..., 0], np.where(x.reshape(3, 28, 28) == 1, 0, 255))
-    assert federation.facts["inverted"]
+    assert federation.metadata["inverted"]
 
 
 def test_npz_features_keep_their_shape(tmp_path):

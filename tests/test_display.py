@@ -31,9 +31,9 @@ def heard(*records: dict, terminal: bool) -> tuple[str, Follower]:
     text = StringIO()
     console = Console(file=text, force_terminal=terminal, width=120, color_system=None)
     follower = Follower(rounds=10, seeds=2, first_seed=0)
-    with shown(console, follower, "title") as listen:
+    with shown(console, follower, "title") as on_event:
         for record in records:
-            listen(record)
+            on_event(record)
     return text.getvalue(), follower
 
 

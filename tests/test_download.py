@@ -198,7 +198,7 @@ def test_published_data_sets_are_fetched_once_and_read(name, content, tmp_path, 
         found = [datasets.load(name.removesuffix("_all")) for _ in range(2)]
     assert len(asked) == 1
     for federation in found:
-        assert federation.own_split and list(federation.ids) == list(IDS)
+        assert federation.has_predefined_split and list(federation.ids) == list(IDS)
         assert federation.name == name.removesuffix("_all")
     first, second = (federation.fetch(np.arange(2)) for federation in found)
     np.testing.assert_array_equal(first[0], second[0])

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import headstart
-from headstart import Data, Experiment, FedAvg, Imported, Optimizer, Personalization, Stage, load, run
+from headstart import Data, Experiment, FedAvg, ModelSpec, Optimizer, Personalization, Stage, load, run
 from headstart.deploy.adapt import personalize_run
 from headstart.deploy.export import export_run, signed
 from headstart.errors import UserError
@@ -130,12 +130,12 @@ def quantities(path: Path) -> str:
 def kind(name: str, folder: Path) -> Experiment:
     """An experiment of each kind of model, with three clients."""
     data, model = {
-        "linear": (lambda: Data(quantities(folder / "quantities.npz")), Imported("linear")),
+        "linear": (lambda: Data(quantities(folder / "quantities.npz")), ModelSpec("linear")),
         "cnn": (
             lambda: Data("glyphs", {"writers": 3, "examples": 9}),
-            Imported("cnn", {"filters": (4,), "hidden": 4}),
+            ModelSpec("cnn", {"filters": (4,), "hidden": 4}),
         ),
-        "char_lstm": (lambda: Data(passages(folder / "text.h5")), Imported("char_lstm", {"width": 8, "layers": 1})),
+        "char_lstm": (lambda: Data(passages(folder / "text.h5")), ModelSpec("char_lstm", {"width": 8, "layers": 1})),
     }[name]
     stage = Stage("FedAvg", FedAvg(), Optimizer(), 1, 2)
     # Batches of two lengths are compiled, a whole one and a half; more would take their time.
@@ -370,16 +370,16 @@ def test_a_run_without_kept_examples_and_a_model_that_cannot_be_exported_are_tol
         "    return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(x.shape, x.dtype), x)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    made = Experiment("uneven", experiment(finished[0]).stages[:1], Data(str(finished[0])), Imported("uneven:net"))
-    prepared = prepare(made, trusted={"uneven"})
+    made = Experiment("uneven", experiment(finished[0]).stages[:1], Data(str(finished[0])), ModelSpec("uneven:net"))
+    prepared = prepare(made, allowed_modules={"uneven"})
     folder = tmp_path / "run"
     with claimed(folder, prepared.experiment, prepared.federation):
         pass
     checkpoint.write(folder / "seed-0/stage-0.safetensors", prepared.model.init(seed_key(0)), {"round": 1})
     write_json(folder / "seed-0/stage-0.json", {"stage": "FedAvg", "round": 1, "seed": 0})
     with pytest.raises(UserError, match=r"a run keeps some if x and y are one array each"):
-        export_run(folder, tmp_path / "artifact", trusted={"uneven"})
+        export_run(folder, tmp_path / "artifact", allowed_modules={"uneven"})
     write_samples(folder, prepared.federation, prepared.groups.test)
     with pytest.raises(UserError, match="the program 'adapt' of this model and task cannot be exported"):
-        export_run(folder, tmp_path / "artifact", trusted={"uneven"})
+        export_run(folder, tmp_path / "artifact", allowed_modules={"uneven"})
     assert not (tmp_path / "artifact").exists()

@@ -14,14 +14,14 @@ from PIL import Image
 
 from headstart.reports import page as report
 from headstart.reports.client_figures import HEXAGONS_FROM
-from headstart.reports.figures import drawings, left_out
+from headstart.reports.figures import figure_specs, left_out
 from headstart.reports.style import DARK, LIGHT, Theme, render
 from headstart.runs.results import gains, read_runs
-from made_runs import LENGTH, ROUNDS, experiment, write_run
+from made_runs import EPOCHS, ROUNDS, experiment, write_run
 
 
 def figure(runs: list[Path], name: str, theme: Theme = LIGHT) -> Any:
-    return next(drawing for drawing in drawings(read_runs(runs)) if drawing.name == name).draw(theme)
+    return next(figure_spec for figure_spec in figure_specs(read_runs(runs)) if figure_spec.name == name).draw(theme)
 
 
 def test_a_report_leaves_every_figure_light_and_dark(tmp_path: Path) -> None:
@@ -40,10 +40,10 @@ def test_a_report_leaves_every_figure_light_and_dark(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["text", "features"])
 def test_other_tasks_have_all_figures_but_pictures(tmp_path: Path, kind: str) -> None:
-    made = drawings(read_runs([write_run(tmp_path / "run", kind=kind)]))
-    assert [drawing.name for drawing in made] == ["rounds", "personalization", "clients", "gains"]
-    for drawing in made:
-        png, width = render(drawing, DARK)
+    made = figure_specs(read_runs([write_run(tmp_path / "run", kind=kind)]))
+    assert [figure_spec.name for figure_spec in made] == ["rounds", "personalization", "clients", "gains"]
+    for figure_spec in made:
+        png, width = render(figure_spec, DARK)
         assert png.startswith(b"\x89PNG") and 500 < width < 1200
 
 
@@ -79,7 +79,7 @@ def test_the_personalization_curve_is_the_uniform_mean_of_test_clients(tmp_path:
         np.testing.assert_allclose(axes.lines[2 * stage].get_ydata(), 100 * values.mean(axis=0))
         chosen = json.loads((run / "seed-0" / f"stage-{stage}.json").read_text())["test"]["length"]
         assert list(axes.lines[2 * stage + 1].get_xdata()) == [chosen]
-    assert axes.lines[0].get_xdata()[-1] == LENGTH
+    assert axes.lines[0].get_xdata()[-1] == EPOCHS
 
 
 @pytest.mark.parametrize("kind", ["image", "features"])
@@ -99,7 +99,7 @@ def test_every_client_is_a_point_and_those_made_worse_are_marked(tmp_path: Path,
 
 def test_many_clients_become_hexagons(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", clients=HEXAGONS_FROM + 1, stages=1)
-    made = {drawing.name: drawing for drawing in drawings(read_runs([run]))}
+    made = {figure_spec.name: figure_spec for figure_spec in figure_specs(read_runs([run]))}
     panel: Any = made["clients"].draw(LIGHT).axes[0]
     assert sum(panel.collections[1].get_array()) == HEXAGONS_FROM + 1
     assert len(render(made["clients"], DARK)[0]) < 200_000
@@ -132,7 +132,7 @@ def test_clients_without_finite_values_are_left_out_and_counted(tmp_path: Path, 
     np.savez(path, **arrays)
     read = read_runs([run])
     assert left_out(read) == [f"The figures leave out {clients} clients of FedAvg: a value is not finite."]
-    made = {drawing.name: drawing.draw(LIGHT) for drawing in drawings(read)}
+    made = {figure_spec.name: figure_spec.draw(LIGHT) for figure_spec in figure_specs(read)}
     assert ("gains" in made) == (clients == 2)
     if clients == 2:
         bars: Any = made["gains"].axes[0].patches
@@ -154,12 +154,12 @@ def test_several_runs_are_overlaid_and_get_a_panel_each(tmp_path: Path) -> None:
 def test_drawing_leaves_the_settings_of_matplotlib_alone_and_takes_any_name(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     run = write_run(tmp_path / "run", of=experiment("$x_ 初期 <b>"), until=20, stages=0)
-    for drawing in drawings(read_runs([run, write_run(tmp_path / "other")])):
-        render(drawing, LIGHT)
+    for figure_spec in figure_specs(read_runs([run, write_run(tmp_path / "other")])):
+        render(figure_spec, LIGHT)
     assert dict(matplotlib.rcParams) == before
 
 
 def test_the_same_files_give_the_same_picture(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    first, second = (render(drawings(read_runs([run]))[1], LIGHT)[0] for _ in range(2))
+    first, second = (render(figure_specs(read_runs([run]))[1], LIGHT)[0] for _ in range(2))
     assert first == second

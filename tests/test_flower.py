@@ -17,14 +17,14 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, MessageType, R
 from flwr.clientapp import ClientApp
 
 import tiny
-from headstart import Centralized, Cohort, Data, Experiment, FedAvg, FedSGD, Imported, Optimizer, Stage, UserError
+from headstart import Centralized, Cohort, Data, Experiment, FedAvg, FedSGD, ModelSpec, Optimizer, Stage, UserError
 from headstart.data.device_data import on_device
 from headstart.data.federation import named
 from headstart.experiment.serialization import to_json
-from headstart.flower import Terms, client_app, serve, wire
+from headstart.flower import ServerConfig, client_app, serve, wire
 from headstart.flower.server import told
 from headstart.learning.personalization import Curves, Personalization
-from headstart.learning.rounds import Totals, folded, round_key, seed_key
+from headstart.learning.rounds import Totals, aggregate_clients, round_key, seed_key
 from headstart.learning.tasks import Classification
 from headstart.methods import Ditto, FedPer
 from headstart.models.zoo import as_model
@@ -36,14 +36,14 @@ from headstart.training.sampling import sample
 from headstart.training.seed_run import DivergedError
 from inline_grid import InlineGrid, Node
 
-TERMS = Terms(nodes=2, deadline=0.2, patience=1.0)
+TERMS = ServerConfig(nodes=2, deadline=0.2, patience=1.0)
 PLAN = Experiment(
     "scripted",
     stages=(Stage("step", FedSGD(0.1), Optimizer("sgd", 1.0), rounds=3, clients_per_round=4, weighting="uniform"),),
     data=Data(train=0.5, validation=0.25),
-    model=Imported("logistic"),
+    model=ModelSpec("logistic"),
     task=Classification(),
-    personalization=Personalization(length=2),
+    personalization=Personalization(epochs=2),
     evaluate_every=1,
 )
 EXAMPLES = {"x": "float32[3]", "y": "int32[]", "own_split": True, "facts": {"kind": "features", "classes": 4}}
@@ -54,7 +54,7 @@ SIZE = 10
 def soon(monkeypatch):
     """Nobody waits long for the SuperLink to say that nothing came."""
     monkeypatch.setattr("headstart.flower.exchange.GRACE", 0.0)
-    for module in ("roster", "training", "measure"):
+    for module in ("registry", "training", "measure"):
         monkeypatch.setattr(f"headstart.flower.{module}.AGAIN", 0.1)
 
 
@@ -64,13 +64,13 @@ def scripted(*ids: str, delta: float = 1.0, examples: Any = EXAMPLES) -> ClientA
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        record = wire.holding_record(wire.stand_in(examples, ids, np.full((len(ids), 2), SIZE)))
+        record = wire.manifest_record(wire.stand_in(examples, ids, np.full((len(ids), 2), SIZE)))
         return Message(record, reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        order, params = wire.read_order(message.content), message.content.array_records[wire.PARAMS]
-        n = len(order.clients)
+        request, params = wire.read_request(message.content), message.content.array_records[wire.PARAMS]
+        n = len(request.clients)
         sums = {name: (jnp.float32(n), jnp.float32(2 * n)) for name in ("accuracy", "loss")}
         totals = Totals({}, jnp.float32(n), sums, jnp.int32(n), jnp.int32(0))
         record = wire.totals_record(totals)
@@ -81,9 +81,9 @@ def scripted(*ids: str, delta: float = 1.0, examples: Any = EXAMPLES) -> ClientA
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        order = wire.read_order(message.content)
-        shape = (len(order.clients), order.length + 1)
-        values = np.tile(np.linspace(4, 6, order.length + 1, dtype=np.float32), (len(order.clients), 1))
+        request = wire.read_request(message.content)
+        shape = (len(request.clients), request.epochs + 1)
+        values = np.tile(np.linspace(4, 6, request.epochs + 1, dtype=np.float32), (len(request.clients), 1))
         pair = values, np.full(shape[0], SIZE, np.float32)
         curves = Curves({"accuracy": pair, "loss": pair}, np.zeros(shape), np.zeros(shape))
         return Message(wire.curves_record(curves), reply_to=message)
@@ -98,9 +98,9 @@ def grid(**changes: dict[str, Any]) -> InlineGrid:
     return InlineGrid(dict(enumerate(nodes.values(), 1)))
 
 
-def run(there: InlineGrid, out, plan: Experiment = PLAN, terms: Terms = TERMS) -> list[dict]:
+def run(there: InlineGrid, out, plan: Experiment = PLAN, config: ServerConfig = TERMS) -> list[dict]:
     heard: list[dict] = []
-    serve(there, plan, out, terms=terms, listen=heard.append)
+    serve(there, plan, out, config=config, on_event=heard.append)
     return heard
 
 
@@ -166,7 +166,7 @@ def test_a_run_on_nodes_leaves_a_run_folder_that_can_be_reported(tmp_path):
         assert record["sent_bytes"] > 0 < record["received_bytes"]
     recorded = read_runs([tmp_path])[0]
     assert recorded.reached == {0: 3}
-    assert recorded.outcomes[0].reports[0]["test"]["accuracy"]["difference"]["mean"] == pytest.approx(0.2)
+    assert recorded.stage_results[0].reports[0]["test"]["accuracy"]["difference"]["mean"] == pytest.approx(0.2)
 
 
 def test_cohorts_are_those_of_a_run_on_one_machine(tmp_path):
@@ -175,8 +175,8 @@ def test_cohorts_are_those_of_a_run_on_one_machine(tmp_path):
     run(there, tmp_path, plan)
     members = read_json(tmp_path / "seed-0" / "members.json")
     for number in (1, 2, 3):
-        orders = [wire.read_order(m.content) for m in there.sent if m.metadata.message_type == MessageType.TRAIN]
-        asked = {client for order in orders if order.round == number for client in order.clients}
+        requests = [wire.read_request(m.content) for m in there.sent if m.metadata.message_type == MessageType.TRAIN]
+        asked = {client for request in requests if request.round == number for client in request.clients}
         assert asked == {members["train"][i] for i in sample(0, number, 2, 4)}
 
 
@@ -284,14 +284,14 @@ def test_clients_that_could_not_be_measured_are_untested(tmp_path):
 
 def test_too_few_nodes_end_the_run_with_a_sentence(tmp_path):
     with pytest.raises(UserError, match=r"2 of 3 nodes told what they hold .* start more nodes, or ask for fewer"):
-        run(grid(), tmp_path, terms=replace(TERMS, nodes=3))
+        run(grid(), tmp_path, config=replace(TERMS, nodes=3))
 
 
 def test_a_node_with_other_examples_is_left_out(tmp_path):
     there = grid()
     other = scripted("x", "y", examples=EXAMPLES | {"facts": {"kind": "features", "classes": 5}})
     there.nodes[3] = Node(other, {}, "odd")
-    run(there, tmp_path, terms=replace(TERMS, nodes=3))
+    run(there, tmp_path, config=replace(TERMS, nodes=3))
     fault = logged(tmp_path, "fault")[0]
     assert fault["node"] == "odd" and "classes is 5 here and 4 there" in fault["reason"]
     assert_steps(tmp_path, 3)
@@ -300,7 +300,7 @@ def test_a_node_with_other_examples_is_left_out(tmp_path):
 def test_nobody_takes_over_anothers_clients(tmp_path):
     there = grid()
     there.nodes[3] = Node(scripted("a", "b", delta=100.0), {}, "thief")
-    run(there, tmp_path, terms=replace(TERMS, nodes=3))
+    run(there, tmp_path, config=replace(TERMS, nodes=3))
     fault = logged(tmp_path, "fault")[0]
     assert fault["node"] == "thief" and "north has them already" in fault["reason"]
     assert_steps(tmp_path, 3)
@@ -318,7 +318,7 @@ def test_a_diverged_run_stops_with_its_round(tmp_path):
         ({"stages": (Centralized("all", Optimizer(), 2),)}, "devices keep their data"),
         ({"stages": (Stage("own", Ditto(), Optimizer("sgd", 1.0), 2),)}, "devices do not offer yet"),
         ({"stages": (Stage("own", FedPer(), Optimizer("sgd", 1.0), 2),)}, "devices do not offer yet"),
-        ({"personalization": Personalization(rates=(0.1, 0.3))}, "devices personalize at one rate"),
+        ({"personalization": Personalization(learning_rates=(0.1, 0.3))}, "devices personalize at one rate"),
     ],
     ids=["centralized", "Ditto", "FedPer", "rates"],
 )
@@ -334,7 +334,7 @@ def test_what_devices_cannot_do_is_refused(changes, sentence, tmp_path):
 def test_a_node_cannot_say_just_anything_of_its_examples(examples):
     record = RecordDict({wire.TOLD: wire._document({"ids": ["a"], "sizes": [[1, 1]], "examples": examples})})
     with pytest.raises(UserError, match="does not say what its examples look like"):
-        wire.read_holding(record)
+        wire.read_manifest(record)
 
 
 def test_an_array_that_lies_about_its_size_takes_no_memory():
@@ -352,7 +352,7 @@ def own_clients(context: Context):
 
 
 def ask(app: ClientApp, kind: str, experiment: Experiment = PLAN, params: Any = None, **order: Any) -> Message:
-    content = wire.order_record(wire.Order(to_json(experiment), **order), params)
+    content = wire.request_record(wire.Request(to_json(experiment), **order), params)
     there = InlineGrid({1: Node(app, {})})
     message = Message(content, 1, kind)
     there.push_messages([message])
@@ -370,7 +370,7 @@ def test_a_device_folds_its_clients_as_a_round_does(lanes):
     app = client_app(plan, own_clients, lanes=lanes)
     reply = ask(app, MessageType.TRAIN, plan, params, round=4, seed=5, clients=("a", "c", "b"))
     model = as_model(tiny_model(), jnp.zeros((1, 3)))
-    fold = jax.jit(folded(Classification(), model, stage.update))
+    fold = jax.jit(aggregate_clients(Classification(), model, stage.update))
     cohort = Cohort(on_device(federation)(np.array([0, 1, 2])))
     expected, _ = fold(params, cohort, round_key(seed_key(5), 4))
     totals = wire.read_totals(reply.content, expected, most=20.0, clients=3)
@@ -389,7 +389,7 @@ def test_a_device_takes_part_in_its_own_experiment_alone():
 
 
 def test_a_device_imports_nothing_that_its_owner_does_not_name():
-    plan = replace(PLAN, model=Imported("os:system"))
+    plan = replace(PLAN, model=ModelSpec("os:system"))
     assert "names code in the module 'os'" in refusal(ask(client_app(None, own_clients), MessageType.QUERY, plan))
 
 
@@ -409,6 +409,6 @@ def test_a_device_trains_no_client_it_does_not_hold():
 
 def test_what_a_device_says_of_its_clients_holds_no_example():
     reply = ask(client_app(PLAN, own_clients), MessageType.QUERY)
-    holding = wire.read_holding(reply.content)
-    assert not reply.content.array_records and holding.ids == tuple("abcde")
-    assert holding.examples == EXAMPLES | {"x": "float64[3]"}
+    manifest = wire.read_manifest(reply.content)
+    assert not reply.content.array_records and manifest.ids == tuple("abcde")
+    assert manifest.examples == EXAMPLES | {"x": "float64[3]"}

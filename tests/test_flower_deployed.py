@@ -29,7 +29,7 @@ from headstart import (
     Experiment,
     FedAvg,
     FedSGD,
-    Imported,
+    ModelSpec,
     Optimizer,
     Personalization,
     Reptile,
@@ -38,7 +38,7 @@ from headstart import (
 )
 from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import Prepared, prepare
-from headstart.learning.rounds import State, folded, round_key, seed_key, server_step
+from headstart.learning.rounds import State, aggregate_clients, round_key, seed_key, server_step
 from headstart.runs.checkpoint import read, read_arrays
 from headstart.runs.directory import read_curves, read_json
 from headstart.runs.log import read_records
@@ -160,7 +160,7 @@ def plan(name: str, source: Path, *stages: Stage, validation: float = 0.0, **cha
             name,
             stages,
             Data(str(source), {"classes": 4}, train=0.6, validation=validation),
-            Imported("mlp", {"widths": [8]}),
+            ModelSpec("mlp", {"widths": [8]}),
             personalization=Personalization(Optimizer("sgd", 0.1), 4, 2),
             evaluation_clients=0,
             test=False,
@@ -177,7 +177,7 @@ def distance(a, b) -> float:
 
 def round_here(ready: Prepared, stage: Stage, number: int, state: State, clients: np.ndarray) -> State:
     """What a simulated round with these clients makes of a state."""
-    fold = folded(ready.task, ready.model, stage.update, weighting=stage.weighting)
+    fold = aggregate_clients(ready.task, ready.model, stage.update, weighting=stage.weighting)
     cohort = Cohort(on_device(ready.federation)(clients, ready.federation.training_part))
     totals, _ = jax.jit(fold)(state.params, cohort, round_key(seed_key(ready.experiment.seed), number))
     return server_step(stage.server.build(), state, totals)[0]
@@ -208,12 +208,12 @@ def test_two_stages_in_float64_are_the_same(deployment, tmp_path):
         Stage("FedAvg", FedAvg(2, **RATE), Optimizer("sgd", 1.0, {"momentum": 0.9}), 2, 3),
         Stage("Reptile", Reptile(3, **RATE), Optimizer("adam", 1e-2), 1, 3, "uniform"),
     )
-    changes = {"model": Imported("tiny:SOFTMAX"), "test": True}
+    changes = {"model": ModelSpec("tiny:SOFTMAX"), "test": True}
     experiment = plan("two", deployment.data("good", "doomed"), *stages, validation=0.2, **changes)
     out = tmp_path / "devices"
     run = deployment.submit(experiment, out, nodes=2, x64=True)
     with jax.enable_x64(True):
-        headstart.run(experiment, tmp_path / "here", trusted=("tiny",))
+        headstart.run(experiment, tmp_path / "here", allowed_modules=("tiny",))
     deployment.wait(run, (out / "seed-0" / "stage-1.json").exists)
     for stage in (0, 1):
         files = [folder / "seed-0" / f"stage-{stage}" for folder in (out, tmp_path / "here")]
@@ -232,7 +232,7 @@ def test_what_fails_is_reported_and_spoils_nothing(deployment, tmp_path):
     deployment.start("spoiled", fault="spoiled")
     deployment.start("slow", fault="slow", seconds=deadline + 3)
     stage = Stage("step", FedSGD(0.1), Optimizer("sgd", 1.0, {"momentum": 0.9}), 4, 99)
-    experiment = plan("faults", deployment.data(*NODES), stage, model=Imported("logistic"))
+    experiment = plan("faults", deployment.data(*NODES), stage, model=ModelSpec("logistic"))
     out, log = tmp_path / "devices", tmp_path / "devices" / "seed-0" / "metrics.jsonl"
 
     def rounds() -> dict[int, dict]:

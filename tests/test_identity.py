@@ -8,7 +8,7 @@ import reference
 import small
 import tiny
 from headstart.data.device_data import on_device
-from headstart.experiment.experiment import Data, Imported
+from headstart.experiment.experiment import Data, ModelSpec
 from headstart.experiment.setup import prepare
 from headstart.learning.rounds import client_key
 from headstart.learning.tasks import Classification
@@ -199,7 +199,7 @@ def test_the_study_gives_its_evidence(tmp_path):
     setting = Setting(
         scale="smoke",
         data=Data(str(small.federation_file(tmp_path / "data.npz")), train=0.6, validation=0.2),
-        model=Imported("mlp", {"widths": (4,)}),
+        model=ModelSpec("mlp", {"widths": (4,)}),
         task=Classification(),
         client_rates=(0.1,),
         epochs=(1,),
@@ -225,4 +225,4 @@ def test_the_study_gives_its_evidence(tmp_path):
     assert all(len(row) == len(table.head) for table in evidence.tables for row in table.rows)
     assert [row[0] for row in evidence.tables[0].rows] == ["0", "2", "6"]
     assert list(evidence.commands.values()) == ["headstart run FedAvg, 2 rounds", "headstart run FedAvg, 6 rounds"]
-    assert len({drawing.name for drawing in evidence.drawings}) == 3
+    assert len({figure_spec.name for figure_spec in evidence.figure_specs}) == 3

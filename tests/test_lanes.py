@@ -23,10 +23,10 @@ from headstart import (
 )
 from headstart.data.device_data import on_device
 from headstart.devices import all_devices
-from headstart.learning.parallel import deal
-from headstart.learning.partial_batches import trimmed
+from headstart.learning.parallel import assign_clients
+from headstart.learning.partial_batches import with_partial_batches
 from headstart.learning.personalization import Personalization, personalizer
-from headstart.learning.rounds import Cohort, federated, round_key, several
+from headstart.learning.rounds import Cohort, federated, round_key, run_rounds
 from headstart.training.sampling import cohorts
 
 KEY = jax.random.key(3, impl="threefry2x32")
@@ -38,21 +38,21 @@ UPDATES = [FedSGD(), FedAvg(2, 0.1, 3), Reptile(4, 0.1, 3), FOMAML(2, 0.1, 3), M
 @pytest.mark.parametrize("count", [1, 5, 12])
 def test_everyone_is_dealt_once(lanes, devices, count):
     mesh, clients = all_devices(devices), np.arange(count) + 100
-    dealt = deal(clients, np.random.default_rng(count).integers(1, 90, count), lanes=lanes, mesh=mesh)
-    assert sorted(dealt[dealt >= 0]) == clients.tolist()
-    assert len(dealt) % devices == 0
+    assigned = assign_clients(clients, np.random.default_rng(count).integers(1, 90, count), lanes=lanes, mesh=mesh)
+    assert sorted(assigned[assigned >= 0]) == clients.tolist()
+    assert len(assigned) % devices == 0
 
 
 def test_devices_get_about_as_much_to_do():
     sizes = np.random.default_rng(0).lognormal(4.5, 0.6, 30).astype(int)
-    dealt = deal(np.arange(30), sizes, mesh=all_devices(3)).reshape(3, -1)
-    loads = np.array([sizes[row[row >= 0]].sum() for row in dealt])
+    assigned = assign_clients(np.arange(30), sizes, mesh=all_devices(3)).reshape(3, -1)
+    loads = np.array([sizes[row[row >= 0]].sum() for row in assigned])
     assert loads.max() < 1.03 * loads.mean()
 
 
 def test_lanes_run_clients_of_one_size_side_by_side():
     sizes = np.array([10, 90, 11, 91, 12, 92])
-    lanes = deal(np.arange(6), sizes, lanes=3).reshape(3, 2)
+    lanes = assign_clients(np.arange(6), sizes, lanes=3).reshape(3, 2)
     assert [set(column) for column in lanes.T] == [{1, 3, 5}, {0, 2, 4}]
 
 
@@ -69,7 +69,7 @@ def test_devices_and_lanes_change_a_round_by_rounding_only(update, float64):
         algorithm = federated(
             Classification(), tiny.SOFTMAX, update, optax.sgd(1.0, momentum=0.9), lanes=lanes, mesh=mesh
         )
-        clients = deal(np.arange(5), federation.sizes[:, 0], lanes=lanes, mesh=mesh)
+        clients = assign_clients(np.arange(5), federation.sizes[:, 0], lanes=lanes, mesh=mesh)
         cohort = Cohort(on_device(federation, mesh=mesh)(clients))
         state, info = jax.jit(algorithm.step)(algorithm.init(tiny.theta()), cohort, KEY)
         results.append(jax.device_get((state.params, info.metrics, info.clients)))
@@ -79,16 +79,16 @@ def test_devices_and_lanes_change_a_round_by_rounding_only(update, float64):
 
 def test_several_rounds_in_one_program_are_the_same_bits_as_one_after_another():
     federation = tiny.federation()
-    algorithm, draw = (
+    algorithm, gather = (
         federated(Classification(), tiny.SOFTMAX, FedAvg(1, 0.1, 3), optax.adam(0.1)),
         on_device(federation),
     )
     cohorts = [np.array([4, 0]), np.array([1, 2]), np.array([2, -1])]
-    program, room = several(algorithm), np.full((1, 2), -1)
-    together, infos = program(algorithm.init(tiny.theta()), Cohort(draw(np.stack([*cohorts, room[0]]))), KEY, 7, 3)
+    program, room = run_rounds(algorithm), np.full((1, 2), -1)
+    together, infos = program(algorithm.init(tiny.theta()), Cohort(gather(np.stack([*cohorts, room[0]]))), KEY, 7, 3)
     state, counted = algorithm.init(tiny.theta()), []
     for number, clients in enumerate(cohorts, start=7):
-        drawn = Cohort(draw(np.concatenate([clients[None], room, room, room])))
+        drawn = Cohort(gather(np.concatenate([clients[None], room, room, room])))
         state, info = program(state, drawn, KEY, number, 1)
         counted.append(int(info.clients[0]))
     jax.tree.map(np.testing.assert_array_equal, together, state)
@@ -96,7 +96,7 @@ def test_several_rounds_in_one_program_are_the_same_bits_as_one_after_another():
     step = jax.jit(algorithm.step)
     plain = algorithm.init(tiny.theta())
     for number, clients in enumerate(cohorts, start=7):
-        plain, _ = step(plain, Cohort(draw(clients)), round_key(KEY, number))
+        plain, _ = step(plain, Cohort(gather(clients)), round_key(KEY, number))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), together.params, plain.params)
 
 
@@ -119,14 +119,14 @@ def test_a_partial_batch_runs_at_the_shortest_length_that_holds_it(rows):
 
     x, mask = jnp.arange(10.0) + 1, jnp.arange(10) < rows
     examples = Examples(x, x, mask)
-    assert jax.jit(trimmed(function))(examples, 2.0) == rows * (rows + 1)
+    assert jax.jit(with_partial_batches(function))(examples, 2.0) == rows * (rows + 1)
     jax.effects_barrier()
     assert lengths == [next(n for n in (3, 5, 10) if n >= rows)]
 
 
 def test_side_by_side_a_batch_stays_whole():
     examples = Examples(jnp.ones((2, 8)), jnp.ones((2, 8)), jnp.arange(8) < jnp.array([[1], [8]]))
-    summed = jax.jit(jax.vmap(trimmed(lambda examples: (examples.x * examples.mask).sum())))
+    summed = jax.jit(jax.vmap(with_partial_batches(lambda examples: (examples.x * examples.mask).sum())))
     np.testing.assert_array_equal(summed(examples), [1, 8])
     assert "cond" not in str(jax.make_jaxpr(summed)(examples))
 
@@ -134,8 +134,8 @@ def test_side_by_side_a_batch_stays_whole():
 @pytest.mark.parametrize("limit", [0, 2**30])
 def test_the_pool_of_a_datacenter_needs_no_even_number_of_clients(limit):
     federation, stage = tiny.federation(), Centralized("pool", Optimizer("sgd", 0.1), rounds=2, steps=2, batch_size=4)
-    draw = on_device(federation, limit=limit, mesh=all_devices(3))
-    drawn = cohorts(stage, np.arange(5), draw, seed=0, first_round=1)(1, 2, 3).cohort
+    gather = on_device(federation, limit=limit, mesh=all_devices(3))
+    drawn = cohorts(stage, np.arange(5), gather, seed=0, first_round=1)(1, 2, 3).cohort
     assert drawn.clients.rows.shape == (3, 1, 8)
     assert drawn.clients.block.y.shape[0] >= federation.sizes.sum()
 

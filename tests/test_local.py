@@ -11,7 +11,7 @@ import pytest
 import reference
 import tiny
 from headstart.data.federation import as_input
-from headstart.learning.local_sgd import Descent, batches_per_epoch, gradient_at, shuffled, step_keys, whole_gradient
+from headstart.learning.local_sgd import LocalSGD, batches_per_epoch, gradient_at, shuffled, step_keys, whole_gradient
 from headstart.learning.rounds import client_key
 from headstart.learning.tasks import Classification
 from headstart.methods.paper import support_and_query
@@ -26,7 +26,7 @@ def positions(client, numbers, batch_size, key=KEY):
     found = []
     for number in numbers:
         marked = client._replace(block=client.block._replace(y=jnp.arange(len(client.block.y))))
-        examples = tiny.draw_batch(marked, number, key, batch_size=batch_size)
+        examples = tiny.gather_batch(marked, number, key, batch_size=batch_size)
         found.append(np.asarray(examples.y)[np.asarray(examples.mask)].tolist())
     return found
 
@@ -49,7 +49,7 @@ def test_every_epoch_sees_each_example_once_in_an_order_of_its_own(client, batch
 
 
 def test_a_client_without_examples_gets_batches_of_padding():
-    examples = tiny.draw_batch(tiny.one(tiny.federation(), 3), 2, KEY, batch_size=5)
+    examples = tiny.gather_batch(tiny.one(tiny.federation(), 3), 2, KEY, batch_size=5)
     assert not np.asarray(examples.mask).any()
     assert np.isfinite(np.asarray(examples.x)).all()
 
@@ -70,7 +70,7 @@ def test_uint8_images_arrive_between_zero_and_one_and_other_arrays_as_they_are()
 
 def test_a_partial_batch_is_averaged_over_its_real_rows(float64):
     adapt, params = tiny.one(tiny.federation(), 0), tiny.theta()
-    examples = tiny.draw_batch(adapt, 2, KEY, batch_size=3)
+    examples = tiny.gather_batch(adapt, 2, KEY, batch_size=3)
     mask = np.asarray(examples.mask)
     assert mask.sum() == 1
     gradient, (_, metrics) = jax.jit(gradient_at, static_argnums=(0, 1))(
@@ -99,23 +99,23 @@ def test_the_gradient_on_all_examples_does_not_depend_on_how_they_are_batched(fl
 def test_a_small_client_takes_all_steps_and_wraps_at_its_own_epoch_length(float64):
     # Five examples in batches of 2: an epoch is 3 steps, of which the last has one example.
     adapt, params, rate = tiny.one(tiny.federation(), 4), tiny.theta(), 0.3
-    descent = Descent(Classification(), tiny.SOFTMAX, optax.sgd(rate), 2)
-    progress = tiny.descend(descent, descent.begin(params), adapt, KEY, 10)
-    assert int(progress.step) == 10
+    local_sgd = LocalSGD(Classification(), tiny.SOFTMAX, optax.sgd(rate), 2)
+    local_state = tiny.descend(local_sgd, local_sgd.init(params), adapt, KEY, 10)
+    assert int(local_state.step) == 10
     path = tiny.drawn(adapt, KEY, range(10), 2)
     assert [len(y) for _, y in path] == [2, 2, 1, 2, 2, 1, 2, 2, 1, 2]
     problem = reference.softmax_regression(tiny.FEATURES, tiny.CLASSES)
     expected = reference.iterates(problem, tiny.flat(params), path, rate)[-1]
-    np.testing.assert_allclose(tiny.flat(progress.params), expected, rtol=1e-12)
-    assert float(progress.metrics["loss"][1]) == sum(len(y) for _, y in path)
+    np.testing.assert_allclose(tiny.flat(local_state.params), expected, rtol=1e-12)
+    assert float(local_state.metrics["loss"][1]) == sum(len(y) for _, y in path)
 
 
 def test_a_path_may_be_walked_in_pieces(float64):
     adapt, params = tiny.one(tiny.federation(), 0), tiny.theta()
-    descent = Descent(Classification(), tiny.SOFTMAX, optax.adam(0.1), 3)
-    whole = tiny.descend(descent, descent.begin(params), adapt, KEY, 7)
-    start = tiny.descend(descent, descent.begin(params), adapt, KEY, 4)
-    piece = tiny.descend(descent, start, adapt, KEY, 3)
+    local_sgd = LocalSGD(Classification(), tiny.SOFTMAX, optax.adam(0.1), 3)
+    whole = tiny.descend(local_sgd, local_sgd.init(params), adapt, KEY, 7)
+    start = tiny.descend(local_sgd, local_sgd.init(params), adapt, KEY, 4)
+    piece = tiny.descend(local_sgd, start, adapt, KEY, 3)
     jax.tree.map(np.testing.assert_array_equal, whole, piece)
 
 
@@ -123,8 +123,8 @@ def test_adjust_bends_the_gradient_that_the_optimizer_gets(float64):
     adapt, params = tiny.one(tiny.federation(), 0), tiny.theta()
     start = params["theta"]
     adjust = lambda gradient, at: {"theta": gradient["theta"] + 0.5 * (at["theta"] - start) + 1}  # noqa: E731
-    descent = Descent(Classification(), tiny.SOFTMAX, optax.sgd(0.1), 3, adjust=adjust)
-    found = tiny.descend(descent, descent.begin(params), adapt, KEY, 4).params
+    local_sgd = LocalSGD(Classification(), tiny.SOFTMAX, optax.sgd(0.1), 3, adjust=adjust)
+    found = tiny.descend(local_sgd, local_sgd.init(params), adapt, KEY, 4).params
     problem = reference.softmax_regression(tiny.FEATURES, tiny.CLASSES)
     expected = tiny.flat(params)
     for examples in tiny.drawn(adapt, KEY, range(4), 3):
@@ -148,13 +148,13 @@ def noting(length):
 
 
 NOTING = noting(6)
-NOTING_DESCENT = Descent(Classification(), NOTING, optax.sgd(0.1), 3)
+NOTING_DESCENT = LocalSGD(Classification(), NOTING, optax.sgd(0.1), 3)
 
 
 def draws_of(federation, client, key):
     adapt, start = tiny.one(federation, client), NOTING.init(KEY)
-    progress = tiny.descend(NOTING_DESCENT, NOTING_DESCENT.begin(start), adapt, client_key(key, adapt), 6)
-    return np.asarray(progress.params["draws"])
+    local_state = tiny.descend(NOTING_DESCENT, NOTING_DESCENT.begin(start), adapt, client_key(key, adapt), 6)
+    return np.asarray(local_state.params["draws"])
 
 
 def test_the_keys_of_a_model_differ_by_client_step_and_round_and_follow_the_id_not_the_place():

@@ -80,13 +80,13 @@ def test_a_run_with_memory_goes_on_with_the_same_bits(method, before, tmp_path):
         plan = replace(plan, stages=(first, *plan.stages))
     assert run(plan, tmp_path / "whole")
 
-    def listen(record):
+    def on_event(record):
         if record["event"] == "round" and record["round"] == before + 4:
             raise KeyboardInterrupt
 
     every = Options(checkpoint_seconds=0.0)
     with pytest.raises(KeyboardInterrupt):
-        run(plan, tmp_path / "parts", listen=listen, options=every)
+        run(plan, tmp_path / "parts", on_event=on_event, options=every)
     newest = max((tmp_path / "parts" / "seed-0" / "checkpoints").iterdir())
     assert newest.name == f"round-{before + 3:07d}.safetensors" and any(
         "kept" in name for name in read_arrays(newest)[0]

@@ -65,10 +65,10 @@ def near(centre, anchor, strength):
     return np.linalg.solve(tiny.CURVATURE + strength * np.eye(3), tiny.CURVATURE @ centre + strength * anchor)
 
 
-def personal(method, client, broadcast, *, length, rate=RATE, task=TASK, model=MODEL, batch_size=BATCH):
+def personal(method, client, broadcast, *, epochs, rate=RATE, task=TASK, model=MODEL, batch_size=BATCH):
     """A held-out client's own parameters."""
-    recipe = Personalization(Optimizer("sgd", rate), batch_size, length)
-    adapted = jax.jit(partial(adapt_client, task, model, recipe, length=length, method=method))
+    recipe = Personalization(Optimizer("sgd", rate), batch_size, epochs)
+    adapted = jax.jit(partial(adapt_client, task, model, recipe, epochs=epochs, method=method))
     return adapted(method.init_server(broadcast), client, KEY)
 
 
@@ -103,7 +103,7 @@ def test_fedprox_is_its_numpy_reference(float64):
 @pytest.mark.parametrize("method", [Ditto(strength=0.7), PFedMe(strength=0.7)], ids=["Ditto", "pFedMe"])
 def test_a_pulled_client_comes_to_rest_between_its_own_minimum_and_the_model(method, float64):
     (client, centre), start = quadratic(1), np.array([0.5, 0.5, -0.5])
-    found = personal(method, client, {"theta": jnp.asarray(start)}, length=400, task=tiny.Quadratic(), model=tiny.POINT)
+    found = personal(method, client, {"theta": jnp.asarray(start)}, epochs=400, task=tiny.Quadratic(), model=tiny.POINT)
     np.testing.assert_allclose(found["theta"], near(centre, start, 0.7), rtol=1e-10)
 
 
@@ -111,7 +111,7 @@ def test_a_strong_pull_keeps_the_model(float64):
     (client, _), start = quadratic(1), np.array([0.5, 0.5, -0.5])
     method = Ditto(strength=1e6)
     found = personal(
-        method, client, {"theta": jnp.asarray(start)}, length=50, rate=1e-6, task=tiny.Quadratic(), model=tiny.POINT
+        method, client, {"theta": jnp.asarray(start)}, epochs=50, rate=1e-6, task=tiny.Quadratic(), model=tiny.POINT
     )
     np.testing.assert_allclose(found["theta"], start, atol=1e-5)
 
@@ -142,7 +142,7 @@ def test_local_training_learns_nothing_together_and_starts_from_the_untrained_mo
     assert not tiny.flat(reply_of(LocalOnly(), client, theta).delta).any()
     path = tiny.drawn(client, KEY, range(8), BATCH)
     expected = tiny.flat(theta) - reference.fedavg(PROBLEM, tiny.flat(theta), path, RATE)
-    np.testing.assert_allclose(tiny.flat(personal(LocalOnly(), client, theta, length=2)), expected, rtol=1e-12)
+    np.testing.assert_allclose(tiny.flat(personal(LocalOnly(), client, theta, epochs=2)), expected, rtol=1e-12)
 
 
 # A body of two numbers and a head of one: y = x'b + h.
@@ -206,7 +206,7 @@ def test_anil_takes_inner_steps_on_the_head_and_one_gradient_of_all(float64):
 @pytest.mark.parametrize("method", [FedRep(head=HEAD), FedBABU(head=HEAD), ANIL(head=HEAD)], ids=lambda m: str(type(m)))
 def test_a_held_out_client_fits_the_head_alone(method, float64):
     broadcast = {"body": jnp.asarray([1.0, -1.0]), "head": jnp.zeros(())}
-    found = personal(method, affine_client(4.0), broadcast, length=200, rate=0.1, task=Regression(), model=AFFINE)
+    found = personal(method, affine_client(4.0), broadcast, epochs=200, rate=0.1, task=Regression(), model=AFFINE)
     np.testing.assert_array_equal(found["body"], [1.0, -1.0])
     np.testing.assert_allclose(found["head"], 4.0, rtol=1e-6)
 
@@ -256,10 +256,10 @@ def test_ifca_leaves_a_model_that_nobody_chose_and_its_momentum(float64):
     federation = tiny.quadratic_federation(np.array([[3.0, 0, 0], [-9.5, 0, 0]]), [4, 4])
     server = Optimizer("sgd", 1.0, {"momentum": 0.9}).build()
     algorithm = federated(tiny.Quadratic(), tiny.POINT, IFCA(2, 1, RATE, 4), server)
-    state, step, draw = algorithm.init({"theta": jnp.zeros(3)}), jax.jit(algorithm.step), on_device(federation)
+    state, step, gather = algorithm.init({"theta": jnp.zeros(3)}), jax.jit(algorithm.step), on_device(federation)
     state = state._replace(params={**state.params, "models": {"theta": jnp.asarray([[1.0, 0, 0], [-9.0, 0, 0]])}})
-    both, _ = step(state, Cohort(draw(np.array([0, 1]))), KEY)
-    one, _ = step(both, Cohort(draw(np.array([0, -1]))), jax.random.fold_in(KEY, 1))
+    both, _ = step(state, Cohort(gather(np.array([0, 1]))), KEY)
+    one, _ = step(both, Cohort(gather(np.array([0, -1]))), jax.random.fold_in(KEY, 1))
     models = [each.params["models"]["theta"] for each in (state, both, one)]
     assert np.abs(models[1] - models[0]).max(axis=1).min() > 1e-3 and np.abs(models[2][0] - models[1][0]).max() > 1e-3
     np.testing.assert_array_equal(models[2][1], models[1][1])
@@ -300,13 +300,13 @@ def test_statistics_of_batches_are_not_bent():
 def test_scaffold_is_its_numpy_reference_over_three_rounds(float64):
     method, theta, server = Scaffold(3, RATE, BATCH), tiny.theta(), Optimizer("sgd", 1.0).build()
     algorithm = federated(TASK, MODEL, method, server, weighting="uniform", participation=0.5)
-    step, state, draw = jax.jit(algorithm.step), algorithm.init(theta), on_device(tiny.federation())
+    step, state, gather = jax.jit(algorithm.step), algorithm.init(theta), on_device(tiny.federation())
     states = ClientStates(method.init_client_state(theta))
     clients = {i: tiny.one(tiny.federation(), i) for i in EVERYONE}
     at, control, own = tiny.flat(theta), 0.0, dict.fromkeys(EVERYONE, 0.0)
     for number, chosen in enumerate(np.array([[0, 2], [2, 4], [0, 1]])):
         key = jax.random.fold_in(KEY, number)
-        state, info = step(state, Cohort(draw(chosen), states.of(chosen)), key)
+        state, info = step(state, Cohort(gather(chosen), states.of(chosen)), key)
         states.put(chosen, info.client_state)
         moves, changes = [], []
         for i in chosen:

@@ -74,7 +74,7 @@ def test_rounds_to_the_target_count_one_evaluation_more_where_it_is_never_reache
 
 def test_spread_needs_ten_seeds():
     rows = paper_like()
-    few = {key: each._replace(curves=each.curves[:9], lengths=each.lengths[:9]) for key, each in rows.items()}
+    few = {key: each._replace(curves=each.curves[:9], epochs=each.lengths[:9]) for key, each in rows.items()}
     assert table1._steadier(rows).decision == "holds"
     assert table1._steadier(few).decision == "not decided"
 

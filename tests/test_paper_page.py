@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headstart.reports.style import DARK, LIGHT, Drawing, Theme, render
+from headstart.reports.style import DARK, LIGHT, FigureSpec, Theme, render
 from headstart.statistics.verdicts import decide, decide_most, difference, spread
 from headstart.studies import html as shown
 from headstart.studies.evidence import Choice, Claim, Evidence, Table, points, spoken, spoken_spread
@@ -142,7 +142,7 @@ def test_everything_found_is_on_the_page(written: Path) -> None:
                 assert all(spaced(cell) in text for row in table.rows for cell in row)
             assert all(spaced(note) in text for note in evidence.notes)
             assert all(spaced(f"# {name} {command}") in text for name, command in evidence.commands.items())
-            assert all(drawing.text in text for drawing in evidence.drawings)
+            assert all(figure_spec.text in text for figure_spec in evidence.figure_specs)
     for words in (
         "headstart reproduce --scale 'small' --out here",
         "Linux <x86_64>",
@@ -232,8 +232,8 @@ def test_figures_are_on_the_page_and_beside_it_light_and_dark(written: Path) -> 
 def test_lines_keep_colours_of_their_own_in_the_embedded_figure(theme: int, tmp_path: Path) -> None:
     x = np.arange(11)
     lines = [(f"line {i}", x, 0.5 - 0.1 * i * x / 10 + np.array([[-0.05], [0.0], [0.05]])) for i in range(4)]
-    drawing = curves("datacenter", "", "Lines in bands", [("", lines)], x_label="epochs", y_label="accuracy")
-    picture = shown.draw("glyphs", table1(0), drawing, tmp_path)
+    figure_spec = curves("datacenter", "", "Lines in bands", [("", lines)], x_label="epochs", y_label="accuracy")
+    picture = shown.draw("glyphs", table1(0), figure_spec, tmp_path)
     with Image.open(BytesIO(picture[theme])) as image:
         pixels = np.asarray(image.convert("RGB"), np.int64).reshape(-1, 3)
     for colour in (LIGHT, DARK)[theme].series[:4]:
@@ -242,8 +242,8 @@ def test_lines_keep_colours_of_their_own_in_the_embedded_figure(theme: int, tmp_
 
 
 def test_fifteen_figures_stay_below_a_megabyte(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def drawn_already(drawing: Drawing, folder: Path) -> list[tuple[bytes, int]]:
-        name = re.sub("-[a-e](?=-|$)", "-glyphs", drawing.name)
+    def drawn_already(figure_spec: FigureSpec, folder: Path) -> list[tuple[bytes, int]]:
+        name = re.sub("-[a-e](?=-|$)", "-glyphs", figure_spec.name)
         return [((written.parent / "figures" / f"{name}{s}.png").read_bytes(), 946) for s in ("", "-dark")]
 
     monkeypatch.setattr(shown, "save", drawn_already)
@@ -255,7 +255,7 @@ def test_fifteen_figures_stay_below_a_megabyte(written: Path, tmp_path: Path, mo
 def test_a_page_that_would_be_too_large_shows_light_figures_only_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shown, "save", lambda drawing, folder: [(picture_of(0), 946), (picture_of(1), 946)])
+    monkeypatch.setattr(shown, "save", lambda figure_spec, folder: [(picture_of(0), 946), (picture_of(1), 946)])
     monkeypatch.setattr(shown, "MOST_BYTES", 30_000)
     content = write(tmp_path).read_text(encoding="utf-8")
     assert "<picture>" not in content and content.count('<figure class="light">') == 5
@@ -285,7 +285,7 @@ def test_results_are_readable_json_that_comes_back_the_same(tmp_path: Path) -> N
     for path, evidence in zip(paths, evidences, strict=True):
         read = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
         assert read == as_document(evidence)
-        assert set(read) == set(Evidence._fields) - {"drawings"}
+        assert set(read) == set(Evidence._fields) - {"figure_specs"}
         assert [claim["decision"] for claim in read["claims"]] == [claim.decision for claim in evidence.claims]
         assert read["tables"][0]["rows"] == [list(row) for row in evidence.tables[0].rows]
 
@@ -297,10 +297,10 @@ def test_floats_are_rounded_and_what_is_not_finite_is_null() -> None:
     assert isinstance(choice["values"]["e"], int)
 
 
-MADE: dict[str, Drawing] = {
-    "forest": FOUND["glyphs"][1].drawings[0],
-    "panels": FOUND["glyphs"][1].drawings[1],
-    "by epochs": FOUND["glyphs"][0].drawings[0],
+MADE: dict[str, FigureSpec] = {
+    "forest": FOUND["glyphs"][1].figure_specs[0],
+    "panels": FOUND["glyphs"][1].figure_specs[1],
+    "by epochs": FOUND["glyphs"][0].figure_specs[0],
     "one row": forest("one", "", "One", [("alone", difference(np.ones((5, 4)) * np.arange(4)))], unit="rounds"),
     "long label": forest("long", "", "Long " * 40, [("many words " * 20, difference(np.full((5, 3), 0.1)))]),
     "one point": curves("a", "", "A", [("", [("x", np.array([3]), np.array([[0.5]]))])], x_label="x", y_label="y"),

@@ -35,7 +35,7 @@ def told():
 
 @pytest.fixture
 def runs(tmp_path, told):
-    return Runs(tmp_path / "runs", seeds=2, tell=told.append)
+    return Runs(tmp_path / "runs", seeds=2, log=told.append)
 
 
 def with_server(plain, rate):
@@ -51,7 +51,7 @@ def test_what_is_finished_is_not_run_again_and_more_seeds_add_to_it(runs, told, 
     assert first.curves.shape[::2] == (2, 3)
     assert first.history.shape[:2] == (2, len(first.rounds))
     np.testing.assert_array_equal(first.initial, first.curves[:, :, 0])
-    for seed, length in enumerate(first.lengths):
+    for seed, length in enumerate(first.epochs):
         np.testing.assert_array_equal(first.personalized[seed], first.curves[seed, :, length])
 
 
@@ -105,7 +105,7 @@ def test_the_folder_does_not_depend_on_where_the_runs_are(tmp_path, plain):
 
 def test_processes_side_by_side_come_to_the_same(runs, plain, tmp_path, told):
     alone = runs.finish({"a": plain})["a"]
-    beside = Runs(tmp_path / "beside", seeds=2, processes=2, tell=told.append)
+    beside = Runs(tmp_path / "beside", seeds=2, processes=2, log=told.append)
     together = beside.finish({"a": plain})["a"]
     np.testing.assert_allclose(together.curves, alone.curves, rtol=1e-5)
     assert subprocess.run(
@@ -129,11 +129,11 @@ def test_ctrl_c_stops_the_runs_and_the_next_call_goes_on(runs, plain, told):
     earlier = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_jobs(jobs, processes=1, tell=stop)
+            run_jobs(jobs, processes=1, log=stop)
     finally:
         signal.signal(signal.SIGINT, earlier)
     assert [job.done for job in jobs] == [True, False]
-    run_jobs([job for job in jobs if not job.done], processes=1, tell=told.append)
+    run_jobs([job for job in jobs if not job.done], processes=1, log=told.append)
     assert all(job.done for job in jobs)
 
 

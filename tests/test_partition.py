@@ -39,7 +39,7 @@ def test_every_example_goes_to_exactly_one_client(method, count):
     np.testing.assert_array_equal(np.sort(np.concatenate([own for own, _ in given])), x)
     for own, labels in given:
         np.testing.assert_array_equal(labels, y[own])
-    assert not federation.own_split and (federation.sizes[:, 1] > 0).all()
+    assert not federation.has_predefined_split and (federation.sizes[:, 1] > 0).all()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -17,7 +17,7 @@ from headstart.learning.personalization import (
     Curves,
     Personalization,
     adapt_client,
-    choose_length,
+    choose_epochs,
     choose_recipe,
     personalize,
     personalizer,
@@ -35,7 +35,7 @@ EVERYONE = np.arange(5)
 
 
 class Measured(NamedTuple):
-    """By numpy, over the test items: `[length + 1]`."""
+    """By numpy, over the test items: `[epochs + 1]`."""
 
     correct: np.ndarray
     loss: np.ndarray
@@ -55,9 +55,9 @@ def by_hand(recipe, server, start, number):
     rows = np.asarray(test.rows)[: int(test.size)]
     x, y = np.asarray(test.block.x)[rows], np.asarray(test.block.y)[rows]
     per_unit = -(-int(adapt.size) // BATCH) if recipe.unit == "epochs" else 1
-    batches = tiny.drawn(adapt, client_key(KEY, adapt), range(recipe.length * per_unit), BATCH)
+    batches = tiny.drawn(adapt, client_key(KEY, adapt), range(recipe.epochs * per_unit), BATCH)
     theta, optimizer, columns = start, server(), [start]
-    for unit in range(recipe.length):
+    for unit in range(recipe.epochs):
         for batch in batches[unit * per_unit : (unit + 1) * per_unit]:
             if len(batch[1]):
                 theta = optimizer.step(theta, PROBLEM.gradient(theta, batch))
@@ -89,10 +89,10 @@ def test_the_curves_are_those_of_a_plain_loop_with_a_fresh_optimizer_for_every_c
 
 
 def test_lanes_and_the_number_of_clients_at_once_change_nothing_and_progress_is_told(float64):
-    recipe, start, draw, told = RECIPES["steps of adam"][0], tiny.theta(), on_device(FEDERATION), []
-    one_by_one = personalizer(TASK, MODEL, recipe, clients_at_once=2)(start, EVERYONE, draw, KEY, told.append)
+    recipe, start, gather, told = RECIPES["steps of adam"][0], tiny.theta(), on_device(FEDERATION), []
+    one_by_one = personalizer(TASK, MODEL, recipe, clients_at_once=2)(start, EVERYONE, gather, KEY, told.append)
     assert told == [2, 2, 1]
-    beside = personalizer(TASK, MODEL, recipe, lanes=3, clients_at_once=7)(start, EVERYONE, draw, KEY)
+    beside = personalizer(TASK, MODEL, recipe, lanes=3, clients_at_once=7)(start, EVERYONE, gather, KEY)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), one_by_one, beside)
 
 
@@ -101,9 +101,9 @@ def test_the_adapted_parameters_are_those_that_were_measured(float64):
     start, client = tiny.theta(), tiny.one(FEDERATION, 0)
     adapt = jax.jit(partial(adapt_client, TASK, MODEL, recipe))
     _, columns = by_hand(recipe, server, tiny.flat(start), 0)
-    for length in range(recipe.length + 1):
-        found = adapt(start, client, client_key(KEY, client), length)
-        np.testing.assert_allclose(tiny.flat(found), columns[length], rtol=1e-10)
+    for epochs in range(recipe.epochs + 1):
+        found = adapt(start, client, client_key(KEY, client), epochs)
+        np.testing.assert_allclose(tiny.flat(found), columns[epochs], rtol=1e-10)
 
 
 def test_a_gain_is_positive_where_the_error_of_a_regression_falls(float64):
@@ -128,14 +128,14 @@ def curves_of(metric, sums):
 def test_the_length_chosen_is_the_best_of_the_uniform_mean_in_the_direction_of_the_metric():
     # Means over the two tested clients: 0.375, 0.75, 0.625; pooled over items the last would win.
     curves = curves_of(ACCURACY, [[1, 2, 1], [1, 2, 3], [0, 0, 0]])
-    assert choose_length(curves, TASK) == 1
+    assert choose_epochs(curves, TASK) == 1
     error = Regression().metrics[0]
-    assert choose_length(curves_of(error, [[1, 2, 1], [1, 2, 3], [0, 0, 0]]), Regression()) == 0
-    assert choose_length(curves_of(error, [[4, 2, 1], [4, 2, 3], [0, 0, 0]]), Regression()) == 2
+    assert choose_epochs(curves_of(error, [[1, 2, 1], [1, 2, 3], [0, 0, 0]]), Regression()) == 0
+    assert choose_epochs(curves_of(error, [[4, 2, 1], [4, 2, 3], [0, 0, 0]]), Regression()) == 2
 
 
 def test_of_several_rates_the_best_is_chosen_with_its_length():
-    recipe = Personalization(Optimizer("sgd", 9.0, {"momentum": 0.5}), 4, 2, rates=(0.1, 0.3))
+    recipe = Personalization(Optimizer("sgd", 9.0, {"momentum": 0.5}), 4, 2, learning_rates=(0.1, 0.3))
     assert recipe.tried == (0.1, 0.3) and Personalization(Optimizer("sgd", 9.0)).tried == (9.0,)
     at = recipe.at(0.3)
     assert (at.optimizer, at.length, at.rates) == (Optimizer("sgd", 0.3, {"momentum": 0.5}), 2, ())
@@ -149,18 +149,20 @@ def test_of_several_rates_the_best_is_chosen_with_its_length():
 
 
 def test_rates_share_a_program_and_differ_in_nothing_else(float64):
-    recipe, start, draw = RECIPES["epochs of sgd"][0], tiny.theta(), on_device(FEDERATION)
+    recipe, start, gather = RECIPES["epochs of sgd"][0], tiny.theta(), on_device(FEDERATION)
     traces = []
 
     def apply(variables, x, *, key=None):
         traces.append(1)
         return MODEL.apply(variables, x, key=key)
 
-    several = personalizer(TASK, MODEL._replace(apply=apply), replace(recipe, rates=(0.1, 0.3)), clients_at_once=5)
-    found = several(start, EVERYONE, draw, KEY)
+    several = personalizer(
+        TASK, MODEL._replace(apply=apply), replace(recipe, learning_rates=(0.1, 0.3)), clients_at_once=5
+    )
+    found = several(start, EVERYONE, gather, KEY)
     once = len(traces)
     for rate in (0.1, 0.3):
-        alone = personalizer(TASK, MODEL, recipe.at(rate), clients_at_once=5)(start, EVERYONE, draw, KEY)
-        found = several(start, EVERYONE, draw, KEY, rate=rate)
+        alone = personalizer(TASK, MODEL, recipe.at(rate), clients_at_once=5)(start, EVERYONE, gather, KEY)
+        found = several(start, EVERYONE, gather, KEY, rate=rate)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), found, alone)
     assert len(traces) == once

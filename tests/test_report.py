@@ -21,13 +21,13 @@ from headstart.reports import page as report
 from headstart.reports import tables
 from headstart.reports.style import LIGHT
 from headstart.statistics.clients import bootstrap
-from made_runs import LENGTH, ROUNDS, experiment, write_run
+from made_runs import EPOCHS, ROUNDS, experiment, write_run
 
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures have tests of their own; a page is quicker without them."""
-    monkeypatch.setattr(report, "save", lambda drawing, folder: [(b"light", 990), (b"dark", 990)])
+    monkeypatch.setattr(report, "save", lambda figure_spec, folder: [(b"light", 990), (b"dark", 990)])
 
 
 class Resources(HTMLParser):
@@ -49,7 +49,7 @@ def text_of(page: Path) -> str:
 
 
 def by_client(run: Path, stage: int, seed: int = 0, metric: str = "accuracy") -> np.ndarray:
-    """[clients, length + 1], straight from the file."""
+    """[clients, epochs + 1], straight from the file."""
     with np.load(run / f"seed-{seed}" / f"stage-{stage}.npz") as arrays:
         return arrays[f"test/{metric}/sums"] / arrays[f"test/{metric}/counts"][:, None]
 
@@ -96,7 +96,7 @@ def test_seeds_are_averaged_by_client_before_clients_are(tmp_path: Path) -> None
     row = tables.rows([run])[-1]
     initial = np.mean([by_client(run, 1, seed)[:, 0] for seed in range(3)], axis=0)
     personalized = np.mean([by_client(run, 1, seed)[:, length_of(run, 1, seed)] for seed in range(3)], axis=0)
-    assert row.seeds == 3 and row.lengths == tuple(length_of(run, 1, seed) for seed in range(3))
+    assert row.seeds == 3 and row.epochs == tuple(length_of(run, 1, seed) for seed in range(3))
     for got, values in (
         (row.initial, initial),
         (row.personalized, personalized),
@@ -106,7 +106,7 @@ def test_seeds_are_averaged_by_client_before_clients_are(tmp_path: Path) -> None
     spread = np.std([by_client(run, 1, seed)[:, 0].mean() for seed in range(3)], ddof=1)
     assert row.initial_clients.seed_spread == pytest.approx(spread, rel=1e-12)
     reports = [json.loads((run / f"seed-{seed}" / "stage-1.json").read_text())["test"]["hurt"] for seed in range(3)]
-    np.testing.assert_allclose(row.hurt, np.mean([found["share"] for found in reports]))
+    np.testing.assert_allclose(row.harmed, np.mean([found["share"] for found in reports]))
 
 
 def test_one_seed_gives_the_numbers_of_its_stage_file(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_paths_may_be_strings(tmp_path: Path) -> None:
 
 
 def test_trusted_modules_are_part_of_the_command(tmp_path: Path) -> None:
-    page = report.write([write_run(tmp_path / "run")], trusted={"theirs", "mine"})
+    page = report.write([write_run(tmp_path / "run")], allowed_modules={"theirs", "mine"})
     assert "--import mine --import theirs" in text_of(page)
 
 
@@ -342,7 +342,9 @@ def test_what_the_figures_do_not_show_is_said(tmp_path: Path) -> None:
 
 def test_markup_in_names_is_text_on_a_terminal(tmp_path: Path) -> None:
     labels = ["[/x]", "[bold]"]
-    made = from_arrays("[/a]", ["u"], np.array([[2, 1]]), np.zeros((3, 2)), np.arange(3) % 2, facts={"labels": labels})
+    made = from_arrays(
+        "[/a]", ["u"], np.array([[2, 1]]), np.zeros((3, 2)), np.arange(3) % 2, metadata={"labels": labels}
+    )
     for terminal in (True, False):
         out = StringIO()
         overview.print_overview(Console(file=out, force_terminal=terminal, width=120), made)
@@ -350,8 +352,8 @@ def test_markup_in_names_is_text_on_a_terminal(tmp_path: Path) -> None:
 
 
 def test_lengths_say_their_range_and_unit() -> None:
-    assert tables.shown_lengths([1], "epochs") == "1 epoch"
-    assert tables.shown_lengths([3, LENGTH, 3], "steps") == f"3 to {LENGTH} steps"
+    assert tables.shown_epochs([1], "epochs") == "1 epoch"
+    assert tables.shown_epochs([3, EPOCHS, 3], "steps") == f"3 to {EPOCHS} steps"
 
 
 def test_a_difference_that_rounds_to_zero_has_no_minus_sign() -> None:

@@ -16,7 +16,7 @@ from headstart.data.device_data import on_device
 from headstart.learning.local_sgd import gradient_at
 from headstart.learning.method import Reply
 from headstart.learning.optimizers import Optimizer
-from headstart.learning.rounds import Cohort, all_finite, centralized, client_key, federated, weigh
+from headstart.learning.rounds import Cohort, all_finite, centralized, client_key, federated, to_totals
 from headstart.learning.tasks import Classification, no_sums
 from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD, Reptile
 
@@ -140,9 +140,9 @@ def in_order(task, model, broadcast, client, client_state, key):
         return jax.tree.map(lambda p, g: p - RATE * g, params, gradient)
 
     end = jax.lax.fori_loop(0, client.size, step, broadcast)
-    draw = jax.random.uniform(key)
+    gather = jax.random.uniform(key)
     delta = jax.tree.map(jnp.subtract, broadcast, end)
-    return Reply(delta, client.size.astype(jnp.float32), {name: (draw, draw) for name in no_sums(task)}, draw)
+    return Reply(delta, client.size.astype(jnp.float32), {name: (gather, gather) for name in no_sums(task)}, gather)
 
 
 def test_the_number_of_lanes_changes_nothing(float64):
@@ -156,19 +156,19 @@ def test_the_number_of_lanes_changes_nothing(float64):
 
 
 def test_the_order_of_the_clients_changes_nothing_and_padding_not_even_a_bit(float64):
-    draw, begin = on_device(tiny.federation()), ALGORITHM.init(tiny.theta())
-    clients = draw(EVERYONE)
+    gather, begin = on_device(tiny.federation()), ALGORITHM.init(tiny.theta())
+    clients = gather(EVERYONE)
     expected = STEP(begin, Cohort(clients), KEY)
-    assert_same(STEP(begin, Cohort(draw(EVERYONE[::-1])), KEY), expected)
+    assert_same(STEP(begin, Cohort(gather(EVERYONE[::-1])), KEY), expected)
     wide = clients._replace(rows=jnp.concatenate([clients.rows, jnp.full((5, 50), 2, jnp.int32)], axis=1))
     jax.tree.map(np.testing.assert_array_equal, STEP(begin, Cohort(wide), KEY), expected)
 
 
 def test_an_empty_client_weighs_nothing(float64):
     # Number 3 has nothing to train on; of the three that are drawn in its stead, two only fill up the cohort.
-    draw, begin = on_device(tiny.federation()), ALGORITHM.init(tiny.theta())
+    gather, begin = on_device(tiny.federation()), ALGORITHM.init(tiny.theta())
     with_one_of_its_own, filled_up = (
-        STEP(begin, Cohort(draw(np.array(c))), KEY) for c in ([3, 0, 2, 4, -1], [0, 2, 4, -1, -1])
+        STEP(begin, Cohort(gather(np.array(c))), KEY) for c in ([3, 0, 2, 4, -1], [0, 2, 4, -1, -1])
     )
     assert_same(with_one_of_its_own, filled_up)
     assert int(filled_up[1].clients) == 3 and int(filled_up[1].dropped) == 0
@@ -223,10 +223,10 @@ def test_a_transform_changes_each_reply_before_it_is_folded(weighting):
 
 def test_a_reply_weighs_its_delta_and_not_its_metrics():
     reply = Reply({"a": jnp.array([1.0, 2.0])}, jnp.array(3.0), {"loss": (jnp.array(4.0), jnp.array(5.0))})
-    totals = weigh(reply)
+    totals = to_totals(reply)
     np.testing.assert_array_equal(totals.delta["a"], [3, 6])
     assert totals.metrics == {"loss": (4, 5)} and totals.clients == 1 and totals.dropped == 0
-    broken = weigh(reply._replace(delta={"a": jnp.array([1.0, jnp.inf])}))
+    broken = to_totals(reply._replace(delta={"a": jnp.array([1.0, jnp.inf])}))
     assert not np.asarray(broken.delta["a"]).any()
     assert (broken.weight, broken.clients, broken.dropped) == (0, 0, 1)
     assert not all_finite({"a": jnp.zeros(2), "b": jnp.array(jnp.nan)})

@@ -69,7 +69,7 @@ def test_the_length_of_personalization_comes_from_validation_clients(undisturbed
 
 def test_the_rate_of_personalization_is_chosen_on_validation_clients_too(data, undisturbed, tmp_path):
     plain = experiment(data)
-    recipe = replace(plain.personalization, rates=(1e-6, 0.1))
+    recipe = replace(plain.personalization, learning_rates=(1e-6, 0.1))
     assert run(replace(plain, personalization=recipe), tmp_path)
     for stage in (0, 1):
         one, several = (read_json(out / "seed-0" / f"stage-{stage}.json") for out in (undisturbed, tmp_path))
@@ -185,7 +185,7 @@ def damaged_and_resumed(whole, out: Path, damage) -> list[str]:
     newest = sorted((out / "seed-0" / "checkpoints").glob("*"))[-1]
     damage(newest)
     notes = []
-    assert run(half, out, listen=lambda record: notes.append(record.get("text", "")))
+    assert run(half, out, on_event=lambda record: notes.append(record.get("text", "")))
     return [note for note in notes if note]
 
 
@@ -301,4 +301,4 @@ def test_the_datacenter_baseline_runs_behind_the_same_contract(data, tmp_path):
 def test_without_validation_clients_the_whole_length_is_used(data, tmp_path):
     whole = first_stage_only(experiment(data))
     assert run(replace(whole, data=replace(whole.data, validation=0.0)), tmp_path)
-    assert read_json(tmp_path / "seed-0" / "stage-0.json")["test"]["length"] == whole.personalization.length
+    assert read_json(tmp_path / "seed-0" / "stage-0.json")["test"]["length"] == whole.personalization.epochs

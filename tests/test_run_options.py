@@ -44,7 +44,7 @@ def test_a_run_starts_from_the_parameters_of_another(plain, tmp_path):
 def test_a_start_that_is_of_another_model_is_refused(plain, tmp_path):
     hs.run(plain, tmp_path / "first")
     start = str(tmp_path / "first" / "seed-0" / "stage-0.safetensors")
-    other = replace(plain, start=start, model=hs.Imported("mlp", {"widths": (5,)}))
+    other = replace(plain, start=start, model=hs.ModelSpec("mlp", {"widths": (5,)}))
     with pytest.raises(UserError, match="another model"):
         hs.run(other, tmp_path / "second")
 
@@ -53,7 +53,7 @@ def test_a_stage_ends_at_its_target_and_stays_ended(plain, tmp_path):
     hs.run(plain, tmp_path / "whole")
     target = evaluations(tmp_path / "whole")[1]["validation"]["accuracy"][0]
     assert target > evaluations(tmp_path / "whole")[0]["validation"]["accuracy"][0], "the test needs some progress"
-    stages = (replace(plain.stages[0], until=target),)
+    stages = (replace(plain.stages[0], stop_at=target),)
     hs.run(replace(plain, stages=stages), tmp_path / "ended")
     report = json.loads((tmp_path / "ended" / "seed-0" / "stage-0.json").read_text())
     assert report["round"] == evaluations(tmp_path / "ended")[-1]["round"] == 2
@@ -68,14 +68,14 @@ def test_a_stage_ends_at_its_target_and_stays_ended(plain, tmp_path):
 
 
 def test_a_target_needs_somebody_who_looks(plain, tmp_path):
-    blind = replace(plain, stages=(replace(plain.stages[0], until=0.5),), evaluate_every=0)
+    blind = replace(plain, stages=(replace(plain.stages[0], stop_at=0.5),), evaluate_every=0)
     with pytest.raises(UserError, match="never evaluated"):
         hs.run(blind, tmp_path / "out")
 
 
 def test_only_the_last_stage_may_end_early(tmp_path):
     both = experiment(federation_file(tmp_path / "data.npz"))
-    stages = (replace(both.stages[0], until=0.5), both.stages[1])
+    stages = (replace(both.stages[0], stop_at=0.5), both.stages[1])
     with pytest.raises(UserError, match="only the last"):
         hs.run(replace(both, stages=stages), tmp_path / "out")
 

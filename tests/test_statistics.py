@@ -8,7 +8,7 @@ import pytest
 from headstart.learning.personalization import Curves
 from headstart.learning.tasks import Classification, NextCharacter, Regression
 from headstart.runs.log import means
-from headstart.statistics.clients import bootstrap, chance_of_harm, describe, hurt, rounds_to_target, summarize
+from headstart.statistics.clients import bootstrap, chance_of_harm, describe, harmed, rounds_to_target, summarize
 
 ACCURACY, LOSS = Classification().metrics
 
@@ -53,9 +53,9 @@ def test_a_description_has_both_means_spread_and_percentiles():
     assert describe(values[:1], weights[:1])["spread"] == 0.0
 
 
-def simulated_harm(draw, counts, repetitions=20_000):
+def simulated_harm(gather, counts, repetitions=20_000):
     generator = np.random.default_rng(6)
-    return np.array([(draw(generator, (repetitions, n)).sum(axis=1) < 0).mean() for n in counts])
+    return np.array([(gather(generator, (repetitions, n)).sum(axis=1) < 0).mean() for n in counts])
 
 
 def test_the_chance_of_harm_to_a_share_of_right_answers_is_that_of_a_simulation():
@@ -63,12 +63,12 @@ def test_the_chance_of_harm_to_a_share_of_right_answers_is_that_of_a_simulation(
     counts = np.array([1, 2, 7, 40])
     gain, squared = 0.1 * counts * 100.0, 0.3 * counts * 100.0
 
-    def draw(generator, shape):
+    def gather(generator, shape):
         u = generator.random(shape)
         return np.where(u < 0.2, 1, np.where(u < 0.3, -1, 0))
 
     pooled = chance_of_harm(np.append(gain, np.zeros(0)) / 100, squared / 100, counts.astype(float), discrete=True)
-    np.testing.assert_allclose(pooled, simulated_harm(draw, counts), atol=0.012)
+    np.testing.assert_allclose(pooled, simulated_harm(gather, counts), atol=0.012)
     np.testing.assert_allclose(pooled[0], 0.1, atol=1e-12)
 
 
@@ -95,10 +95,10 @@ def curves(metric, sums, counts):
 
 
 def test_the_share_of_hurt_clients_leaves_out_those_without_test_items():
-    found = hurt(curves(ACCURACY, [[5, 4], [5, 6], [3, 3], [0, 0], [2, 1]], [10, 10, 5, 0, 4]), ACCURACY, length=1)
+    found = harmed(curves(ACCURACY, [[5, 4], [5, 6], [3, 3], [0, 0], [2, 1]], [10, 10, 5, 0, 4]), ACCURACY, epochs=1)
     assert found["share"] == 0.5
     assert found["chance_interval"][0] <= found["by_chance"] <= found["chance_interval"][1]
-    assert hurt(curves(ACCURACY, [[0, 0]], [0]), ACCURACY, length=1) == {}
+    assert harmed(curves(ACCURACY, [[0, 0]], [0]), ACCURACY, epochs=1) == {}
 
 
 def test_harm_beyond_chance_is_told_from_harm_by_chance():
@@ -109,7 +109,7 @@ def test_harm_beyond_chance_is_told_from_harm_by_chance():
         gain = np.array([[0, c.sum()] for c in changes], float)
         squared = np.array([[0, (c**2).sum()] for c in changes], float)
         counts = np.full(len(means), 30.0)
-        return hurt(Curves({"accuracy": (gain, counts)}, gain, squared), ACCURACY, length=1)
+        return harmed(Curves({"accuracy": (gain, counts)}, gain, squared), ACCURACY, epochs=1)
 
     alike, unlike = of([0.1] * 300), of([-0.3] * 100 + [0.3] * 200)
     assert not alike["beyond_chance"] and alike["share"] > 0.05
@@ -122,7 +122,7 @@ def test_a_summary_reports_initial_personalized_and_their_paired_difference_as_j
     counts = np.array([10.0, 4.0, 0.0])
     gain = np.array(sums["accuracy"], float) - np.array(sums["accuracy"], float)[:, :1]
     measured = Curves({name: (np.array(s, float), counts) for name, s in sums.items()}, gain, np.abs(gain))
-    report = json.loads(json.dumps(summarize(measured, Classification(), length=1)))
+    report = json.loads(json.dumps(summarize(measured, Classification(), epochs=1)))
     assert (report["clients"], report["untested"], report["length"]) == (2, 1, 1)
     assert report["accuracy"]["curve"] == pytest.approx([0.375, 0.55, 0.6])
     assert report["accuracy"]["initial"]["mean"] == pytest.approx((0.5 + 0.25) / 2)
@@ -149,7 +149,7 @@ def test_what_diverges_overflows_in_silence():
     sums = np.array([[8.0, 4000.0], [12.0, np.inf]], np.float32)
     counts, nothing = np.array([4.0, 4.0], np.float32), np.zeros((2, 2))
     curves = Curves({metric.name: (sums, counts) for metric in task.metrics}, nothing, nothing)
-    report = summarize(curves, task, length=1)
+    report = summarize(curves, task, epochs=1)
     assert report["perplexity"]["initial"]["mean"] == pytest.approx((np.exp(2) + np.exp(3)) / 2, rel=1e-6)
     assert report["perplexity"]["personalized"]["mean"] == np.inf
     assert (

@@ -87,7 +87,7 @@ def plain_gradients(model, client, params, count, batch_size):
     gradient = jax.jit(jax.grad(lambda p, e: mean_loss(Classification(), model, p, e, None)[0]))
     visited, gradients = [params], []
     for number in range(count):
-        gradients.append(gradient(visited[-1], tiny.draw_batch(client, number, order_key, batch_size=batch_size)))
+        gradients.append(gradient(visited[-1], tiny.gather_batch(client, number, order_key, batch_size=batch_size)))
         visited.append(jax.tree.map(lambda p, g: p - RATE * g, visited[-1], gradients[-1]))
     return visited, gradients
 
@@ -149,11 +149,11 @@ def test_maml_is_the_derivative_of_the_loss_after_the_steps(float64, name):
     steps, rate, batch_size = 2, 0.5, 3
     support, query = jax.jit(support_and_query, static_argnums=1)(client, share, KEY)
     order_key, _ = step_keys(KEY, 0)
-    path = [tiny.draw_batch(support, number, order_key, batch_size=batch_size) for number in range(steps)]
+    path = [tiny.gather_batch(support, number, order_key, batch_size=batch_size) for number in range(steps)]
     if share:
         # A query held out is the first rows of its part, at most a batch of them.
         query = query._replace(size=jnp.minimum(query.size, batch_size))
-    last = tiny.draw_batch(query, steps, order_key, batch_size=batch_size)
+    last = tiny.gather_batch(query, steps, order_key, batch_size=batch_size)
     loss = jax.jit(lambda p, e: mean_loss(task, model, p, e, None)[0])
     descend = jax.jit(lambda p, e: jax.tree.map(lambda p, g: p - rate * g, p, jax.grad(loss)(p, e)))
 

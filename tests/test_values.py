@@ -102,7 +102,7 @@ def test_code_that_the_command_does_not_name_is_not_imported(document, monkeypat
     document["task"] = {"type": "stranger.Foreign", "x": 1}
     with pytest.raises(UserError, match="add --import stranger"):
         read(document)
-    assert read(document, trusted={"stranger"}).task == Foreign(1)
+    assert read(document, allowed_modules={"stranger"}).task == Foreign(1)
 
 
 @pytest.mark.parametrize("path", ["os.system", "headstart.no_such.Thing", "headstart.experiment.load", "Thing", 3])

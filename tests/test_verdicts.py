@@ -16,7 +16,6 @@ from headstart.statistics.verdicts import (
     Difference,
     Power,
     Spread,
-    crossed,
     decide,
     decide_most,
     difference,
@@ -24,12 +23,13 @@ from headstart.statistics.verdicts import (
     power,
     spread,
     t_interval,
+    two_way,
 )
 
 EVERYWHERE = (-math.inf, math.inf)
 
 
-def two_way(generator: np.random.Generator, shape: tuple[int, ...], parts: tuple[float, float, float]) -> np.ndarray:
+def made(generator: np.random.Generator, shape: tuple[int, ...], parts: tuple[float, float, float]) -> np.ndarray:
     """`[..., seeds, clients]` with standard deviations of seeds, of clients and of the rest."""
     *many, seeds, clients = shape
     of_seeds = generator.normal(0, parts[0], (*many, seeds, 1))
@@ -50,7 +50,7 @@ def test_a_single_value_has_no_bounds() -> None:
 
 
 def test_a_difference_has_an_interval_over_seeds_and_one_over_clients() -> None:
-    values = two_way(np.random.default_rng(0), (6, 40), (0.1, 0.3, 0.2)) + 0.05
+    values = made(np.random.default_rng(0), (6, 40), (0.1, 0.3, 0.2)) + 0.05
     found = difference(values)
     assert found.mean == pytest.approx(values.mean())
     np.testing.assert_allclose(found.over_seeds, stats.ttest_1samp(values.mean(axis=1), 0).confidence_interval())
@@ -60,7 +60,7 @@ def test_a_difference_has_an_interval_over_seeds_and_one_over_clients() -> None:
 
 @pytest.mark.parametrize("lost", [math.nan, math.inf])
 def test_clients_without_a_value_in_every_seed_are_left_out(lost: float) -> None:
-    values = two_way(np.random.default_rng(1), (5, 12), (0.1, 0.1, 0.1))
+    values = made(np.random.default_rng(1), (5, 12), (0.1, 0.1, 0.1))
     damaged = values.copy()
     damaged[2, 3] = damaged[:, 7] = lost
     assert difference(damaged) == difference(np.delete(values, [3, 7], axis=1))
@@ -182,7 +182,7 @@ PARTS = (0.02, 0.05, 0.2)
 def test_the_predicted_errors_are_those_of_the_variance_components() -> None:
     """From many pilots: by seeds sqrt((s² + r²/clients)/seeds), by clients sqrt((c² + r²/seeds)/clients)."""
     seeds, clients = 7, 50
-    pilots = two_way(np.random.default_rng(7), (300, 4, 60), PARTS)
+    pilots = made(np.random.default_rng(7), (300, 4, 60), PARTS)
     found = [power(pilot, seeds=seeds, clients=clients) for pilot in pilots]
     by_seeds = math.sqrt((PARTS[0] ** 2 + PARTS[2] ** 2 / clients) / seeds)
     by_clients = math.sqrt((PARTS[1] ** 2 + PARTS[2] ** 2 / seeds) / clients)
@@ -194,10 +194,10 @@ def test_the_predicted_errors_are_those_of_the_variance_components() -> None:
 def test_the_predicted_errors_are_those_of_simulated_means() -> None:
     """Over seeds clients stay the same ones, and over clients seeds do."""
     generator = np.random.default_rng(8)
-    found = power(two_way(generator, (40, 400), PARTS), seeds=6, clients=30)
+    found = power(made(generator, (40, 400), PARTS), seeds=6, clients=30)
     reach = stats.t.ppf(0.975, 5) + stats.t.ppf(0.8, 5), stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
-    other_seeds = two_way(generator, (4000, 6, 30), (PARTS[0], 0.0, PARTS[2])).mean(axis=(1, 2)).std()
-    other_clients = two_way(generator, (4000, 6, 30), (0.0, PARTS[1], PARTS[2])).mean(axis=(1, 2)).std()
+    other_seeds = made(generator, (4000, 6, 30), (PARTS[0], 0.0, PARTS[2])).mean(axis=(1, 2)).std()
+    other_clients = made(generator, (4000, 6, 30), (0.0, PARTS[1], PARTS[2])).mean(axis=(1, 2)).std()
     assert found.by_seeds / reach[0] == pytest.approx(other_seeds, rel=0.15)
     assert found.by_clients / reach[1] == pytest.approx(other_clients, rel=0.15)
 
@@ -206,17 +206,17 @@ def test_the_predicted_errors_are_those_of_simulated_means() -> None:
 def test_a_difference_as_small_as_predicted_is_decided_four_times_in_five(seeds: int) -> None:
     generator = np.random.default_rng(9)
     clients = 60
-    found = power(two_way(generator, (60, 300), PARTS), seeds=seeds, clients=clients)
-    values = two_way(generator, (3000, seeds, clients), (PARTS[0], 0.0, PARTS[2])) + found.by_seeds
+    found = power(made(generator, (60, 300), PARTS), seeds=seeds, clients=clients)
+    values = made(generator, (3000, seeds, clients), (PARTS[0], 0.0, PARTS[2])) + found.by_seeds
     statistic, chance = map(np.asarray, stats.ttest_1samp(values.mean(axis=2), 0, axis=1))
     assert np.mean((chance < 0.05) & (statistic > 0)) == pytest.approx(0.8, abs=0.07)
-    values = two_way(generator, (150, seeds, clients), (0.0, PARTS[1], PARTS[2])) + found.by_clients
+    values = made(generator, (150, seeds, clients), (0.0, PARTS[1], PARTS[2])) + found.by_clients
     decided = np.mean([bootstrap(each, resamples=300)[0] > 0 for each in values.mean(axis=1)])
     assert decided == pytest.approx(0.8, abs=0.1)
 
 
 def test_the_smallest_is_the_larger_of_the_two_and_clients_without_values_do_not_count() -> None:
-    pilot = two_way(np.random.default_rng(10), (4, 30), PARTS)
+    pilot = made(np.random.default_rng(10), (4, 30), PARTS)
     damaged = np.concatenate([pilot, np.full((4, 2), np.nan)], axis=1)
     found = power(damaged, seeds=5, clients=30)
     assert found == power(pilot, seeds=5, clients=30)
@@ -235,7 +235,7 @@ def test_an_interval_over_seeds_and_clients_holds_the_truth_as_often_as_it_says(
     for _ in range(600):
         values = generator.normal(0, 1, (6, 1)) + generator.normal(0, 2.5, (1, 40)) + generator.normal(0, 3, (6, 40))
         found = difference(values)
-        low, high = crossed(values).interval()
+        low, high = two_way(values).interval()
         held["both"] += low < 0 < high
         held["seeds"] += found.over_seeds[0] < 0 < found.over_seeds[1]
         held["clients"] += found.over_clients[0] < 0 < found.over_clients[1]
@@ -247,17 +247,17 @@ def test_where_only_seeds_or_only_clients_vary_it_is_an_ordinary_t_test() -> Non
     generator = np.random.default_rng(4)
     column = generator.normal(0.4, 1, 7)
     for values in (np.tile(column[:, None], (1, 9)), np.tile(column, (9, 1))):
-        found, plain = crossed(values), stats.ttest_1samp(column, 0)
+        found, plain = two_way(values), stats.ttest_1samp(column, 0)
         assert found.p == pytest.approx(plain.pvalue)
         assert found.interval() == pytest.approx(tuple(plain.confidence_interval(0.95)))
 
 
 def test_one_seed_or_one_client_bounds_nothing() -> None:
     for values in (np.ones((1, 5)), np.ones((5, 1))):
-        found = crossed(values)
+        found = two_way(values)
         assert found.mean == 1 and found.interval() == (-math.inf, math.inf) and found.p == 1.0
-    assert crossed(np.zeros((5, 5))).p == 1.0 and crossed(np.ones((5, 5))).p == 0.0
-    nothing = crossed(np.full((5, 5), np.nan))
+    assert two_way(np.zeros((5, 5))).p == 1.0 and two_way(np.ones((5, 5))).p == 0.0
+    nothing = two_way(np.full((5, 5), np.nan))
     assert math.isnan(nothing.mean) and nothing.p == 1.0
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from headstart.data.device_data import on_device
 from headstart.data.federation import Client, Federation, from_arrays
-from headstart.learning.local_sgd import Descent, Progress, batch, step_keys
+from headstart.learning.local_sgd import LocalSGD, LocalState, batch, step_keys
 from headstart.learning.tasks import Metric
 from headstart.models.zoo import Model
 
@@ -25,7 +25,7 @@ def federation(sizes: Sequence[Sequence[int]] = SIZES, *, seed: int = 0, shift: 
     x = generator.normal(shift, 1.0, (total, FEATURES))
     y = generator.integers(0, CLASSES, total).astype(np.int32)
     ids = [chr(ord("a") + i) for i in range(len(sizes))]
-    return from_arrays("tiny", ids, np.array(sizes), x, y, facts={"kind": "features", "classes": CLASSES})
+    return from_arrays("tiny", ids, np.array(sizes), x, y, metadata={"kind": "features", "classes": CLASSES})
 
 
 def _linear(variables, x, *, key=None):
@@ -75,13 +75,13 @@ def one(federation: Federation, client: int, part: str = "adapt") -> Client:
     return jax.tree.map(lambda leaf: leaf[0], clients._replace(block=None))._replace(block=clients.block)
 
 
-draw_batch = jax.jit(batch, static_argnames="batch_size")
+gather_batch = jax.jit(batch, static_argnames="batch_size")
 
 
 @partial(jax.jit, static_argnums=0)
-def descend(descent: Descent, progress: Progress, client: Client, key: jax.Array, steps: int) -> Progress:
-    """`descent.run`, compiled once for every number of steps."""
-    return descent.run(progress, client, key, steps=steps)
+def descend(local_sgd: LocalSGD, local_state: LocalState, client: Client, key: jax.Array, steps: int) -> LocalState:
+    """`local_sgd.run`, compiled once for every number of steps."""
+    return local_sgd.run(local_state, client, key, steps=steps)
 
 
 def drawn(client: Client, key: jax.Array, numbers: Sequence[int], batch_size: int) -> list[tuple]:
@@ -89,7 +89,7 @@ def drawn(client: Client, key: jax.Array, numbers: Sequence[int], batch_size: in
     order_key, _ = step_keys(key, 0)
     found = []
     for number in numbers:
-        examples = draw_batch(client, number, order_key, batch_size=batch_size)
+        examples = gather_batch(client, number, order_key, batch_size=batch_size)
         mask = np.asarray(examples.mask)
         found.append((np.asarray(examples.x)[mask], np.asarray(examples.y)[mask]))
     return found

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from headstart.data.device_data import Draw, on_device
+from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Federation, from_arrays
 from headstart.devices import all_devices, cores_as_devices
-from headstart.learning.rounds import Algorithm, Cohort, State, federated, several
+from headstart.learning.rounds import Algorithm, Cohort, State, federated, run_rounds
 from headstart.learning.tasks import Classification, NextCharacter, Task
 from headstart.methods.paper import FedAvg
 from headstart.training.loop import CALL_ROUNDS
-from headstart.training.sampling import deal_rounds
+from headstart.training.sampling import assign_rounds
 
 from .federations import model_of
 from .protocol import serve
@@ -33,9 +33,9 @@ class Headstart:
         update = FedAvg(1, settings.learning_rate, settings.batch_size)
         mesh = all_devices()
         algorithm = federated(task, self.model, update, optax.sgd(1.0), mesh=mesh)
-        self.draw = on_device(_federation(given), mesh=mesh)
+        self.gather = on_device(_federation(given), mesh=mesh)
         self.state = algorithm.init(jax.tree.map(jnp.asarray, nested(given.parameters)))
-        self.train = trainer(algorithm, self.draw, given)
+        self.train = trainer(algorithm, self.gather, given)
 
     def run(self, first: int, count: int) -> None:
         """Train `count` rounds."""
@@ -47,15 +47,15 @@ class Headstart:
         return float((np.asarray(predict(self.state.params, as_input(self.given.test_x))) == self.given.test_y).mean())
 
 
-def trainer(algorithm: Algorithm, draw: Draw, given: Workload) -> Callable[[State, int, int], State]:
+def trainer(algorithm: Algorithm, gather: Gather, given: Workload) -> Callable[[State, int, int], State]:
     """What trains some rounds: `(state, first, count) -> state`."""
-    program, key = several(algorithm), jax.random.key(0)
+    program, key = run_rounds(algorithm), jax.random.key(0)
 
     def train(state: State, first: int, count: int) -> State:
         for start in range(first, first + count, CALL_ROUNDS):
             numbers = range(start, min(start + CALL_ROUNDS, first + count))
-            dealt = deal_rounds(map(given.cohort, numbers), given.sizes, CALL_ROUNDS, mesh=draw.mesh)
-            state, _ = program(state, Cohort(draw(dealt)), key, start, len(numbers))
+            assigned = assign_rounds(map(given.cohort, numbers), given.sizes, CALL_ROUNDS, mesh=gather.mesh)
+            state, _ = program(state, Cohort(gather(assigned)), key, start, len(numbers))
         return jax.block_until_ready(state)
 
     return train

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from loopback import Loopback
 
-from headstart import Data, Experiment, FedAvg, Imported, Optimizer, Personalization, Reptile, Stage, UserError
+from headstart import Data, Experiment, FedAvg, ModelSpec, Optimizer, Personalization, Reptile, Stage, UserError
 from headstart.data.federation import Federation
 from headstart.data.load import load
 from headstart.experiment.serialization import to_json
@@ -32,12 +32,12 @@ CLIENT = {"learning_rate": 0.03, "batch_size": 10}
 EXPERIMENT = Experiment(
     name="devices",
     data=Data("devices", {"classes": 10}, train=0.6, validation=0.2),
-    model=Imported("mlp", {"widths": [200]}),
+    model=ModelSpec("mlp", {"widths": [200]}),
     stages=(
         Stage("FedAvg", FedAvg(epochs=20, **CLIENT), Optimizer("sgd", 1.0), 3, 12),
         Stage("Reptile", Reptile(steps=20, **CLIENT), Optimizer("adam", 1e-3), 1, 12, "uniform"),
     ),
-    personalization=Personalization(Optimizer("sgd", 0.02), batch_size=10, length=5),
+    personalization=Personalization(Optimizer("sgd", 0.02), batch_size=10, epochs=5),
     evaluate_every=0,
     evaluation_clients=0,
 )

@@ -14,7 +14,7 @@ import numpy as np
 
 from headstart.bench.timing import Machine, Personal, Repetition, Trainer, machine_of
 from headstart.bench.workload import MODELS, Work, padding, work_of
-from headstart.data.device_data import Draw, on_device
+from headstart.data.device_data import Gather, on_device
 from headstart.errors import UserError
 from headstart.training.loop import CALL_SECONDS
 
@@ -94,25 +94,25 @@ def bench(
     lanes: Sequence[int] | None = None,
     devices: int | None = None,
     seconds: float = 60.0,
-    tell: Tell = lambda text: None,
+    log: Tell = lambda text: None,
 ) -> Report:
     """Measure this machine.
 
     models: of `MODELS`. cohort: clients per round. lanes: numbers to try; by default a few that make sense here.
-    devices: how many share the work; by default all. seconds: about how long in all. tell: hears what is being done.
+    devices: how many share the work; by default all. seconds: about how long in all. log: hears what is being done.
 
     Raises:
         UserError: for a model, a number of lanes or a number of devices that there is not.
     """
     began, left = time.monotonic(), list(dict.fromkeys(models))
     check(left, cohort, lanes, seconds)
-    tell("matrix products")
+    log("matrix products")
     machine, results = machine_of(devices), []
     numbers = list(lanes or sensible_lanes(machine.devices[0].platform, len(machine.devices), cohort))
     while left:
         patience = PATIENCE[left[0]] / sum(PATIENCE[name] for name in left)
         remaining = max(0.0, seconds - (time.monotonic() - began))
-        results.append(_measure(work_of(left.pop(0), cohort), machine, numbers, remaining * patience, tell))
+        results.append(_measure(work_of(left.pop(0), cohort), machine, numbers, remaining * patience, log))
     device, count = machine.devices[0], len(machine.devices)
     product, elapsed = spread(machine.rates), time.monotonic() - began
     return Report(device.platform, device.device_kind, count, cohort, product, tuple(results), elapsed)
@@ -160,34 +160,34 @@ def as_document(report: Report) -> dict[str, Any]:
     return plain(report)
 
 
-def _measure(work: Work, machine: Machine, lanes: Sequence[int], seconds: float, tell: Tell) -> Result:
+def _measure(work: Work, machine: Machine, lanes: Sequence[int], seconds: float, log: Tell) -> Result:
     """One model, in about so many seconds: a third each for compilation, training and personalization."""
     began, call_seconds = time.monotonic(), min(CALL_SECONDS, seconds / 8)
-    trainers = _trainers(work, on_device(work.federation, mesh=machine.mesh), lanes, began + seconds / 3, tell)
+    trainers = _trainers(work, on_device(work.federation, mesh=machine.mesh), lanes, began + seconds / 3, log)
     rows: list[list[Repetition]] = [[] for _ in trainers]
     for number in _repetitions(began + seconds * 2 / 3):
         for trainer, row in zip(trainers, rows, strict=True):
             if number == 0 or _hopeful(trainer, trainers):
-                tell(f"{work.name}: training, {plural(trainer.lanes, 'lane')}, repetition {number + 1}")
+                log(f"{work.name}: training, {plural(trainer.lanes, 'lane')}, repetition {number + 1}")
                 row.append(trainer.repeat(number, call_seconds, machine))
     tried = [_tried(trainer, row) for trainer, row in zip(trainers, rows, strict=True)]
     order = np.argsort([-one.examples_per_second.median for one in tried])
-    tell(f"{work.name}: compiling personalization")
+    log(f"{work.name}: compiling personalization")
     personal = Personal(trainers[order[0]])
-    tell(f"{work.name}: personalizing and testing")
+    log(f"{work.name}: personalizing and testing")
     costs = [personal.cost(number, call_seconds) for number in _repetitions(began + seconds)]
     untried = tuple(lanes[len(trainers) :])
     return Result(work.name, tuple(tried[i] for i in order), untried, spread(costs), personal.compile_seconds)
 
 
-def _trainers(work: Work, draw: Draw, lanes: Sequence[int], deadline: float, tell: Tell) -> list[Trainer]:
+def _trainers(work: Work, gather: Gather, lanes: Sequence[int], deadline: float, log: Tell) -> list[Trainer]:
     """With these numbers of lanes, as far as the time reaches, but one at least."""
     trainers: list[Trainer] = []
     for number in lanes:
         if trainers and time.monotonic() > deadline:
             break
-        tell(f"{work.name}: compiling for {plural(number, 'lane')}")
-        trainers.append(Trainer(work, draw, number))
+        log(f"{work.name}: compiling for {plural(number, 'lane')}")
+        trainers.append(Trainer(work, gather, number))
     return trainers
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headstart.bench.measure import Report, Result, Spread, Tried, plural
-from headstart.console import say
+from headstart.console import echo
 
 WANTED_COST = 1.15
 COLUMNS = ("examples/s", "share of\nproducts", "padding", "outside\nprogram", "compile", "personal")
@@ -20,10 +20,10 @@ def print_report(console: Console, report: Report) -> None:
         f" {product.median / 1e9:,.0f} GFLOP/s [{product.low / 1e9:,.0f}, {product.high / 1e9:,.0f}]",
         *(conclusion(report, result) for result in report.results),
     ]
-    say(console, lines[0])
+    echo(console, lines[0])
     console.print(_table(report))
     for line in [*clipped(report), *lines[1:], hint(report)]:
-        say(console, line)
+        echo(console, line)
 
 
 def _table(report: Report) -> Table:

@@ -13,11 +13,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from headstart.bench.workload import LEARNING_RATE, SEED, Work
-from headstart.data.device_data import Draw
+from headstart.data.device_data import Gather
 from headstart.devices import all_devices, device_count, replicated
 from headstart.learning.optimizers import Optimizer
 from headstart.learning.personalization import Personalization, personalizer
-from headstart.learning.rounds import Cohort, Info, seed_key, several
+from headstart.learning.rounds import Cohort, Info, run_rounds, seed_key
 from headstart.training.loop import CALL_ROUNDS
 from headstart.training.sampling import cohorts
 
@@ -100,18 +100,18 @@ class Trainer:
     compile_seconds: until the program was ready. round_seconds: the first round after that.
     """
 
-    def __init__(self, work: Work, draw: Draw, lanes: int) -> None:
-        self.work, self.lanes, self.drawer = work, lanes, draw
-        algorithm = work.stage.algorithm(work.task, work.model, lanes=lanes, mesh=draw.mesh)
-        self.program, self.key = several(algorithm), seed_key(SEED)
-        self.state = replicated(algorithm.init(work.model.init(self.key)), draw.mesh)
-        self.cohorts = cohorts(work.stage, work.training, draw, seed=SEED, first_round=1, lanes=lanes)
-        drawn = self.draw(1, 1)
+    def __init__(self, work: Work, gather: Gather, lanes: int) -> None:
+        self.work, self.lanes, self.drawer = work, lanes, gather
+        algorithm = work.stage.algorithm(work.task, work.model, lanes=lanes, mesh=gather.mesh)
+        self.program, self.key = run_rounds(algorithm), seed_key(SEED)
+        self.state = replicated(algorithm.init(work.model.init(self.key)), gather.mesh)
+        self.cohorts = cohorts(work.stage, work.training, gather, seed=SEED, first_round=1, lanes=lanes)
+        drawn = self.gather(1, 1)
         self.compile_seconds = timed(lambda: self.advance(drawn, 1, 0))
         self.round_seconds = timed(lambda: self.advance(drawn, 1, 1))
         self.first_rate = work.examples(1, 1) / self.round_seconds
 
-    def draw(self, first: int, count: int) -> Cohort:
+    def gather(self, first: int, count: int) -> Cohort:
         """The cohorts of `count` rounds."""
         return self.cohorts(first, count, CALL_ROUNDS).cohort
 
@@ -121,21 +121,21 @@ class Trainer:
         return infos
 
     def call(self, drawn: Cohort, first: int, count: int) -> None:
-        """One turn of a run's loop: train, draw the next cohorts meanwhile, fetch what the rounds tell."""
+        """One turn of a run's loop: train, gather the next cohorts meanwhile, fetch what the rounds tell."""
         infos = self.advance(drawn, first, count)
-        self.draw(first + count, count)
+        self.gather(first + count, count)
         jax.device_get(infos)
 
     def rate(self, number: int, seconds: float) -> float:
         """Examples per second in call `number`, of about so many seconds."""
         first, count = self._rounds(number, seconds)
-        drawn = jax.block_until_ready(self.draw(first, count))
+        drawn = jax.block_until_ready(self.gather(first, count))
         return self.work.examples(first, count) / timed(lambda: self.call(drawn, first, count))
 
     def repeat(self, number: int, seconds: float, machine: Machine) -> Repetition:
         """The same call between matrix products, and its program alone."""
         first, count = self._rounds(number, seconds)
-        drawn = jax.block_until_ready(self.draw(first, count))
+        drawn = jax.block_until_ready(self.gather(first, count))
         before = machine.rate()
         wall = timed(lambda: self.call(drawn, first, count))
         product = (before + machine.rate()) / 2
@@ -155,10 +155,10 @@ class Personal:
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        work, draw = trainer.work, trainer.drawer
+        work, gather = trainer.work, trainer.drawer
         recipe = Personalization(Optimizer("sgd", LEARNING_RATE), work.batch_size, PERSONAL_EPOCHS)
-        watch = personalizer(work.task, work.model, recipe, lanes=trainer.lanes, mesh=draw.mesh)
-        self.trainer, self.run = trainer, partial(watch, draw=draw, key=trainer.key)
+        watch = personalizer(work.task, work.model, recipe, lanes=trainer.lanes, mesh=gather.mesh)
+        self.trainer, self.run = trainer, partial(watch, gather=gather, key=trainer.key)
         self.compile_seconds = self._seconds(work.held_out[:1])
 
     def cost(self, number: int, seconds: float) -> float:

@@ -12,7 +12,7 @@ from headstart.data.federation import Federation, from_arrays
 from headstart.devices import device_count
 from headstart.experiment.experiment import Stage
 from headstart.learning.optimizers import Optimizer
-from headstart.learning.parallel import deal
+from headstart.learning.parallel import assign_clients
 from headstart.learning.partial_batches import PARTS
 from headstart.learning.tasks import Classification, NextCharacter, Task
 from headstart.methods.paper import FedAvg
@@ -137,7 +137,7 @@ def padding(work: Work, rounds: Sequence[int], *, lanes: int, mesh: Mesh | None)
     computed = examples = 0
     for number in rounds:
         chosen = work.chosen(number)
-        places = deal(chosen, sizes[chosen], lanes=lanes, mesh=mesh)
+        places = assign_clients(chosen, sizes[chosen], lanes=lanes, mesh=mesh)
         beside = np.where(places >= 0, sizes[places], 0).reshape(device_count(mesh), -1)
         computed += rows_computed(beside, work.batch_size, lanes)
         examples += int(sizes[chosen].sum())
@@ -147,10 +147,10 @@ def padding(work: Work, rounds: Sequence[int], *, lanes: int, mesh: Mesh | None)
 def rows_computed(sizes: np.ndarray, batch_size: int, lanes: int) -> int:
     """How many rows one epoch of every client computes.
 
-    sizes: int `[devices, places]`: examples of the clients as they were dealt, 0 for an empty place.
+    sizes: int `[devices, places]`: examples of the clients as they were assigned, 0 for an empty place.
 
-    In a lane by itself the last batch is trimmed. Lanes side by side compute whole batches, and wait for the one that
-    has most of them.
+    In a lane by itself the last batch is computed in part. Lanes side by side compute whole batches, and wait for the
+    one that has most of them.
     """
     lanes = min(lanes, sizes.shape[1])
     if lanes == 1:
@@ -160,7 +160,7 @@ def rows_computed(sizes: np.ndarray, batch_size: int, lanes: int) -> int:
 
 
 def trimmed_rows(sizes: np.ndarray, batch_size: int) -> np.ndarray:
-    """int, the shape of `sizes`: rows computed when the last batch is cut as `trim.trimmed` cuts it."""
+    """int, the shape of `sizes`: rows computed when the last batch is cut as `trim.with_partial_batches` cuts it."""
     lengths = np.array([0, *sorted({-(-batch_size // part) for part in PARTS})])
     whole, rest = np.divmod(sizes, batch_size)
     return whole * batch_size + lengths[np.searchsorted(lengths, rest)]

@@ -23,13 +23,13 @@ from headstart.cli.options import (
     Source,
     TargetColumn,
     data_options,
+    modules_named,
     named_experiment,
     numbers,
     overrides,
-    trusted_modules,
 )
 from headstart.cli.studies import app as studies
-from headstart.console import say
+from headstart.console import echo
 from headstart.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
@@ -88,12 +88,12 @@ def run(
 
     _join(coordinator, processes, process_id)
     _prepare(devices)
-    trusted = trusted_modules(imports, model)
+    allowed_modules = modules_named(imports, model)
     options_of_data = data_options(client, target, features, data_option)
-    loaded = named_experiment(experiment, data, options_of_data, overrides(settings, seed, model), trusted)
+    loaded = named_experiment(experiment, data, options_of_data, overrides(settings, seed, model), allowed_modules)
     folder = out or Path("runs") / loaded.name
     options = Options(lanes=lanes, devices=devices, checkpoint_seconds=checkpoint_seconds)
-    _run(loaded, folder, seeds, options, tensorboard, trusted, patience)
+    _run(loaded, folder, seeds, options, tensorboard, allowed_modules, patience)
 
 
 def _prepare(devices: int | None) -> None:
@@ -107,17 +107,17 @@ def _join(coordinator: str | None, processes: int | None, process_id: int | None
     from headstart.training import cluster
     from headstart.training import supervisor as supervise
 
-    place = cluster.membership(coordinator, processes, process_id)
-    if place is None:
+    member = cluster.membership(coordinator, processes, process_id)
+    if member is None:
         return
     if not supervise.is_child():
         raise typer.Exit(supervise.supervise(sys.argv[1:]))
     supervise.follow_parent()
-    cluster.join(place)
+    cluster.join(member)
 
 
 def _run(
-    experiment: Any, out: Path, seeds: int, options: Any, tensorboard: bool, trusted: set[str], patience: float
+    experiment: Any, out: Path, seeds: int, options: Any, tensorboard: bool, allowed_modules: set[str], patience: float
 ) -> None:
     from headstart.cli.tensorboard import also_events
     from headstart.reports.tables import print_rows, rows
@@ -133,18 +133,20 @@ def _run(
             show = stack.enter_context(shown(console, follower, f"{experiment.name} → {out}"))
             listeners.append(stack.enter_context(also_events(show, out)) if tensorboard else show)
 
-        def listen(record: Any) -> None:
+        def on_event(record: Any) -> None:
             for hear in listeners:
                 hear(record)
 
-        finished = run(experiment, out, seeds=seeds, options=options, listen=listen, trusted=trusted)
+        finished = run(
+            experiment, out, seeds=seeds, options=options, on_event=on_event, allowed_modules=allowed_modules
+        )
     if not cluster.is_first():
         raise typer.Exit(0 if finished else 130)
     if not finished:
         console.print(f"Stopped; everything is saved in {out}. Repeat the same command to go on.", markup=False)
         raise typer.Exit(130)
-    print_rows(console, rows([out], trusted=trusted))
-    say(console, f"For figures and a page: headstart report {out}")
+    print_rows(console, rows([out], allowed_modules=allowed_modules))
+    echo(console, f"For figures and a page: headstart report {out}")
 
 
 @app.command(
@@ -180,14 +182,14 @@ def personalize(
             data,
             out,
             options=options,
-            length=epochs,
+            epochs=epochs,
             lanes=lanes,
             devices=devices,
-            trusted=trusted_modules(imports, None),
+            allowed_modules=modules_named(imports, None),
             progress=lambda done, of: status.update(f"personalizing clients, {of} in all"),
         )
     print_summary(console, summary, task.metrics)
-    say(console, f"{out}/clients.csv and {out}/parameters written")
+    echo(console, f"{out}/clients.csv and {out}/parameters written")
 
 
 @app.command(
@@ -204,9 +206,9 @@ def export(
     from headstart.deploy.export import export_run
 
     chosen = [name.strip() for name in platforms.split(",") if name.strip()]
-    sizes = export_run(run, out, platforms=chosen, trusted=trusted_modules(imports, None))
+    sizes = export_run(run, out, platforms=chosen, allowed_modules=modules_named(imports, None))
     lines = [f"{out}/{name}: {size:,} bytes" for name, size in sizes.items()]
-    say(Console(), "\n".join(lines))
+    echo(Console(), "\n".join(lines))
 
 
 @app.command(epilog="Example: [bold]headstart report runs/fedavg runs/personalized_fedavg --out report.html[/bold]")
@@ -220,10 +222,10 @@ def report(
     from headstart.reports.tables import print_rows, rows
 
     console = Console()
-    trusted = trusted_modules(imports, None)
-    page = write(runs, out, trusted=trusted)
-    print_rows(console, rows(runs, trusted=trusted))
-    say(console, f"The report: {page}")
+    allowed_modules = modules_named(imports, None)
+    page = write(runs, out, allowed_modules=allowed_modules)
+    print_rows(console, rows(runs, allowed_modules=allowed_modules))
+    echo(console, f"The report: {page}")
 
 
 @app.command(
@@ -246,7 +248,7 @@ def data(
     federation = load(source, **data_options(client, target, features, data_option))
     print_overview(console, federation)
     path = draw(federation, picture or Path(f"{Path(federation.name).name}.png"))
-    say(console, f"A picture: {path}")
+    echo(console, f"A picture: {path}")
 
 
 @app.command(
@@ -280,12 +282,12 @@ def bench(
         write_json(json, {})  # better now than after a minute, if it cannot be written
     with console.status("measuring") as status:
         report = measure(
-            names, cohort=cohort, lanes=tried, devices=devices, seconds=seconds, tell=lambda text: status.update(text)
+            names, cohort=cohort, lanes=tried, devices=devices, seconds=seconds, log=lambda text: status.update(text)
         )
     print_report(console, report)
     if json is not None:
         write_json(json, as_document(report))
-        say(console, f"All numbers: {json}")
+        echo(console, f"All numbers: {json}")
 
 
 app.add_typer(studies)
@@ -298,7 +300,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        say(Console(stderr=True), f"headstart: {error}", style="bold red")
+        echo(Console(stderr=True), f"headstart: {error}", style="bold red")
         leave(2)
     except KeyboardInterrupt:
         leave(130)

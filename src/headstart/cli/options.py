@@ -70,23 +70,23 @@ def overrides(settings: list[str] | None, seed: int | None, model: str | None) -
     """The settings, those with an option of their own first, so that --set can refine them."""
     first = [] if seed is None else [f"seed={seed}"]
     if model is not None:
-        first.append(f'model={{"type": "headstart.Imported", "path": "{model}", "options": {{}}}}')
+        first.append(f'model={{"type": "headstart.ModelSpec", "path": "{model}", "options": {{}}}}')
     return [*first, *(settings or [])]
 
 
 def named_experiment(
-    name: str, data: str | None, data_options: dict[str, Any], settings: list[str], trusted: set[str]
+    name: str, data: str | None, data_options: dict[str, Any], settings: list[str], allowed_modules: set[str]
 ) -> Any:
-    """The experiment that a command names, changed as it says; a file of one's own is trusted from then on."""
+    """The experiment that a command names, changed as it says; a file of one's own is allowed_modules from then on."""
     from headstart.experiment.loading import load
 
-    experiment = load(name, data=data, data_options=data_options, settings=settings, trusted=trusted)
+    experiment = load(name, data=data, data_options=data_options, settings=settings, allowed_modules=allowed_modules)
     if name.endswith(".py"):
-        trusted.add(Path(name).stem)
+        allowed_modules.add(Path(name).stem)
     return experiment
 
 
-def trusted_modules(imports: list[str] | None, model: str | None) -> set[str]:
+def modules_named(imports: list[str] | None, model: str | None) -> set[str]:
     """The modules the command names; they are looked for in the current folder too."""
     sys.path.append(os.getcwd())
     return {*(imports or []), *([model.partition(":")[0]] if model and ":" in model else [])}

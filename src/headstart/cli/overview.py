@@ -11,19 +11,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headstart.console import say
+from headstart.console import echo
 from headstart.data.federation import Federation
 from headstart.files import write_bytes
 
 MOST_CLIENTS = 200
 
 
-def facts(federation: Federation) -> list[tuple[str, str]]:
+def metadata(federation: Federation) -> list[tuple[str, str]]:
     """What there is to say in words."""
     sizes = federation.sizes.sum(axis=1)
     x, y = federation.example()
     shape = "×".join(map(str, x.shape[1:])) or "one number"
-    split = "by the source" if federation.own_split else "drawn by headstart, stable"
+    split = "by the source" if federation.has_predefined_split else "drawn by headstart, stable"
     quartiles = " / ".join(f"{value:.0f}" for value in np.percentile(sizes, [0, 25, 50, 75, 100]))
     return [
         ("federation", federation.name),
@@ -36,18 +36,18 @@ def facts(federation: Federation) -> list[tuple[str, str]]:
         ("examples per client", f"{quartiles} (least, quartiles, most), mean {sizes.mean():.1f}"),
         ("an input", f"{shape} {x.dtype}"),
         ("a target", f"{'×'.join(map(str, y.shape[1:])) or 'one'} {y.dtype}"),
-        *((key, _short(value)) for key, value in federation.facts.items()),
+        *((key, _short(value)) for key, value in federation.metadata.items()),
     ]
 
 
 def print_overview(console: Console, federation: Federation) -> None:
-    """A table of facts and bars of the sizes on a terminal; plain lines in a pipe."""
+    """A table of metadata and bars of the sizes on a terminal; plain lines in a pipe."""
     if not console.is_terminal:
-        for name, value in facts(federation):
-            say(console, f"{name}: {value}")
+        for name, value in metadata(federation):
+            echo(console, f"{name}: {value}")
         return
     table = Table(show_header=False, box=None, padding=(0, 2))
-    for name, value in facts(federation):
+    for name, value in metadata(federation):
         table.add_row(Text(name, style="bold"), Text(value))
     console.print(table)
     numbers, edges = _histogram(federation, bins=12)
@@ -78,7 +78,7 @@ def draw(federation: Federation, path: Path) -> Path:
 def _draw_targets(axes: Any, federation: Federation) -> None:
     """Targets by client: a stripe per class where there are classes, else the distribution of the clients' means."""
     chosen = np.linspace(0, len(federation) - 1, min(MOST_CLIENTS, len(federation))).astype(int)
-    classes = federation.facts.get("classes")
+    classes = federation.metadata.get("classes")
     targets = [np.ravel(federation.fetch(np.array([i]))[1]) for i in chosen]
     if not classes:
         axes.hist([float(np.mean(target)) for target in targets if target.size], bins=30, color="#D55E00")

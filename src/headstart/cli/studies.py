@@ -22,12 +22,12 @@ from headstart.cli.options import (
     Source,
     TargetColumn,
     data_options,
+    modules_named,
     named_experiment,
     overrides,
     rates_given,
-    trusted_modules,
 )
-from headstart.console import say
+from headstart.console import echo
 
 app = typer.Typer()
 
@@ -64,9 +64,9 @@ def reproduce(
         data=data or ("glyphs",),
         out=out,
         processes=processes or free_cores(),
-        tell=partial(say, console),
+        log=partial(echo, console),
     )
-    say(console, f"The report: {page}")
+    echo(console, f"The report: {page}")
 
 
 @app.command(
@@ -97,7 +97,7 @@ def compare(
     rates: Annotated[
         str | None, typer.Option(metavar="A,B", help="Client rates tried; default: 0.01,0.03,0.1; text 0.3,1,3.")
     ] = None,
-    length: Annotated[int, typer.Option(min=1, help="Epochs of personalization, at most.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of personalization, at most.")] = 10,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of what is told; with fewer than 5 nothing is decided.")] = 5,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs and the report go.")] = Path("compared"),
     processes: Processes = None,
@@ -111,20 +111,20 @@ def compare(
     from headstart.training.compilation_cache import prepare_devices
 
     prepare_devices(None)
-    trusted = trusted_modules(imports, model)
+    allowed_modules = modules_named(imports, model)
     options_of_data = data_options(client, target, features, data_option)
-    base = named_experiment(experiment, data, options_of_data, overrides(settings, None, model), trusted)
+    base = named_experiment(experiment, data, options_of_data, overrides(settings, None, model), allowed_modules)
     console = Console()
     page, board, sentences = compare_methods(
-        Protocol(base, budget, tries, seeds, tuning_seeds, length, rates_given(rates)),
+        Protocol(base, budget, tries, seeds, tuning_seeds, epochs, rates_given(rates)),
         methods=methods.split(","),
         out=out,
         processes=processes or free_cores(),
-        tell=partial(say, console),
-        trusted=trusted,
+        log=partial(echo, console),
+        allowed_modules=allowed_modules,
         command=shlex.join(["headstart", *sys.argv[1:]]),
     )
     print_board(console, board)
     for sentence in sentences:
-        say(console, sentence)
-    say(console, f"The report: {page}")
+        echo(console, sentence)
+    echo(console, f"The report: {page}")

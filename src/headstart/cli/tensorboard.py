@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from headstart.errors import UserError
-from headstart.runs.log import Listener, Record
+from headstart.runs.log import OnEvent, Record
 
 
 @contextmanager
-def also_events(listen: Listener, out: Path) -> Iterator[Listener]:
+def also_events(on_event: OnEvent, out: Path) -> Iterator[OnEvent]:
     """A listener that passes everything on and writes training and validation metrics as events under `out/seed-n`.
 
     Raises:
@@ -25,7 +25,7 @@ def also_events(listen: Listener, out: Path) -> Iterator[Listener]:
     writers: dict[int, Any] = {}
 
     def heard(record: Record) -> None:
-        listen(record)
+        on_event(record)
         scalars = _scalars(record)
         if not scalars or record.get("past"):
             return

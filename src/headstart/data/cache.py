@@ -75,7 +75,13 @@ def _write(folder: Path, rows: Rows, stamp: list[list[int]]) -> bool:
         for name in _ARRAYS:
             np.save(building / f"{name}.npy", getattr(rows, name), allow_pickle=False)
         lengths = {name: (building / f"{name}.npy").stat().st_size for name in _ARRAYS}
-        meta = {"stamp": stamp, "lengths": lengths, "own_split": rows.own_split, "facts": rows.facts, "ids": rows.ids}
+        meta = {
+            "stamp": stamp,
+            "lengths": lengths,
+            "own_split": rows.has_predefined_split,
+            "facts": rows.metadata,
+            "ids": rows.ids,
+        }
         (building / "meta.json").write_text(json.dumps(meta))
         _place(building, folder)
         return True

@@ -1,7 +1,7 @@
-"""Drawing: a federation's rows go to the devices, and cohorts are row numbers among them.
+"""FigureSpec: a federation's rows go to the devices, and cohorts are row numbers among them.
 
 One path for all sizes: a flat block of rows is on the devices, and batches are gathered from it by row number. A
-federation that fits is one block for good; of a larger one each draw brings the rows of its own clients.
+federation that fits is one block for good; of a larger one each gather brings the rows of its own clients.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Resident(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Draw:
+class Gather:
     """Cohorts of a federation that `on_device` has put on the device."""
 
     federation: Federation
@@ -37,12 +37,12 @@ class Draw:
     def __call__(self, clients: np.ndarray, part: Part = "adapt") -> Client:
         """The clients (int array `[..., n]`) as a `Client` whose leading axes are those of the array.
 
-        A number of -1 stands for an empty client. Of several devices n is a multiple, as `lanes.deal` makes it.
+        A number of -1 stands for an empty client. Of several devices n is a multiple, as `assign_clients` makes it.
         """
         return self.parts(clients, part)[0]
 
     def parts(self, clients: np.ndarray, *parts: Part) -> tuple[Client, ...]:
-        """Several parts of the same clients, each what a draw of its own would be, over one block."""
+        """Several parts of the same clients, each what a gather of its own would be, over one block."""
         clients = np.asarray(clients, np.int64)
         block, starts = self._bring(clients) if self.resident is None else self._find(clients, self.resident)
         given = [self._rows(clients, starts, part) for part in parts], self._key_data(clients)
@@ -95,18 +95,18 @@ class Draw:
         return Resident(_place_block(block, self.mesh), starts)
 
 
-def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None = None) -> Draw:
+def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None = None) -> Gather:
     """Put a federation on the device; returns what draws cohorts of it.
 
-    limit: a federation of at most so many bytes goes there whole, once; of a larger one each draw brings its own rows.
-    mesh: the devices that share the work, as `lanes.all_devices` gives them: each gets the rows and its own clients.
-        Processes of a cluster read the clients they train and no others, so that each draw brings its own rows.
+    limit: a federation of at most so many bytes goes there whole, once; of a larger one each call brings its own rows.
+    mesh: the devices that share the work, as `devices.all_devices` gives them: each gets the rows and its own clients.
+        Processes of a cluster read the clients they train and no others, so that each gather brings its own rows.
     """
     if spans_processes(mesh) or federation.nbytes > limit:
-        return Draw(federation, mesh, None)
+        return Gather(federation, mesh, None)
     everyone = np.arange(len(federation))
     block = _place_block(Block(*federation.fetch(everyone)), mesh)
-    return Draw(federation, mesh, Resident(block, starts_of(federation, everyone)))
+    return Gather(federation, mesh, Resident(block, starts_of(federation, everyone)))
 
 
 def _shares(clients: np.ndarray, mesh: Mesh | None) -> list[np.ndarray]:
@@ -138,7 +138,7 @@ def _place(tree: Tree, mesh: Mesh | None, split: PartitionSpec) -> Tree:
 
 
 def _place_block(block: Block, mesh: Mesh | None) -> Block:
-    """A block on the devices of this process, as `lanes.block_spec` says."""
+    """A block on the devices of this process, as `devices.block_spec` says."""
     if not spans_processes(mesh):
         return _place(block, mesh, PartitionSpec())
     sharding = NamedSharding(mesh, block_spec(mesh))

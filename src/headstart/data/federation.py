@@ -124,9 +124,9 @@ class Federation:
     sizes: int `[clients, 2]`: how many examples of each client are for adapting (training) and for testing.
     fetch: maps client numbers (int array `[n]`) to `(x, y)`, trees of numpy arrays: all rows of the first
         client, then of the next one; a client's rows for adapting come before its rows for testing.
-    own_split: whether the source itself separates the two parts. If not, `split_examples` made them,
+    has_predefined_split: whether the source itself separates the two parts. If not, `split_examples` made them,
         and a client that trains may use all of its rows.
-    facts: what is known of the examples: `kind` ("image", "text" or "features"), `classes` (how many),
+    metadata: what is known of the examples: `kind` ("image", "text" or "features"), `classes` (how many),
         `labels` (a string or list with the name of each class), `source` (where they come from).
     """
 
@@ -134,8 +134,8 @@ class Federation:
     ids: Sequence[str]
     sizes: np.ndarray
     fetch: Callable[[np.ndarray], tuple[Tree, Tree]]
-    own_split: bool = True
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    has_predefined_split: bool = True
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -154,12 +154,12 @@ class Federation:
     @property
     def training_part(self) -> Part:
         """What a client trains on: its adapt part if the source keeps another for testing, else all of its rows."""
-        return "adapt" if self.own_split else "all"
+        return "adapt" if self.has_predefined_split else "all"
 
     @property
     def training_sizes(self) -> np.ndarray:
         """Int `[clients]`: how many examples each client trains on."""
-        return self.sizes[:, 0] if self.own_split else self.sizes.sum(axis=1)
+        return self.sizes[:, 0] if self.has_predefined_split else self.sizes.sum(axis=1)
 
     @property
     def nbytes(self) -> int:
@@ -190,8 +190,8 @@ def from_arrays(
     x: Tree,
     y: Tree,
     *,
-    own_split: bool = True,
-    facts: Mapping[str, Any] | None = None,
+    has_predefined_split: bool = True,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Federation:
     """A federation over flat arrays, in memory or memory-mapped.
 
@@ -218,7 +218,7 @@ def from_arrays(
 
         return jax.tree.map(take, x), jax.tree.map(take, y)
 
-    return Federation(name, ids, sizes, fetch, own_split, dict(facts or {}))
+    return Federation(name, ids, sizes, fetch, has_predefined_split, dict(metadata or {}))
 
 
 def split_examples(federation: Federation, *, test_fraction: float = 0.2, seed: int = 0) -> Federation:
@@ -238,7 +238,7 @@ def split_examples(federation: Federation, *, test_fraction: float = 0.2, seed: 
         rows = np.concatenate([*order, np.zeros(0, np.int64)]).astype(np.int64)
         return jax.tree.map(lambda leaf: leaf[rows], federation.fetch(clients))
 
-    return replace(federation, sizes=np.stack([totals - test, test], axis=1), fetch=fetch, own_split=False)
+    return replace(federation, sizes=np.stack([totals - test, test], axis=1), fetch=fetch, has_predefined_split=False)
 
 
 def limited(federation: Federation, adapt_examples: float, *, seed: int = 0) -> Federation:

@@ -73,8 +73,16 @@ def _from_files(sources: Sources, options: Mapping[str, Any], *, name: str | Non
     with reading(sources.path):
         rows = cached([sources.path, *sources.train, *sources.test], options, lambda: _read(sources, options))
     name = name or re.sub(r"[_-]?(train|test)(?=[_-]|$)", "", sources.path.name.split(".")[0]) or sources.path.name
-    federation = from_arrays(name, rows.ids, rows.sizes, rows.x, rows.y, own_split=rows.own_split, facts=rows.facts)
-    return federation if rows.own_split else split_examples(federation)
+    federation = from_arrays(
+        name,
+        rows.ids,
+        rows.sizes,
+        rows.x,
+        rows.y,
+        has_predefined_split=rows.has_predefined_split,
+        metadata=rows.metadata,
+    )
+    return federation if rows.has_predefined_split else split_examples(federation)
 
 
 def _read(sources: Sources, options: Mapping[str, Any]) -> Rows:

@@ -98,13 +98,15 @@ def _federation(name: str, x: Tree, y: np.ndarray, owners: np.ndarray, seed: int
     order = np.argsort(owners, kind="stable")
     counts = np.bincount(owners)
     sizes = np.stack([counts, np.zeros_like(counts)], axis=1)
-    facts: dict[str, Any] = {"source": f"partition by {name}"}
+    metadata: dict[str, Any] = {"source": f"partition by {name}"}
     picture = np.asarray(jax.tree.leaves(x)[0]).dtype == np.uint8
-    facts["kind"] = "image" if picture else "features"
+    metadata["kind"] = "image" if picture else "features"
     if np.issubdtype(np.asarray(y).dtype, np.integer):
-        facts["classes"] = int(np.max(y)) + 1
+        metadata["classes"] = int(np.max(y)) + 1
     x, y = jax.tree.map(lambda leaf: np.asarray(leaf)[order], (x, y))
-    federation = from_arrays(name, client_names(len(counts)), sizes, x, y, own_split=False, facts=facts)
+    federation = from_arrays(
+        name, client_names(len(counts)), sizes, x, y, has_predefined_split=False, metadata=metadata
+    )
     return split_examples(federation, seed=seed)
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from headstart.data.device_data import Draw, on_device
+from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Client, Federation, Tree
 from headstart.data.load import load as load_data
 from headstart.devices import all_devices, device_count
@@ -25,7 +25,7 @@ from headstart.experiment.loading import read
 from headstart.experiment.setup import build_model, check_fit
 from headstart.files import write_bytes, write_json
 from headstart.learning.method import Method
-from headstart.learning.parallel import over_clients
+from headstart.learning.parallel import map_reduce_clients
 from headstart.learning.personalization import Curves, Personalization, adapt_client, personalizer
 from headstart.learning.rounds import client_key, personal_key, seed_key
 from headstart.learning.tasks import Task
@@ -41,45 +41,45 @@ def personalize_run(
     out: str | os.PathLike[str],
     *,
     options: Mapping[str, Any] | None = None,
-    length: int | None = None,
+    epochs: int | None = None,
     lanes: int = 1,
     devices: int | None = None,
-    trusted: Collection[str] = (),
+    allowed_modules: Collection[str] = (),
     progress: Callable[[int, int], None] = lambda clients, of: None,
 ) -> tuple[dict[str, Any], Task]:
     """Personalize a run's initial model on every client of `source`; returns the summary, and the task it speaks of.
 
     Writes `parameters/<client>.safetensors`, `clients.csv` (a line per client) and `summary.json`, the last of all.
 
-    length: epochs of personalization; by default the number the run chose on its validation clients.
+    epochs: of personalization (or steps); by default as many as the run chose on its validation clients.
     lanes, devices: as in `run.Options`.
 
     Raises:
         UserError: if the run is not finished, or the data do not suit its model.
     """
     run, out = Path(run), Path(out)
-    experiment, params_path, report = finished(run, trusted=trusted)
+    experiment, params_path, report = finished(run, allowed_modules=allowed_modules)
     federation = _as_trained(read_json(run / "federation.json")["facts"], source, dict(options or {}))
     assert experiment.model is not None and experiment.task is not None
-    model, task = build_model(experiment.model, federation, trusted=trusted), experiment.task
+    model, task = build_model(experiment.model, federation, allowed_modules=allowed_modules), experiment.task
     check_fit(task, model, federation)
     root = seed_key(report["seed"])
     method = experiment.stages[-1].method
     params = _params(model, params_path, root, method)
-    units = chosen_length(experiment, report) if length is None else length
-    recipe = replace(experiment.personalization, length=units)
+    count = chosen_epochs(experiment, report) if epochs is None else epochs
+    recipe = experiment.personalization.at_most(count)
     mesh = all_devices(devices)
-    draw, key = on_device(federation, mesh=mesh), personal_key(root)
+    gather, key = on_device(federation, mesh=mesh), personal_key(root)
     watch = personalizer(task, model, recipe, method=method, lanes=lanes, mesh=mesh)
-    curves = watch(params, np.arange(len(federation)), draw, key, lambda done: progress(done, len(federation)))
-    summary = summarize(curves, task, length=units)
-    _write_parameters(out / "parameters", federation, draw, _adapter(model, task, recipe, params, key, mesh, method))
-    write_bytes(out / "clients.csv", _csv(federation, curves, task, units))
+    curves = watch(params, np.arange(len(federation)), gather, key, lambda done: progress(done, len(federation)))
+    summary = summarize(curves, task, epochs=count)
+    _write_parameters(out / "parameters", federation, gather, _adapter(model, task, recipe, params, key, mesh, method))
+    write_bytes(out / "clients.csv", _csv(federation, curves, task, count))
     write_json(out / "summary.json", summary)
     return summary, task
 
 
-def finished(run: Path, *, trusted: Collection[str] = ()) -> tuple[Experiment, Path, dict[str, Any]]:
+def finished(run: Path, *, allowed_modules: Collection[str] = ()) -> tuple[Experiment, Path, dict[str, Any]]:
     """The experiment of a run, and of its first seed the last stage's initial model and report.
 
     Of the rates of personalization that the experiment tried only the chosen one is left in it.
@@ -87,43 +87,43 @@ def finished(run: Path, *, trusted: Collection[str] = ()) -> tuple[Experiment, P
     Raises:
         UserError: if the folder is no run folder, or the run did not come to its end.
     """
-    experiment = read(read_json(run / "experiment.json"), trusted=trusted)
+    experiment = read(read_json(run / "experiment.json"), allowed_modules=allowed_modules)
     last = f"stage-{len(experiment.stages) - 1}"
     for folder in seed_folders(run):
         if (folder / f"{last}.json").exists():
             report, recipe = read_json(folder / f"{last}.json"), experiment.personalization
-            if recipe.rates:
-                experiment = replace(experiment, personalization=recipe.at(report["personal_rate"]))
+            if recipe.learning_rates:
+                experiment = replace(experiment, personalization=recipe.with_learning_rate(report["personal_rate"]))
             return experiment, folder / f"{last}.safetensors", report
     raise UserError(f"{run} is not finished; repeat its `headstart run` command to go on with it")
 
 
-def chosen_length(experiment: Experiment, report: Mapping[str, Any]) -> int:
-    """The length of personalization that a stage's validation clients chose; without any, the largest.
+def chosen_epochs(experiment: Experiment, report: Mapping[str, Any]) -> int:
+    """The epochs of personalization that a stage's validation clients chose; without any, the largest.
 
     report: the stage's `stage-n.json`, which may lack either group.
     """
-    lengths = [report[group]["length"] for group in ("validation", "test") if group in report]
-    return int(lengths[0]) if lengths else experiment.personalization.length
+    chosen = [report[group]["length"] for group in ("validation", "test") if group in report]
+    return int(chosen[0]) if chosen else experiment.personalization.most
 
 
 def _as_trained(trained: Mapping[str, Any], source: str, options: dict[str, Any]) -> Federation:
     """The user's clients as the run's model knows them: classes numbered and features ordered as in its own data.
 
-    trained: the facts of the run's federation.
+    trained: the metadata of the run's federation.
 
     Raises:
         UserError: if the source holds other classes.
     """
     federation = load_data(source, **options)
-    own, labels = federation.facts.get("labels"), list(trained.get("labels") or [])
+    own, labels = federation.metadata.get("labels"), list(trained.get("labels") or [])
     more = {}
-    if trained.get("features") and "features" in federation.facts and "features" not in options:
+    if trained.get("features") and "features" in federation.metadata and "features" not in options:
         more["features"] = list(trained["features"])
     if own is not None and not _covers(labels, own):
         numbered = all(str(label).isdigit() and int(label) < len(labels) for label in own)
         more |= {"classes": len(labels)} if numbered and not _among(own, labels) else {"labels": labels}
-    if not more or all(federation.facts.get(name) == value for name, value in more.items()):
+    if not more or all(federation.metadata.get(name) == value for name, value in more.items()):
         return federation
     try:
         return load_data(source, **(options | more))
@@ -162,29 +162,29 @@ def _adapter(
     def one(shared: tuple[Tree, jax.Array], nothing: Tree, member: tuple[Client, Tree]) -> tuple[Tree, Tree]:
         (params, key), (client, _) = shared, member
         own = client_key(key, client)
-        return nothing, adapt_client(task, model, recipe, params, client, own, recipe.length, method)
+        return nothing, adapt_client(task, model, recipe, params, client, own, recipe.most, method)
 
-    return jax.jit(lambda clients: over_clients(one, (params, key), (), clients, mesh=mesh)[1])
+    return jax.jit(lambda clients: map_reduce_clients(one, (params, key), (), clients, mesh=mesh)[1])
 
 
-def _write_parameters(folder: Path, federation: Federation, draw: Draw, adapted: Callable[[Client], Tree]) -> None:
-    at_once = device_count(draw.mesh)
+def _write_parameters(folder: Path, federation: Federation, gather: Gather, adapted: Callable[[Client], Tree]) -> None:
+    at_once = device_count(gather.mesh)
     for start in range(0, len(federation), at_once):
         chunk = np.arange(start, start + at_once)
-        parameters = jax.device_get(adapted(draw(np.where(chunk < len(federation), chunk, -1))))
+        parameters = jax.device_get(adapted(gather(np.where(chunk < len(federation), chunk, -1))))
         for place, name in enumerate(federation.ids[start : start + at_once]):
             # An id may hold any character; quoted it is a file name.
             path = folder / f"{quote(name, safe='')}.safetensors"
             checkpoint.write(path, jax.tree.map(lambda leaf, place=place: leaf[place], parameters), {"client": name})
 
 
-def _csv(federation: Federation, curves: Curves, task: Task, length: int) -> bytes:
+def _csv(federation: Federation, curves: Curves, task: Task, epochs: int) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [metric.name for metric in task.metrics]
     columns = [f"{when} {name}" for name in names for when in ("initial", "personalized")]
     writer.writerow(["client", "adapt examples", "test examples", *columns])
-    values = [curves.means(metric)[:, [0, length]] for metric in task.metrics]
+    values = [curves.means(metric)[:, [0, epochs]] for metric in task.metrics]
     for number, name in enumerate(federation.ids):
         cells = [f"{cell:.6g}" for value in values for cell in value[number]]
         writer.writerow([name, *map(int, federation.sizes[number]), *cells])

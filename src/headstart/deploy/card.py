@@ -23,10 +23,10 @@ def describe_run(run: Path, experiment: Experiment, report: Mapping[str, Any]) -
     report: that stage's `stage-n.json`.
     """
     data, environment = read_json(run / "federation.json"), read_json(run / "environment.json")
-    facts = {name: data["facts"][name] for name in ("kind", "classes", "source") if name in data["facts"]}
+    metadata = {name: data["facts"][name] for name in ("kind", "classes", "source") if name in data["facts"]}
     return {
         "name": experiment.name,
-        "data": {"name": data["name"], "clients": data["clients"], "examples": data["examples"], **facts},
+        "data": {"name": data["name"], "clients": data["clients"], "examples": data["examples"], **metadata},
         "stages": [{"name": stage.name, "rounds": stage.rounds} for stage in experiment.stages],
         "personalization": to_json(experiment.personalization),
         "seed": report["seed"],
@@ -66,10 +66,10 @@ def _classes(data: Mapping[str, Any]) -> str:
 
 def _recipe(card: Card) -> str:
     recipe, chosen = card["personalization"], card.get("validation")
-    optimizer, unit = recipe["optimizer"], recipe["unit"]
+    optimizer, unit = recipe["optimizer"], "epochs" if recipe["steps"] is None else "steps"
     how = f"{optimizer['name']} at {optimizer['learning_rate']:g}, batches of {recipe['batch_size']}"
     if chosen is None:
-        return f"{how}, {recipe['length']} {unit}; no validation clients chose that number"
+        return f"{how}, {recipe[unit]} {unit}; no validation clients chose that number"
     return f"{how}, {chosen['length']} {unit}, chosen on {chosen['clients']} validation clients"
 
 

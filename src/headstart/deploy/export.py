@@ -26,7 +26,7 @@ import numpy as np
 
 from headstart._version import __version__
 from headstart.data.federation import Federation, Tree, from_arrays, named
-from headstart.deploy.adapt import chosen_length, finished
+from headstart.deploy.adapt import chosen_epochs, finished
 from headstart.deploy.card import describe_run, markdown
 from headstart.deploy.programs import (
     CAPACITIES,
@@ -62,7 +62,7 @@ ARGUMENTS = {
 class Source(NamedTuple):
     """What of a run an artifact is made from.
 
-    report: the last stage's, of its first seed. facts: of the run's federation.
+    report: the last stage's, of its first seed. metadata: of the run's federation.
     """
 
     experiment: Experiment
@@ -71,7 +71,7 @@ class Source(NamedTuple):
     params: Tree
     like: Like
     report: Mapping[str, Any]
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
 
 def export_run(
@@ -79,19 +79,19 @@ def export_run(
     out: str | os.PathLike[str],
     *,
     platforms: Collection[str] = PLATFORMS,
-    trusted: Collection[str] = (),
+    allowed_modules: Collection[str] = (),
 ) -> dict[str, int]:
     """Write the artifact of a finished run into a new folder, whole or not at all; returns the sizes of its files.
 
     platforms: what its programs can run on, among cpu, cuda, rocm and tpu.
-    trusted: modules a saved experiment may import beside headstart's own.
+    allowed_modules: modules a saved experiment may import beside headstart's own.
 
     Raises:
         UserError: if the run is not finished, its model cannot be exported, or the folder holds files.
     """
     run, out, chosen = Path(run), Path(out), check_platforms(platforms)
     with whole_folder(out) as folder:
-        source = read_source(run, trusted=trusted)
+        source = read_source(run, allowed_modules=allowed_modules)
         card = describe_run(run, source.experiment, source.report)
         contents = programs(source, chosen)
         for name, content in contents.items():
@@ -104,30 +104,30 @@ def export_run(
         return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
 
 
-def read_source(run: Path, *, trusted: Collection[str] = ()) -> Source:
+def read_source(run: Path, *, allowed_modules: Collection[str] = ()) -> Source:
     """A finished run's model, task and parameters; its data need not be there, a few kept examples will do.
 
     Raises:
         UserError: if the run is not finished or its model cannot be built.
     """
-    experiment, params_path, report = finished(run, trusted=trusted)
+    experiment, params_path, report = finished(run, allowed_modules=allowed_modules)
     if not experiment.stages[-1].method.is_single_model:
         raise UserError(
             f"the method of stage {experiment.stages[-1].name!r} does not start every client from one model, which is"
             " all that an artifact holds; export a run of another method"
         )
-    facts = read_json(run / "federation.json")["facts"]
-    samples = _samples(run, facts)
+    metadata = read_json(run / "federation.json")["facts"]
+    samples = _samples(run, metadata)
     assert experiment.model is not None and experiment.task is not None
-    model = build_model(experiment.model, samples, trusted=trusted)
+    model = build_model(experiment.model, samples, allowed_modules=allowed_modules)
     check_fit(experiment.task, model, samples)
     shapes = jax.eval_shape(model.init, seed_key(report["seed"]))
     params = checkpoint.read(params_path, shapes).tree
     like = Like(shapes, *samples.example())
-    return Source(experiment, experiment.task, model, params, like, report, facts)
+    return Source(experiment, experiment.task, model, params, like, report, metadata)
 
 
-def _samples(run: Path, facts: Mapping[str, Any]) -> Federation:
+def _samples(run: Path, metadata: Mapping[str, Any]) -> Federation:
     """The examples that a run keeps of one of its test clients, as a federation of it alone."""
     path = run / "samples.npz"
     try:
@@ -139,7 +139,7 @@ def _samples(run: Path, facts: Mapping[str, Any]) -> Federation:
         raise UserError(
             f"cannot read the examples in {path} ({error}); a run keeps some if x and y are one array each"
         ) from error
-    return from_arrays("samples", ["sample"], np.array([[len(x), 0]]), x, y, facts=facts)
+    return from_arrays("samples", ["sample"], np.array([[len(x), 0]]), x, y, metadata=metadata)
 
 
 def programs(source: Source, platforms: Collection[str]) -> dict[str, bytes]:
@@ -165,15 +165,15 @@ def description(source: Source, platforms: Sequence[str], files: Mapping[str, by
         "platforms": list(platforms),
         "arguments": {name: list(names) for name, names in ARGUMENTS.items()},
         "parameters": [_described(leaf, name=name) for name, leaf in named(source.like.params)],
-        "x": _described(source.like.x, rows=True) | _below(source.facts.get("vocabulary")),
-        "y": _described(source.like.y, rows=True) | _below(source.facts.get("classes") if classes else None),
+        "x": _described(source.like.x, rows=True) | _below(source.metadata.get("vocabulary")),
+        "y": _described(source.like.y, rows=True) | _below(source.metadata.get("classes") if classes else None),
         "capacities": list(CAPACITIES),
         "evaluation_batch": EVALUATION_BATCH,
         "output": "classes" if classes else "values",
         "metric": {"name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better},
         "recipe": _recipe(source),
         "key": _key(report["seed"]),
-        "facts": {name: source.facts[name] for name in ("kind", "labels", "features") if name in source.facts},
+        "facts": {name: source.metadata[name] for name in ("kind", "labels", "features") if name in source.metadata},
         "files": {name: _checksum(content) | {"bytes": len(content)} for name, content in files.items()},
     }
 
@@ -198,7 +198,7 @@ def _recipe(source: Source) -> dict[str, Any]:
         "learning_rate": optimizer.learning_rate,
         "options": dict(optimizer.options),
         "batch_size": recipe.batch_size,
-        "length": chosen_length(source.experiment, source.report),
+        "length": chosen_epochs(source.experiment, source.report),
         "unit": recipe.unit,
         "method": to_json(getattr(source.experiment.stages[-1], "update", None)),
     }

@@ -19,7 +19,7 @@ from headstart.data.federation import Array, Block, Client, Examples, Tree
 from headstart.errors import UserError
 from headstart.learning.local_sgd import batches_per_epoch
 from headstart.learning.method import PLAIN, Method
-from headstart.learning.partial_batches import trimmed
+from headstart.learning.partial_batches import with_partial_batches
 from headstart.learning.personalization import EVALUATION_BATCH, Personalization, adapt_client, evaluate
 from headstart.learning.rounds import client_key
 from headstart.learning.tasks import Task, mean
@@ -111,7 +111,7 @@ def predict_client(model: Model, params: Tree, client: Client) -> Tree:
 
     def predict_batch(number: Array | int) -> Tree:
         positions = number * EVALUATION_BATCH + jnp.arange(EVALUATION_BATCH)
-        return trimmed(predicted)(client.examples(positions, positions < client.size), params)
+        return with_partial_batches(predicted)(client.examples(positions, positions < client.size), params)
 
     def one(number: Array, outputs: Tree) -> Tree:
         place = number * EVALUATION_BATCH

@@ -18,7 +18,7 @@ from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)
-class Imported:
+class ModelSpec:
     """A model by name: one of headstart's ("cnn", "char_lstm", "logistic", "linear", "mlp"), or `module:name`.
 
     options: keyword arguments for it. A parameter `classes` that is not given is taken from the data.
@@ -55,7 +55,7 @@ class Data:
 class Stage:
     """Rounds of one client update under one server optimizer.
 
-    until: end the stage early, at the first evaluation at which the initial model's first metric is as good on
+    stop_at: end the stage early, at the first evaluation at which the initial model's first metric is as good on
         validation clients.
     """
 
@@ -65,7 +65,7 @@ class Stage:
     rounds: int = at_least(1)
     clients_per_round: int = at_least(1, 10)
     weighting: Weighting = "examples"
-    until: float | None = None
+    stop_at: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -95,7 +95,7 @@ class Stage:
 class Centralized:
     """A stage as a datacenter would do it: the clients' examples pooled and shuffled.
 
-    steps: how many batches make one round, for curves and checkpoints. until: as of a `Stage`.
+    steps: how many batches make one round, for curves and checkpoints. stop_at: as of a `Stage`.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Centralized:
     rounds: int = at_least(1)
     steps: int = at_least(1, 100)
     batch_size: int = at_least(1, 20)
-    until: float | None = None
+    stop_at: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -137,7 +137,7 @@ class Experiment:
     name: str
     stages: tuple[Stage | Centralized, ...]
     data: Data = Data()
-    model: Imported | None = None
+    model: ModelSpec | None = None
     task: Task | None = None
     personalization: Personalization = Personalization()
     seed: int = at_least(0, 0)

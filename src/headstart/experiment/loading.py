@@ -28,7 +28,7 @@ def load(
     data: str | None = None,
     data_options: Mapping[str, Any] | None = None,
     settings: Sequence[str] = (),
-    trusted: Collection[str] = (),
+    allowed_modules: Collection[str] = (),
 ) -> Experiment:
     """The experiment of this name, or in this file (.json, or .py that defines `EXPERIMENT`).
 
@@ -40,17 +40,20 @@ def load(
     """
     path = Path(name_or_path)
     if path.suffix == ".json":
-        experiment = read(_read_json(path), trusted=trusted)
+        experiment = read(_read_json(path), allowed_modules=allowed_modules)
     else:
         module = _module_at(path) if path.suffix == ".py" else _named(name_or_path)
         experiment = getattr(module, "EXPERIMENT", None)
         if not isinstance(experiment, Experiment):
             raise UserError(f"{name_or_path} defines no EXPERIMENT; assign a headstart.Experiment to that name")
-        trusted = {*trusted, module.__name__}
+        allowed_modules = {*allowed_modules, module.__name__}
     experiment = with_data(experiment, data, data_options or {})
     named = {module for setting in settings if (module := _module_named(setting))}
-    trusted = {*trusted, *named}
-    return read(override(to_json(experiment), [_made(setting, trusted) for setting in settings]), trusted=trusted)
+    allowed_modules = {*allowed_modules, *named}
+    return read(
+        override(to_json(experiment), [_made(setting, allowed_modules) for setting in settings]),
+        allowed_modules=allowed_modules,
+    )
 
 
 def _module_named(setting: str) -> str:
@@ -59,12 +62,12 @@ def _module_named(setting: str) -> str:
     return text.partition(":")[0] if path.strip().endswith(".update") and re.fullmatch(r"[\w.]+:\w+", text) else ""
 
 
-def _made(setting: str, trusted: Collection[str]) -> str:
+def _made(setting: str, allowed_modules: Collection[str]) -> str:
     """The setting with a document in place of the name of an update."""
     path, _, text = setting.partition("=")
     if not (path.strip().endswith(".update") and re.fullmatch(r"[\w.]+[:.]\w+", text)):
         return setting
-    kind = attribute(text, trusted, path.strip())
+    kind = attribute(text, allowed_modules, path.strip())
     if not (isinstance(kind, type) and issubclass(kind, ClientUpdate)):
         raise UserError(f"{text} is no method; give a class that derives from headstart.ClientUpdate")
     try:
@@ -86,7 +89,7 @@ def placed(source: str) -> str:
     return source if source in NAMES or not Path(source).exists() else str(Path(source).resolve())
 
 
-def read(document: Any, *, trusted: Collection[str] = ()) -> Experiment:
+def read(document: Any, *, allowed_modules: Collection[str] = ()) -> Experiment:
     """The experiment of a JSON document, such as `document_of` makes.
 
     Raises:
@@ -96,7 +99,7 @@ def read(document: Any, *, trusted: Collection[str] = ()) -> Experiment:
     if not isinstance(number, int) or number > FORMAT:
         raise UserError(f"the experiment has the format {number!r}, newer than this headstart reads; update headstart")
     fields = {key: value for key, value in document.items() if key != "format"} if isinstance(document, dict) else None
-    experiment = from_json(current(fields), trusted=trusted)
+    experiment = from_json(current(fields), allowed_modules=allowed_modules)
     if not isinstance(experiment, Experiment):
         raise UserError("the document is not an experiment; one is written by `headstart run` as experiment.json")
     return experiment

@@ -25,7 +25,7 @@ _PACKAGES = ("headstart", "headstart.methods")
 # Values by the paths they were saved under before they had public names.
 _EARLIER_NAMES = {
     **{f"headstart.experiment.{name}": f"headstart.{name}" for name in ("Centralized", "Data", "Experiment", "Stage")},
-    "headstart.experiment.Imported": "headstart.Imported",
+    "headstart.experiment.Imported": "headstart.ModelSpec",
     **{f"headstart.optimizers.{name}": f"headstart.{name}" for name in ("Optimizer", "Schedule")},
     **{f"headstart.tasks.{name}": f"headstart.{name}" for name in ("Classification", "NextCharacter", "Regression")},
     **{f"headstart.updates.{name}": f"headstart.{name}" for name in ("FOMAML", "MAML", "FedAvg", "FedSGD", "Reptile")},
@@ -44,6 +44,14 @@ _EARLIER_NAMES = {
 }
 
 
+# Fields by the names they were saved under before, of the values that have them.
+_EARLIER_FIELDS = {
+    "headstart.Stage": {"until": "stop_at"},
+    "headstart.Centralized": {"until": "stop_at"},
+    "headstart.Personalization": {"rates": "learning_rates"},
+}
+
+
 def to_json(value: Any) -> Json:
     """A frozen dataclass as a dictionary with its name under "type"; tuples as lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -58,23 +66,32 @@ def to_json(value: Any) -> Json:
     raise UserError(f"{value!r} cannot be saved; use numbers, text, lists and dataclasses in an experiment")
 
 
-def from_json(document: Json, *, trusted: Collection[str] = (), place: str = "experiment") -> Any:
+def from_json(document: Json, *, allowed_modules: Collection[str] = (), place: str = "experiment") -> Any:
     """The value of a document from `to_json`.
 
-    trusted: modules beside headstart's own that may be imported.
+    allowed_modules: modules beside headstart's own that may be imported.
     place: where in the document this is, for messages.
 
     Raises:
         UserError: for an unknown type, an unknown or missing field, or a value of the wrong type or out of range.
     """
     if isinstance(document, list):
-        return tuple(from_json(item, trusted=trusted, place=f"{place}.{i}") for i, item in enumerate(document))
+        return tuple(
+            from_json(item, allowed_modules=allowed_modules, place=f"{place}.{i}") for i, item in enumerate(document)
+        )
     if not isinstance(document, dict):
         return document
     if "type" not in document:
-        return {key: from_json(item, trusted=trusted, place=f"{place}.{key}") for key, item in document.items()}
-    kind = _dataclass_at(document["type"], trusted, place)
-    given = {k: from_json(v, trusted=trusted, place=f"{place}.{k}") for k, v in document.items() if k != "type"}
+        return {
+            key: from_json(item, allowed_modules=allowed_modules, place=f"{place}.{key}")
+            for key, item in document.items()
+        }
+    kind = _dataclass_at(document["type"], allowed_modules, place)
+    given = {
+        k: from_json(v, allowed_modules=allowed_modules, place=f"{place}.{k}")
+        for k, v in document.items()
+        if k != "type"
+    }
     _check_fields(kind, given, place)
     try:
         return kind(**given)
@@ -102,10 +119,17 @@ def current(document: Json) -> Json:
         return [current(item) for item in document]
     if not isinstance(document, dict):
         return document
-    renewed = {key: current(item) for key, item in document.items()}
-    if isinstance(renewed.get("type"), str):
-        renewed["type"] = _EARLIER_NAMES.get(renewed["type"], renewed["type"])
-    return renewed
+    fields = {key: current(item) for key, item in document.items()}
+    kind = fields.get("type")
+    if not isinstance(kind, str):
+        return fields
+    kind = fields["type"] = _EARLIER_NAMES.get(kind, kind)
+    names = _EARLIER_FIELDS.get(kind, {})
+    fields = {names.get(key, key): item for key, item in fields.items()}
+    if kind == "headstart.Personalization" and "length" in fields:
+        # It counted what its unit said.
+        fields[fields.pop("unit", "epochs")] = fields.pop("length")
+    return fields
 
 
 def earlier(document: Json) -> Json:
@@ -115,17 +139,23 @@ def earlier(document: Json) -> Json:
         return [earlier(item) for item in document]
     if not isinstance(document, dict):
         return document
-    renewed = {key: earlier(item) for key, item in document.items()}
-    if isinstance(renewed.get("type"), str):
-        renewed["type"] = first.get(renewed["type"], renewed["type"])
-    return renewed
+    fields = {key: earlier(item) for key, item in document.items()}
+    kind = fields.get("type")
+    if not isinstance(kind, str):
+        return fields
+    names = {now: then for then, now in _EARLIER_FIELDS.get(kind, {}).items()}
+    fields = {names.get(key, key): item for key, item in fields.items()} | {"type": first.get(kind, kind)}
+    if kind == "headstart.Personalization":
+        epochs, steps = fields.pop("epochs"), fields.pop("steps")
+        fields |= {"length": epochs, "unit": "epochs"} if steps is None else {"length": steps, "unit": "steps"}
+    return fields
 
 
-def attribute(path: str, trusted: Collection[str], place: str) -> Any:
-    """What `module.name` or `module:name` stands for: a public value of headstart, or code of a trusted module.
+def attribute(path: str, allowed_modules: Collection[str], place: str) -> Any:
+    """What `module.name` or `module:name` stands for: a public value of headstart, or code of a allowed_modules module.
 
     Raises:
-        UserError: if headstart has no such value, the module is not trusted, or there is no such thing in it.
+        UserError: if headstart has no such value, the module is not allowed_modules, or there is no such thing in it.
     """
     module, _, name = path.rpartition(":" if ":" in path else ".")
     if module.split(".")[0] == "headstart":
@@ -133,7 +163,7 @@ def attribute(path: str, trusted: Collection[str], place: str) -> Any:
         if found is None:
             raise UserError(f"{place} is {path!r}, which is not the name of a value such as headstart.FedAvg")
         return found
-    if module not in trusted:
+    if module not in allowed_modules:
         raise UserError(
             f"{place} names code in the module {module!r}, which this command does not bring in;"
             f" if you trust it, add --import {module}"
@@ -146,9 +176,9 @@ def attribute(path: str, trusted: Collection[str], place: str) -> Any:
         ) from error
 
 
-def _dataclass_at(path: Any, trusted: Collection[str], place: str) -> type:
+def _dataclass_at(path: Any, allowed_modules: Collection[str], place: str) -> type:
     known = isinstance(path, str) and ("." in path or ":" in path)
-    kind = attribute(_EARLIER_NAMES.get(path, path), trusted, f"{place}.type") if known else None
+    kind = attribute(_EARLIER_NAMES.get(path, path), allowed_modules, f"{place}.type") if known else None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise UserError(f"{place}.type is {path!r}, which is not the name of a value such as headstart.FedAvg")
     return kind

@@ -16,7 +16,7 @@ from flax import nnx
 from headstart.data.federation import Examples, Federation, Split, Tree, as_input, limited, split_clients
 from headstart.data.load import load as load_data
 from headstart.errors import UserError
-from headstart.experiment.experiment import Data, Experiment, Imported, Stage
+from headstart.experiment.experiment import Data, Experiment, ModelSpec, Stage
 from headstart.experiment.serialization import attribute
 from headstart.learning.method import Method
 from headstart.learning.tasks import Classification, NextCharacter, Regression, Task, measure
@@ -33,7 +33,9 @@ class Prepared(NamedTuple):
     groups: Split
 
 
-def prepare(experiment: Experiment, *, trusted: Collection[str] = (), earlier: Prepared | None = None) -> Prepared:
+def prepare(
+    experiment: Experiment, *, allowed_modules: Collection[str] = (), earlier: Prepared | None = None
+) -> Prepared:
     """Load the data, split the clients, build the model; what can be wrong beforehand is found here.
 
     earlier: another experiment with the same data, model and task, prepared; they are not made again.
@@ -54,7 +56,9 @@ def prepare(experiment: Experiment, *, trusted: Collection[str] = (), earlier: P
             )
     _check_targets(experiment, len(groups.validation))
     assert experiment.model is not None and experiment.task is not None
-    model = build_model(experiment.model, federation, trusted=trusted) if earlier is None else earlier.model
+    model = (
+        build_model(experiment.model, federation, allowed_modules=allowed_modules) if earlier is None else earlier.model
+    )
     check_fit(experiment.task, model, federation)
     for stage in experiment.stages:
         jax.eval_shape(partial(_bring, stage.method, model))
@@ -93,46 +97,46 @@ def _check_targets(experiment: Experiment, validation: int) -> None:
     """Refuse a stage that would end early where nothing watches it, or before another."""
     watched = experiment.evaluate_every and experiment.evaluation_clients and validation
     for number, stage in enumerate(experiment.stages):
-        if stage.until is None:
+        if stage.stop_at is None:
             continue
         if number < len(experiment.stages) - 1:
-            raise UserError(f"stage {stage.name!r} has `until` and is not the last one; only the last may end early")
+            raise UserError(f"stage {stage.name!r} has `stop_at` and is not the last one; only the last may end early")
         if not watched:
             raise UserError(
-                f"stage {stage.name!r} has `until`, but validation clients are never evaluated along training; give"
+                f"stage {stage.name!r} has `stop_at`, but validation clients are never evaluated along training; give"
                 " evaluate_every, evaluation_clients and data.validation above 0"
             )
 
 
 def suited(experiment: Experiment, federation: Federation) -> Experiment:
     """The experiment with the model and the task that suit the data where none is given."""
-    kind = federation.facts.get("kind", "features")
-    regression = not federation.facts.get("classes")
+    kind = federation.metadata.get("kind", "features")
+    regression = not federation.metadata.get("classes")
     task = {"text": NextCharacter()}.get(kind, Regression() if regression else Classification())
     model = {"text": "char_lstm", "image": "cnn"}.get(kind, "linear" if regression else "logistic")
-    return replace(experiment, task=experiment.task or task, model=experiment.model or Imported(model))
+    return replace(experiment, task=experiment.task or task, model=experiment.model or ModelSpec(model))
 
 
-def build_model(model: Imported, federation: Federation, *, trusted: Collection[str] = ()) -> Model:
+def build_model(model: ModelSpec, federation: Federation, *, allowed_modules: Collection[str] = ()) -> Model:
     """The model an experiment names, for the examples of a federation.
 
     Raises:
         UserError: if it cannot be imported, refuses its options, or is no model.
     """
-    thing = _named(model.path, trusted)
+    thing = _named(model.path, allowed_modules)
     if callable(thing) and not isinstance(thing, Model):
         thing = _called(thing, model, federation)
     x, _ = federation.example()
     return as_model(thing, jax.tree.map(lambda leaf: as_input(jnp.asarray(leaf[:1])), x))
 
 
-def _named(path: str, trusted: Collection[str]) -> Any:
+def _named(path: str, allowed_modules: Collection[str]) -> Any:
     if path in ALIASES:
         return ALIASES[path]
     if "." not in path and ":" not in path:
         raise UserError(f"there is no model {path!r}; give one of {', '.join(ALIASES)}, or your own as module:name")
     if path.split(".")[0].split(":")[0] != "headstart":
-        return attribute(path, trusted, "model")
+        return attribute(path, allowed_modules, "model")
     own = {kind.__name__: kind for kind in ALIASES.values()}
     name = path.replace(":", ".").rpartition(".")[2]
     if name not in own:
@@ -142,7 +146,7 @@ def _named(path: str, trusted: Collection[str]) -> Any:
     return own[name]
 
 
-def _called(thing: Any, model: Imported, federation: Federation) -> Any:
+def _called(thing: Any, model: ModelSpec, federation: Federation) -> Any:
     """What a class or function gives for the model's options, the number of classes filled in."""
     is_nnx = isinstance(thing, type) and issubclass(thing, nnx.Module)
     parameters = inspect.signature(thing.__init__ if is_nnx else thing).parameters
@@ -150,7 +154,7 @@ def _called(thing: Any, model: Imported, federation: Federation) -> Any:
     unknown = sorted(set(options) - set(parameters))
     if unknown:
         raise UserError(f"model {model.path} has no option {unknown[0]!r}; it accepts {', '.join(parameters)}")
-    classes = federation.facts.get("classes")
+    classes = federation.metadata.get("classes")
     if "classes" in parameters and classes:
         options.setdefault("classes", int(classes))
     if "rngs" in parameters:
@@ -170,7 +174,7 @@ def check_fit(task: Task, model: Model, federation: Federation) -> None:
     """
     x, y = jax.tree.map(lambda leaf: jnp.asarray(leaf[:2]), federation.example())
     x, mask = jax.tree.map(as_input, x), jnp.ones(len(jax.tree.leaves(y)[0]), bool)
-    classes = federation.facts.get("classes")
+    classes = federation.metadata.get("classes")
 
     def attempt() -> Any:
         output, _ = model.apply(model.init(jax.random.key(0)), x)

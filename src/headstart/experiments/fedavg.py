@@ -3,7 +3,7 @@
 Command: headstart run fedavg
 """
 
-from headstart.experiment.experiment import Data, Experiment, Imported, Stage
+from headstart.experiment.experiment import Data, Experiment, ModelSpec, Stage
 from headstart.learning.optimizers import Optimizer
 from headstart.learning.personalization import Personalization
 from headstart.methods.paper import FedAvg
@@ -11,7 +11,7 @@ from headstart.methods.paper import FedAvg
 EXPERIMENT = Experiment(
     name="fedavg",
     data=Data("glyphs", {"writers": 200}, train=0.7, validation=0.1),
-    model=Imported("mlp", {"widths": [200]}),
+    model=ModelSpec("mlp", {"widths": [200]}),
     stages=(
         Stage(
             "FedAvg",
@@ -20,5 +20,5 @@ EXPERIMENT = Experiment(
             rounds=100,
         ),
     ),
-    personalization=Personalization(Optimizer("sgd", 0.02), batch_size=20, length=5),
+    personalization=Personalization(Optimizer("sgd", 0.02), batch_size=20, epochs=5),
 )

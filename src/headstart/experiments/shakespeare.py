@@ -4,7 +4,7 @@ Command: headstart run shakespeare            (downloads the data)
          headstart run shakespeare --data FILE
 """
 
-from headstart.experiment.experiment import Data, Experiment, Imported, Stage
+from headstart.experiment.experiment import Data, Experiment, ModelSpec, Stage
 from headstart.learning.optimizers import Optimizer
 from headstart.learning.personalization import Personalization
 from headstart.learning.tasks import NextCharacter
@@ -13,7 +13,7 @@ from headstart.methods.paper import FedAvg
 EXPERIMENT = Experiment(
     name="shakespeare",
     data=Data("shakespeare", train=0.8, validation=0.05),
-    model=Imported("char_lstm"),
+    model=ModelSpec("char_lstm"),
     task=NextCharacter(),
     stages=(
         Stage(
@@ -23,6 +23,6 @@ EXPERIMENT = Experiment(
             rounds=300,
         ),
     ),
-    personalization=Personalization(Optimizer("sgd", 0.1), batch_size=10, length=5),
+    personalization=Personalization(Optimizer("sgd", 0.1), batch_size=10, epochs=5),
     evaluate_every=25,
 )

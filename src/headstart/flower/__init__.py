@@ -1,7 +1,7 @@
 """Devices: an experiment as a Flower ClientApp and ServerApp (extra: headstart[flower]).
 
 The same client update and the same server step as in a run of one machine, with the network between them: a round is
-`rounds.folded` on the devices and `rounds.server_step` on the server. Personalization stays on the device.
+`rounds.aggregate_clients` on the devices and `rounds.server_step` on the server. Personalization stays on the device.
 """
 
 try:
@@ -11,6 +11,6 @@ except ImportError as error:
 
 from headstart.flower.device import Loader, client_app, from_node
 from headstart.flower.server import serve, server_app, told
-from headstart.flower.service import Terms
+from headstart.flower.service import ServerConfig
 
-__all__ = ["Loader", "Terms", "client_app", "from_node", "serve", "server_app", "told"]
+__all__ = ["Loader", "ServerConfig", "client_app", "from_node", "serve", "server_app", "told"]

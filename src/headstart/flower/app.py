@@ -2,7 +2,7 @@
 
 client: takes part, with the file its node's config names as `data`, in any experiment of headstart's own values.
 server: config `experiment` (a name or a file), `out` (the run folder), and if wanted `set` (settings such as
-    "seed=1 stages.0.rounds=5") and the fields of `Terms`: `nodes`, `replies`, `deadline`, `patience`.
+    "seed=1 stages.0.rounds=5") and the fields of `ServerConfig`: `nodes`, `replies`, `deadline`, `patience`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from headstart.errors import UserError
 from headstart.experiment.loading import load
 from headstart.flower.device import client_app
 from headstart.flower.server import serve
-from headstart.flower.service import Terms
+from headstart.flower.service import ServerConfig
 
 client = client_app()
 server = ServerApp()
 
-_ACCEPTED = ("experiment", "out", "set", *Terms.__dataclass_fields__)
+_ACCEPTED = ("experiment", "out", "set", *ServerConfig.__dataclass_fields__)
 
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run's config names."""
-    config = dict(context.run_config)
-    unknown = [name for name in config if name not in _ACCEPTED]
-    if unknown or not config.get("experiment") or not config.get("out"):
+    settings = dict(context.run_config)
+    unknown = [name for name in settings if name not in _ACCEPTED]
+    if unknown or not settings.get("experiment") or not settings.get("out"):
         problem = f"has an unknown setting {unknown[0]!r}" if unknown else "names no experiment or no folder `out`"
         raise UserError(f"the run's config {problem}; it accepts {', '.join(_ACCEPTED)}")
-    given: dict[str, Any] = {name: config[name] for name in Terms.__dataclass_fields__ if name in config}
-    terms = Terms(**given)
-    experiment = load(str(config["experiment"]), settings=str(config.get("set", "")).split())
-    serve(grid, experiment, str(config["out"]), terms=terms)
+    given: dict[str, Any] = {name: settings[name] for name in ServerConfig.__dataclass_fields__ if name in settings}
+    config = ServerConfig(**given)
+    experiment = load(str(settings["experiment"]), settings=str(settings.get("set", "")).split())
+    serve(grid, experiment, str(settings["out"]), config=config)

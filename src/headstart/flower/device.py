@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,10 +25,10 @@ from headstart.experiment.loading import read
 from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import build_model, check_fit, check_stages, suited
 from headstart.flower import wire
-from headstart.flower.wire import Order
+from headstart.flower.wire import Request
 from headstart.learning.method import Reply
 from headstart.learning.personalization import personalizer
-from headstart.learning.rounds import Cohort, Totals, folded, no_totals, personal_key, round_key, seed_key
+from headstart.learning.rounds import Cohort, Totals, aggregate_clients, no_totals, personal_key, round_key, seed_key
 from headstart.learning.tasks import Task, add
 from headstart.models.zoo import Model
 from headstart.training.compilation_cache import keep_programs
@@ -40,7 +40,7 @@ FAILED = 2
 
 
 class Setting(NamedTuple):
-    """What an order is about, at hand."""
+    """What a request is about, at hand."""
 
     experiment: Experiment
     task: Task
@@ -52,7 +52,7 @@ class Setting(NamedTuple):
 class Device:
     """How the clients of a device answer a server's orders.
 
-    only: the experiment it takes part in; None: any that is made of headstart's own values and `trusted` modules.
+    only: the experiment it takes part in; None: any that is made of headstart's own values and these modules.
     data: loads its own clients; None: the file that the node's config names as `data`.
     transform: changes the reply of every client before the device folds them (clip, add noise).
     lanes: how many of its clients train side by side.
@@ -62,50 +62,50 @@ class Device:
     data: Loader | None = None
     transform: Callable[[Reply], Reply] = lambda reply: reply
     lanes: int = 1
-    trusted: Collection[str] = ()
+    allowed_modules: Collection[str] = ()
 
-    def hold(self, order: Order, content: RecordDict, context: Context) -> RecordDict:
+    def hold(self, request: Request, content: RecordDict, context: Context) -> RecordDict:
         """Tell which clients are here, how many examples they have and what one looks like."""
-        setting = self._setting(order, context)
+        setting = self._setting(request, context)
         check_fit(setting.task, setting.model, setting.federation)
-        return wire.holding_record(setting.federation)
+        return wire.manifest_record(setting.federation)
 
-    def train(self, order: Order, content: RecordDict, context: Context) -> RecordDict:
-        """Train the clients of a round; their replies, folded."""
-        setting = self._setting(order, context)
-        stage = setting.experiment.stages[order.stage]
+    def train(self, request: Request, content: RecordDict, context: Context) -> RecordDict:
+        """Train the clients of a round; their replies, aggregate_clients."""
+        setting = self._setting(request, context)
+        stage = setting.experiment.stages[request.stage]
         assert isinstance(stage, Stage)
         params, federation = _params(setting.model, content), setting.federation
         given = setting.task, setting.model, stage.update
-        fold = jax.jit(folded(*given, weighting=stage.weighting, transform=self.transform, lanes=self.lanes))
-        draw, key = on_device(federation), round_key(seed_key(order.seed), order.round)
+        fold = jax.jit(aggregate_clients(*given, weighting=stage.weighting, transform=self.transform, lanes=self.lanes))
+        gather, key = on_device(federation), round_key(seed_key(request.seed), request.round)
         totals: Totals = no_totals(params, setting.task)
-        clients = _places(federation, order.clients)
+        clients = _places(federation, request.clients)
         # Always as many at once, so that one program serves every message.
         for beside in np.pad(clients, (0, -len(clients) % self.lanes), constant_values=-1).reshape(-1, self.lanes):
-            totals = add(totals, fold(params, Cohort(draw(beside, federation.training_part)), key)[0])
+            totals = add(totals, fold(params, Cohort(gather(beside, federation.training_part)), key)[0])
         return wire.totals_record(jax.device_get(totals))
 
-    def evaluate(self, order: Order, content: RecordDict, context: Context) -> RecordDict:
+    def evaluate(self, request: Request, content: RecordDict, context: Context) -> RecordDict:
         """Personalize clients, and tell what that did to each; what they have become stays here."""
-        setting = self._setting(order, context)
-        recipe = replace(setting.experiment.personalization, length=order.length)
+        setting = self._setting(request, context)
+        recipe = setting.experiment.personalization.at_most(request.epochs)
         watch = personalizer(setting.task, setting.model, recipe, lanes=self.lanes)
-        clients, key = _places(setting.federation, order.clients), personal_key(seed_key(order.seed))
+        clients, key = _places(setting.federation, request.clients), personal_key(seed_key(request.seed))
         curves = watch(_params(setting.model, content), clients, on_device(setting.federation), key)
         return wire.curves_record(curves)
 
-    def _setting(self, order: Order, context: Context) -> Setting:
-        experiment = read(dict(order.experiment), trusted=self.trusted)
+    def _setting(self, request: Request, context: Context) -> Setting:
+        experiment = read(dict(request.experiment), allowed_modules=self.allowed_modules)
         check_stages(experiment)
         if self.only is not None:
             _check_same(self.only, experiment)
-        if not (0 <= order.stage < len(experiment.stages) and isinstance(experiment.stages[order.stage], Stage)):
-            raise UserError(f"there is no stage {order.stage} for devices in the experiment")
+        if not (0 <= request.stage < len(experiment.stages) and isinstance(experiment.stages[request.stage], Stage)):
+            raise UserError(f"there is no stage {request.stage} for devices in the experiment")
         federation = self._federation(experiment, context)
         experiment = suited(experiment, federation)
         assert experiment.model is not None and experiment.task is not None
-        model = build_model(experiment.model, federation, trusted=self.trusted)
+        model = build_model(experiment.model, federation, allowed_modules=self.allowed_modules)
         return Setting(experiment, experiment.task, model, federation)
 
     def _federation(self, experiment: Experiment, context: Context) -> Federation:
@@ -125,19 +125,19 @@ def client_app(
     *,
     transform: Callable[[Reply], Reply] = lambda reply: reply,
     lanes: int = 1,
-    trusted: Collection[str] = (),
+    allowed_modules: Collection[str] = (),
     mods: Sequence[Mod] = (),
 ) -> ClientApp:
     """A ClientApp of the clients a device holds.
 
     experiment: the one it takes part in; whatever else a server asks is refused. None: any experiment made of
-        headstart's own values and of the modules `trusted`.
+        headstart's own values and of the modules `allowed_modules`.
     data: maps Flower's Context to the device's own clients; None: `from_node`.
     transform: changes the reply of every client before it leaves the device, as in `rounds.federated`.
     lanes: how many of its clients train side by side.
     mods: of Flower, around every message.
     """
-    device = Device(experiment, data, transform, lanes, trusted)
+    device = Device(experiment, data, transform, lanes, allowed_modules)
     app = ClientApp(mods=list(mods))
     app.query()(partial(_answer, device.hold))
     app.train()(partial(_answer, device.train))
@@ -158,7 +158,7 @@ def from_node(context: Context, options: Any = None) -> Federation:
     return load(str(context.node_config["data"]), **(options or {}))
 
 
-Work = Callable[[Order, RecordDict, Context], RecordDict]
+Work = Callable[[Request, RecordDict, Context], RecordDict]
 
 
 def _answer(work: Work, message: Message, context: Context) -> Message:
@@ -167,9 +167,9 @@ def _answer(work: Work, message: Message, context: Context) -> Message:
     keep_programs()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
-        order = wire.read_order(message.content)
-        with jax.enable_x64(order.x64):
-            return Message(work(order, message.content, context), reply_to=message)
+        request = wire.read_request(message.content)
+        with jax.enable_x64(request.x64):
+            return Message(work(request, message.content, context), reply_to=message)
     except UserError as error:
         _log(error)
         return Message(Error(FAILED, str(error)), reply_to=message)

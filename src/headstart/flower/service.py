@@ -11,14 +11,14 @@ from flwr.serverapp import Grid
 
 from headstart.experiment.setup import Prepared
 from headstart.files import write_json
-from headstart.flower.roster import Fault, Roster, meet
-from headstart.flower.wire import Order
-from headstart.runs.log import Listener, Log
-from headstart.training.seed_run import Place
+from headstart.flower.registry import Fault, Registry, poll
+from headstart.flower.wire import Request
+from headstart.runs.log import Log, OnEvent
+from headstart.training.seed_run import Position
 
 
 @dataclass(frozen=True)
-class Terms:
+class ServerConfig:
     """What a server waits for, and how long.
 
     nodes: it begins when so many have told what they hold.
@@ -34,45 +34,45 @@ class Terms:
 
 
 class Service(NamedTuple):
-    """A run on devices. order: what all messages have in common."""
+    """A run on devices. request: what all messages have in common."""
 
     grid: Grid
-    terms: Terms
+    config: ServerConfig
     prepared: Prepared
-    order: Order
+    request: Request
     folder: Path
     log: Log
-    listen: Listener
+    on_event: OnEvent
 
     @property
     def seed(self) -> int:
         """Of the run."""
-        return self.order.seed
+        return self.request.seed
 
-    def report(self, fault: Fault, place: Place) -> None:
+    def report(self, fault: Fault, position: Position) -> None:
         """Log what went wrong, and where the run was then."""
-        stage = self.prepared.experiment.stages[place.stage].name
+        stage = self.prepared.experiment.stages[position.stage].name
         told = {"node": fault.node, "reason": fault.reason, "clients": list(fault.clients)}
-        self.log({"event": "fault", "round": place.round, "stage": stage, **told})
+        self.log({"event": "fault", "round": position.round, "stage": stage, **told})
 
 
-class Crew(NamedTuple):
+class Membership(NamedTuple):
     """Who is there, and the group ("train", "validation", "test") of every client."""
 
-    roster: Roster
+    registry: Registry
     members: Mapping[str, tuple[str, ...]]
 
 
-def look(service: Service, crew: Crew, place: Place) -> Crew:
+def look(service: Service, membership: Membership, position: Position) -> Membership:
     """Look who is there now. Clients seen for the first time train: nobody may train who has been a test."""
-    roster, faults = meet(service.grid, crew.roster, service.order, deadline=service.terms.deadline)
+    registry, faults = poll(service.grid, membership.registry, service.request, deadline=service.config.deadline)
     for fault in faults:
-        service.report(fault, place)
-    known = {client for group in crew.members.values() for client in group}
-    new = {client for site in roster.sites.values() for client in site.holding.ids} - known
+        service.report(fault, position)
+    known = {client for group in membership.members.values() for client in group}
+    new = {client for node in registry.nodes.values() for client in node.manifest.ids} - known
     if not new:
-        return crew._replace(roster=roster)
-    members = {**crew.members, "train": tuple(sorted({*crew.members["train"], *new}))}
+        return membership._replace(registry=registry)
+    members = {**membership.members, "train": tuple(sorted({*membership.members["train"], *new}))}
     write_json(service.folder / "members.json", members)
-    service.listen({"event": "note", "text": f"{len(new)} clients have come: {', '.join(sorted(new)[:5])}"})
-    return Crew(roster, members)
+    service.on_event({"event": "note", "text": f"{len(new)} clients have come: {', '.join(sorted(new)[:5])}"})
+    return Membership(registry, members)

@@ -20,7 +20,7 @@ from headstart.learning.personalization import Curves
 from headstart.learning.rounds import Totals
 from headstart.learning.tasks import Metric
 
-PARAMS, ORDER, DELTA, TOLD, CURVES = "params", "order", "delta", "told", "curves"
+PARAMS, REQUEST, DELTA, REPORT, CURVES = "params", "request", "delta", "report", "curves"
 
 # Numbers in one example: what a node says of its shape must not take the server's memory.
 LARGEST_EXAMPLE = 2**27
@@ -34,14 +34,14 @@ class Shaped:
     dtype: Any = None
 
 
-class Order(NamedTuple):
+class Request(NamedTuple):
     """What a server asks a node for.
 
     experiment: a document of `values.to_json`.
     x64: whether the server computes in 64 bits; then the node does.
     stage, round, seed: with the client's id, all that decides a client's keys.
     clients: the ids of those clients of the node that are meant.
-    length: how long to personalize, of an evaluation.
+    epochs: how long to personalize, of an evaluation.
     """
 
     experiment: Mapping[str, Any]
@@ -50,10 +50,10 @@ class Order(NamedTuple):
     round: int = 0
     seed: int = 0
     clients: tuple[str, ...] = ()
-    length: int = 0
+    epochs: int = 0
 
 
-class Holding(NamedTuple):
+class Manifest(NamedTuple):
     """What a node says of the clients it holds.
 
     ids: theirs. sizes: int `[clients, 2]`, examples for adapting and for testing.
@@ -65,50 +65,50 @@ class Holding(NamedTuple):
     examples: Mapping[str, Any]
 
 
-def order_record(order: Order, params: Tree = None) -> RecordDict:
-    """An order, with the parameters to start from."""
-    content = RecordDict({ORDER: _document(order._asdict())})
+def request_record(request: Request, params: Tree = None) -> RecordDict:
+    """A request, with the parameters to start from."""
+    content = RecordDict({REQUEST: _document(request._asdict())})
     if params is not None:
         content[PARAMS] = to_arrays(params)
     return content
 
 
-def read_order(content: RecordDict) -> Order:
-    """The order of a message."""
-    fields = _read(content, ORDER, Order._fields)
-    return Order(**{**fields, "clients": tuple(fields["clients"])})
+def read_request(content: RecordDict) -> Request:
+    """The request of a message."""
+    fields = _read(content, REQUEST, Request._fields)
+    return Request(**{**fields, "clients": tuple(fields["clients"])})
 
 
-def holding_record(federation: Federation) -> RecordDict:
+def manifest_record(federation: Federation) -> RecordDict:
     """What there is to say of a node's clients, and no example."""
     sizes = np.asarray(federation.sizes).tolist()
-    told = {"ids": list(federation.ids), "sizes": sizes, "examples": describe(federation)}
-    return RecordDict({TOLD: _document(told)})
+    report = {"ids": list(federation.ids), "sizes": sizes, "examples": describe(federation)}
+    return RecordDict({REPORT: _document(report)})
 
 
-def read_holding(content: RecordDict) -> Holding:
-    """A node's holding, checked.
+def read_manifest(content: RecordDict) -> Manifest:
+    """A node's manifest, checked.
 
     Raises:
         UserError: if it is none.
     """
-    told = _read(content, TOLD, Holding._fields)
-    ids = told["ids"]
+    report = _read(content, REPORT, Manifest._fields)
+    ids = report["ids"]
     try:
-        sizes = np.array(told["sizes"], np.int64).reshape(len(ids), 2)
+        sizes = np.array(report["sizes"], np.int64).reshape(len(ids), 2)
     except (TypeError, ValueError, OverflowError):
         raise UserError("its sizes are not two whole numbers per client") from None
     if (sizes < 0).any() or len(set(ids)) != len(ids) or not all(isinstance(name, str) for name in ids):
         raise UserError("its clients have negative sizes or no names of their own")
-    stand_in(told["examples"])
-    return Holding(tuple(ids), sizes, told["examples"])
+    stand_in(report["examples"])
+    return Manifest(tuple(ids), sizes, report["examples"])
 
 
 def totals_record(totals: Totals) -> RecordDict:
     """The totals of a node's clients."""
     metrics = {name: [float(total), float(count)] for name, (total, count) in totals.metrics.items()}
-    told = {"weight": float(totals.weight), "clients": int(totals.clients), "dropped": int(totals.dropped)}
-    return RecordDict({DELTA: to_arrays(totals.delta), TOLD: _document(told | {"metrics": metrics})})
+    report = {"weight": float(totals.weight), "clients": int(totals.clients), "dropped": int(totals.dropped)}
+    return RecordDict({DELTA: to_arrays(totals.delta), REPORT: _document(report | {"metrics": metrics})})
 
 
 def read_totals(content: RecordDict, like: Totals, *, most: float, clients: int) -> Totals:
@@ -119,8 +119,8 @@ def read_totals(content: RecordDict, like: Totals, *, most: float, clients: int)
     Raises:
         UserError: for what is wrong with them.
     """
-    told = _read(content, TOLD, ("weight", "clients", "dropped", "metrics"))
-    weight, counted, dropped = (_number(told[name], name) for name in ("weight", "clients", "dropped"))
+    report = _read(content, REPORT, ("weight", "clients", "dropped", "metrics"))
+    weight, counted, dropped = (_number(report[name], name) for name in ("weight", "clients", "dropped"))
     if not 0 <= weight <= most * (1 + 1e-6):
         raise UserError(f"its weight is {weight:g}, and its clients' is at most {most:g}")
     if not (counted >= 0 and dropped >= 0 and counted + dropped <= clients) or (weight > 0) != (counted > 0):
@@ -131,14 +131,14 @@ def read_totals(content: RecordDict, like: Totals, *, most: float, clients: int)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(delta)):
         raise UserError("its Δ has numbers that are not finite")
     whole = {"clients": jnp.int32(counted), "dropped": jnp.int32(dropped)}
-    return Totals(delta, jnp.asarray(weight, like.weight.dtype), _metrics(told["metrics"], like), **whole)
+    return Totals(delta, jnp.asarray(weight, like.weight.dtype), _metrics(report["metrics"], like), **whole)
 
 
-def _metrics(told: Any, like: Totals) -> Any:
-    if not isinstance(told, dict) or set(told) != set(like.metrics):
+def _metrics(report: Any, like: Totals) -> Any:
+    if not isinstance(report, dict) or set(report) != set(like.metrics):
         raise UserError(f"its metrics are not {', '.join(like.metrics)}")
     try:
-        pairs = {name: np.array(told[name], np.float64).reshape(2) for name in like.metrics}
+        pairs = {name: np.array(report[name], np.float64).reshape(2) for name in like.metrics}
     except (TypeError, ValueError):
         raise UserError("its metrics are not a sum and a count each") from None
     return {
@@ -152,13 +152,13 @@ def curves_record(curves: Curves) -> RecordDict:
     return RecordDict({CURVES: to_arrays(curves)})
 
 
-def read_curves(content: RecordDict, metrics: Sequence[Metric], *, clients: int, length: int) -> Curves:
+def read_curves(content: RecordDict, metrics: Sequence[Metric], *, clients: int, epochs: int) -> Curves:
     """The curves of so many clients.
 
     Raises:
-        UserError: if they are not of this length or lack a metric.
+        UserError: if they are not of this epochs or lack a metric.
     """
-    whole: Any = Shaped((clients, length + 1))
+    whole: Any = Shaped((clients, epochs + 1))
     one: Any = Shaped((clients,))
     return from_arrays(_arrays(content, CURVES), Curves({m.name: (whole, one) for m in metrics}, whole, whole))
 
@@ -218,12 +218,12 @@ def _read(content: RecordDict, name: str, fields: Sequence[str]) -> dict[str, An
     record = content.get(name)
     text = record.get("json") if isinstance(record, ConfigRecord) else None
     try:
-        told = json.loads(text) if isinstance(text, str) else None
+        report = json.loads(text) if isinstance(text, str) else None
     except ValueError:
-        told = None
-    if not isinstance(told, dict) or set(told) != set(fields):
+        report = None
+    if not isinstance(report, dict) or set(report) != set(fields):
         raise UserError(f"its record {name!r} is not one of this version of headstart; install the same on all nodes")
-    return told
+    return report
 
 
 def _number(value: Any, name: str) -> float:
@@ -234,18 +234,24 @@ def _number(value: Any, name: str) -> float:
 
 def size_of(content: RecordDict) -> int:
     """How many bytes a message carries, to a little."""
-    told = sum(len(str(value)) for record in content.config_records.values() for value in record.values())
-    return told + sum(record.count_bytes() for record in content.array_records.values())
+    report = sum(len(str(value)) for record in content.config_records.values() for value in record.values())
+    return report + sum(record.count_bytes() for record in content.array_records.values())
 
 
 def describe(federation: Federation) -> dict[str, Any]:
     """What an example looks like, whether its source keeps some for testing, and what is known of the classes."""
     known = {
-        name: federation.facts[name] for name in ("kind", "classes", "labels", "features") if name in federation.facts
+        name: federation.metadata[name]
+        for name in ("kind", "classes", "labels", "features")
+        if name in federation.metadata
     }
     known = {name: list(value) if isinstance(value, list | tuple) else value for name, value in known.items()}
     x, y = map(_shape, federation.example())
-    return json.loads(json.dumps({"x": x, "y": y, "own_split": federation.own_split, "facts": known}, default=str))
+    return json.loads(
+        json.dumps(
+            {"x": x, "y": y, "has_predefined_split": federation.has_predefined_split, "facts": known}, default=str
+        )
+    )
 
 
 def _shape(tree: Tree) -> Any:
@@ -270,7 +276,7 @@ def stand_in(examples: Mapping[str, Any], ids: Sequence[str] = (), sizes: np.nda
     sizes = np.zeros((len(ids), 2), np.int64) if sizes is None else sizes
     try:
         fetch(np.zeros(0))
-        return Federation("devices", ids, sizes, fetch, bool(examples["own_split"]), dict(examples["facts"]))
+        return Federation("devices", ids, sizes, fetch, bool(examples["has_predefined_split"]), dict(examples["facts"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             "a node does not say what its examples look like; install the same headstart everywhere"

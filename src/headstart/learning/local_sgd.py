@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from headstart.data.federation import Array, Client, Examples, Tree
-from headstart.learning.partial_batches import trimmed
+from headstart.learning.partial_batches import with_partial_batches
 from headstart.learning.tasks import Sums, Task, add, masked, mean, measure, no_sums, weighted_sum
 from headstart.models.threefry import uniform
 from headstart.models.zoo import Model
@@ -31,19 +31,19 @@ def batch(client: Client, number: Array | int, key: Array, *, batch_size: int) -
     Each epoch is a fresh permutation, drawn from `(key, epoch)`, so every epoch sees each example once and a client
     with few examples wraps at the end of its own epoch. A client without examples gets batches of padding.
     """
-    epoch, place = place_of(client, number, batch_size=batch_size)
-    return take(client, shuffled(client, jax.random.fold_in(key, epoch)), place, batch_size=batch_size)
+    epoch, position = position_in_epoch(client, number, batch_size=batch_size)
+    return take(client, shuffled(client, jax.random.fold_in(key, epoch)), position, batch_size=batch_size)
 
 
-def place_of(client: Client, number: Array | int, *, batch_size: int) -> tuple[Array, Array]:
-    """The epoch that batch `number` belongs to, and the batch's place in it."""
+def position_in_epoch(client: Client, number: Array | int, *, batch_size: int) -> tuple[Array, Array]:
+    """The epoch that batch `number` belongs to, and the batch's position in it."""
     per_epoch = jnp.maximum(batches_per_epoch(client, batch_size), 1)
     return number // per_epoch, number % per_epoch
 
 
-def take(client: Client, order: Array, place: Array, *, batch_size: int) -> Examples:
-    """The batch at this place of an epoch, whose order is int32 `[capacity]`."""
-    positions = place * batch_size + jnp.arange(batch_size)
+def take(client: Client, order: Array, position: Array, *, batch_size: int) -> Examples:
+    """The batch at this position of an epoch, whose order is int32 `[capacity]`."""
+    positions = position * batch_size + jnp.arange(batch_size)
     return client.examples(order[jnp.clip(positions, 0, order.shape[0] - 1)], positions < client.size)
 
 
@@ -56,7 +56,7 @@ def shuffled(client: Client, key: Array) -> Array:
     return jnp.argsort(jnp.where(jnp.arange(draws.shape[0]) < client.size, draws, jnp.inf)).astype(jnp.int32)
 
 
-class Progress(NamedTuple):
+class LocalState(NamedTuple):
     """Where on its path a client is.
 
     params: the iterate θ_j. optimizer: the client optimizer's state. step: j. metrics: what training measured so far.
@@ -69,7 +69,7 @@ class Progress(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Descent:
+class LocalSGD:
     """How a client descends: one step of `optimizer` for each batch.
 
     adjust: maps `(gradient, params)` to the gradient to use instead, where a method bends it (FedProx, SCAFFOLD).
@@ -83,40 +83,40 @@ class Descent:
     adjust: Callable[[Tree, Tree], Tree] | None = None
     differentiable: bool = False
 
-    def begin(self, params: Tree) -> Progress:
+    def init(self, params: Tree) -> LocalState:
         """The start of a path at `params`, with a fresh optimizer state."""
         dtype = jnp.result_type(*jax.tree.leaves(params))
-        return Progress(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), no_sums(self.task, dtype))
+        return LocalState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), no_sums(self.task, dtype))
 
-    def run(self, progress: Progress, client: Client, key: Array, *, steps: Array | int) -> Progress:
+    def run(self, local_state: LocalState, client: Client, key: Array, *, steps: Array | int) -> LocalState:
         """`steps` further steps (a number that may be traced). The key belongs to (round, client), not to the step."""
 
-        def one(_: Array, carry: tuple[Progress, Array, Array]) -> tuple[Progress, Array, Array]:
-            progress, order, drawn = carry
-            order_key, _ = step_keys(key, progress.step)
-            epoch, place = place_of(client, progress.step, batch_size=self.batch_size)
+        def one(_: Array, carry: tuple[LocalState, Array, Array]) -> tuple[LocalState, Array, Array]:
+            local_state, order, drawn = carry
+            order_key, _ = step_keys(key, local_state.step)
+            epoch, position = position_in_epoch(client, local_state.step, batch_size=self.batch_size)
             # Sorting takes longer than a step of a small model, and an epoch has one order.
             order = jax.lax.cond(
                 epoch == drawn, lambda: order, lambda: shuffled(client, jax.random.fold_in(order_key, epoch))
             )
-            examples = take(client, order, place, batch_size=self.batch_size)
-            return self.step(progress, examples, key), order, epoch.astype(drawn.dtype)
+            examples = take(client, order, position, batch_size=self.batch_size)
+            return self.step(local_state, examples, key), order, epoch.astype(drawn.dtype)
 
         nothing_drawn = jnp.zeros(client.rows.shape, jnp.int32), jnp.full((), -1, jnp.int32)
-        return jax.lax.fori_loop(0, steps, one, (progress, *nothing_drawn))[0]
+        return jax.lax.fori_loop(0, steps, one, (local_state, *nothing_drawn))[0]
 
-    def step(self, progress: Progress, examples: Examples, key: Array) -> Progress:
+    def step(self, local_state: LocalState, examples: Examples, key: Array) -> LocalState:
         """One step on a batch."""
-        _, model_key = step_keys(key, progress.step)
-        gradient, (params, metrics) = self.gradient(examples, progress.params, model_key)
+        _, model_key = step_keys(key, local_state.step)
+        gradient, (params, metrics) = self.gradient(examples, local_state.params, model_key)
         if self.adjust is not None:
             # Statistics of batches are no parameters: what a method does to gradients is not for them.
-            statistics = renewed(self.model, examples, progress.params, model_key)
-            bent = self.adjust(gradient, progress.params)
+            statistics = batch_stats_mask(self.model, examples, local_state.params, model_key)
+            bent = self.adjust(gradient, local_state.params)
             gradient = jax.tree.map(lambda own, old, new: old if own else new, statistics, gradient, bent)
-        updates, optimizer = self.optimizer.update(gradient, progress.optimizer, params)
-        return Progress(
-            optax.apply_updates(params, updates), optimizer, progress.step + 1, add(progress.metrics, metrics)
+        updates, optimizer = self.optimizer.update(gradient, local_state.optimizer, params)
+        return LocalState(
+            optax.apply_updates(params, updates), optimizer, local_state.step + 1, add(local_state.metrics, metrics)
         )
 
     def gradient(self, examples: Examples, params: Tree, key: Array) -> tuple[Tree, tuple[Tree, Sums]]:
@@ -125,17 +125,17 @@ class Descent:
         def at(examples: Examples, params: Tree, key: Array) -> tuple[Tree, tuple[Tree, Sums]]:
             return gradient_at(self.task, self.model, params, examples, key)
 
-        whole = self.differentiable or renews(self.model, examples, params, key)
-        return (at if whole else trimmed(at))(examples, params, key)
+        whole = self.differentiable or has_batch_stats(self.model, examples, params, key)
+        return (at if whole else with_partial_batches(at))(examples, params, key)
 
 
-def renews(model: Model, examples: Examples, params: Tree, key: Array) -> bool:
+def has_batch_stats(model: Model, examples: Examples, params: Tree, key: Array) -> bool:
     """Whether training renews statistics of the batch: then its rows, padding among them, are not independent."""
-    return any(jax.tree.leaves(renewed(model, examples, params, key)))
+    return any(jax.tree.leaves(batch_stats_mask(model, examples, params, key)))
 
 
-def renewed(model: Model, examples: Examples, params: Tree, key: Array) -> Tree:
-    """Which leaves training renews by themselves, as statistics of the batch: a tree of booleans."""
+def batch_stats_mask(model: Model, examples: Examples, params: Tree, key: Array) -> Tree:
+    """Which leaves training has_batch_stats by themselves, as statistics of the batch: a tree of booleans."""
     found = []
 
     def look(examples: Examples, params: Tree, key: Array) -> None:
@@ -181,8 +181,8 @@ def whole_gradient(
         order_key, model_key = step_keys(key, number)
         examples = batch(client, number, order_key, batch_size=batch_size)
         gradient = jax.grad(loss_sum, argnums=1, has_aux=True)
-        if not renews(model, examples, params, model_key):
-            gradient = trimmed(gradient)
+        if not has_batch_stats(model, examples, params, model_key):
+            gradient = with_partial_batches(gradient)
         return add(sums, gradient(examples, params, model_key))
 
     dtype = jnp.result_type(*jax.tree.leaves(params))

@@ -22,8 +22,8 @@ Member = tuple[Client, Tree]
 Step = Callable[[Tree, Tree, Member], tuple[Tree, Tree]]
 
 
-def deal(clients: np.ndarray, sizes: np.ndarray, *, lanes: int = 1, mesh: Mesh | None = None) -> np.ndarray:
-    """The clients (int `[n]`) in the order `over_clients` serves them best: int `[places]`, -1 for an empty place.
+def assign_clients(clients: np.ndarray, sizes: np.ndarray, *, lanes: int = 1, mesh: Mesh | None = None) -> np.ndarray:
+    """The clients (int `[n]`) in the order that serves them best: int `[slots]`, -1 for an empty slot.
 
     Clients of one size run side by side, so that lanes wait little for each other, and every device gets about as
     much to do.
@@ -32,19 +32,19 @@ def deal(clients: np.ndarray, sizes: np.ndarray, *, lanes: int = 1, mesh: Mesh |
     lanes = min(lanes, -(-len(sizes) // devices))
     order = np.argsort(-np.asarray(sizes), kind="stable")
     per_device = -(-len(order) // (devices * lanes))
-    dealt, load = np.full((devices, lanes, per_device), -1), np.zeros(devices)
+    assigned, load = np.full((devices, lanes, per_device), -1), np.zeros(devices)
     used = np.zeros(devices, int)
     for start in range(0, len(order), lanes):
         beside = order[start : start + lanes]
         # The largest that are left go to the device that has least to do.
         device = int(np.argmin(np.where(used < per_device, load, np.inf)))
-        dealt[device, : len(beside), used[device]] = clients[beside]
+        assigned[device, : len(beside), used[device]] = clients[beside]
         load[device] += sizes[beside[0]]
         used[device] += 1
-    return dealt.reshape(-1)
+    return assigned.reshape(-1)
 
 
-def over_clients(
+def map_reduce_clients(
     step: Step,
     shared: Tree,
     zero: Tree,

@@ -19,7 +19,7 @@ from headstart.data.federation import Examples, Tree
 PARTS = (4, 2, 1)
 
 
-def trimmed(function: Callable[..., Tree]) -> Callable[..., Tree]:
+def with_partial_batches(function: Callable[..., Tree]) -> Callable[..., Tree]:
     """`function(examples, …)` computed on the shortest of a few prefixes of the batch that holds all of its rows.
 
     function: its output must have the same shape for every length of batch. Rows that count come first in a batch.

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from headstart.data.device_data import Draw, on_device
+from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Array, Client, Examples, Federation, Tree
 from headstart.devices import device_count, replicated, spans_processes
 from headstart.fields import at_least, check_fields
-from headstart.learning.local_sgd import Descent, Progress, batches_per_epoch
+from headstart.learning.local_sgd import LocalSGD, LocalState, batches_per_epoch
 from headstart.learning.method import PLAIN, Method
 from headstart.learning.optimizers import Optimizer
-from headstart.learning.parallel import deal, over_clients
-from headstart.learning.partial_batches import trimmed
+from headstart.learning.parallel import assign_clients, map_reduce_clients
+from headstart.learning.partial_batches import with_partial_batches
 from headstart.learning.rounds import client_key
 from headstart.learning.tasks import Items, Metric, Sums, Task, add, masked, measure
 from headstart.models.zoo import Model
@@ -38,36 +38,52 @@ class Personalization:
 
     optimizer: the client's optimizer; its state is fresh for every client.
     batch_size: of the local training.
-    length: the largest number of epochs (or steps) tried; the number used is chosen on validation clients.
-    unit: what length counts: passes over the client's adapt part, or steps.
-    rates: learning rates tried in place of the optimizer's own; the one used is chosen together with the length.
+    epochs: the largest number of passes over the client's support examples that is tried; the number used is chosen on
+        validation clients.
+    steps: the largest number of local steps that is tried, for a recipe that counts steps in start of epochs.
+    learning_rates: tried in start of the optimizer's own; the one used is chosen together with the epochs.
     """
 
     optimizer: Optimizer = Optimizer("sgd", 0.02)
     batch_size: int = at_least(1, 20)
-    length: int = at_least(0, 5)
-    unit: Literal["epochs", "steps"] = "epochs"
-    rates: tuple[float, ...] = ()
+    epochs: int = at_least(0, 5)
+    steps: int | None = at_least(0, None)
+    learning_rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     @property
-    def tried(self) -> tuple[float, ...]:
+    def candidate_rates(self) -> tuple[float, ...]:
         """The learning rates to choose from, one at least."""
-        return self.rates or (self.optimizer.learning_rate,)
+        return self.learning_rates or (self.optimizer.learning_rate,)
 
-    def at(self, rate: Any) -> Personalization:
+    @property
+    def unit(self) -> Literal["epochs", "steps"]:
+        """What is counted: "epochs", or "steps" where the recipe has them."""
+        return "epochs" if self.steps is None else "steps"
+
+    @property
+    def most(self) -> int:
+        """The largest number of epochs (or steps) that is tried."""
+        return self.epochs if self.steps is None else self.steps
+
+    def at_most(self, count: int) -> Personalization:
+        """The recipe with this largest number of epochs (or steps)."""
+        return replace(self, **{self.unit: count})
+
+    def with_learning_rate(self, learning_rate: Any) -> Personalization:
         """The recipe with this learning rate (a number that may be traced), and no other to choose."""
-        return replace(self, optimizer=replace(self.optimizer, learning_rate=rate), rates=())
+        optimizer = replace(self.optimizer, learning_rate=learning_rate)
+        return replace(self, optimizer=optimizer, learning_rates=())
 
 
 class Curves(NamedTuple):
-    """What personalization did to each client; numpy arrays over clients and units of length.
+    """What personalization did to each client; numpy arrays over clients and epochs (or steps).
 
-    metrics: `{name: (sums [clients, length + 1], counts [clients])}` on the client's test part; column 0 is the initial
+    metrics: `{name: (sums [clients, epochs + 1], counts [clients])}` on the client's test part; column 0 is the initial
         model.
-    gain, gain_squared: `[clients, length + 1]`: sums over test items of after - before, and of its square, in the
+    gain, gain_squared: `[clients, epochs + 1]`: sums over test items of after - before, and of its square, in the
         task's first metric, its sign turned so that more is better. With the counts they tell chance from harm.
     """
 
@@ -76,7 +92,7 @@ class Curves(NamedTuple):
     gain_squared: np.ndarray
 
     def means(self, metric: Metric) -> np.ndarray:
-        """`[clients, length + 1]`: the client's own value of a metric; NaN where it has no test items."""
+        """`[clients, epochs + 1]`: the client's own value of a metric; NaN where it has no test items."""
         sums, counts = self.metrics[metric.name]
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             return metric.finish(sums / counts[:, None])
@@ -95,11 +111,11 @@ def personalizer(
     mesh: Mesh | None = None,
     clients_at_once: int | None = None,
 ) -> Personalizer:
-    """A compiled `(params, clients, draw, key, progress, rate) -> Curves`.
+    """A compiled `(params, clients, gather, key, progress, rate) -> Curves`.
 
     params: what the server broadcasts; for most methods the parameters of the initial model.
     clients: numbers of the clients to personalize (int array `[n]`); one without a test part gets NaN.
-    draw: draws them, from `on_device`. progress: told how many more clients are done.
+    gather: draws them, from `on_device`. progress: told how many more clients are done.
     rate: the learning rate, by default the first to try; all of them share the program.
     method: how its clients personalize. lanes, mesh: as in `rounds.federated`.
     clients_at_once: how many are drawn together; a matter of memory; by default four for every lane, or 32.
@@ -110,37 +126,39 @@ def personalizer(
     everywhere = NamedSharding(mesh, PartitionSpec()) if spans_processes(mesh) else None
 
     @partial(jax.jit, out_shardings=everywhere)
-    def watch_all(params: Tree, adapt: Client, test: Client, key: Array, rate: Array) -> Tree:
-        at_rate = recipe.at(rate)
+    def all_curves(params: Tree, adapt: Client, test: Client, key: Array, rate: Array) -> Tree:
+        at_rate = recipe.with_learning_rate(rate)
 
         def one(shared: tuple[Tree, Array], nothing: Tree, member: tuple[Client, Client]) -> tuple[Tree, Tree]:
             (params, key), (adapt_one, test_one) = shared, member
             test_one = test_one._replace(block=adapt_one.block)
-            return nothing, watch(task, model, at_rate, params, adapt_one, test_one, client_key(key, adapt_one), method)
+            return nothing, client_curves(
+                task, model, at_rate, params, adapt_one, test_one, client_key(key, adapt_one), method
+            )
 
-        return over_clients(one, (params, key), (), adapt, test._replace(block=None), lanes=lanes, mesh=mesh)[1]
+        return map_reduce_clients(one, (params, key), (), adapt, test._replace(block=None), lanes=lanes, mesh=mesh)[1]
 
     def personalize_all(
         params: Tree,
         clients: np.ndarray,
-        draw: Draw,
+        gather: Gather,
         key: Array,
         progress: Callable[[int], None] = lambda clients: None,
-        rate: float = recipe.tried[0],
+        rate: float = recipe.candidate_rates[0],
     ) -> Curves:
         pieces = []
         if mesh is not None:
             params = replicated(params, mesh)
         for start in range(0, len(clients), at_once):
             chunk = clients[start : start + at_once]
-            sizes = draw.federation.sizes[chunk, 0]
+            sizes = gather.federation.sizes[chunk, 0]
             missing = at_once - len(chunk)
             filled = np.pad(chunk, (0, missing), constant_values=-1)
-            dealt = deal(filled, np.pad(sizes, (0, missing)), lanes=lanes, mesh=mesh)
-            result = watch_all(params, *draw.parts(dealt, "adapt", "test"), key, rate)
-            order = np.argsort(dealt)
-            places = order[np.searchsorted(dealt, chunk, sorter=order)]
-            pieces.append(jax.tree.map(lambda leaf, places=places: np.asarray(leaf)[places], result))
+            assigned = assign_clients(filled, np.pad(sizes, (0, missing)), lanes=lanes, mesh=mesh)
+            result = all_curves(params, *gather.parts(assigned, "adapt", "test"), key, rate)
+            order = np.argsort(assigned)
+            indices = order[np.searchsorted(assigned, chunk, sorter=order)]
+            pieces.append(jax.tree.map(lambda leaf, indices=indices: np.asarray(leaf)[indices], result))
             progress(len(chunk))
         metrics, gain, gain_squared = jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
         return Curves({name: (sums, counts[:, 0]) for name, (sums, counts) in metrics.items()}, gain, gain_squared)
@@ -163,7 +181,7 @@ def personalize(
     return personalizer(task, model, recipe, lanes=lanes)(params, everyone, on_device(federation), key)
 
 
-def watch(
+def client_curves(
     task: Task,
     model: Model,
     recipe: Personalization,
@@ -173,14 +191,14 @@ def watch(
     key: Array,
     method: Method = PLAIN,
 ) -> tuple[Sums, Array, Array]:
-    """One client: metrics, gain and gain squared, each `[length + 1]`, as in `Curves`."""
-    descent, first, steps = _path(task, model, recipe, params, adapt, key, method)
+    """One client: metrics, gain and gain squared, each `[epochs + 1]`, as in `Curves`."""
+    local_sgd, first, steps = _path(task, model, recipe, params, adapt, key, method)
     sign = task.metrics[0].sign
 
-    def unit(carry: tuple[Progress, Array], number: Array) -> tuple[tuple[Progress, Array], Tree]:
+    def unit(carry: tuple[LocalState, Array], number: Array) -> tuple[tuple[LocalState, Array], Tree]:
         progress, before = carry
         # Unit 0 takes no step: the initial model is measured by the same code.
-        progress = descent.run(progress, adapt, key, steps=jnp.where(number > 0, steps, 0))
+        progress = local_sgd.run(progress, adapt, key, steps=jnp.where(number > 0, steps, 0))
         metrics, (values, weights) = evaluate(task, model, progress.params, test)
         before = jnp.where(number > 0, before, values)
         change = jnp.where(weights > 0, sign * (values - before), 0)
@@ -188,16 +206,16 @@ def watch(
 
     items = jax.eval_shape(lambda: evaluate(task, model, first.params, test)[1][0])
     start = first, jnp.zeros(items.shape, items.dtype)
-    return jax.lax.scan(unit, start, jnp.arange(recipe.length + 1))[1]
+    return jax.lax.scan(unit, start, jnp.arange(recipe.most + 1))[1]
 
 
 def _path(
     task: Task, model: Model, recipe: Personalization, params: Tree, client: Client, key: Array, method: Method
-) -> tuple[Descent, Progress, Array]:
+) -> tuple[LocalSGD, LocalState, Array]:
     """How the client descends, where it begins, and the local steps in one unit of the recipe."""
     start = method.personal_init(task, model, params, client, key)
-    descent = Descent(task, model, recipe.optimizer.build(), recipe.batch_size, method.personal_gradient(start))
-    return descent, descent.begin(start), _steps(recipe, client)
+    local_sgd = LocalSGD(task, model, recipe.optimizer.build(), recipe.batch_size, method.personal_gradient(start))
+    return local_sgd, local_sgd.init(start), _steps(recipe, client)
 
 
 def _steps(recipe: Personalization, client: Client) -> Array:
@@ -214,12 +232,12 @@ def adapt_client(
     params: Tree,
     client: Client,
     key: Array,
-    length: Array | int,
+    epochs: Array | int,
     method: Method = PLAIN,
 ) -> Tree:
-    """The client's own parameters after `length` units of the recipe; what `watch` measured at that length."""
-    descent, first, steps = _path(task, model, recipe, params, client, key, method)
-    return descent.run(first, client, key, steps=length * steps).params
+    """The client's own parameters after so many epochs (or steps) of the recipe, as `client_curves` measured them."""
+    local_sgd, first, steps = _path(task, model, recipe, params, client, key, method)
+    return local_sgd.run(first, client, key, steps=epochs * steps).params
 
 
 def evaluate(task: Task, model: Model, params: Tree, client: Client) -> tuple[Sums, Items]:
@@ -232,13 +250,13 @@ def evaluate(task: Task, model: Model, params: Tree, client: Client) -> tuple[Su
 
     def measure_batch(number: Array | int) -> tuple[Sums, Items]:
         positions = number * EVALUATION_BATCH + jnp.arange(EVALUATION_BATCH)
-        return trimmed(measured)(client.examples(positions, positions < client.size), params)
+        return with_partial_batches(measured)(client.examples(positions, positions < client.size), params)
 
     def one(number: Array, carry: tuple[Sums, Items]) -> tuple[Sums, Items]:
         sums, kept = carry
         more, items = measure_batch(number)
-        place = number * EVALUATION_BATCH
-        kept = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, place, 0), kept, items)
+        start = number * EVALUATION_BATCH
+        kept = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0), kept, items)
         return add(sums, more), kept
 
     room = EVALUATION_BATCH * -(-client.rows.shape[0] // EVALUATION_BATCH)
@@ -253,8 +271,8 @@ def _whole(leaf: Array) -> Array:
     return jnp.concatenate([leaf, jnp.zeros((EVALUATION_BATCH - leaf.shape[0], *leaf.shape[1:]), leaf.dtype)])
 
 
-def choose_length(curves: Curves, task: Task) -> int:
-    """The number of epochs (0 … length) at which the clients' uniform mean of the first metric is best.
+def choose_epochs(curves: Curves, task: Task) -> int:
+    """The number of epochs (from 0 on) at which the clients' uniform mean of the first metric is best.
 
     To be asked of validation clients, never of test clients.
     """
@@ -262,19 +280,19 @@ def choose_length(curves: Curves, task: Task) -> int:
 
 
 def choose_recipe(curves: Sequence[Curves], task: Task) -> tuple[int, int]:
-    """Which of several rates is best, by what each did to the same clients, and at what length.
+    """Which of several learning rates is best, by what each did to the same clients, and after how many epochs.
 
-    As of `choose_length`; of equals the first.
+    As of `choose_epochs`; of equals the first.
     """
     metric = task.metrics[0]
     means = metric.sign * np.stack([mean_over_clients(each, metric) for each in curves])
     best = np.argmax(np.where(np.isfinite(means), means, -np.inf))
-    recipe, length = np.unravel_index(best, means.shape)
-    return int(recipe), int(length)
+    recipe, epochs = np.unravel_index(best, means.shape)
+    return int(recipe), int(epochs)
 
 
 def mean_over_clients(curves: Curves, metric: Metric) -> np.ndarray:
-    """`[length + 1]`: the uniform mean over the clients that have test items; NaN where one of them diverged."""
+    """`[epochs + 1]`: the uniform mean over the clients that have test items; NaN where one of them diverged."""
     tested = curves.metrics[metric.name][1] > 0
     values = curves.means(metric)[tested]
     return values.mean(axis=0) if len(values) else np.full(values.shape[1], np.nan)

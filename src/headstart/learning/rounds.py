@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from headstart.data.federation import Array, Client, Tree
 from headstart.learning.local_sgd import batches_per_epoch, gradient_at
 from headstart.learning.method import ClientUpdate, Reply, Weighting, method_of
-from headstart.learning.parallel import over_clients
+from headstart.learning.parallel import map_reduce_clients
 from headstart.learning.tasks import Sums, Task, add, mean, no_sums
 from headstart.models.zoo import Model
 
@@ -41,7 +41,7 @@ class Cohort(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a round tells.
+    """Diagnostics of one round.
 
     metrics: `{name: (sum, count)}` over the training steps of all clients that count.
     clients: how many replies counted. dropped: how many were left out because they were not finite.
@@ -92,12 +92,12 @@ def federated(
 
     server: gets the weighted mean of Δ as its gradient; `optax.sgd(1.0)` is plain averaging.
     weighting: of the replies: by number of examples, or uniform over the clients that have any.
-    transform: changes each reply before it is folded (clip, quantise, mask).
+    transform: changes each reply before it is aggregate_clients (clip, quantise, mask).
     participation: the share of all training clients that is in a cohort, for methods that want to know.
     lanes: how many clients a device trains side by side. A matter of speed: results agree to rounding.
-    mesh: the devices that share the clients, as `lanes.all_devices` gives them; None works on one.
+    mesh: the devices that share the clients, as `devices.all_devices` gives them; None works on one.
     """
-    fold = folded(task, model, update, weighting=weighting, transform=transform, lanes=lanes, mesh=mesh)
+    fold = aggregate_clients(task, model, update, weighting=weighting, transform=transform, lanes=lanes, mesh=mesh)
     method = method_of(update)
     server = method.server_optimizer(server, participation)
 
@@ -111,10 +111,10 @@ def federated(
     return Algorithm(init, step)
 
 
-Fold = Callable[[Tree, Cohort, Array], tuple[Totals, Tree]]
+AggregateClients = Callable[[Tree, Cohort, Array], tuple[Totals, Tree]]
 
 
-def folded(
+def aggregate_clients(
     task: Task,
     model: Model,
     update: ClientUpdate,
@@ -123,7 +123,7 @@ def folded(
     transform: Callable[[Reply], Reply] = lambda reply: reply,
     lanes: int = 1,
     mesh: Mesh | None = None,
-) -> Fold:
+) -> AggregateClients:
     """The clients' half of a round: `(params, cohort, key of the round) -> (totals, client_state)`; as in `federated`.
 
     Totals of parts of a cohort add up to those of the whole, wherever the parts are.
@@ -140,10 +140,10 @@ def folded(
             if client_state is not None:
                 usable = all_finite((reply.delta, reply.client_state)) & (reply.weight > 0)
                 kept = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.client_state, client_state)
-            return add(totals, weigh(reply)), kept
+            return add(totals, to_totals(reply)), kept
 
         shared, zero = (params, key), no_totals(params, task)
-        return over_clients(one, shared, zero, cohort.clients, cohort.client_state, lanes=lanes, mesh=mesh)
+        return map_reduce_clients(one, shared, zero, cohort.clients, cohort.client_state, lanes=lanes, mesh=mesh)
 
     return fold
 
@@ -151,28 +151,28 @@ def folded(
 Rounds = Callable[[State, Cohort, Array, Array | int, Array | int], tuple[State, Info]]
 
 
-def several(algorithm: Algorithm) -> Rounds:
+def run_rounds(algorithm: Algorithm) -> Rounds:
     """Rounds in one compiled program: `(state, cohorts, key, first, count) -> (state, infos)`.
 
-    cohorts: of `room` rounds, every field of their clients but `block`, and what they keep, with a leading axis
-        `[room, ...]`. A client is in one of them only, if it keeps something: rounds do not hand it on.
-    key: of the seed. first: the number of the first round. count: how many rounds, at most `room`; the same program
+    cohorts: of `capacity` rounds, every field of their clients but `block`, and what they keep, with a leading axis
+        `[capacity, ...]`. A client is in one of them only, if it keeps something: rounds do not hand it on.
+    key: of the seed. first: the number of the first round. count: how many rounds, at most `capacity`; the same program
         and the same bits whatever it is.
-    infos: an `Info` with a leading axis `[room]`, of which the first `count` are told. The state given is consumed.
+    infos: an `Info` with a leading axis `[capacity]`; only its first `count` entries are valid. `state` is donated.
     """
 
     def run(state: State, cohorts: Cohort, key: Array, first: Array, count: Array) -> tuple[State, Info]:
-        def step(state: State, place: Array | int) -> tuple[State, Info]:
-            client_state = jax.tree.map(lambda leaf: leaf[place], cohorts.client_state)
-            return algorithm.step(state, Cohort(cohorts.clients.at(place), client_state), round_key(key, first + place))
+        def step(state: State, index: Array | int) -> tuple[State, Info]:
+            client_state = jax.tree.map(lambda leaf: leaf[index], cohorts.client_state)
+            return algorithm.step(state, Cohort(cohorts.clients.at(index), client_state), round_key(key, first + index))
 
-        def one(place: Array, carry: tuple[State, Info]) -> tuple[State, Info]:
-            state, info = step(carry[0], place)
-            return state, jax.tree.map(lambda told, new: told.at[place].set(new), carry[1], info)
+        def one(index: Array, carry: tuple[State, Info]) -> tuple[State, Info]:
+            state, info = step(carry[0], index)
+            return state, jax.tree.map(lambda infos, new: infos.at[index].set(new), carry[1], info)
 
-        room = cohorts.clients.size.shape[0]
+        capacity = cohorts.clients.size.shape[0]
         shapes = jax.eval_shape(step, state, 0)[1]
-        infos = jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape), leaf.dtype), shapes)
+        infos = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
         return jax.lax.fori_loop(0, count, one, (state, infos))
 
     return jax.jit(run, donate_argnums=0)
@@ -210,7 +210,7 @@ def no_totals(params: Tree, task: Task) -> Totals:
     return Totals(jax.tree.map(jnp.zeros_like, params), zero, no_sums(task, dtype), none, none)
 
 
-def weigh(reply: Reply) -> Totals:
+def to_totals(reply: Reply) -> Totals:
     """One reply as totals. A reply that is not finite counts for nothing but one dropped client."""
     finite = all_finite(reply.delta)
     weight = jnp.where(finite, reply.weight, 0)

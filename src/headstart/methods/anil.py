@@ -9,7 +9,7 @@ import optax
 
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.learning.local_sgd import Descent
+from headstart.learning.local_sgd import LocalSGD
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
 from headstart.learning.tasks import Task
 from headstart.methods.paper import FORWARD, SearchSpace, difference, mean_batch, replied
@@ -35,9 +35,9 @@ class ANIL(ClientUpdate):
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
-        outer = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        outer = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
         inner = replace(outer, adjust=only(head_of(broadcast, self.head)))
-        adapted = inner.run(inner.begin(broadcast), client, key, steps=self.steps)
+        adapted = inner.run(inner.init(broadcast), client, key, steps=self.steps)
         end = outer.run(adapted, client, key, steps=1)
         return replied(client, difference(adapted.params, end.params), end.metrics)
 

@@ -9,10 +9,10 @@ import optax
 
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.learning.local_sgd import Descent, batches_per_epoch
+from headstart.learning.local_sgd import LocalSGD, batches_per_epoch
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
 from headstart.learning.tasks import Task
-from headstart.methods.paper import Leg, SearchSpace, replied, weighted_path
+from headstart.methods.paper import SearchSpace, Segment, replied, weighted_path
 from headstart.methods.partial import head_of, only, rest_of
 from headstart.models.zoo import Model
 
@@ -37,9 +37,9 @@ class FedBABU(ClientUpdate):
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
         bend = only(rest_of(head_of(broadcast, self.head)))
-        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)
+        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)
         steps = self.epochs * batches_per_epoch(client, self.batch_size)
-        return replied(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
+        return replied(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))
 
     def personal_gradient(self, start: Tree) -> GradientTransform | None:
         """Personalization moves the head, or everything."""

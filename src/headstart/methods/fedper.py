@@ -9,7 +9,7 @@ import optax
 
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.learning.local_sgd import Descent, batches_per_epoch
+from headstart.learning.local_sgd import LocalSGD, batches_per_epoch
 from headstart.learning.method import ClientUpdate, Reply
 from headstart.learning.tasks import Task
 from headstart.methods.paper import SearchSpace, replied, without
@@ -37,9 +37,9 @@ class FedPer(ClientUpdate):
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
         head = head_of(broadcast, self.head)
-        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
         steps = self.epochs * batches_per_epoch(client, self.batch_size)
-        end = descent.run(descent.begin(given(head, broadcast, client_state)), client, key, steps=steps)
+        end = local_sgd.run(local_sgd.init(given(head, broadcast, client_state)), client, key, steps=steps)
         return replied(client, without(head, broadcast, end.params), end.metrics, client_state=taken(head, end.params))
 
     def init_client_state(self, params: Tree) -> Tree:

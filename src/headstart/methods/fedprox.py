@@ -9,10 +9,10 @@ import optax
 
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.learning.local_sgd import Descent, batches_per_epoch
+from headstart.learning.local_sgd import LocalSGD, batches_per_epoch
 from headstart.learning.method import ClientUpdate, Reply
 from headstart.learning.tasks import Task
-from headstart.methods.paper import Leg, Scaling, SearchSpace, replied, weighted_path
+from headstart.methods.paper import Scaling, SearchSpace, Segment, replied, weighted_path
 from headstart.methods.partial import pull
 from headstart.models.zoo import Model
 
@@ -33,6 +33,6 @@ class FedProx(ClientUpdate):
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
-        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, pull(self.mu, broadcast))
+        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, pull(self.mu, broadcast))
         steps = self.epochs * batches_per_epoch(client, self.batch_size)
-        return replied(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
+        return replied(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))

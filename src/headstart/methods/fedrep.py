@@ -9,7 +9,7 @@ import optax
 
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.learning.local_sgd import Descent, batches_per_epoch
+from headstart.learning.local_sgd import LocalSGD, batches_per_epoch
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
 from headstart.learning.tasks import Task
 from headstart.methods.paper import FORWARD, SearchSpace, replied, without
@@ -38,11 +38,11 @@ class FedRep(ClientUpdate):
         """A client update; see `ClientUpdate`."""
         head, per_epoch = head_of(broadcast, self.head), batches_per_epoch(client, self.batch_size)
         on_head, on_body = (
-            Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, only(part))
+            LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, only(part))
             for part in (head, rest_of(head))
         )
         fitted = on_head.run(
-            on_head.begin(given(head, broadcast, client_state)), client, key, steps=self.head_epochs * per_epoch
+            on_head.init(given(head, broadcast, client_state)), client, key, steps=self.head_epochs * per_epoch
         )
         end = on_body.run(fitted, client, key, steps=self.body_epochs * per_epoch)
         return replied(client, without(head, broadcast, end.params), end.metrics, client_state=taken(head, end.params))

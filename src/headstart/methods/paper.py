@@ -23,8 +23,8 @@ import optax
 
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.learning.local_sgd import Descent, batches_per_epoch, mean_loss, shuffled, step_keys, whole_gradient
-from headstart.learning.local_sgd import batch as draw_batch
+from headstart.learning.local_sgd import LocalSGD, batches_per_epoch, mean_loss, shuffled, step_keys, whole_gradient
+from headstart.learning.local_sgd import batch as gather_batch
 from headstart.learning.method import ClientUpdate, Reply
 from headstart.learning.tasks import Sums, Task, add
 from headstart.models.zoo import Model
@@ -35,7 +35,7 @@ SearchSpace = Mapping[str, Sequence[Any]]
 Scaling = Mapping[str, int]
 
 
-class Leg(NamedTuple):
+class Segment(NamedTuple):
     """A stretch of a local path: `steps` steps on the examples of `client`, each with the same weight in Δ."""
 
     client: Client
@@ -43,19 +43,19 @@ class Leg(NamedTuple):
     weight: float
 
 
-def weighted_path(descent: Descent, params: Tree, key: Array, *legs: Leg) -> tuple[Tree, Sums]:
-    """Δ = β Σ_j w_j g_j over the legs' steps, and the metrics on the way.
+def weighted_path(local_sgd: LocalSGD, params: Tree, key: Array, *segments: Segment) -> tuple[Tree, Sums]:
+    """Δ = β Σ_j w_j g_j over the segments' steps, and the metrics on the way.
 
-    Steps of equal weight telescope, so a leg costs one difference of iterates however long it is.
+    Steps of equal weight telescope, so a segment costs one difference of iterates however long it is.
     """
-    progress, delta = descent.begin(params), None
-    for leg in legs:
-        start = progress.params
-        progress = descent.run(progress, leg.client, key, steps=leg.steps)
-        if leg.weight:
-            stretch = jax.tree.map(lambda a, b, w=leg.weight: w * (a - b), start, progress.params)
+    local_state, delta = local_sgd.init(params), None
+    for segment in segments:
+        start = local_state.params
+        local_state = local_sgd.run(local_state, segment.client, key, steps=segment.steps)
+        if segment.weight:
+            stretch = jax.tree.map(lambda a, b, w=segment.weight: w * (a - b), start, local_state.params)
             delta = stretch if delta is None else add(delta, stretch)
-    return delta, progress.metrics
+    return delta, local_state.metrics
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class FedSGD(ClientUpdate):
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
         if self.batch_size is not None:
-            descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
-            return replied(client, *weighted_path(descent, broadcast, key, Leg(client, 1, 1.0)))
+            local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
+            return replied(client, *weighted_path(local_sgd, broadcast, key, Segment(client, 1, 1.0)))
         gradient, metrics = whole_gradient(task, model, broadcast, client, key, batch_size=32)
         return replied(client, jax.tree.map(lambda g: self.learning_rate * g, gradient), metrics)
 
@@ -93,9 +93,9 @@ class FedAvg(ClientUpdate):
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
-        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
         steps = self.epochs * batches_per_epoch(client, self.batch_size)
-        return replied(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
+        return replied(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ class Reptile(ClientUpdate):
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
-        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
         steps = jnp.where(client.size > 0, self.steps, 0)
-        return replied(client, *weighted_path(descent, broadcast, key, Leg(client, steps, 1.0)))
+        return replied(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ class FOMAML(ClientUpdate):
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
-        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
         support, query = support_and_query(client, self.query_share, key, batch_size=self.batch_size)
-        legs = Leg(support, self.steps, 0.0), Leg(query, 1, 1.0)
-        return replied(client, *weighted_path(descent, broadcast, key, *legs), counts=query.size > 0)
+        segments = Segment(support, self.steps, 0.0), Segment(query, 1, 1.0)
+        return replied(client, *weighted_path(local_sgd, broadcast, key, *segments), counts=query.size > 0)
 
 
 @dataclass(frozen=True)
@@ -160,15 +160,15 @@ class MAML(ClientUpdate):
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
-        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, differentiable=True)
+        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, differentiable=True)
         support, query = support_and_query(client, self.query_share, key, batch_size=self.batch_size)
 
         def query_loss(params: Tree) -> tuple[Array, Sums]:
-            progress = descent.run(descent.begin(params), support, key, steps=self.steps)
-            order_key, model_key = step_keys(key, progress.step)
-            examples = draw_batch(query, progress.step, order_key, batch_size=self.batch_size)
-            loss, (_, metrics) = mean_loss(task, model, progress.params, examples, model_key)
-            return loss, add(progress.metrics, metrics)
+            local_state = local_sgd.run(local_sgd.init(params), support, key, steps=self.steps)
+            order_key, model_key = step_keys(key, local_state.step)
+            examples = gather_batch(query, local_state.step, order_key, batch_size=self.batch_size)
+            loss, (_, metrics) = mean_loss(task, model, local_state.params, examples, model_key)
+            return loss, add(local_state.metrics, metrics)
 
         gradient, metrics = jax.grad(query_loss, has_aux=True)(broadcast)
         delta = jax.tree.map(lambda g: self.learning_rate * g, gradient)

@@ -11,7 +11,7 @@ import optax
 
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.learning.local_sgd import Descent, Progress
+from headstart.learning.local_sgd import LocalSGD, LocalState
 from headstart.learning.method import ClientUpdate, Reply
 from headstart.learning.tasks import Task
 from headstart.methods.paper import Scaling, SearchSpace, difference, replied
@@ -38,16 +38,16 @@ class PerFedAvg(ClientUpdate):
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
-        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
         ratio = self.meta_rate / self.learning_rate
 
-        def meta_step(_: Array, at: Progress) -> Progress:
-            inner = descent.run(at, client, key, steps=1)
-            outer = descent.run(inner, client, key, steps=1)
+        def meta_step(_: Array, at: LocalState) -> LocalState:
+            inner = local_sgd.run(at, client, key, steps=1)
+            outer = local_sgd.run(inner, client, key, steps=1)
             # The last step was α g(w̃; D′); it is taken from w, with β.
             params = jax.tree.map(lambda w, a, b: w - ratio * (a - b), at.params, inner.params, outer.params)
             return outer._replace(params=params)
 
         steps = jnp.where(client.size > 0, self.steps, 0)
-        end = jax.lax.fori_loop(0, steps, meta_step, descent.begin(broadcast))
+        end = jax.lax.fori_loop(0, steps, meta_step, local_sgd.init(broadcast))
         return replied(client, difference(broadcast, end.params), end.metrics)

@@ -11,8 +11,8 @@ import optax
 
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.learning.local_sgd import Descent, Progress, step_keys
-from headstart.learning.local_sgd import batch as draw_batch
+from headstart.learning.local_sgd import LocalSGD, LocalState, step_keys
+from headstart.learning.local_sgd import batch as gather_batch
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
 from headstart.learning.tasks import Task
 from headstart.methods.paper import Scaling, SearchSpace, difference, replied
@@ -45,24 +45,24 @@ class PFedMe(ClientUpdate):
         """A client update; see `ClientUpdate`."""
         order_key, _ = step_keys(key, 0)
 
-        def once(number: Array, carry: tuple[Tree, Progress]) -> tuple[Tree, Progress]:
-            own, progress = carry
-            descent = self._descent(task, model, own)
+        def once(number: Array, carry: tuple[Tree, LocalState]) -> tuple[Tree, LocalState]:
+            own, local_state = carry
+            local_sgd = self._descent(task, model, own)
             # All K steps are on one batch, as the paper has it.
-            examples = draw_batch(client, number, order_key, batch_size=self.batch_size)
-            progress = jax.lax.fori_loop(0, self.steps, lambda _, at: descent.step(at, examples, key), progress)
+            examples = gather_batch(client, number, order_key, batch_size=self.batch_size)
+            local_state = jax.lax.fori_loop(0, self.steps, lambda _, at: local_sgd.step(at, examples, key), local_state)
             rate = self.outer_rate * self.strength
-            return jax.tree.map(lambda w, theta: w - rate * (w - theta), own, progress.params), progress
+            return jax.tree.map(lambda w, theta: w - rate * (w - theta), own, local_state.params), local_state
 
-        start = self._descent(task, model, broadcast).begin(broadcast)
+        start = self._descent(task, model, broadcast).init(broadcast)
         rounds = jnp.where(client.size > 0, self.rounds, 0)
-        own, progress = jax.lax.fori_loop(0, rounds, once, (broadcast, start))
-        return replied(client, difference(broadcast, own), progress.metrics)
+        own, local_state = jax.lax.fori_loop(0, rounds, once, (broadcast, start))
+        return replied(client, difference(broadcast, own), local_state.metrics)
 
     def personal_gradient(self, start: Tree) -> GradientTransform:
         """Personalization is pulled back to the server's model."""
         return pull(self.strength, start)
 
-    def _descent(self, task: Task, model: Model, anchor: Tree) -> Descent:
+    def _descent(self, task: Task, model: Model, anchor: Tree) -> LocalSGD:
         bend = pull(self.strength, anchor)
-        return Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)
+        return LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)

@@ -12,7 +12,7 @@ import optax
 
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import at_least
-from headstart.learning.local_sgd import Descent
+from headstart.learning.local_sgd import LocalSGD
 from headstart.learning.method import ClientUpdate, Reply, Weighting
 from headstart.learning.tasks import Task
 from headstart.methods.paper import SearchSpace, replied
@@ -43,9 +43,9 @@ class Scaffold(ClientUpdate):
         def bend(gradient: Tree, _: Tree) -> Tree:
             return jax.tree.map(lambda g, own, server: g - own + server, gradient, client_state, control)
 
-        descent = Descent(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)
+        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)
         steps = jnp.where(client.size > 0, self.steps, 0)
-        end = descent.run(descent.begin(params), client, key, steps=steps)
+        end = local_sgd.run(local_sgd.init(params), client, key, steps=steps)
         moved = jax.tree.map(jnp.subtract, params, end.params)
         scale = 1 / (self.steps * self.learning_rate)
         renewed = jax.tree.map(lambda own, server, d: own - server + scale * d, client_state, control, moved)

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from headstart.reports.style import Theme, axis_name, factor, gain_name, mixed, titled
 from headstart.reports.tables import shown_change, shown_interval
-from headstart.runs.results import Outcome, Recorded, before_and_after, estimate, finite, gains
+from headstart.runs.results import Run, StageResult, before_and_after, estimate, finite, gains
 
 HEXAGONS_FROM = 1500
 
@@ -26,15 +26,15 @@ class Entry(NamedTuple):
     """A stage that takes part in the figures of test clients."""
 
     label: str
-    run: Recorded
-    outcome: Outcome
+    run: Run
+    stage_result: StageResult
 
 
 def drawn(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     """`before_and_after` of the clients whose values are all finite."""
     metric = entry.run.metric
-    shown = finite(entry.outcome, metric)
-    initial, personalized = before_and_after(entry.outcome, metric)
+    shown = finite(entry.stage_result, metric)
+    initial, personalized = before_and_after(entry.stage_result, metric)
     return initial[shown], personalized[shown]
 
 

@@ -13,9 +13,9 @@ from matplotlib.ticker import MaxNLocator
 
 from headstart.learning.tasks import Metric
 from headstart.reports.client_figures import Entry, clients_figure, drawn, gains_figure
-from headstart.reports.style import Drawing, Theme, axis_name, factor, series_color, titled
+from headstart.reports.style import FigureSpec, Theme, axis_name, factor, series_color, titled
 from headstart.reports.tables import shown
-from headstart.runs.results import Recorded, client_curves, estimate, finite
+from headstart.runs.results import Run, client_curves, estimate, finite
 
 MOST_PANELS = 6
 
@@ -49,23 +49,23 @@ _CHOSEN = "chosen on validation clients"
 _NOT_CHOSEN = "no validation clients, full length"
 
 
-def caption(name: str, runs: Sequence[Recorded]) -> str:
+def caption(name: str, runs: Sequence[Run]) -> str:
     """What to say below the figure of this name."""
     kind = name.partition("-")[0]
     return _CAPTIONS[kind] + (f"{_how_chosen(runs)}." if kind == "personalization" else "")
 
 
-def _how_chosen(runs: Sequence[Recorded]) -> str:
-    reports = [report for run in runs for outcome in run.outcomes for report in outcome.reports]
+def _how_chosen(runs: Sequence[Run]) -> str:
+    reports = [report for run in runs for stage_result in run.stage_results for report in stage_result.reports]
     ways = {_CHOSEN if report.get("validation") else _NOT_CHOSEN for report in reports}
     return " or ".join(sorted(ways))
 
 
-def left_out(runs: Sequence[Recorded]) -> list[str]:
+def left_out(runs: Sequence[Run]) -> list[str]:
     """What the figures of test clients do not show, a sentence each."""
     found = []
     for entry in entries(runs):
-        number = int((~finite(entry.outcome, entry.run.metric)).sum())
+        number = int((~finite(entry.stage_result, entry.run.metric)).sum())
         if number:
             who = f"{number} {'client' if number == 1 else 'clients'}"
             found.append(f"The figures leave out {who} of {entry.label}: a value is not finite.")
@@ -78,36 +78,36 @@ def left_out(runs: Sequence[Recorded]) -> list[str]:
     return found
 
 
-def entries(runs: Sequence[Recorded]) -> list[Entry]:
+def entries(runs: Sequence[Run]) -> list[Entry]:
     """What the figures of test clients compare: all stages of one run, or the last ones of several."""
     if len(runs) == 1:
-        return [Entry(outcome.name, runs[0], outcome) for outcome in runs[0].outcomes]
-    return [Entry(run.label, run, run.outcomes[-1]) for run in runs if run.outcomes]
+        return [Entry(stage_result.name, runs[0], stage_result) for stage_result in runs[0].stage_results]
+    return [Entry(run.label, run, run.stage_results[-1]) for run in runs if run.stage_results]
 
 
-def _compared(runs: Sequence[Recorded]) -> list[Entry]:
-    return [entry for entry in entries(runs) if finite(entry.outcome, entry.run.metric).any()]
+def _compared(runs: Sequence[Run]) -> list[Entry]:
+    return [entry for entry in entries(runs) if finite(entry.stage_result, entry.run.metric).any()]
 
 
-def drawings(runs: Sequence[Recorded]) -> list[Drawing]:
+def figure_specs(runs: Sequence[Run]) -> list[FigureSpec]:
     """The figures that these runs have data for; all must share their first metric."""
     made = []
     name = runs[0].metric.name
     if any(len(run.history.rounds) for run in runs):
         text = f"Initial and personalized {name} on validation clients against rounds"
-        made.append(Drawing("rounds", text, partial(rounds_figure, runs)))
+        made.append(FigureSpec("rounds", text, partial(rounds_figure, runs)))
     if compared := _compared(runs):
         shared = compared[:MOST_PANELS]
         text = f"{name.capitalize()} of test clients against the length of personalization"
-        made.append(Drawing("personalization", text, partial(personalization_figure, compared)))
+        made.append(FigureSpec("personalization", text, partial(personalization_figure, compared)))
         text = f"Initial against personalized {name}, a point per test client"
-        made.append(Drawing("clients", text, partial(clients_figure, shared)))
+        made.append(FigureSpec("clients", text, partial(clients_figure, shared)))
         text = f"Histogram of the test clients' gains in {name}"
-        made.append(Drawing("gains", text, partial(gains_figure, shared)))
+        made.append(FigureSpec("gains", text, partial(gains_figure, shared)))
     return made
 
 
-def rounds_figure(runs: Sequence[Recorded], theme: Theme) -> Figure:
+def rounds_figure(runs: Sequence[Run], theme: Theme) -> Figure:
     """Initial and personalized metric on validation clients against rounds; stages marked."""
     runs = [run for run in runs if len(run.history.rounds)]
     metric = runs[0].metric
@@ -136,7 +136,7 @@ def _pair_colors(runs: int, theme: Theme) -> list[tuple[str, str]]:
     return [(color, color) for color in (series_color(theme, i) for i in range(runs))]
 
 
-def _run_handles(runs: Sequence[Recorded], theme: Theme) -> list[Line2D]:
+def _run_handles(runs: Sequence[Run], theme: Theme) -> list[Line2D]:
     colors = _pair_colors(len(runs), theme)
     neutral = colors[0] if len(runs) == 1 else (theme.muted, theme.muted)
     styles = [
@@ -156,7 +156,7 @@ def _seeds_line(axes: Axes, x: np.ndarray, curves: np.ndarray, color: str, style
         axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.18, linewidth=0)
 
 
-def _stage_lines(axes: Axes, runs: Sequence[Recorded], theme: Theme) -> None:
+def _stage_lines(axes: Axes, runs: Sequence[Run], theme: Theme) -> None:
     reached = max(max(run.reached.values(), default=0) for run in runs)
     begins = {(a, name) for run in runs for a, name in zip((0, *run.ends), run.stage_names, strict=False)}
     begins = {(a, name) for a, name in begins if a < reached}
@@ -169,7 +169,7 @@ def _stage_lines(axes: Axes, runs: Sequence[Recorded], theme: Theme) -> None:
         axes.annotate(f"{names} →", (begin, 1.01), xycoords=("data", "axes fraction"), color=theme.muted, fontsize=9)
 
 
-def _rounds_title(runs: Sequence[Recorded], metric: Metric) -> str:
+def _rounds_title(runs: Sequence[Run], metric: Metric) -> str:
     last = [float(run.history.personalized[:, -1].mean()) for run in runs]
     best = int(np.argmax(last) if metric.higher_is_better else np.argmin(last))
     after = f"after {runs[best].history.rounds[-1]} rounds"
@@ -186,17 +186,17 @@ def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
     units = " or ".join(sorted({entry.run.unit for entry in compared}))
     axes = figure.add_subplot(xlabel=f"{units} of personalization", ylabel=f"{axis_name(metric)}\ntest clients")
     for number, entry in enumerate(compared):
-        values = factor(metric) * client_curves(entry.outcome, metric)[finite(entry.outcome, metric)]
-        color, lengths = series_color(theme, number), np.arange(values.shape[1])
+        values = factor(metric) * client_curves(entry.stage_result, metric)[finite(entry.stage_result, metric)]
+        color, epochs = series_color(theme, number), np.arange(values.shape[1])
         if len(compared) == 1:
             low, high = np.percentile(values, (25, 75), axis=0)
             axes.fill_between(
-                lengths, low, high, color=color, alpha=0.1, linewidth=0, label="middle half of the clients"
+                epochs, low, high, color=color, alpha=0.1, linewidth=0, label="middle half of the clients"
             )
         _, low, high = np.array([estimate(column) for column in values.T]).T
-        axes.fill_between(lengths, low, high, color=color, alpha=0.25, linewidth=0)
-        mean, chosen = values.mean(axis=0), sorted(set(entry.outcome.lengths))
-        axes.plot(lengths, mean, color=color, linewidth=2, label=entry.label)
+        axes.fill_between(epochs, low, high, color=color, alpha=0.25, linewidth=0)
+        mean, chosen = values.mean(axis=0), sorted(set(entry.stage_result.epochs))
+        axes.plot(epochs, mean, color=color, linewidth=2, label=entry.label)
         axes.plot(
             chosen, mean[chosen], "o", color=color, markersize=9, markeredgecolor=theme.background, markeredgewidth=1.5
         )

@@ -74,6 +74,6 @@ def _data(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def folded(summary: str, text: str) -> str:
+def collapsed(summary: str, text: str) -> str:
     """Text of fixed width behind a summary that opens it."""
     return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"

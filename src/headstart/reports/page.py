@@ -14,38 +14,38 @@ import numpy as np
 
 from headstart.errors import UserError
 from headstart.files import write_bytes
-from headstart.reports.figures import caption, drawings, left_out
-from headstart.reports.html import folded, number, page, paragraph, picture, section, table, tiles, two_lines
+from headstart.reports.figures import caption, figure_specs, left_out
+from headstart.reports.html import collapsed, number, page, paragraph, picture, section, table, tiles, two_lines
 from headstart.reports.samples import Samples, images_figure, label, passages, read_samples
-from headstart.reports.style import Drawing, save
+from headstart.reports.style import FigureSpec, save
 from headstart.reports.tables import (
     Distribution,
     Row,
     rows_of,
     shown,
     shown_change,
+    shown_epochs,
     shown_interval,
-    shown_lengths,
     shown_share,
 )
-from headstart.runs.results import Estimate, Recorded, before_and_after, estimate, read_runs
+from headstart.runs.results import Estimate, Run, before_and_after, estimate, read_runs
 
 
 def write(
     runs: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str] | None = None,
     *,
-    trusted: Collection[str] = (),
+    allowed_modules: Collection[str] = (),
 ) -> Path:
     """Write the page and, in `figures/` beside it, its figures, light and dark; returns the page's path.
 
     runs: run folders, finished or not, to be compared. out: the page; by default `report.html` in the first folder.
-    trusted: modules beside headstart's own that a saved task may be imported from.
+    allowed_modules: modules beside headstart's own that a saved task may be imported from.
 
     Raises:
         UserError: if a folder is no run folder, or the runs do not measure the same thing.
     """
-    read = read_runs(runs, trusted=trusted)
+    read = read_runs(runs, allowed_modules=allowed_modules)
     names = {run.metric.name for run in read}
     if len(names) != 1:
         raise UserError(
@@ -55,7 +55,7 @@ def write(
     figures, rows = target.parent / "figures", rows_of(read)
     # All that may be damaged is read before the first figure is written.
     samples = _distinct_samples(read)
-    imports = [word for module in sorted(trusted) for word in ("--import", module)]
+    imports = [word for module in sorted(allowed_modules) for word in ("--import", module)]
     command = ["headstart", "report", *map(str, runs), *(["--out", str(out)] if out else []), *imports]
     content = (
         _head(read),
@@ -73,7 +73,7 @@ def write(
     return target
 
 
-def _head(runs: Sequence[Recorded]) -> str:
+def _head(runs: Sequence[Run]) -> str:
     seeds = sorted({len(run.reached) for run in runs})
     count = f"{' to '.join(map(str, seeds[:: max(len(seeds) - 1, 1)]))} {'seed' if seeds == [1] else 'seeds'}"
     if len(runs) == 1:
@@ -83,21 +83,21 @@ def _head(runs: Sequence[Recorded]) -> str:
     return f"<h1>{escape(title)}</h1>" + paragraph(text, "lead")
 
 
-def _state(run: Recorded) -> str:
+def _state(run: Run) -> str:
     """What is missing of a run; empty if it is finished."""
     if not run.reached:
         return f"{run.label} has not begun: there is no round to report."
-    finished = run.outcomes[-1].seeds if run.outcomes and run.outcomes[-1].final else ()
+    finished = run.stage_results[-1].seeds if run.stage_results and run.stage_results[-1].final else ()
     missing = [f"seed {seed} is at round {round}" for seed, round in run.reached.items() if seed not in finished]
     if not missing:
         return ""
-    stages = "" if run.outcomes else " No stage is finished yet, so nothing is known of its test clients."
+    stages = "" if run.stage_results else " No stage is finished yet, so nothing is known of its test clients."
     return f"{run.label} is unfinished: {', '.join(missing)} of {run.ends[-1]}.{stages}"
 
 
 def _tiles(row: Row) -> str:
     metric = row.metric
-    chance = f"{shown_share(row.hurt_by_chance)} expected by chance"
+    chance = f"{shown_share(row.harmed_by_chance)} expected by chance"
     return tiles(
         [
             (f"initial {metric.name}", shown(metric, row.initial.mean), shown_interval(metric, row.initial)),
@@ -111,12 +111,12 @@ def _tiles(row: Row) -> str:
                 shown_change(metric, row.difference.mean),
                 shown_interval(metric, row.difference, change=True),
             ),
-            ("clients hurt", shown_share(row.hurt), chance),
+            ("clients hurt", shown_share(row.harmed), chance),
         ]
     )
 
 
-def _results(runs: Sequence[Recorded], rows: Sequence[Row]) -> str:
+def _results(runs: Sequence[Run], rows: Sequence[Row]) -> str:
     """The table of all stages of all runs, those that are not finished too."""
     metric, targets = runs[0].metric, any(row.target is not None for row in rows)
     head = ["run, stage", "test clients", f"initial {metric.name}", f"personalized {metric.name}", "difference"]
@@ -147,7 +147,7 @@ def _title(run: str, stage: str) -> str:
 def _cells(row: Row, targets: bool) -> list[str]:
     metric, before, after = row.metric, row.initial_clients, row.personalized_clients
     beyond = f"beyond in {row.beyond_chance} of {row.seeds} seeds" if row.seeds > 1 else "beyond chance"
-    hurt = two_lines(shown_share(row.hurt), f"by chance {shown_share(row.hurt_by_chance)}")
+    hurt = two_lines(shown_share(row.harmed), f"by chance {shown_share(row.harmed_by_chance)}")
     hurt += f'<small class="worse">{beyond}</small>' if row.beyond_chance else ""
     reached = [_reached(row)] if targets else []
     return [
@@ -156,7 +156,7 @@ def _cells(row: Row, targets: bool) -> list[str]:
         _mean(row, row.personalized, after),
         two_lines(shown_change(metric, row.difference.mean), shown_interval(metric, row.difference, change=True)),
         hurt,
-        number(shown_lengths(row.lengths, row.unit).rpartition(" ")[0]),
+        number(shown_epochs(row.epochs, row.unit).rpartition(" ")[0]),
         *reached,
         two_lines(shown(metric, after.spread), f"initial {shown(metric, before.spread)}"),
         two_lines(shown(metric, after.worst_decile), f"initial {shown(metric, before.worst_decile)}"),
@@ -193,18 +193,18 @@ def _clients(rows: Sequence[Row]) -> str:
 
 
 @np.errstate(invalid="ignore")
-def _all_metrics(runs: Sequence[Recorded]) -> str:
+def _all_metrics(runs: Sequence[Run]) -> str:
     """Every metric of every finished stage."""
     cells = []
     for run in runs:
-        for outcome in run.outcomes:
+        for stage_result in run.stage_results:
             for metric in run.metrics:
-                before, after = before_and_after(outcome, metric)
+                before, after = before_and_after(stage_result, metric)
                 values = [estimate(before), estimate(after)]
                 change = estimate(after - before)
                 cells.append(
                     [
-                        _title(run.label, outcome.name) if metric is run.metrics[0] else "",
+                        _title(run.label, stage_result.name) if metric is run.metrics[0] else "",
                         escape(metric.name)
                         + (f"<small>{escape(metric.unit)}</small>" if metric.unit != "share" else ""),
                         *(two_lines(shown(metric, v.mean), shown_interval(metric, v)) for v in values),
@@ -218,16 +218,18 @@ def _note(text: str) -> str:
     return paragraph(text, "note")
 
 
-def _pictures(runs: Sequence[Recorded], folder: Path) -> str:
-    return "\n".join(_picture(drawing, folder, caption(drawing.name, runs)) for drawing in drawings(runs))
+def _pictures(runs: Sequence[Run], folder: Path) -> str:
+    return "\n".join(
+        _picture(figure_spec, folder, caption(figure_spec.name, runs)) for figure_spec in figure_specs(runs)
+    )
 
 
-def _picture(drawing: Drawing, folder: Path, words: str) -> str:
-    (light, width), (dark, _) = save(drawing, folder)
-    return picture(light, dark, width=width, text=drawing.text, caption=words)
+def _picture(figure_spec: FigureSpec, folder: Path, words: str) -> str:
+    (light, width), (dark, _) = save(figure_spec, folder)
+    return picture(light, dark, width=width, text=figure_spec.text, caption=words)
 
 
-def _distinct_samples(runs: Sequence[Recorded]) -> list[tuple[str, Samples]]:
+def _distinct_samples(runs: Sequence[Run]) -> list[tuple[str, Samples]]:
     """The samples of the runs, those of the same data once."""
     found: dict[str, Samples] = {}
     for run in runs:
@@ -240,8 +242,8 @@ def _distinct_samples(runs: Sequence[Recorded]) -> list[tuple[str, Samples]]:
 def _samples(name: str, samples: Samples, folder: Path) -> str:
     if samples.kind == "image":
         text = f"Pictures of {len(samples.ids)} test clients with their labels"
-        drawing = Drawing(name, text, lambda theme: images_figure(samples, theme))
-        return _picture(drawing, folder, caption(name, ()))
+        figure_spec = FigureSpec(name, text, lambda theme: images_figure(samples, theme))
+        return _picture(figure_spec, folder, caption(name, ()))
     if samples.kind == "text":
         clients = zip(samples.ids, samples.x, strict=True)
         return "".join(
@@ -259,7 +261,7 @@ def _features(samples: Samples, *, most: int = 8) -> str:
         for client, rows, targets in zip(samples.ids, samples.x, samples.y, strict=True)
         for place, (x, y) in enumerate(zip(rows[:3], targets, strict=False))
     ]
-    names = samples.facts.get("features") or ()
+    names = samples.metadata.get("features") or ()
     if len(names) != samples.x[0].shape[1]:
         names = [f"feature {i + 1}" for i in range(width)]
     note = _note(f"{hidden} more features are not shown.") if hidden else ""
@@ -268,10 +270,10 @@ def _features(samples: Samples, *, most: int = 8) -> str:
 
 def _target(samples: Samples, y: Any) -> str:
     text = label(samples, y)
-    return escape(text) if samples.facts.get("labels") else number(text)
+    return escape(text) if samples.metadata.get("labels") else number(text)
 
 
-def _settings(runs: Sequence[Recorded], each: Sequence[dict[str, str]]) -> str:
+def _settings(runs: Sequence[Run], each: Sequence[dict[str, str]]) -> str:
     """Settings as rows, runs as columns; rows in which runs differ are marked."""
     keys = list(dict.fromkeys(key for settings in each for key in settings))
     values = [[settings.get(key, "–") for settings in each] for key in keys]
@@ -311,5 +313,5 @@ def phrase(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _exact(run: Recorded) -> str:
-    return folded(f"{run.label}: experiment.json", json.dumps(run.document, indent=2, ensure_ascii=False))
+def _exact(run: Run) -> str:
+    return collapsed(f"{run.label}: experiment.json", json.dumps(run.document, indent=2, ensure_ascii=False))

@@ -22,21 +22,21 @@ LETTERS = 36
 class Samples(NamedTuple):
     """A few examples of a few test clients.
 
-    x, y: per client, numpy arrays `[examples, ...]`. facts: as in `Federation.facts`.
+    x, y: per client, numpy arrays `[examples, ...]`. metadata: as in `Federation.metadata`.
     """
 
     ids: list[str]
     x: list[np.ndarray]
     y: list[np.ndarray]
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     @property
     def kind(self) -> str:
         """What can be shown: "image", "text", "features", or "" for anything else."""
         if not self.x:
             return ""
-        shape, kind = self.x[0].shape[1:], self.facts.get("kind")
-        if kind == "text" and len(shape) == 1 and self.facts.get("labels"):
+        shape, kind = self.x[0].shape[1:], self.metadata.get("kind")
+        if kind == "text" and len(shape) == 1 and self.metadata.get("labels"):
             return "text"
         if kind != "features" and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4))):
             return "image"
@@ -54,18 +54,18 @@ def read_samples(run: Path) -> Samples | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            ids, facts = [str(name) for name in arrays["ids"]], json.loads(str(arrays["facts"]))
+            ids, metadata = [str(name) for name in arrays["ids"]], json.loads(str(arrays["facts"]))
             x, y = ([arrays[f"{name}{i}"] for i in range(len(ids))] for name in "xy")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"cannot read {path} ({error}); delete it and repeat the `headstart run` of this folder"
         ) from error
-    return Samples(ids, x, y, facts)
+    return Samples(ids, x, y, metadata)
 
 
 def label(samples: Samples, y: Any) -> str:
     """The name of a target: of a class its label, else the number."""
-    labels, value = samples.facts.get("labels"), np.asarray(y)
+    labels, value = samples.metadata.get("labels"), np.asarray(y)
     if value.ndim == 0 and value.dtype.kind in "iu" and labels and 0 <= value < len(labels):
         return str(labels[int(value)])
     return f"{value.item():.4g}" if value.size == 1 else ", ".join(f"{v:.4g}" for v in value.ravel()[:3])
@@ -78,7 +78,7 @@ def passages(samples: Samples, x: np.ndarray, *, most: int = 3) -> list[str]:
 
 def decoded(samples: Samples, tokens: Sequence[int]) -> str:
     """Tokens as text: padding, beginning and end are left out, what the vocabulary lacks becomes a box."""
-    labels = samples.facts["labels"]
+    labels = samples.metadata["labels"]
     names = [str(labels[token]) if 0 <= token < len(labels) else "<oov>" for token in tokens]
     marks = {"<pad>": "", "<bos>": "", "<eos>": "", "<oov>": "\N{WHITE SQUARE}", "\r": ""}
     return "".join(marks.get(name, name) for name in names)

@@ -1,4 +1,4 @@
-"""Themes of figures, light and dark; drawing in them, and how axes name a metric."""
+"""Themes of figures, light and dark; figure_spec in them, and how axes name a metric."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ DARK = Theme(
 )
 
 
-class Drawing(NamedTuple):
+class FigureSpec(NamedTuple):
     """A figure yet to be drawn.
 
     name: of its file. text: what it shows, for those who do not see it. draw: makes it in a theme.
@@ -68,23 +68,23 @@ class Drawing(NamedTuple):
     draw: Callable[[Theme], Figure]
 
 
-def save(drawing: Drawing, folder: Path, *, themes: Iterable[Theme] = (LIGHT, DARK)) -> list[tuple[bytes, int]]:
+def save(figure_spec: FigureSpec, folder: Path, *, themes: Iterable[Theme] = (LIGHT, DARK)) -> list[tuple[bytes, int]]:
     """Draw in every theme into `folder`; returns each PNG and its width in CSS pixels."""
     made = []
     for theme in themes:
-        png, width = render(drawing, theme)
-        write_bytes(folder / f"{drawing.name}{theme.suffix}.png", png)
+        png, width = render(figure_spec, theme)
+        write_bytes(folder / f"{figure_spec.name}{theme.suffix}.png", png)
         made.append((png, width))
     return made
 
 
-def render(drawing: Drawing, theme: Theme) -> tuple[bytes, int]:
+def render(figure_spec: FigureSpec, theme: Theme) -> tuple[bytes, int]:
     """A figure as PNG, and the width in CSS pixels it is meant to be seen at."""
     file = io.BytesIO()
     with matplotlib.rc_context(_style(theme)), warnings.catch_warnings():
         # A name may hold characters that the font lacks; a box stands for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = drawing.draw(theme)
+        figure = figure_spec.draw(theme)
         canvas = FigureCanvasAgg(figure)
         figure.set_dpi(DPI)
         canvas.draw()

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headstart.console import say
+from headstart.console import echo
 from headstart.learning.tasks import Metric
 from headstart.runs.results import (
     Estimate,
     History,
-    Outcome,
-    Recorded,
+    Run,
+    StageResult,
     before_and_after,
     estimate,
     read_runs,
@@ -65,9 +65,9 @@ class Row(NamedTuple):
 
     round: the stage's last. final: whether it is the run's last stage. seeds: how many have finished it.
     difference: personalized - initial, paired by client.
-    hurt, hurt_by_chance: shares of clients that look hurt, and that chance alone would make look so; means over seeds.
+    harmed, harmed_by_chance: shares of clients with a lower value, and expected from test noise; means over seeds.
     beyond_chance: in how many seeds the share lies above what chance explains.
-    lengths: of personalization, chosen on validation clients, one per seed; unit: what they count.
+    epochs: of personalization, chosen on validation clients, one per seed; unit: what they count.
     target: of the first metric, and the rounds until validation clients reach it.
     """
 
@@ -84,43 +84,43 @@ class Row(NamedTuple):
     difference: Estimate
     initial_clients: Distribution
     personalized_clients: Distribution
-    hurt: float
-    hurt_by_chance: float
+    harmed: float
+    harmed_by_chance: float
     beyond_chance: int
-    lengths: tuple[int, ...]
+    epochs: tuple[int, ...]
     unit: str
     target: float | None
     initial_reached: Reached
     personalized_reached: Reached
 
 
-def rows(runs: Sequence[str | os.PathLike[str]], *, trusted: Collection[str] = ()) -> list[Row]:
+def rows(runs: Sequence[str | os.PathLike[str]], *, allowed_modules: Collection[str] = ()) -> list[Row]:
     """A row for every stage that at least one seed has finished, run after run.
 
     Raises:
         UserError: if a folder is no run folder.
     """
-    return rows_of(read_runs(runs, trusted=trusted))
+    return rows_of(read_runs(runs, allowed_modules=allowed_modules))
 
 
-def rows_of(runs: Sequence[Recorded]) -> list[Row]:
+def rows_of(runs: Sequence[Run]) -> list[Row]:
     """The rows of runs that were read."""
-    return [_row(run, outcome) for run in runs for outcome in run.outcomes]
+    return [_row(run, stage_result) for run in runs for stage_result in run.stage_results]
 
 
 @np.errstate(invalid="ignore")  # a client whose training diverged may have infinite values
-def _row(run: Recorded, outcome: Outcome) -> Row:
-    initial, personalized = before_and_after(outcome, run.metric)
-    by_seed = seed_means(outcome, run.metric)
-    hurt = [report["test"]["hurt"] for report in outcome.reports if report["test"]["hurt"]]
+def _row(run: Run, stage_result: StageResult) -> Row:
+    initial, personalized = before_and_after(stage_result, run.metric)
+    by_seed = seed_means(stage_result, run.metric)
+    harmed = [report["test"]["hurt"] for report in stage_result.reports if report["test"]["hurt"]]
     target = run.document.get("target")
     return Row(
         run=run.label,
-        stage_number=outcome.number,
-        stage=outcome.name,
-        round=outcome.round,
-        final=outcome.final,
-        seeds=len(outcome.seeds),
+        stage_number=stage_result.number,
+        stage=stage_result.name,
+        round=stage_result.round,
+        final=stage_result.final,
+        seeds=len(stage_result.seeds),
         clients=len(initial),
         metric=run.metric,
         initial=estimate(initial),
@@ -128,14 +128,14 @@ def _row(run: Recorded, outcome: Outcome) -> Row:
         difference=estimate(personalized - initial),
         initial_clients=distribution(initial, by_seed[0], run.metric),
         personalized_clients=distribution(personalized, by_seed[1], run.metric),
-        hurt=_mean([h["share"] for h in hurt]),
-        hurt_by_chance=_mean([h["by_chance"] for h in hurt]),
-        beyond_chance=sum(h["beyond_chance"] for h in hurt),
-        lengths=outcome.lengths,
+        harmed=_mean([h["share"] for h in harmed]),
+        harmed_by_chance=_mean([h["by_chance"] for h in harmed]),
+        beyond_chance=sum(h["beyond_chance"] for h in harmed),
+        epochs=stage_result.epochs,
         unit=run.unit,
         target=target,
-        initial_reached=_reached(run.history, run.history.initial, target, outcome.round, run.metric),
-        personalized_reached=_reached(run.history, run.history.personalized, target, outcome.round, run.metric),
+        initial_reached=_reached(run.history, run.history.initial, target, stage_result.round, run.metric),
+        personalized_reached=_reached(run.history, run.history.personalized, target, stage_result.round, run.metric),
     )
 
 
@@ -189,9 +189,9 @@ def shown_share(value: float) -> str:
     return "-" if np.isnan(value) else f"{100 * value:.1f} %"
 
 
-def shown_lengths(lengths: Sequence[int], unit: str) -> str:
-    """The lengths of personalization that the seeds chose."""
-    unique = sorted(set(lengths))
+def shown_epochs(epochs: Sequence[int], unit: str) -> str:
+    """The epochs of personalization that the seeds chose."""
+    unique = sorted(set(epochs))
     several = f"{unique[0]} to {unique[-1]}" if len(unique) > 1 else f"{unique[0]}"
     return f"{several} {unit.removesuffix('s') if unique == [1] else unit}"
 
@@ -204,7 +204,7 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
         console.print(_table(rows))
     else:
         for row in rows:
-            say(console, _line(row))
+            echo(console, _line(row))
 
 
 def _table(rows: Sequence[Row]) -> Table:
@@ -230,17 +230,17 @@ def _cells(row: Row, gap: str) -> list[str]:
         f"{shown(metric, row.initial.mean)}{gap}{shown_interval(metric, row.initial)}",
         f"{shown(metric, row.personalized.mean)}{gap}{shown_interval(metric, row.personalized)}",
         f"{shown_change(metric, row.difference.mean)}{gap}{shown_interval(metric, row.difference, change=True)}",
-        f"{shown_share(row.hurt)}{gap}({shown_share(row.hurt_by_chance)})",
-        shown_lengths(row.lengths, row.unit),
+        f"{shown_share(row.harmed)}{gap}({shown_share(row.harmed_by_chance)})",
+        shown_epochs(row.epochs, row.unit),
     ]
 
 
 def _line(row: Row) -> str:
-    initial, personalized, difference, hurt, length = _cells(row, " ")
+    initial, personalized, difference, harmed, epochs = _cells(row, " ")
     seeds = f", {row.seeds} seeds" if row.seeds > 1 else ""
     line = (
         f"{row.run}, {row.stage}, round {row.round}: initial {row.metric.name} {initial}, personalized {personalized},"
-        f" difference {difference}, hurt {hurt[:-1]} by chance), after {length}, {row.clients} test clients{seeds}"
+        f" difference {difference}, hurt {harmed[:-1]} by chance), after {epochs}, {row.clients} test clients{seeds}"
     )
     if row.target is None:
         return line
@@ -264,7 +264,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], metrics: Sequenc
         lines.append(
             f"hurt: {shown_share(summary['hurt']['share'])}, by chance {shown_share(summary['hurt']['by_chance'])}"
         )
-    say(console, "\n".join(lines))
+    echo(console, "\n".join(lines))
 
 
 def _plain(metric: Metric, group: Mapping[str, Any], *, change: bool) -> str:

@@ -40,17 +40,17 @@ from headstart.learning.personalization import Curves
 
 @contextmanager
 def claimed(
-    out: Path, experiment: Experiment, federation: Federation, *, trusted: Collection[str] = ()
+    out: Path, experiment: Experiment, federation: Federation, *, allowed_modules: Collection[str] = ()
 ) -> Iterator[None]:
     """Make the folder this experiment's own for the time of the block.
 
-    trusted: modules that the experiment in it may be imported from.
+    allowed_modules: modules that the experiment in it may be imported from.
 
     Raises:
         UserError: if it cannot be written, holds another experiment or other data, or another process writes it.
     """
     document = document_of(experiment)
-    _check_same(out, document, trusted)
+    _check_same(out, document, allowed_modules)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = open(out / ".lock", "w")  # noqa: SIM115 (held for the whole block)
@@ -71,14 +71,14 @@ def claimed(
         yield
 
 
-def _check_same(out: Path, document: Mapping[str, Any], trusted: Collection[str]) -> None:
+def _check_same(out: Path, document: Mapping[str, Any], allowed_modules: Collection[str]) -> None:
     saved = out / "experiment.json"
     if not saved.exists():
         if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise UserError(f"{out} holds files but no experiment; choose an empty or a new folder with --out")
         return
     # What was saved by an earlier headstart is compared as the experiment that it is.
-    before = document_of(read(read_json(saved), trusted=trusted))
+    before = document_of(read(read_json(saved), allowed_modules=allowed_modules))
     differing = _difference(before, json.loads(json.dumps(document)))
     if differing:
         raise UserError(f"{out} holds another experiment ({differing}); choose another --out or repeat its settings")
@@ -91,8 +91,8 @@ def _same_data(out: Path, federation: Federation) -> Record:
     saved = out / "federation.json"
     if saved.exists() and read_json(saved)["sha256"] != digest.hexdigest():
         raise UserError(f"the clients of {federation.name} have changed since {out} was begun; choose another --out")
-    facts = {"clients": len(federation), "examples": int(federation.sizes.sum()), "facts": dict(federation.facts)}
-    return {"name": federation.name, **facts, "sha256": digest.hexdigest()}
+    metadata = {"clients": len(federation), "examples": int(federation.sizes.sum()), "facts": dict(federation.metadata)}
+    return {"name": federation.name, **metadata, "sha256": digest.hexdigest()}
 
 
 def _difference(old: Any, new: Any, place: str = "") -> str:
@@ -121,7 +121,7 @@ def environment() -> dict[str, Any]:
 def write_samples(
     out: Path, federation: Federation, clients: np.ndarray, *, count: int = 6, examples: int = 16
 ) -> None:
-    """A few examples of a few of these clients, and the federation's facts, for the report."""
+    """A few examples of a few of these clients, and the federation's metadata, for the report."""
     chosen = clients[np.linspace(0, len(clients) - 1, min(count, len(clients))).astype(int)]
     arrays: dict[str, Any] = {"ids": np.array([federation.ids[i] for i in chosen])}
     for place, client in enumerate(chosen):
@@ -129,7 +129,7 @@ def write_samples(
         if not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)):
             return
         arrays[f"x{place}"], arrays[f"y{place}"] = x[:examples], y[:examples]
-    arrays["facts"] = np.array(json.dumps(dict(federation.facts), default=str))
+    arrays["facts"] = np.array(json.dumps(dict(federation.metadata), default=str))
     write_arrays(out / "samples.npz", arrays)
 
 

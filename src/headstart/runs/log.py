@@ -16,17 +16,17 @@ from headstart.learning.rounds import Info
 from headstart.learning.tasks import Sums, Task
 
 Record = dict[str, Any]
-Listener = Callable[[Record], None]
+OnEvent = Callable[[Record], None]
 
 
 class Log:
     """`metrics.jsonl`: a record per line. Every record is also handed to a listener.
 
-    path: None writes nothing, as in those processes of a cluster that only listen.
+    path: None writes nothing, as in those processes of a cluster that only on_event.
     """
 
-    def __init__(self, path: Path | None, listen: Listener, seed: int) -> None:
-        self._path, self._listen, self._seed = path, listen, seed
+    def __init__(self, path: Path | None, on_event: OnEvent, seed: int) -> None:
+        self._path, self._listen, self._seed = path, on_event, seed
 
     def cut(self, done: int | None) -> list[Record]:
         """Keep the records up to round `done` (None: none), as they were when that round was saved; returns them."""

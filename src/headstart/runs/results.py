@@ -28,11 +28,11 @@ class Estimate(NamedTuple):
     high: float
 
 
-class Outcome(NamedTuple):
+class StageResult(NamedTuple):
     """A stage on the test clients, over the seeds that have finished it.
 
     number, name: of the stage. round: its last one, counted over all stages. final: whether it is the run's last stage.
-    seeds: the numbers of these seeds. lengths: the length of personalization each chose on validation clients.
+    seeds: the numbers of these seeds. epochs: of personalization, as each chose them on validation clients.
     ids: of the clients. curves: one entry per seed. reports: the `stage-n.json` of each seed.
     """
 
@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
     round: int
     final: bool
     seeds: tuple[int, ...]
-    lengths: tuple[int, ...]
+    epochs: tuple[int, ...]
     ids: list[str]
     curves: tuple[Curves, ...]
     reports: tuple[dict[str, Any], ...]
@@ -50,8 +50,8 @@ class Outcome(NamedTuple):
 class History(NamedTuple):
     """The first metric on validation clients during training, of the seeds that have come furthest.
 
-    rounds: `[evaluations]`. initial, personalized: `[seeds, evaluations]`, the latter at the length of personalization
-    chosen at the end of the stage, or the full length while a stage goes on.
+    rounds: `[evaluations]`. initial, personalized: `[seeds, evaluations]`, the latter at the epochs of personalization
+    chosen at the end of the stage, or the most while a stage goes on.
     """
 
     rounds: np.ndarray
@@ -59,7 +59,7 @@ class History(NamedTuple):
     personalized: np.ndarray
 
 
-class Recorded(NamedTuple):
+class Run(NamedTuple):
     """A run, finished or not.
 
     label: what to call it, unlike every other run read with it.
@@ -74,7 +74,7 @@ class Recorded(NamedTuple):
     metrics: tuple[Metric, ...]
     ends: tuple[int, ...]
     reached: dict[int, int]
-    outcomes: tuple[Outcome, ...]
+    stage_results: tuple[StageResult, ...]
     history: History
 
     @property
@@ -84,8 +84,8 @@ class Recorded(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """What the length of personalization counts: "epochs" or "steps"."""
-        return self.document["personalization"]["unit"]
+        """What personalization counts: "epochs" or "steps"."""
+        return "epochs" if self.document["personalization"]["steps"] is None else "steps"
 
     @property
     def stage_names(self) -> list[str]:
@@ -93,10 +93,10 @@ class Recorded(NamedTuple):
         return [stage["name"] for stage in self.document["stages"]]
 
 
-def read_runs(paths: Sequence[str | os.PathLike[str]], *, trusted: Collection[str] = ()) -> list[Recorded]:
+def read_runs(paths: Sequence[str | os.PathLike[str]], *, allowed_modules: Collection[str] = ()) -> list[Run]:
     """Read run folders.
 
-    trusted: modules beside headstart's own that a saved task may be imported from.
+    allowed_modules: modules beside headstart's own that a saved task may be imported from.
 
     Raises:
         UserError: if a folder is no run folder or a damaged one.
@@ -104,7 +104,7 @@ def read_runs(paths: Sequence[str | os.PathLike[str]], *, trusted: Collection[st
     folders = [Path(path) for path in paths]
     documents = [_document(folder) for folder in folders]
     labels = _labels(folders, [document["name"] for document in documents])
-    return [_read(*each, trusted) for each in zip(folders, labels, documents, strict=True)]
+    return [_read(*each, allowed_modules) for each in zip(folders, labels, documents, strict=True)]
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -127,16 +127,16 @@ def _labels(paths: Sequence[Path], names: list[str]) -> list[str]:
     return labels
 
 
-def _read(path: Path, label: str, document: dict[str, Any], trusted: Collection[str]) -> Recorded:
-    task: Task = from_json(document["task"], trusted=trusted, place="task")
+def _read(path: Path, label: str, document: dict[str, Any], allowed_modules: Collection[str]) -> Run:
+    task: Task = from_json(document["task"], allowed_modules=allowed_modules, place="task")
     ends = tuple(int(end) for end in np.cumsum([stage["rounds"] for stage in document["stages"]]))
     logs = {int(folder.name.removeprefix("seed-")): _records(folder / "metrics.jsonl") for folder in seed_folders(path)}
     reached = {seed: max((record["round"] for record in log), default=0) for seed, log in logs.items()}
-    outcomes = [_outcome(path, list(logs), number, document["stages"], ends) for number in range(len(ends))]
-    finished = tuple(outcome for outcome in outcomes if outcome is not None)
+    stage_results = [_stage_result(path, list(logs), number, document["stages"], ends) for number in range(len(ends))]
+    finished = tuple(stage_result for stage_result in stage_results if stage_result is not None)
     history = _history(logs, finished, ends, task.metrics[0].name)
     environment = read_json(path / "environment.json")
-    return Recorded(path, label, document, environment, task.metrics, ends, reached, finished, history)
+    return Run(path, label, document, environment, task.metrics, ends, reached, finished, history)
 
 
 def _records(path: Path) -> list[Record]:
@@ -146,19 +146,19 @@ def _records(path: Path) -> list[Record]:
         raise UserError(f"{path} is damaged ({error}); repeat the `headstart run` command of this folder") from error
 
 
-def _outcome(
+def _stage_result(
     path: Path, seeds: list[int], number: int, stages: list[dict[str, Any]], ends: tuple[int, ...]
-) -> Outcome | None:
+) -> StageResult | None:
     done = tuple(seed for seed in seeds if (path / f"seed-{seed}" / f"stage-{number}.json").exists())
     reports = tuple(read_json(path / f"seed-{seed}" / f"stage-{number}.json") for seed in done)
     # Where settings are chosen, no test client is measured.
     if not all("test" in report for report in reports) or not done:
         return None
     results = [_results(path / f"seed-{seed}" / f"stage-{number}.npz") for seed in done]
-    lengths = tuple(int(report["test"]["length"]) for report in reports)
+    epochs = tuple(int(report["test"]["length"]) for report in reports)
     curves = tuple(curves for _, curves in results)
     final = number == len(stages) - 1
-    return Outcome(number, stages[number]["name"], ends[number], final, done, lengths, results[0][0], curves, reports)
+    return StageResult(number, stages[number]["name"], ends[number], final, done, epochs, results[0][0], curves, reports)
 
 
 def _results(path: Path) -> tuple[list[str], Curves]:
@@ -170,17 +170,17 @@ def _results(path: Path) -> tuple[list[str], Curves]:
         ) from error
 
 
-def _history(logs: dict[int, list[Record]], outcomes: tuple[Outcome, ...], ends: tuple[int, ...], name: str) -> History:
-    chosen = {(o.number, seed): length for o in outcomes for seed, length in zip(o.seeds, o.lengths, strict=True)}
+def _history(logs: dict[int, list[Record]], stage_results: tuple[StageResult, ...], ends: tuple[int, ...], name: str) -> History:
+    chosen = {(o.number, seed): count for o in stage_results for seed, count in zip(o.seeds, o.epochs, strict=True)}
     curves: list[tuple[list[int], list[float], list[float]]] = []
     for seed, log in logs.items():
         told = [record for record in log if record["event"] == "evaluation"]
         rounds = [record["round"] for record in told]
         values = [record["validation"][name] for record in told]
         stages = np.searchsorted(ends, rounds)
-        lengths = [chosen.get((int(stage), seed), -1) for stage in stages]
+        epochs = [chosen.get((int(stage), seed), -1) for stage in stages]
         # A stage with a target is watched without personalization.
-        personalized = [v[min(length, len(v) - 1)] for v, length in zip(values, lengths, strict=True)]
+        personalized = [v[min(count, len(v) - 1)] for v, count in zip(values, epochs, strict=True)]
         curves.append((rounds, [v[0] for v in values], personalized))
     furthest = max((rounds[-1] for rounds, _, _ in curves if rounds), default=-1)
     curves = [curve for curve in curves if curve[0] and curve[0][-1] == furthest]
@@ -189,35 +189,35 @@ def _history(logs: dict[int, list[Record]], outcomes: tuple[Outcome, ...], ends:
     return History(np.array(curves[0][0]), *(np.array([curve[i] for curve in curves], float) for i in (1, 2)))
 
 
-def client_curves(outcome: Outcome, metric: Metric) -> np.ndarray:
-    """float64 `[tested clients, length + 1]`: every client's own value, averaged over the seeds."""
-    values = np.mean([_values(curves, metric) for curves in outcome.curves], axis=0)
-    return values[_tested(outcome)]
+def client_curves(stage_result: StageResult, metric: Metric) -> np.ndarray:
+    """float64 `[tested clients, epochs + 1]`: every client's own value, averaged over the seeds."""
+    values = np.mean([_values(curves, metric) for curves in stage_result.curves], axis=0)
+    return values[_tested(stage_result)]
 
 
-def before_and_after(outcome: Outcome, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+def before_and_after(stage_result: StageResult, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """float64 `[tested clients]` twice: initial and personalized value of every client, averaged over the seeds.
 
-    Each seed counts at the length of personalization it chose.
+    Each seed counts at the epochs of personalization it chose.
     """
-    tested = _tested(outcome)
-    each = [_values(curves, metric)[tested] for curves in outcome.curves]
+    tested = _tested(stage_result)
+    each = [_values(curves, metric)[tested] for curves in stage_result.curves]
     initial = np.mean([values[:, 0] for values in each], axis=0)
-    return initial, np.mean([v[:, n] for v, n in zip(each, outcome.lengths, strict=True)], axis=0)
+    return initial, np.mean([v[:, n] for v, n in zip(each, stage_result.epochs, strict=True)], axis=0)
 
 
-def seed_means(outcome: Outcome, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+def seed_means(stage_result: StageResult, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """`[seeds]` twice: the clients' uniform mean, initial and personalized, of every seed."""
-    tested = _tested(outcome)
-    each = [_values(curves, metric)[tested] for curves in outcome.curves]
-    pairs = [(v[:, 0].mean(), v[:, n].mean()) for v, n in zip(each, outcome.lengths, strict=True)]
+    tested = _tested(stage_result)
+    each = [_values(curves, metric)[tested] for curves in stage_result.curves]
+    pairs = [(v[:, 0].mean(), v[:, n].mean()) for v, n in zip(each, stage_result.epochs, strict=True)]
     initial, personalized = np.array(pairs).T
     return initial, personalized
 
 
-def finite(outcome: Outcome, metric: Metric) -> np.ndarray:
-    """Bool `[tested clients]`: whose values are finite at every length; the others cannot be drawn."""
-    return np.asarray(np.isfinite(client_curves(outcome, metric)).all(axis=1))
+def finite(stage_result: StageResult, metric: Metric) -> np.ndarray:
+    """Bool `[tested clients]`: whose values are finite after every epoch; the others cannot be drawn."""
+    return np.asarray(np.isfinite(client_curves(stage_result, metric)).all(axis=1))
 
 
 def gains(initial: np.ndarray, personalized: np.ndarray, metric: Metric) -> np.ndarray:
@@ -240,7 +240,7 @@ def _values(curves: Curves, metric: Metric) -> np.ndarray:
     return curves._replace(metrics={metric.name: (np.asarray(sums, np.float64), np.asarray(counts))}).means(metric)
 
 
-def _tested(outcome: Outcome) -> np.ndarray:
+def _tested(stage_result: StageResult) -> np.ndarray:
     # As in statistics.summarize: the first metric decides.
-    counts = [next(iter(curves.metrics.values()))[1] for curves in outcome.curves]
+    counts = [next(iter(curves.metrics.values()))[1] for curves in stage_result.curves]
     return np.all(np.array(counts) > 0, axis=0)

@@ -13,24 +13,24 @@ from headstart.learning.tasks import Metric, Task
 PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
 
 
-def summarize(curves: Curves, task: Task, *, length: int, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
-    """Everything about a group of clients at one length of personalization, as a JSON document.
+def summarize(curves: Curves, task: Task, *, epochs: int, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
+    """Everything about a group of clients after so many epochs of personalization, as a JSON document.
 
     Clients without test items are counted as `untested` and left out of everything else.
     """
     _, counts = curves.metrics[task.metrics[0].name]
     tested = counts > 0
-    report: dict[str, Any] = {"clients": int(tested.sum()), "untested": int((~tested).sum()), "length": length}
+    report: dict[str, Any] = {"clients": int(tested.sum()), "untested": int((~tested).sum()), "length": epochs}
     for metric in task.metrics:
         values = curves.means(metric)[tested]
         weights = curves.metrics[metric.name][1][tested]
-        columns = {"initial": values[:, 0], "personalized": values[:, length]}
+        columns = {"initial": values[:, 0], "personalized": values[:, epochs]}
         columns["difference"] = columns["personalized"] - columns["initial"]
         report[metric.name] = {
             name: describe(column, weights, seed=seed, resamples=resamples) for name, column in columns.items()
         }
         report[metric.name]["curve"] = [float(v) for v in values.mean(axis=0)] if len(values) else []
-    report["hurt"] = hurt(curves, task.metrics[0], length=length)
+    report["hurt"] = harmed(curves, task.metrics[0], epochs=epochs)
     return report
 
 
@@ -67,7 +67,7 @@ def bootstrap(values: np.ndarray, *, seed: int = 0, resamples: int = 2000, level
     return float(low), float(high)
 
 
-def hurt(curves: Curves, metric: Metric, *, length: int) -> dict[str, Any]:
+def harmed(curves: Curves, metric: Metric, *, epochs: int) -> dict[str, Any]:
     """The share of clients that look hurt, and the share that chance alone would make look so.
 
     A client looks hurt when its own metric on its few test items got worse, or its training diverged.
@@ -78,7 +78,7 @@ def hurt(curves: Curves, metric: Metric, *, length: int) -> dict[str, Any]:
     """
     _, counts = curves.metrics[metric.name]
     tested = counts > 0
-    gain, squared, counts = curves.gain[tested, length], curves.gain_squared[tested, length], counts[tested]
+    gain, squared, counts = curves.gain[tested, epochs], curves.gain_squared[tested, epochs], counts[tested]
     if not len(gain):
         return {}
     chances = chance_of_harm(gain, squared, counts, discrete=metric.zero_one)

@@ -177,7 +177,7 @@ def power(pilot: np.ndarray, *, seeds: int, clients: int) -> Power:
     return Power(float(reach[0] * errors[0]), float(reach[1] * errors[1]), seeds, clients)
 
 
-class Crossed(NamedTuple):
+class TwoWay(NamedTuple):
     """The mean over seeds and clients, both taken as drawn: other runs on other clients.
 
     error: its standard error. freedom: degrees of freedom of the t-distribution that it is held against.
@@ -202,7 +202,7 @@ class Crossed(NamedTuple):
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
 
 
-def crossed(values: np.ndarray) -> Crossed:
+def two_way(values: np.ndarray) -> TwoWay:
     """Of values `[seeds, clients]`, every seed with every client; clients without a value in some seed are left out.
 
     The variance of the mean is that of the seeds' means plus that of the clients' means, less the noise that both hold
@@ -211,9 +211,9 @@ def crossed(values: np.ndarray) -> Crossed:
     values = values[:, np.isfinite(values).all(axis=0)]
     seeds, clients = values.shape
     if not clients:
-        return Crossed(math.nan, math.inf, 1.0)
+        return TwoWay(math.nan, math.inf, 1.0)
     if min(seeds, clients) < 2:
-        return Crossed(float(values.mean()), math.inf, 1.0)
+        return TwoWay(float(values.mean()), math.inf, 1.0)
     by_seed, by_client, noise = _variances(values)
     parts = by_seed / seeds, by_client / clients, noise / (seeds * clients)
     # Estimates of the parts are noisy too: the whole is never less than one of them.
@@ -222,7 +222,7 @@ def crossed(values: np.ndarray) -> Crossed:
         part**2 / freedom
         for part, freedom in zip(parts, (seeds - 1, clients - 1, (seeds - 1) * (clients - 1)), strict=True)
     )
-    return Crossed(float(values.mean()), math.sqrt(variance), variance**2 / doubt if doubt else 1.0)
+    return TwoWay(float(values.mean()), math.sqrt(variance), variance**2 / doubt if doubt else 1.0)
 
 
 def _variances(values: np.ndarray) -> tuple[float, float, float]:

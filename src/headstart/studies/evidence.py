@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headstart.reports.style import Drawing
+from headstart.reports.style import FigureSpec
 from headstart.statistics.verdicts import Decision, Difference, Power, Spread
 
 
 class Result(NamedTuple):
     """What a run came to at its end, on one group of clients; values are those of the task's first metric.
 
-    ids: `[clients]`. curves: `[seeds, clients, length + 1]`: each client's value after every epoch of personalization.
-    lengths: `[seeds]`: the epochs chosen on validation clients.
-    rounds: `[evaluations]`. history: `[seeds, evaluations, clients, length + 1]`, of validation clients along training.
+    ids: `[clients]`. curves: `[seeds, clients, epochs + 1]`: each client's value after every epoch of personalization.
+    epochs: `[seeds]`: the epochs chosen on validation clients.
+    rounds: `[evaluations]`. history: `[seeds, evaluations, clients, epochs + 1]`, of validation clients along training.
     items: `[seeds]`: how many examples, counted each time one was used, trained. ends: `[seeds]`: the last round.
     by_chance: `[seeds]`: the share of clients that chance alone would make look worse off, as `statistics.hurt` tells.
     command: what repeats the run.
@@ -26,7 +26,7 @@ class Result(NamedTuple):
 
     ids: tuple[str, ...]
     curves: np.ndarray
-    lengths: np.ndarray
+    epochs: np.ndarray
     rounds: np.ndarray
     history: np.ndarray
     items: np.ndarray
@@ -45,7 +45,7 @@ class Result(NamedTuple):
     @property
     def personalized(self) -> np.ndarray:
         """`[seeds, clients]`: at the chosen number of epochs."""
-        return self.curves[np.arange(len(self.lengths)), :, self.lengths]
+        return self.curves[np.arange(len(self.epochs)), :, self.epochs]
 
 
 class Choice(NamedTuple):
@@ -88,7 +88,7 @@ class Evidence(NamedTuple):
     question: str
     claims: tuple[Claim, ...]
     tables: tuple[Table, ...]
-    drawings: tuple[Drawing, ...]
+    figure_specs: tuple[FigureSpec, ...]
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = ()
     commands: Mapping[str, str] = {}

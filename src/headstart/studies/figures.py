@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from headstart.reports.style import Drawing, Theme, series_color, titled
+from headstart.reports.style import FigureSpec, Theme, series_color, titled
 from headstart.statistics.verdicts import Difference
 
 Line = tuple[str, np.ndarray, np.ndarray]
@@ -40,14 +40,14 @@ def forest(
     *,
     unit: str = "points",
     decided: Sequence[bool] | None = None,
-) -> Drawing:
+) -> FigureSpec:
     """A row per comparison: its mean, and above one another the intervals over seeds and over clients.
 
     unit: of the axis; "points" are those of a share, which is multiplied by 100. Intervals without bounds are not
     drawn. decided: which are coloured; by default those whose intervals both exclude zero.
     """
     colored = [found.sign != 0 for _, found in rows] if decided is None else decided
-    return Drawing(name, text, lambda theme: _forest_figure(title, rows, colored, unit, theme))
+    return FigureSpec(name, text, lambda theme: _forest_figure(title, rows, colored, unit, theme))
 
 
 def _forest_figure(
@@ -105,7 +105,7 @@ def curves(
     x_label: str,
     y_label: str,
     share: bool = True,
-) -> Drawing:
+) -> FigureSpec:
     """Panels side by side, of the same y: the mean over seeds, and from the lowest to the highest of them a band.
 
     panels: titles and lines; a line is its label, x `[n]` and values `[seeds, n]`; its look goes by its label.
@@ -116,7 +116,7 @@ def curves(
     def draw(theme: Theme) -> Figure:
         return _curves_figure(title, panels, x_label, label, 100.0 if share else 1.0, theme)
 
-    return Drawing(name, text, draw)
+    return FigureSpec(name, text, draw)
 
 
 def _in_percent(label: str) -> str:
@@ -181,13 +181,13 @@ def by_epochs(
     *,
     paper: Mapping[str, Sequence[float]] | None = None,
     y_label: str = "accuracy",
-) -> Drawing:
+) -> FigureSpec:
     """Shares against the local epochs E, as per cent: means over seeds, with their standard deviation as error bars.
 
     rows: `[seeds, epochs]` by names like "M = 5, initial": what is before the comma has a colour, "initial" is dashed.
     paper: its numbers `[epochs]` for some of these rows, NaN where it has none.
     """
-    return Drawing(
+    return FigureSpec(
         name, text, lambda theme: _epochs_figure(title, epochs, rows, paper or {}, _in_percent(y_label), theme)
     )
 

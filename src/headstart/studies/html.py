@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from headstart.reports.html import folded, number, paragraph, picture, table
-from headstart.reports.style import Drawing, save
+from headstart.reports.html import collapsed, number, paragraph, picture, table
+from headstart.reports.style import FigureSpec, save
 from headstart.statistics.verdicts import Decision
 from headstart.studies.evidence import Choice, Claim, Evidence, Table
 
@@ -59,8 +59,8 @@ class Picture(NamedTuple):
 
 
 def as_document(evidence: Evidence) -> dict[str, Any]:
-    """The evidence as JSON, without its drawings."""
-    return plain({key: value for key, value in evidence._asdict().items() if key != "drawings"})
+    """The evidence as JSON, without its figure_specs."""
+    return plain({key: value for key, value in evidence._asdict().items() if key != "figure_specs"})
 
 
 def plain(value: Any) -> Any:
@@ -83,12 +83,12 @@ def slug(*names: str) -> str:
     return "-".join(re.sub(r"[^\w.]+", "-", name).strip("-") for name in names).lower()
 
 
-def draw(federation: str, evidence: Evidence, drawing: Drawing, out: Path) -> Picture:
+def draw(federation: str, evidence: Evidence, figure_spec: FigureSpec, out: Path) -> Picture:
     """Save a figure under a name of its own; what is embedded has fewer colours."""
-    rest = slug(drawing.name).removeprefix(slug(evidence.name)).strip("-")
+    rest = slug(figure_spec.name).removeprefix(slug(evidence.name)).strip("-")
     name = slug(*filter(None, (evidence.name, federation, rest)))
-    (light, width), (dark, _) = save(drawing._replace(name=name), out / "figures")
-    return Picture(_smaller(light), _smaller(dark), width, drawing.text)
+    (light, width), (dark, _) = save(figure_spec._replace(name=name), out / "figures")
+    return Picture(_smaller(light), _smaller(dark), width, figure_spec.text)
 
 
 def _smaller(png: bytes) -> bytes:
@@ -146,7 +146,7 @@ def shown(evidence: Evidence, drawn: Sequence[Picture], dark: bool) -> str:
         *(_figure(each, dark) for each in drawn),
         f'<h4>Notes</h4><ul class="notes">{notes}</ul>' if notes else "",
         _choices(evidence.choices) if evidence.choices else "",
-        folded(f"The commands of the runs ({len(evidence.commands)})", commands) if commands else "",
+        collapsed(f"The commands of the runs ({len(evidence.commands)})", commands) if commands else "",
     )
     return "\n".join(filter(None, parts))
 

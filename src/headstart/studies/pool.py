@@ -32,13 +32,13 @@ PATIENCE = 60.0
 class Job(NamedTuple):
     """A run of one seed, which is the experiment's.
 
-    file: the saved experiment, whatever its seed. trusted: as in `run`.
+    file: the saved experiment, whatever its seed. allowed_modules: as in `run`.
     """
 
     experiment: Experiment
     file: Path
     folder: Path
-    trusted: Sequence[str] = ()
+    allowed_modules: Sequence[str] = ()
 
     @property
     def diverged(self) -> Path:
@@ -69,13 +69,15 @@ def do(job: Job, kept: Kept) -> str:
         UserError: if it fails otherwise.
     """
     try:
-        return "done" if run(job.experiment, job.folder, kept=kept, trusted=job.trusted) else "interrupted"
+        return (
+            "done" if run(job.experiment, job.folder, kept=kept, allowed_modules=job.allowed_modules) else "interrupted"
+        )
     except DivergedError as error:
         write_bytes(job.diverged, str(error).encode())
         return "diverged"
 
 
-def run_jobs(jobs: Sequence[Job], *, processes: int, tell: Callable[[str], None]) -> None:
+def run_jobs(jobs: Sequence[Job], *, processes: int, log: Callable[[str], None]) -> None:
     """Run them all, begun in their order.
 
     Raises:
@@ -101,7 +103,7 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, tell: Callable[[str], None]
             if answer == "interrupted":
                 raise KeyboardInterrupt
             name = f"{job.folder.parent.name}, seed {job.experiment.seed}"
-            tell(f"{number} of {len(jobs)} runs: {name}{' diverged' if answer == 'diverged' else ''}")
+            log(f"{number} of {len(jobs)} runs: {name}{' diverged' if answer == 'diverged' else ''}")
 
 
 class Worker:
@@ -127,7 +129,7 @@ class Worker:
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            words = [str(job.file), str(job.folder), job.experiment.seed, list(job.trusted)]
+            words = [str(job.file), str(job.folder), job.experiment.seed, list(job.allowed_modules)]
             print(json.dumps(words), file=self.process.stdin, flush=True)
             answer = json.loads(self.process.stdout.readline())
         except (OSError, ValueError) as error:

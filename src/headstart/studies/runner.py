@@ -38,8 +38,8 @@ class Runs:
     """The runs of one federation.
 
     folder: where they go. seeds: how many of each, where a study does not say. processes: how many run side by side;
-    with 1 they run in this process. tell: gets a line of progress. trusted: as in `run`.
-    mark: of what else decides a result, such as code of one's own: with another mark nothing finished is the same run.
+    with 1 they run in this process. log: gets a line of progress. allowed_modules: as in `run`.
+    fingerprint: of what else decides a result, such as custom code: with another one nothing finished is the same run.
     """
 
     def __init__(
@@ -48,20 +48,20 @@ class Runs:
         *,
         seeds: int,
         processes: int = 1,
-        tell: Callable[[str], None] = print,
-        trusted: Collection[str] = (),
-        mark: str = "",
+        log: Callable[[str], None] = print,
+        allowed_modules: Collection[str] = (),
+        fingerprint: str = "",
     ) -> None:
         # From the root, so that a run goes on wherever the command is given.
-        self.root, self.seeds, self.processes, self.tell = folder.resolve(), seeds, processes, tell
-        self.trusted, self.mark = tuple(sorted(trusted)), mark
+        self.root, self.seeds, self.processes, self.log = folder.resolve(), seeds, processes, log
+        self.allowed_modules, self.fingerprint = tuple(sorted(allowed_modules)), fingerprint
         self._prepared: dict[str, Prepared] = {}
 
     def folder(self, experiment: Experiment) -> Path:
         """Where the runs of an experiment are, each in a folder named by its seed."""
         text = (
             json.dumps(earlier(to_json(replace(experiment, seed=0))), sort_keys=True).replace(str(self.root), "")
-            + self.mark
+            + self.fingerprint
         )
         return self.root / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -69,7 +69,7 @@ class Runs:
         """Its data, clients, model and task."""
         key = json.dumps(to_json(experiment.data))
         if key not in self._prepared:
-            self._prepared[key] = prepare(experiment, trusted=self.trusted)
+            self._prepared[key] = prepare(experiment, allowed_modules=self.allowed_modules)
         return self._prepared[key]
 
     def finish(
@@ -156,13 +156,13 @@ class Runs:
     def _jobs(self, experiment: Experiment, seeds: range) -> list[Job]:
         folder = self.folder(experiment)
         file = self.root / "experiments" / f"{folder.name}.json"
-        return [Job(replace(experiment, seed=seed), file, folder / str(seed), self.trusted) for seed in seeds]
+        return [Job(replace(experiment, seed=seed), file, folder / str(seed), self.allowed_modules) for seed in seeds]
 
     def _run(self, jobs: Iterable[Sequence[Job]]) -> None:
         missing = {job.folder: job for each in jobs for job in each if not job.done}
         for job in missing.values():
             write_json(job.file, document_of(job.experiment))
-        run_jobs(list(missing.values()), processes=self.processes, tell=self.tell)
+        run_jobs(list(missing.values()), processes=self.processes, log=self.log)
 
     def _result(self, jobs: Sequence[Job], group: str) -> Result:
         experiment = jobs[0].experiment
@@ -205,6 +205,6 @@ def _command(jobs: Sequence[Job]) -> str:
         len(jobs),
         "--out",
         f"{folder}-again",
-        *(word for module in first.trusted for word in ("--import", module)),
+        *(word for module in first.allowed_modules for word in ("--import", module)),
     ]
     return shlex.join(map(str, words))

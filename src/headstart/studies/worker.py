@@ -1,4 +1,4 @@
-"""A process that does runs: reads `[file, folder, seed, trusted modules]` as JSON lines, answers each with a line."""
+"""A process that does runs: reads `[file, folder, seed, allowed modules]` as JSON lines, answers each with a line."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def main() -> None:
     sys.stdout = sys.stderr
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     for line in sys.stdin:
-        file, folder, seed, trusted = json.loads(line)
+        file, folder, seed, allowed_modules = json.loads(line)
         try:
-            experiment = load(file, settings=[f"seed={seed}"], trusted=trusted)
-            answer = {"answer": do(Job(experiment, Path(file), Path(folder), trusted), kept)}
+            experiment = load(file, settings=[f"seed={seed}"], allowed_modules=allowed_modules)
+            answer = {"answer": do(Job(experiment, Path(file), Path(folder), allowed_modules), kept)}
         except UserError as error:
             answer = {"error": str(error)}
         except KeyboardInterrupt:

@@ -39,7 +39,7 @@ _SIGNS = 3
 
 
 class Membership(NamedTuple):
-    """A process's place in a cluster; all None if JAX is to find it in the environment of SLURM, Open MPI or so.
+    """A process's member in a cluster; all None if JAX is to find it in the environment of SLURM, Open MPI or so.
 
     coordinator: HOST:PORT where process 0 listens. processes: how many there are. process_id: which this is, from 0.
     """
@@ -52,7 +52,7 @@ class Membership(NamedTuple):
 def membership(
     coordinator: str | None, processes: int | None, process_id: int | None, environment: Mapping[str, str] = os.environ
 ) -> Membership | None:
-    """The place that options give, or else the environment; None for a process on its own, or told to be one.
+    """The member that options give, or else the environment; None for a process on its own, or told to be one.
 
     Raises:
         UserError: for options that do not say all, or contradict each other.
@@ -86,23 +86,23 @@ def _started_together(environment: Mapping[str, str]) -> bool:
     return slurm or number("OMPI_COMM_WORLD_SIZE") > 1 or kubernetes
 
 
-def join(place: Membership) -> None:
+def join(member: Membership) -> None:
     """Become a member; before anything else is asked of JAX, and before its devices are known.
 
     Raises:
         UserError: if the others do not come.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    host = (place.coordinator or "").rpartition(":")[0]
+    host = (member.coordinator or "").rpartition(":")[0]
     # By default the coordinator listens on every interface; on one machine there is no need to.
-    bind = place.coordinator if host in ("127.0.0.1", "localhost") else None
+    bind = member.coordinator if host in ("127.0.0.1", "localhost") else None
     try:
         jax.distributed.initialize(
-            place.coordinator,
-            place.processes,
-            place.process_id,
+            member.coordinator,
+            member.processes,
+            member.process_id,
             coordinator_bind_address=bind,
-            cluster_detection_method="deactivate" if place.coordinator else None,
+            cluster_detection_method="deactivate" if member.coordinator else None,
             initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=JOIN_SECONDS,
@@ -110,7 +110,7 @@ def join(place: Membership) -> None:
     except Exception as error:  # of JAX, or of what it asks a launcher with
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"cannot join the cluster at {place.coordinator or 'the address of its launcher'} ({reason}); start all"
+            f"cannot join the cluster at {member.coordinator or 'the address of its launcher'} ({reason}); start all"
             f" processes within {JOIN_SECONDS} s of each other, each with --coordinator, --processes and its own"
             " --process-id, or one alone with --processes 1"
         ) from error
@@ -126,7 +126,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def told(value: T) -> T:
+def broadcast(value: T) -> T:
     """What process 0 has here, a JSON value, in every process; the others' own values count for nothing."""
     if size() == 1:
         return value

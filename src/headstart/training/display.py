@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from headstart.console import say
-from headstart.runs.log import Listener, Record
+from headstart.console import echo
+from headstart.runs.log import OnEvent, Record
 
 
 class Follower:
@@ -99,7 +99,7 @@ def _number(value: float | None) -> str:
 
 
 @contextmanager
-def shown(console: Console, follower: Follower, title: str) -> Iterator[Listener]:
+def shown(console: Console, follower: Follower, title: str) -> Iterator[OnEvent]:
     """A listener that shows what it hears on the console for the time of the block."""
     if not console.is_terminal:
         yield lambda record: _print_line(console, record)
@@ -108,20 +108,20 @@ def shown(console: Console, follower: Follower, title: str) -> Iterator[Listener
     task = bar.add_task("rounds", total=follower.rounds * follower.seeds)
     with Live(console=console, refresh_per_second=4) as live:
 
-        def listen(record: Record) -> None:
+        def on_event(record: Record) -> None:
             follower.hear(record)
             bar.update(task, completed=follower.done)
             live.update(Group(Text(title, style="bold"), bar, _facts(follower), _curve(follower)))
             if record["event"] in ("stage", "note"):
                 console.print(describe(record), style="dim", highlight=False, markup=False)
 
-        yield listen
+        yield on_event
 
 
 def _print_line(console: Console, record: Record) -> None:
     line = "" if record.get("past") else describe(record)
     if line:
-        say(console, line)
+        echo(console, line)
 
 
 def _facts(follower: Follower) -> Table:

@@ -1,4 +1,4 @@
-"""The loop of a stage: draws cohorts, trains, watches, saves."""
+"""The loop of a stage: gathers cohorts, trains, evaluates, saves."""
 
 from __future__ import annotations
 
@@ -11,97 +11,114 @@ from headstart.experiment.experiment import Centralized, Experiment, Stage
 from headstart.learning.client_state import ClientStates
 from headstart.learning.rounds import Cohort
 from headstart.training import cluster
-from headstart.training.sampling import Cohorts, Drawn, cohorts
-from headstart.training.seed_run import Place, Session, Trial, evaluate, reached, record_round, save, tell_interrupted
+from headstart.training.sampling import CohortBatch, Cohorts, cohorts
+from headstart.training.seed_run import (
+    Position,
+    RunContext,
+    SeedRun,
+    evaluate,
+    record_round,
+    report_interrupted,
+    save,
+    target_reached,
+)
 
 # One call of the compiled program trains at most so many rounds, for about so long: then Ctrl-C is heard.
 CALL_ROUNDS = 32
 CALL_SECONDS = 0.5
 
 
-def train(trial: Trial, place: Place) -> Place | None:
+def train(seed_run: SeedRun, position: Position) -> Position | None:
     """The rounds that are left of a stage; None if interrupted, with everything saved."""
-    session, (experiment, task, *_) = trial.session, trial.session.prepared
-    stage = experiment.stages[place.stage]
-    first = sum(earlier.rounds for earlier in experiment.stages[: place.stage]) + 1
-    last, room = first + stage.rounds - 1, _room(session, stage)
-    draw = _cohorts(trial, stage, first)
-    program, saved, pace = session.programs[place.stage], time.monotonic(), 1
+    context, (experiment, task, *_) = seed_run.context, seed_run.context.prepared
+    stage = experiment.stages[position.stage]
+    first = sum(earlier.rounds for earlier in experiment.stages[: position.stage]) + 1
+    last, capacity = first + stage.rounds - 1, _capacity(context, stage)
+    gather = _cohorts(seed_run, stage, first)
+    program, saved, pace = context.programs[position.stage], time.monotonic(), 1
     # The pool of a datacenter is walked by one device.
-    place = place._replace(state=replicated(place.state, session.draw.mesh if isinstance(stage, Stage) else None))
-    done = stage.until is not None and _reached(trial, stage, trial.log.evaluated(task, place.round))
-    count = 0 if done else min(1, last - place.round)
-    drawn = draw(place.round + 1, count, room) if count else None
-    while drawn is not None:
-        began, number = time.perf_counter(), place.round + 1
-        state, infos = program(place.state, _with_states(drawn, place.client_states), trial.key, number, count)
-        clients = drawn.clients
-        # The next cohorts are drawn while the devices compute.
-        following = min(room, pace, _watched(experiment, number + count, last) - number - count + 1)
-        drawn = draw(number + count, following, room) if following else None
+    position = position._replace(
+        state=replicated(position.state, context.gather.mesh if isinstance(stage, Stage) else None)
+    )
+    done = stage.stop_at is not None and _reached(seed_run, stage, seed_run.log.evaluated(task, position.round))
+    count = 0 if done else min(1, last - position.round)
+    cohort_batch = gather(position.round + 1, count, capacity) if count else None
+    while cohort_batch is not None:
+        began, number = time.perf_counter(), position.round + 1
+        state, infos = program(
+            position.state, _with_states(cohort_batch, position.client_states), seed_run.key, number, count
+        )
+        clients = cohort_batch.clients
+        # The next cohorts are gathered while the devices compute.
+        following = min(capacity, pace, _next_evaluation_round(experiment, number + count, last) - number - count + 1)
+        cohort_batch = gather(number + count, following, capacity) if following else None
         infos = jax.device_get(infos)
-        if place.client_states is not None:
-            place.client_states.put(clients, infos.client_state)
+        if position.client_states is not None:
+            position.client_states.put(clients, infos.client_state)
         seconds = (time.perf_counter() - began) / count
         for i in range(count):
-            told = jax.tree.map(lambda leaf, i=i: leaf[i], infos._replace(client_state=None))
-            record_round(trial, stage.name, number + i, told, seconds)
-        place = place._replace(round=number + count - 1, state=state)
-        pace = max(1, int(cluster.told(min(CALL_SECONDS, session.options.checkpoint_seconds) / seconds)))
+            info = jax.tree.map(lambda leaf, i=i: leaf[i], infos._replace(client_state=None))
+            record_round(seed_run, stage.name, number + i, info, seconds)
+        position = position._replace(round=number + count - 1, state=state)
+        pace = max(1, int(cluster.broadcast(min(CALL_SECONDS, context.options.checkpoint_seconds) / seconds)))
         count = following
-        if place.round == _watched(experiment, place.round, last) and _reached(trial, stage, evaluate(trial, place)):
-            drawn = None
-        elapsed = time.monotonic() - saved >= session.options.checkpoint_seconds
-        requested = cluster.any_of(session.interrupt.requested)
-        if drawn is None or requested or elapsed:
-            save(trial, place)
+        if position.round == _next_evaluation_round(experiment, position.round, last) and _reached(
+            seed_run, stage, evaluate(seed_run, position)
+        ):
+            cohort_batch = None
+        elapsed = time.monotonic() - saved >= context.options.checkpoint_seconds
+        requested = cluster.any_of(context.interrupt.requested)
+        if cohort_batch is None or requested or elapsed:
+            save(seed_run, position)
             saved = time.monotonic()
         if requested:
-            tell_interrupted(trial, place)
+            report_interrupted(seed_run, position)
             return None
-    return place
+    return position
 
 
-def _reached(trial: Trial, stage: Stage | Centralized, value: float | None) -> bool:
+def _reached(seed_run: SeedRun, stage: Stage | Centralized, value: float | None) -> bool:
     """Whether a stage with a target has come to it, as process 0 sees it."""
-    return stage.until is not None and reached(trial.session.prepared.task, stage, cluster.told(value))
+    return stage.stop_at is not None and target_reached(seed_run.context.prepared.task, stage, cluster.broadcast(value))
 
 
-def _with_states(drawn: Drawn, client_states: ClientStates | None) -> Cohort:
+def _with_states(cohort_batch: CohortBatch, client_states: ClientStates | None) -> Cohort:
     """The cohorts, with what their clients keep."""
     return (
-        drawn.cohort if client_states is None else drawn.cohort._replace(client_state=client_states.of(drawn.clients))
+        cohort_batch.cohort
+        if client_states is None
+        else cohort_batch.cohort._replace(client_state=client_states.of(cohort_batch.clients))
     )
 
 
-def _cohorts(trial: Trial, stage: Stage | Centralized, first: int) -> Cohorts:
-    session = trial.session
+def _cohorts(seed_run: SeedRun, stage: Stage | Centralized, first: int) -> Cohorts:
+    context = seed_run.context
     return cohorts(
         stage,
-        session.prepared.groups.train,
-        session.draw,
-        seed=trial.seed,
+        context.prepared.groups.train,
+        context.gather,
+        seed=seed_run.seed,
         first_round=first,
-        lanes=session.options.lanes,
+        lanes=context.options.lanes,
     )
 
 
-def _room(session: Session, stage: Stage | Centralized) -> int:
+def _capacity(context: RunContext, stage: Stage | Centralized) -> int:
     """How many rounds one call of the compiled program holds at most."""
-    federation, room = session.prepared.federation, min(stage.rounds, CALL_ROUNDS)
+    federation, capacity = context.prepared.federation, min(stage.rounds, CALL_ROUNDS)
     if isinstance(stage, Centralized):
-        return room
+        return capacity
     if stage.method.is_stateful:
         # What a client keeps in one round it has in the next.
         return 1
-    # Row numbers, and the rows themselves if they stream, in two blocks: one is drawn while the other trains.
+    # Row numbers, and the rows themselves if they stream, in two blocks: one is cohort_batch while the other trains.
     cohort_bytes = 4 * stage.clients_per_round * federation.capacity()
-    if session.draw.resident is None:
+    if context.gather.resident is None:
         cohort_bytes += federation.nbytes * stage.clients_per_round // len(federation)
-    return max(1, min(room, session.options.device_bytes // (4 * cohort_bytes)))
+    return max(1, min(capacity, context.options.device_bytes // (4 * cohort_bytes)))
 
 
-def _watched(experiment: Experiment, number: int, last: int) -> int:
+def _next_evaluation_round(experiment: Experiment, number: int, last: int) -> int:
     """The first round from `number` on after which validation clients are evaluated."""
     every = experiment.evaluate_every or last
     return min(-(-number // every) * every, last)

@@ -26,10 +26,10 @@ from headstart.experiment.setup import Prepared, prepare
 from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
 from headstart.learning.method import Method
 from headstart.learning.personalization import Personalization, Personalizer, choose_recipe, personalizer
-from headstart.learning.rounds import initial_key, seed_key, several
+from headstart.learning.rounds import initial_key, run_rounds, seed_key
 from headstart.runs import checkpoint
 from headstart.runs.directory import claimed, curve_arrays, write_samples, write_stage
-from headstart.runs.log import Listener, Log
+from headstart.runs.log import Log, OnEvent
 from headstart.statistics.clients import summarize
 from headstart.training import cluster
 from headstart.training.compilation_cache import crowded
@@ -38,14 +38,14 @@ from headstart.training.loop import train
 from headstart.training.seed_run import (
     InterruptedRunError,
     Options,
-    Place,
-    Session,
-    Trial,
-    choosing,
+    Position,
+    RunContext,
+    SeedRun,
     evaluate,
-    started,
-    tell_interrupted,
-    watch,
+    initial_params,
+    personalization_curves,
+    report_interrupted,
+    selection_clients,
 )
 
 Kept = dict[str, Any]
@@ -57,15 +57,15 @@ def run(
     *,
     seeds: int = 1,
     options: Options = Options(),
-    listen: Listener = lambda record: None,
-    trusted: Collection[str] = (),
+    on_event: OnEvent = lambda record: None,
+    allowed_modules: Collection[str] = (),
     kept: Kept | None = None,
 ) -> bool:
     """Run an experiment into a folder, or go on with one that was interrupted there.
 
     seeds: how many runs, with seeds from `experiment.seed` on.
-    listen: gets every record of the log as it is written, and others on progress.
-    trusted: modules a saved experiment may import beside headstart's own.
+    on_event: gets every record of the log as it is written, and others on progress.
+    allowed_modules: modules a saved experiment may import beside headstart's own.
     kept: a dictionary in which a run leaves data, model and compiled programs to the next, where they are the same; it
         is emptied before the programs are too many for a process.
 
@@ -78,16 +78,18 @@ def run(
     kept, out, mesh = {} if kept is None else kept, Path(out), all_devices(options.devices)
     if crowded():
         kept.clear()
-    prepared = _prepared(experiment, trusted, kept)
+    prepared = _prepared(experiment, allowed_modules, kept)
     _check_together(prepared, seeds, options)
     writing = (
-        claimed(out, prepared.experiment, prepared.federation, trusted=trusted) if cluster.is_first() else nullcontext()
+        claimed(out, prepared.experiment, prepared.federation, allowed_modules=allowed_modules)
+        if cluster.is_first()
+        else nullcontext()
     )
     with writing, Interrupt() as interrupt:
         if cluster.is_first():
             write_samples(out, prepared.federation, prepared.groups.test)
-        session = _session(prepared, mesh, options, listen, interrupt, kept)
-        return all(_run_seed(session, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
+        context = _session(prepared, mesh, options, on_event, interrupt, kept)
+        return all(_run_seed(context, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
 
 
 def _check_together(prepared: Prepared, seeds: int, options: Options) -> None:
@@ -113,24 +115,24 @@ def _check_together(prepared: Prepared, seeds: int, options: Options) -> None:
     sizes = hashlib.sha256(np.ascontiguousarray(federation.sizes, np.int64).tobytes()).hexdigest()
     data = sizes, federation.ids[0], federation.ids[len(federation) - 1]
     mine = hashlib.sha256(json.dumps([to_json(placeless), repr(alike), data]).encode()).hexdigest()
-    if cluster.any_of(mine != cluster.told(mine)):
+    if cluster.any_of(mine != cluster.broadcast(mine)):
         raise UserError(
             "the processes of the cluster have not the same experiment, data, options or versions; start all with the"
             " same command, but for --process-id"
         )
 
 
-def _prepared(experiment: Experiment, trusted: Collection[str], kept: Kept) -> Prepared:
+def _prepared(experiment: Experiment, allowed_modules: Collection[str], kept: Kept) -> Prepared:
     """The experiment prepared; federation and model are those of an earlier run if they are named alike."""
     key = json.dumps(["prepared", *map(to_json, (experiment.data, experiment.model, experiment.task))])
     earlier = kept.get(key)
-    kept[key] = prepare(experiment, trusted=trusted, earlier=earlier)
+    kept[key] = prepare(experiment, allowed_modules=allowed_modules, earlier=earlier)
     return kept[key]
 
 
 def _session(
-    prepared: Prepared, mesh: Mesh | None, options: Options, listen: Listener, interrupt: Interrupt, kept: Kept
-) -> Session:
+    prepared: Prepared, mesh: Mesh | None, options: Options, on_event: OnEvent, interrupt: Interrupt, kept: Kept
+) -> RunContext:
     given, experiment = (prepared.task, prepared.model), prepared.experiment
     clients = len(prepared.groups.train)
     algorithms = tuple(
@@ -153,72 +155,72 @@ def _session(
 
     recipe = experiment.personalization
     watch = tuple(watching(recipe, stage.method.for_personalization) for stage in experiment.stages)
-    measure = tuple(
-        watching(replace(recipe, length=0), stage.method.for_personalization) for stage in experiment.stages
-    )
-    draw = once("draw", lambda: on_device(prepared.federation, limit=options.device_bytes, mesh=mesh))
+    measure = tuple(watching(recipe.at_most(0), stage.method.for_personalization) for stage in experiment.stages)
+    gather = once("gather", lambda: on_device(prepared.federation, limit=options.device_bytes, mesh=mesh))
     programs = tuple(
-        once((number, stage, clients), lambda algorithm=algorithm: several(algorithm))
+        once((number, stage, clients), lambda algorithm=algorithm: run_rounds(algorithm))
         for number, (stage, algorithm) in enumerate(zip(experiment.stages, algorithms, strict=True))
     )
-    return Session(prepared, draw, algorithms, programs, watch, measure, options, listen, interrupt)
+    return RunContext(prepared, gather, algorithms, programs, watch, measure, options, on_event, interrupt)
 
 
-def _run_seed(session: Session, folder: Path, seed: int) -> bool:
-    stages = session.prepared.experiment.stages
-    if cluster.told(all((folder / f"stage-{number}.json").exists() for number in range(len(stages)))):
+def _run_seed(context: RunContext, folder: Path, seed: int) -> bool:
+    stages = context.prepared.experiment.stages
+    if cluster.broadcast(all((folder / f"stage-{number}.json").exists() for number in range(len(stages)))):
         return True
-    log = Log(folder / "metrics.jsonl" if cluster.is_first() else None, session.listen, seed)
-    trial = Trial(session, seed, folder, seed_key(seed), log)
-    place = _start(trial)
-    for number in range(place.stage, len(stages)):
-        if number > place.stage:
-            place = _begin(trial, number, place.round, place.state.params)
-        reached = train(trial, place)
+    log = Log(folder / "metrics.jsonl" if cluster.is_first() else None, context.on_event, seed)
+    seed_run = SeedRun(context, seed, folder, seed_key(seed), log)
+    position = _start(seed_run)
+    for number in range(position.stage, len(stages)):
+        if number > position.stage:
+            position = _begin(seed_run, number, position.round, position.state.params)
+        reached = train(seed_run, position)
         if reached is None:
             return False
-        place = reached
+        position = reached
         try:
-            _finish_stage(trial, place)
+            _finish_stage(seed_run, position)
         except InterruptedRunError:
-            tell_interrupted(trial, place)
+            report_interrupted(seed_run, position)
             return False
     return True
 
 
-def _start(trial: Trial) -> Place:
-    """The newest saved place, or the beginning."""
-    listen = trial.session.listen
-    params = trial.session.prepared.model.init(initial_key(trial.key))
-    saved = _saved(trial, params)
+def _start(seed_run: SeedRun) -> Position:
+    """The newest saved position, or the beginning."""
+    on_event = seed_run.context.on_event
+    params = seed_run.context.prepared.model.init(initial_key(seed_run.key))
+    saved = _saved(seed_run, params)
     if saved is None:
-        trial.log.cut(None)
-        experiment = trial.session.prepared.experiment
+        seed_run.log.cut(None)
+        experiment = seed_run.context.prepared.experiment
         if experiment.start is not None:
-            own = started(experiment, trial.seed, params) if cluster.is_first() else None
+            own = initial_params(experiment, seed_run.seed, params) if cluster.is_first() else None
             params = cluster.shared(own, params)
-        place = _begin(trial, 0, 0, params)
-        evaluate(trial, place)
-        return place
+        position = _begin(seed_run, 0, 0, params)
+        evaluate(seed_run, position)
+        return position
     state, kept = saved.tree if "kept" in saved.about else (saved.tree, None)
     client_states = None if kept is None else from_tree(kept)
-    place = Place(saved.about["stage"], saved.about["round"], state, client_states)
-    for record in trial.log.cut(place.round):
-        listen({**record, "past": True})
-    listen({"event": "note", "seed": trial.seed, "text": f"seed {trial.seed} goes on after round {place.round}"})
-    return place
+    position = Position(saved.about["stage"], saved.about["round"], state, client_states)
+    for record in seed_run.log.cut(position.round):
+        on_event({**record, "past": True})
+    on_event(
+        {"event": "note", "seed": seed_run.seed, "text": f"seed {seed_run.seed} goes on after round {position.round}"}
+    )
+    return position
 
 
-def _begin(trial: Trial, stage: int, number: int, params: Tree) -> Place:
+def _begin(seed_run: SeedRun, stage: int, number: int, params: Tree) -> Position:
     """The start of a stage after round `number`, from the parameters of a model."""
-    method = trial.session.prepared.experiment.stages[stage].method
+    method = seed_run.context.prepared.experiment.stages[stage].method
     client_states = ClientStates(method.init_client_state(params)) if method.is_stateful else None
-    return Place(stage, number, trial.session.algorithms[stage].init(params), client_states)
+    return Position(stage, number, seed_run.context.algorithms[stage].init(params), client_states)
 
 
-def _saved(trial: Trial, params: Tree) -> checkpoint.Saved | None:
+def _saved(seed_run: SeedRun, params: Tree) -> checkpoint.Saved | None:
     """The newest saved state, which process 0 of a cluster reads for all."""
-    stages, algorithms = trial.session.prepared.experiment.stages, trial.session.algorithms
+    stages, algorithms = seed_run.context.prepared.experiment.stages, seed_run.context.algorithms
 
     def like(about: Mapping[str, Any]) -> Tree:
         number = about["stage"]
@@ -229,34 +231,38 @@ def _saved(trial: Trial, params: Tree) -> checkpoint.Saved | None:
 
     saved, complaints = None, []
     if cluster.is_first():
-        saved, complaints = checkpoint.read_newest(trial.folder / "checkpoints", like)
+        saved, complaints = checkpoint.read_newest(seed_run.folder / "checkpoints", like)
     for complaint in complaints:
-        trial.session.listen({"event": "note", "seed": trial.seed, "text": complaint})
-    about = cluster.told(None if saved is None else saved.about)
+        seed_run.context.on_event({"event": "note", "seed": seed_run.seed, "text": complaint})
+    about = cluster.broadcast(None if saved is None else saved.about)
     if about is None:
         return None
     tree = None if saved is None else saved.tree
     return checkpoint.Saved(cluster.shared(tree, like(about)), about)
 
 
-def _finish_stage(trial: Trial, place: Place) -> None:
-    """Choose rate and length of personalization on the validation clients, then measure the test clients, once."""
-    prepared, stage = trial.session.prepared, trial.session.prepared.experiment.stages[place.stage]
-    rates, length = prepared.experiment.personalization.tried, prepared.experiment.personalization.length
+def _finish_stage(seed_run: SeedRun, position: Position) -> None:
+    """Choose learning rate and epochs on the validation clients, then measure the test clients, once."""
+    prepared, stage = seed_run.context.prepared, seed_run.context.prepared.experiment.stages[position.stage]
+    recipe = prepared.experiment.personalization
+    rates, epochs = recipe.candidate_rates, recipe.most
     chosen, arrays = 0, {}
-    report: dict[str, Any] = {"stage": stage.name, "round": place.round, "seed": trial.seed}
-    for group, clients in (("validation", choosing(prepared, stage)), ("test", prepared.groups.test)):
+    report: dict[str, Any] = {"stage": stage.name, "round": position.round, "seed": seed_run.seed}
+    for group, clients in (("validation", selection_clients(prepared, stage)), ("test", prepared.groups.test)):
         if not len(clients) or (group == "test" and not prepared.experiment.test):
             continue
-        tried = rates if group == "validation" else rates[chosen : chosen + 1]
-        looks = [watch(trial, place, group, clients, rate=rate, interruptible=True) for rate in tried]
+        candidates = rates if group == "validation" else rates[chosen : chosen + 1]
+        tried = [
+            personalization_curves(seed_run, position, group, clients, rate=rate, interruptible=True)
+            for rate in candidates
+        ]
         if group == "validation":
-            chosen, length = choose_recipe(looks, prepared.task)
-        curves = looks[chosen if group == "validation" else 0]
+            chosen, epochs = choose_recipe(tried, prepared.task)
+        curves = tried[chosen if group == "validation" else 0]
         arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
-        report[group] = summarize(curves, prepared.task, length=length)
+        report[group] = summarize(curves, prepared.task, epochs=epochs)
     report["personal_rate"] = rates[chosen]
-    trial.session.listen({"event": "stage", **report})
+    seed_run.context.on_event({"event": "stage", **report})
     if not cluster.is_first():
         return
-    write_stage(trial.folder, place.stage, place.state.params, report, arrays)
+    write_stage(seed_run.folder, position.stage, position.state.params, report, arrays)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from headstart.data.device_data import Draw
+from headstart.data.device_data import Gather
 from headstart.data.federation import Tree
 from headstart.errors import UserError
 from headstart.experiment.experiment import Centralized, Experiment, Stage
@@ -20,7 +20,7 @@ from headstart.learning.personalization import Curves, Personalizer
 from headstart.learning.rounds import Algorithm, Info, Rounds, State, personal_key
 from headstart.learning.tasks import Task
 from headstart.runs import checkpoint
-from headstart.runs.log import Listener, Log, evaluation_record, round_record
+from headstart.runs.log import Log, OnEvent, evaluation_record, round_record
 from headstart.training import cluster
 from headstart.training.interrupt import Interrupt
 
@@ -40,36 +40,36 @@ class Options:
     device_bytes: int = 2**30
 
 
-class Session(NamedTuple):
+class RunContext(NamedTuple):
     """What the seeds of a run share.
 
-    draw: draws cohorts of the federation, on the devices in use.
-    algorithms, programs: of every stage; the programs are its rounds, compiled. watch, measure: of every stage, the
-        compiled personalization, and the same of no length.
+    gather: draws cohorts of the federation, on the devices in use.
+    algorithms, programs: of every stage; the programs are its rounds, compiled. personalizers, evaluators: of every
+        stage, compiled personalization, and the same of no epochs.
     """
 
     prepared: Prepared
-    draw: Draw
+    gather: Gather
     algorithms: tuple[Algorithm, ...]
     programs: tuple[Rounds, ...]
-    watch: tuple[Personalizer, ...]
-    measure: tuple[Personalizer, ...]
+    personalizers: tuple[Personalizer, ...]
+    evaluators: tuple[Personalizer, ...]
     options: Options
-    listen: Listener
+    on_event: OnEvent
     interrupt: Interrupt
 
 
-class Trial(NamedTuple):
-    """One seed of a session."""
+class SeedRun(NamedTuple):
+    """One seed of a run."""
 
-    session: Session
+    context: RunContext
     seed: int
     folder: Path
     key: jax.Array
     log: Log
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a run is: in this stage, after this round (counted over all stages).
 
     client_states: what clients keep meanwhile; None where the stage's method keeps nothing.
@@ -89,13 +89,13 @@ class DivergedError(UserError):
     """Training came to nothing: no reply was finite, or the new parameters are not."""
 
 
-def tell_interrupted(trial: Trial, place: Place) -> None:
-    """Tell the listener where Ctrl-C stopped the run."""
-    text = f"interrupted; saved after round {place.round}"
-    trial.session.listen({"event": "note", "seed": trial.seed, "text": text})
+def report_interrupted(seed_run: SeedRun, position: Position) -> None:
+    """Report where Ctrl-C stopped the run."""
+    text = f"interrupted; saved after round {position.round}"
+    seed_run.context.on_event({"event": "note", "seed": seed_run.seed, "text": text})
 
 
-def record_round(trial: Trial, stage: str, number: int, info: Info, seconds: float) -> None:
+def record_round(seed_run: SeedRun, stage: str, number: int, info: Info, seconds: float) -> None:
     """Log a round, and stop where training has come to nothing.
 
     Raises:
@@ -103,43 +103,43 @@ def record_round(trial: Trial, stage: str, number: int, info: Info, seconds: flo
     """
     if not info.finite or (info.dropped and not info.clients):
         raise DivergedError(
-            f"training diverged in stage {stage!r}, round {number} of seed {trial.seed}: the parameters are"
+            f"training diverged in stage {stage!r}, round {number} of seed {seed_run.seed}: the parameters are"
             " no longer finite; lower the learning rates of the stage (client or server)"
         )
-    trial.log(round_record(trial.session.prepared.task, stage, number, info, seconds))
+    seed_run.log(round_record(seed_run.context.prepared.task, stage, number, info, seconds))
 
 
-def started(experiment: Experiment, seed: int, params: Tree) -> Tree:
+def initial_params(experiment: Experiment, seed: int, params: Tree) -> Tree:
     """What a seed starts from: the parameters in the file that the experiment names, or else these."""
     file = experiment.start
     return params if file is None else checkpoint.read(Path(file.replace("{seed}", str(seed))), like=params).tree
 
 
-def evaluate(trial: Trial, place: Place) -> float | None:
+def evaluate(seed_run: SeedRun, position: Position) -> float | None:
     """Log how the state does on some validation clients, before and after personalization; returns the former.
 
-    A stage with a target looks at the initial model alone, and nobody waits for a personalization.
+    A stage with a target evaluates the initial model alone, and nobody waits for a personalization.
     """
-    prepared = trial.session.prepared
-    clients = watched(prepared)
+    prepared = seed_run.context.prepared
+    clients = monitored_clients(prepared)
     if not len(clients):
         return None
-    began, stage = time.perf_counter(), prepared.experiment.stages[place.stage]
-    curves = watch(trial, place, "validation", clients, personalized=stage.until is None)
-    record = evaluation_record(prepared.task, stage.name, place.round, curves, time.perf_counter() - began)
-    trial.log(record)
+    began, stage = time.perf_counter(), prepared.experiment.stages[position.stage]
+    curves = personalization_curves(seed_run, position, "validation", clients, personalized=stage.stop_at is None)
+    record = evaluation_record(prepared.task, stage.name, position.round, curves, time.perf_counter() - began)
+    seed_run.log(record)
     return record["validation"][prepared.task.metrics[0].name][0]
 
 
-def reached(task: Task, stage: Stage | Centralized, value: float | None) -> bool:
+def target_reached(task: Task, stage: Stage | Centralized, value: float | None) -> bool:
     """Whether a stage with a target has come to it, by the initial model's first metric on validation clients."""
-    if stage.until is None or value is None:
+    if stage.stop_at is None or value is None:
         return False
-    return value >= stage.until if task.metrics[0].higher_is_better else value <= stage.until
+    return value >= stage.stop_at if task.metrics[0].higher_is_better else value <= stage.stop_at
 
 
-def watched(prepared: Prepared) -> np.ndarray:
-    """The validation clients that are looked at along training."""
+def monitored_clients(prepared: Prepared) -> np.ndarray:
+    """The validation clients that are evaluated along training."""
     clients, count = prepared.groups.validation, prepared.experiment.evaluation_clients
     if not len(clients) or not count:
         return clients[:0]
@@ -147,19 +147,19 @@ def watched(prepared: Prepared) -> np.ndarray:
     return clients[np.unique(np.linspace(0, len(clients) - 1, min(count, len(clients))).astype(int))]
 
 
-def choosing(prepared: Prepared, stage: Stage | Centralized) -> np.ndarray:
-    """The validation clients that choose the length of personalization.
+def selection_clients(prepared: Prepared, stage: Stage | Centralized) -> np.ndarray:
+    """The validation clients that choose the epochs of personalization.
 
     Where some of them have ended the stage at their best moment, the others choose, if there are any.
     """
     clients = prepared.groups.validation
-    others = clients if stage.until is None else np.setdiff1d(clients, watched(prepared))
+    others = clients if stage.stop_at is None else np.setdiff1d(clients, monitored_clients(prepared))
     return others if len(others) else clients
 
 
-def watch(
-    trial: Trial,
-    place: Place,
+def personalization_curves(
+    seed_run: SeedRun,
+    position: Position,
     group: str,
     clients: np.ndarray,
     *,
@@ -174,24 +174,26 @@ def watch(
     Raises:
         InterruptedRunError: on Ctrl-C, if interruptible.
     """
-    session = trial.session
-    told = {"event": "progress", "seed": trial.seed, "group": group, "of": len(clients)}
+    context = seed_run.context
+    head = {"event": "progress", "seed": seed_run.seed, "group": group, "of": len(clients)}
 
     def progress(done: int) -> None:
-        session.listen({**told, "clients": done})
-        if interruptible and cluster.any_of(session.interrupt.requested):
+        context.on_event({**head, "clients": done})
+        if interruptible and cluster.any_of(context.interrupt.requested):
             raise InterruptedRunError
 
-    look = session.watch if personalized else session.measure
-    rate = session.prepared.experiment.personalization.tried[0] if rate is None else rate
-    return look[place.stage](place.state.params, clients, session.draw, personal_key(trial.key), progress, rate)
+    compiled = context.personalizers if personalized else context.evaluators
+    rate = context.prepared.experiment.personalization.candidate_rates[0] if rate is None else rate
+    return compiled[position.stage](
+        position.state.params, clients, context.gather, personal_key(seed_run.key), progress, rate
+    )
 
 
-def save(trial: Trial, place: Place) -> None:
+def save(seed_run: SeedRun, position: Position) -> None:
     """Write a checkpoint."""
     if not cluster.is_first():
         return
-    tree, about = place.state, {"round": place.round, "stage": place.stage}
-    if place.client_states is not None:
-        tree, about = (tree, place.client_states.as_tree()), {**about, "kept": len(place.client_states)}
-    checkpoint.write_round(trial.folder / "checkpoints", tree, about)
+    tree, about = position.state, {"round": position.round, "stage": position.stage}
+    if position.client_states is not None:
+        tree, about = (tree, position.client_states.as_tree()), {**about, "kept": len(position.client_states)}
+    checkpoint.write_round(seed_run.folder / "checkpoints", tree, about)

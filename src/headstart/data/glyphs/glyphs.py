@@ -69,7 +69,7 @@ def glyphs(
         ids=Ids(writers, _id),
         sizes=sizes,
         fetch=functools.partial(_fetch, sizes=sizes, seed=seed, habits=habits, variation=variation),
-        facts={"kind": "image", "classes": 62, "labels": CHARACTERS, "source": "drawn from matplotlib's fonts"},
+        metadata={"kind": "image", "classes": 62, "labels": CHARACTERS, "source": "drawn from matplotlib's fonts"},
     )
 
 

@@ -28,19 +28,19 @@ def chunk(
 
 
 def handwriting(
-    chunks: Iterable[Chunk], path: Path, *, source: str, own_split: bool, classes: int = len(LABELS)
+    chunks: Iterable[Chunk], path: Path, *, source: str, has_predefined_split: bool, classes: int = len(LABELS)
 ) -> Rows:
     """Rows of handwriting in one polarity, whatever the source's."""
-    facts: dict[str, Any] = {"kind": "image", "classes": classes, "labels": LABELS[:classes], "source": source}
-    rows = assemble(chunks, facts, own_split=own_split)
+    metadata: dict[str, Any] = {"kind": "image", "classes": classes, "labels": LABELS[:classes], "source": source}
+    rows = assemble(chunks, metadata, has_predefined_split=has_predefined_split)
     level = background(rows.x)
     if 64 <= level < 192:
         raise UserError(
             f"{path}: the images' borders have a median of {level / 255:.2f}, neither a white (1) nor a black (0)"
             " background; give images of handwriting"
         )
-    x, facts["inverted"] = white_background(rows.x)
-    return rows._replace(x=x, facts=facts)
+    x, metadata["inverted"] = white_background(rows.x)
+    return rows._replace(x=x, metadata=metadata)
 
 
 def to_uint8(pixels: np.ndarray, owners: Sequence[str]) -> np.ndarray:

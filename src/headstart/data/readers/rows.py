@@ -26,16 +26,16 @@ class Rows(NamedTuple):
     ids: one per client, sorted.
     sizes: int64 `[clients, 2]`: rows for adapting and for testing.
     x, y: `[rows, ...]`, client after client, of each the rows for adapting first.
-    own_split: whether the files separate the two parts; if not, the second column of `sizes` is zero.
-    facts: as in `Federation.facts`; JSON values only.
+    has_predefined_split: whether the files separate the two parts; if not, the second column of `sizes` is zero.
+    metadata: as in `Federation.metadata`; JSON values only.
     """
 
     ids: Sequence[str]
     sizes: np.ndarray
     x: np.ndarray
     y: np.ndarray
-    own_split: bool
-    facts: Mapping[str, Any]
+    has_predefined_split: bool
+    metadata: Mapping[str, Any]
 
 
 class Chunk(NamedTuple):
@@ -52,7 +52,7 @@ class Chunk(NamedTuple):
     y: np.ndarray
 
 
-def assemble(chunks: Iterable[Chunk], facts: Mapping[str, Any], *, own_split: bool) -> Rows:
+def assemble(chunks: Iterable[Chunk], metadata: Mapping[str, Any], *, has_predefined_split: bool) -> Rows:
     """Group the rows by client; inside a client they keep the order of the file."""
     numbers: dict[str, int] = {}
     codes, tests, xs, ys = [], [], [], []
@@ -64,7 +64,7 @@ def assemble(chunks: Iterable[Chunk], facts: Mapping[str, Any], *, own_split: bo
     if not numbers:
         raise ValueError("no examples in it")
     joined = (np.concatenate(pieces) for pieces in (codes, tests, xs, ys))
-    return arrange(list(numbers), *joined, facts=facts, own_split=own_split)
+    return arrange(list(numbers), *joined, metadata=metadata, has_predefined_split=has_predefined_split)
 
 
 def arrange(
@@ -74,8 +74,8 @@ def arrange(
     x: np.ndarray,
     y: np.ndarray,
     *,
-    facts: Mapping[str, Any],
-    own_split: bool,
+    metadata: Mapping[str, Any],
+    has_predefined_split: bool,
 ) -> Rows:
     """Sort rows by client id, then adapt before test; equal rows keep their order.
 
@@ -89,7 +89,7 @@ def arrange(
     if (np.diff(slot) < 0).any():
         order = np.argsort(slot, kind="stable")
         x, y = x[order], y[order]
-    return Rows([ids[i] for i in by_id], sizes, x, y, own_split, facts)
+    return Rows([ids[i] for i in by_id], sizes, x, y, has_predefined_split, metadata)
 
 
 def joined_unless_split(rows: Rows) -> Rows:
@@ -97,10 +97,10 @@ def joined_unless_split(rows: Rows) -> Rows:
 
     LEAF's `user` splits are such.
     """
-    if not rows.own_split or rows.sizes.all(axis=1).any():
+    if not rows.has_predefined_split or rows.sizes.all(axis=1).any():
         return rows
     totals = rows.sizes.sum(axis=1)
-    return rows._replace(sizes=np.stack([totals, np.zeros_like(totals)], axis=1), own_split=False)
+    return rows._replace(sizes=np.stack([totals, np.zeros_like(totals)], axis=1), has_predefined_split=False)
 
 
 def listed(names: Iterable[str], *, most: int = 8) -> str:

@@ -48,10 +48,10 @@ def read_table(sources: Sources, form: str, options: Mapping[str, Any]) -> Rows:
     of_test = np.repeat([pair and file in sources.test for file in files], lengths)
     test = _test_rows(path, columns, str(split)) if split else of_test
     taken = {str(options.get("client", "client")), target, str(split)}
-    x, facts = _features(path, columns, _feature_names(form, columns, options, taken), owners)
+    x, metadata = _features(path, columns, _feature_names(form, columns, options, taken), owners)
     y, target_facts = _targets(path, target, y, options, owners)
-    facts |= target_facts | {"source": f"{form} {' and '.join(file.name for file in files)}"}
-    rows = arrange(ids, codes, test, x, y, facts=facts, own_split=bool(split) or pair)
+    metadata |= target_facts | {"source": f"{form} {' and '.join(file.name for file in files)}"}
+    rows = arrange(ids, codes, test, x, y, metadata=metadata, has_predefined_split=bool(split) or pair)
     return joined_unless_split(rows) if pair else rows
 
 

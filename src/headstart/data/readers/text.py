@@ -18,9 +18,9 @@ _IDS = np.full(257, OOV, np.int32)
 _IDS[[ord(character) for character in CHARACTERS]] = np.arange(1, len(CHARACTERS) + 1)
 
 
-def passage(chunks: Iterable[Chunk], *, source: str, own_split: bool) -> Rows:
+def passage(chunks: Iterable[Chunk], *, source: str, has_predefined_split: bool) -> Rows:
     """Rows of text with what is known of it."""
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "kind": "text",
         "classes": VOCABULARY,
         "vocabulary": VOCABULARY,
@@ -28,7 +28,7 @@ def passage(chunks: Iterable[Chunk], *, source: str, own_split: bool) -> Rows:
         "special": {"pad": PAD, "oov": OOV, "bos": BOS, "eos": EOS},
         "source": source,
     }
-    return assemble(chunks, facts, own_split=own_split)
+    return assemble(chunks, metadata, has_predefined_split=has_predefined_split)
 
 
 def snippets(owners: Sequence[str], test: Sequence[bool], texts: Sequence[bytes]) -> Chunk:

@@ -33,7 +33,7 @@ def read_sqlite(path: Path, database: sqlite3.Connection, options: Mapping[str, 
     found = [name for (name,) in database.execute("SELECT DISTINCT split_name FROM client_metadata")]
     splits = _choose_splits(path, found, digits)
     expected = _expected(path, database, splits)
-    own_split = splits.test in found
+    has_predefined_split = splits.test in found
     query = (
         "SELECT client_id, split_name, serialized_example_proto FROM examples WHERE split_name IN (?, ?) ORDER BY rowid"
     )
@@ -44,10 +44,12 @@ def read_sqlite(path: Path, database: sqlite3.Connection, options: Mapping[str, 
     batches = _counted(path, iter(lambda: cursor.fetchmany(_AT_ONCE), []), expected)
     if "snippets" in tfexample.features(first[2]):
         chunks = (_snippets(batch, splits) for batch in batches)
-        return text.passage(chunks, source=f"TFF sqlite {path.name}", own_split=own_split)
+        return text.passage(chunks, source=f"TFF sqlite {path.name}", has_predefined_split=has_predefined_split)
     classes = 10 if digits else len(images.LABELS)
     chunks = (_images(batch, splits, classes) for batch in batches)
-    return images.handwriting(chunks, path, source=f"TFF sqlite {path.name}", own_split=own_split, classes=classes)
+    return images.handwriting(
+        chunks, path, source=f"TFF sqlite {path.name}", has_predefined_split=has_predefined_split, classes=classes
+    )
 
 
 def _choose_splits(path: Path, found: list[str], digits: bool) -> _Splits:

@@ -20,11 +20,11 @@ Clients = Iterator[tuple[str, Mapping[str, Any]]]
 def read_whole(open_clients: Callable[[Path], Clients], train: Sequence[Path], test: Sequence[Path], what: str) -> Rows:
     """Rows from files of clients. With no files of one sort, there is no split, and all examples are of the other."""
     path = [*train, *test][0]
-    own_split = bool(train and test)
-    files = [(file, False) for file in train] + [(file, own_split) for file in test]
+    has_predefined_split = bool(train and test)
+    files = [(file, False) for file in train] + [(file, has_predefined_split) for file in test]
     clients = _all_clients(open_clients, files)
     first = next(clients, None)
-    keep = {"source": f"{what} {path.name}", "own_split": own_split}
+    keep = {"source": f"{what} {path.name}", "own_split": has_predefined_split}
     chunks = (_chunk(*client) for client in chain([first] if first else [], clients))
     if first and "pixels" not in first[2]:
         return joined_unless_split(text.passage(chunks, **keep))

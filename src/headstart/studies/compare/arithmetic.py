@@ -60,7 +60,7 @@ def cost(stage: Stage, prepared: Prepared, drawn: Client) -> Cost:
             if _COUNT not in reply.metrics:
                 raise UserError(
                     f"{type(stage.update).__name__} replies without what its steps measured, by which its cost is"
-                    " counted; give Reply the metrics of Descent.run"
+                    " counted; give Reply the metrics of LocalSGD.run"
                 )
             return jax.tree.map(lambda leaf: leaf != 0, reply.delta), reply.metrics[_COUNT][1]
 

@@ -9,7 +9,7 @@ import numpy as np
 from headstart.reports.tables import shown as shown_value
 from headstart.reports.tables import shown_interval
 from headstart.runs.results import Estimate
-from headstart.statistics.verdicts import Crossed
+from headstart.statistics.verdicts import TwoWay
 from headstart.studies.compare.contenders import BASELINE, FEDAVG
 from headstart.studies.compare.leaderboard import Amounts, Row
 from headstart.studies.compare.protocol import ALONE, Protocol
@@ -21,10 +21,10 @@ def values_table(rows: Sequence[Row], speech: Speech) -> Table:
     """Values, differences and harm."""
     metric = speech.metric
 
-    def value(found: Crossed) -> str:
+    def value(found: TwoWay) -> str:
         return f"{shown_value(metric, found.mean)} {shown_interval(metric, Estimate(found.mean, *found.interval()))}"
 
-    def against(found: Crossed, decided: int, *, itself: bool) -> str:
+    def against(found: TwoWay, decided: int, *, itself: bool) -> str:
         mark = {1: " better", -1: " worse", 0: ""}[decided]
         return "–" if itself else f"{speech.change(found.mean)} {speech.interval(*found.interval())}{mark}"
 
@@ -67,7 +67,7 @@ def values_table(rows: Sequence[Row], speech: Speech) -> Table:
 
 
 def _hurt(row: Row) -> str:
-    return f"{100 * row.hurt:.1f}{'*' if row.beyond_chance else ''} / {100 * row.by_chance:.1f} %"
+    return f"{100 * row.harmed:.1f}{'*' if row.beyond_chance else ''} / {100 * row.by_chance:.1f} %"
 
 
 def cost_table(rows: Sequence[Row], protocol: Protocol, adapt_sizes: np.ndarray) -> Table:
@@ -96,7 +96,7 @@ def cost_table(rows: Sequence[Row], protocol: Protocol, adapt_sizes: np.ndarray)
         " looks at further models and the cheaper steps on a head reckoned in; bytes between server and clients, both"
         " ways, parameters that nobody trains left out; seconds, the median of the seeds, with other runs beside and"
         " compilation in them. Then what a test client computes to personalize, in the mean, which no budget bounds:"
-        f" of epochs {protocol.length} at most, {ALONE} times that for who trains alone, at a rate; both are chosen on"
+        f" of epochs {protocol.epochs} at most, {ALONE} times that for who trains alone, at a rate; both are chosen on"
         " validation clients in every seed.",
     )
 

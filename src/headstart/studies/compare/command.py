@@ -27,14 +27,14 @@ def compare_methods(
     methods: Sequence[str] = (),
     out: str | os.PathLike[str] = "compared",
     processes: int = 1,
-    tell: Callable[[str], None] = print,
-    trusted: Collection[str] = (),
+    log: Callable[[str], None] = print,
+    allowed_modules: Collection[str] = (),
     command: str = "",
 ) -> tuple[Path, Table, list[str]]:
     """Compare methods on a federation and write the report; what is finished in `out` is not run again.
 
     methods: names, or `module:Class` of one's own; default: all that come with headstart.
-    processes: how many runs go beside each other. trusted: as in `run`. command: what does it all again.
+    processes: how many runs go beside each other. allowed_modules: as in `run`. command: what does it all again.
 
     Returns:
         The path of the page, the leaderboard, and the conclusion.
@@ -44,14 +44,14 @@ def compare_methods(
     """
     who, out = contenders(methods), Path(out)
     own = {module for each in who if (module := each.kind.__module__).split(".")[0] != "headstart"}
-    trusted = {*trusted, *own}
+    allowed_modules = {*allowed_modules, *own}
     runs = Runs(
         out / "runs",
         seeds=protocol.seeds,
         processes=processes,
-        tell=tell,
-        trusted=trusted,
-        mark=_mark(protocol.base.data.source, trusted),
+        log=log,
+        allowed_modules=allowed_modules,
+        fingerprint=_fingerprint(protocol.base.data.source, allowed_modules),
     )
     prepared = runs.prepared(protocol.base)
     for group, clients in (("validation", prepared.groups.validation), ("test", prepared.groups.test)):
@@ -74,7 +74,7 @@ def compare_methods(
     return page, found.tables[0], sentences
 
 
-def _mark(source: str, modules: Collection[str]) -> str:
+def _fingerprint(source: str, modules: Collection[str]) -> str:
     """What decides results beside an experiment's words: the data's file, and code of one's own."""
     files = [Path(source)] if Path(source).is_file() else []
     files += [Path(file) for name in sorted(modules) if (file := getattr(sys.modules.get(name), "__file__", None))]

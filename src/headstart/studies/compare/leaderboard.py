@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from headstart.learning.tasks import Metric
-from headstart.statistics.verdicts import LEAST_SEEDS, Crossed, Difference, crossed, difference, holm
+from headstart.statistics.verdicts import LEAST_SEEDS, Difference, TwoWay, difference, holm, two_way
 from headstart.studies.compare.contenders import BASELINE, FEDAVG
 from headstart.studies.compare.protocol import Entry
 
@@ -31,16 +31,16 @@ class Row(NamedTuple):
     """
 
     name: str
-    initial: Crossed
-    personalized: Crossed
-    gain: Crossed
-    versus: Crossed
+    initial: TwoWay
+    personalized: TwoWay
+    gain: TwoWay
+    versus: TwoWay
     decided: int
-    over_fedavg: Crossed
+    over_fedavg: TwoWay
     over_fedavg_decided: int
     by_seeds_and_clients: Difference
     lost: float
-    hurt: float
+    harmed: float
     by_chance: float
     beyond_chance: bool | None
     below_fedavg: float
@@ -71,10 +71,10 @@ def leaderboard(entries: Mapping[str, Entry], metric: Metric) -> list[Row]:
     return sorted(rows, key=lambda row: np.nan_to_num(-metric.sign * row.personalized.mean, nan=np.inf))
 
 
-def _compared(entries: Mapping[str, Entry], reference: str, sign: int) -> tuple[dict[str, Crossed], dict[str, int]]:
+def _compared(entries: Mapping[str, Entry], reference: str, sign: int) -> tuple[dict[str, TwoWay], dict[str, int]]:
     """How much better each is than one of them, and which of that is decided: 1 better, -1 worse."""
     final = {name: values_of(entry) for name, entry in entries.items()}
-    found = {name: crossed(sign * (values - final[reference])) for name, values in final.items()}
+    found = {name: two_way(sign * (values - final[reference])) for name, values in final.items()}
     lost = {name: not np.isfinite(values).all() for name, values in final.items()}
     others = [name for name in entries if name != reference]
     corrected = dict(zip(others, holm([found[name].p for name in others]), strict=True))
@@ -87,15 +87,15 @@ def _compared(entries: Mapping[str, Entry], reference: str, sign: int) -> tuple[
     return found, {name: of(name) for name in entries}
 
 
-def _row(entry: Entry, against: tuple[Crossed, int, Crossed, int, Difference], fedavg: np.ndarray, sign: int) -> Row:
+def _row(entry: Entry, against: tuple[TwoWay, int, TwoWay, int, Difference], fedavg: np.ndarray, sign: int) -> Row:
     result, final = entry.result, values_of(entry)
     gains, lost = sign * (final - result.initial), ~np.isfinite(final)
     personalizes = entry.contender.personalizes
     return Row(
         entry.contender.name,
-        crossed(result.initial),
-        crossed(final),
-        crossed(gains),
+        two_way(result.initial),
+        two_way(final),
+        two_way(gains),
         *against,
         float(lost.mean()),
         float(((gains < 0) | lost).mean()),
@@ -107,7 +107,7 @@ def _row(entry: Entry, against: tuple[Crossed, int, Crossed, int, Difference], f
         entry.gradients,
         entry.sent,
         float(np.median(result.seconds)),
-        float(np.mean(result.lengths)) if personalizes else 0.0,
+        float(np.mean(result.epochs)) if personalizes else 0.0,
         (float(result.personal_rates.min()), float(result.personal_rates.max())),
     )
 
@@ -148,7 +148,7 @@ class Group(NamedTuple):
 
     size: float
     clients: int
-    gain: Crossed
+    gain: TwoWay
 
 
 def whom(entries: Mapping[str, Entry], sizes: np.ndarray, metric: Metric) -> list[Group]:
@@ -158,7 +158,7 @@ def whom(entries: Mapping[str, Entry], sizes: np.ndarray, metric: Metric) -> lis
     """
     gain, groups = metric.sign * (values_of(entries[BASELINE]) - values_of(entries[FEDAVG])), amounts(sizes)
     return [
-        Group(float(size), int(clients), crossed(gain[:, groups.group == place]))
+        Group(float(size), int(clients), two_way(gain[:, groups.group == place]))
         for place, (size, clients) in enumerate(zip(groups.sizes, groups.clients, strict=True))
     ]
 

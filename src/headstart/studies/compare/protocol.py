@@ -45,7 +45,7 @@ class Protocol:
     base: brings data, model and task, and the cohort and the batch of its first stage.
     budget: the client arithmetic of every run, in rounds of FedAvg with one epoch.
     tries: how many settings each method tries. seeds, tuning_seeds: of what is told, and of what only chooses.
-    length: of personalization, in epochs, at most. rates: of the client that are tried; none: those that suit the task.
+    epochs: of personalization, at most. rates: of the client that are tried; none: those that suit the task.
         Personalization tries them too, a smaller and a larger one.
     """
 
@@ -54,7 +54,7 @@ class Protocol:
     tries: int = 12
     seeds: int = 5
     tuning_seeds: int = 1
-    length: int = 10
+    epochs: int = 10
     rates: tuple[float, ...] = ()
 
 
@@ -104,7 +104,7 @@ def compare(protocol: Protocol, who: Sequence[Contender], runs: Runs) -> Compare
     tries = {
         each.name: {_label(each.told(tried)): tried for tried in each.tries(made.rates, protocol.tries)} for each in who
     }
-    runs.tell(f"{len(who)} methods, {sum(map(len, tries.values()))} settings: counting what a round of each costs")
+    runs.log(f"{len(who)} methods, {sum(map(len, tries.values()))} settings: counting what a round of each costs")
     asked: dict[str, dict[str, Experiment]] = {}
     left_out: dict[str, str] = {}
     for each in who:
@@ -129,7 +129,7 @@ def compare(protocol: Protocol, who: Sequence[Contender], runs: Runs) -> Compare
         if name not in entries:
             raise UserError(f"{name} is what all others are compared to, but {left_out[name]}; try other --rates")
     for name, reason in left_out.items():
-        runs.tell(f"{name} is left out: {reason}")
+        runs.log(f"{name} is left out: {reason}")
     return Compared(entries, [choice for choice, _ in chosen.values()], left_out, made.rates, made.personal_rates)
 
 
@@ -193,9 +193,9 @@ class _Made:
         protocol, base = self.protocol, self.protocol.base
         stages = self.stages(contender, tried)
         # Whoever has spent nothing on training together may take longer alone.
-        length = protocol.length * (1 if any(each.gradients for _, each in stages) else ALONE)
+        epochs = protocol.epochs * (1 if any(each.gradients for _, each in stages) else ALONE)
         # The same for who does not personalize, so that its training is not done twice.
-        recipe = Personalization(Optimizer("sgd"), self.batch_size, length, rates=self.personal_rates)
+        recipe = Personalization(Optimizer("sgd"), self.batch_size, epochs, learning_rates=self.personal_rates)
         return replace(
             base,
             start=None,

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from headstart.console import say
+from headstart.console import echo
 from headstart.files import write_bytes, write_json
 from headstart.learning.tasks import Metric
 from headstart.reports.html import paragraph, section
-from headstart.reports.style import Drawing, axis_name
+from headstart.reports.style import FigureSpec, axis_name
 from headstart.studies.compare.board import amounts_table, cost_table, values_table
 from headstart.studies.compare.contenders import BASELINE, FEDAVG, RATE, SERVERS
 from headstart.studies.compare.leaderboard import Amounts, Row, amounts, by_amount, values_of
@@ -54,20 +54,20 @@ def evidence(
         "How much of personalized federated learning is just fine-tuning?",
         claims(rows, metric),
         (values_table(rows, speech), cost_table(rows, protocol, adapt_sizes), amounts_table(gains, groups, speech)),
-        _drawings(entries, rows, gains, groups, metric),
+        _figure_specs(entries, rows, gains, groups, metric),
         tuple(compared.choices),
         _notes(protocol, compared),
         {name: entry.result.command for name, entry in entries.items()},
     )
 
 
-def _drawings(
+def _figure_specs(
     entries: Mapping[str, Entry],
     rows: Sequence[Row],
     gains: Mapping[str, np.ndarray],
     groups: Amounts,
     metric: Metric,
-) -> tuple[Drawing, ...]:
+) -> tuple[FigureSpec, ...]:
     share, told = metric.unit == "share", _most_telling(rows)
     by_size = [(name, groups.sizes, gains[name]) for name in told]
     epochs = [
@@ -122,7 +122,7 @@ def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
         f"The client's rate ({_listed(compared.rates)}) and the server's optimizer ({'; '.join(SERVERS)}; its rate"
         " decays to zero by a cosine) run through the same values for every method; FedAvg, not personalized, is chosen"
         " by its initial value, everything else by its personalized one, at the best rate"
-        f" ({_listed(compared.personal_rates)}) and number of epochs (0 to {protocol.length}) of personalization, which"
+        f" ({_listed(compared.personal_rates)}) and number of epochs (0 to {protocol.epochs}) of personalization, which"
         " are chosen again in every seed on validation clients.",
         "A test client was never seen in training. It begins from what the server would send it (its own choice among"
         " the models, where there are several; an untrained head, where heads stay with the clients), and trains as"
@@ -150,7 +150,7 @@ def _edges(compared: Compared) -> list[str]:
         "The smallest client rate": [name for name, rate in trained.items() if rate == least],
         "The largest client rate": [name for name, rate in trained.items() if rate == most],
         "The most epochs of personalization, in some seed,": [
-            name for name, result in personal.items() if result.lengths.max() == result.curves.shape[2] - 1
+            name for name, result in personal.items() if result.epochs.max() == result.curves.shape[2] - 1
         ],
         "The largest rate of personalization, in some seed,": [
             name for name, result in personal.items() if result.personal_rates.max() == max(compared.personal_rates)
@@ -172,7 +172,7 @@ def write(
     environment: Mapping[str, Any],
 ) -> Path:
     """Write `report.html`, `figures/` and `leaderboard.json` into the folder `out`; returns the page."""
-    drawn = [draw(federation, found, drawing, out) for drawing in found.drawings]
+    drawn = [draw(federation, found, figure_spec, out) for figure_spec in found.figure_specs]
     numbers = {
         "conclusion": sentences,
         "rows": rows,
@@ -198,7 +198,7 @@ def print_board(console: Console, board: Table) -> None:
     if not console.is_terminal:
         for row in board.rows:
             cells = ", ".join(f"{name} {cell}" for name, cell in zip(board.head[1:], row[1:], strict=True))
-            say(console, f"{row[0]}: {cells}")
+            echo(console, f"{row[0]}: {cells}")
         return
     table = RichTable(title=board.title, title_justify="left")
     for number, column in enumerate(board.head):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from headstart.learning.tasks import Metric
 from headstart.methods import LocalOnly
 from headstart.reports.tables import shown
-from headstart.statistics.verdicts import LEAST_SEEDS, Crossed, Decision
+from headstart.statistics.verdicts import LEAST_SEEDS, Decision, TwoWay
 from headstart.studies.compare.contenders import BASELINE, FEDAVG
 from headstart.studies.compare.leaderboard import Group, Row
 from headstart.studies.evidence import Claim
@@ -46,7 +46,7 @@ class Speech:
         ends = (low, high) if self.metric.sign > 0 else (high, low)
         return f"[{', '.join(map(self.change, ends))}]"
 
-    def difference(self, found: Crossed) -> str:
+    def difference(self, found: TwoWay) -> str:
         """With its unit and its interval."""
         return f"{self.change(found.mean)} {self.unit} {self.interval(*found.interval())}"
 
@@ -206,6 +206,6 @@ def _tuned_over(other: Row, speech: Speech) -> str:
 def _harm(row: Row) -> str:
     beyond = "more than chance explains" if row.beyond_chance else "no more than chance explains"
     return (
-        f"{100 * row.hurt:.1f} % of the clients end worse than that model was for them before; chance alone would make"
-        f" {100 * row.by_chance:.1f} %: {beyond}."
+        f"{100 * row.harmed:.1f} % of the clients end worse than that model was for them before; chance alone would"
+        f" make {100 * row.by_chance:.1f} %: {beyond}."
     )

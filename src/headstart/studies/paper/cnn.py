@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from headstart.experiment.experiment import Imported
+from headstart.experiment.experiment import ModelSpec
 from headstart.statistics.verdicts import difference
 from headstart.studies.comparisons import accuracies, against, better, claim
 from headstart.studies.evidence import Evidence, Table, gained, worse_off
@@ -22,7 +22,7 @@ def cnn(setting: Setting, runs: Runs) -> Evidence:
     m, e = min(setting.cohorts), setting.local_epochs
     setting = replace(
         setting,
-        model=Imported("cnn"),
+        model=ModelSpec("cnn"),
         cohort=m,
         client_rate=CLIENT_RATE,
         adam_rates=(ADAM_RATE,),

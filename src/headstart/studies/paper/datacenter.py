@@ -9,7 +9,7 @@ import numpy as np
 
 from headstart.experiment.experiment import Centralized, Experiment
 from headstart.learning.optimizers import Optimizer
-from headstart.reports.style import Drawing
+from headstart.reports.style import FigureSpec
 from headstart.statistics.verdicts import Difference, decide, power
 from headstart.studies.comparisons import BOTH, What, accuracies, over
 from headstart.studies.evidence import Claim, Evidence, Result, Table, foreseen, gained, percent, spoken, worse_off
@@ -79,7 +79,7 @@ def centralized(setting: Setting, runs: Runs, name: str, target: float) -> dict[
     steps = max(1, round(batches / setting.looks_per_round))
     made = {}
     for label, optimizer in optimizers(setting)[name].items():
-        stage = Centralized(name, optimizer, _most_rounds(setting), steps, setting.batch_size, until=target)
+        stage = Centralized(name, optimizer, _most_rounds(setting), steps, setting.batch_size, stop_at=target)
         experiment = setting.experiment(f"datacenter-{name}", stage)
         made[label] = replace(experiment, evaluate_every=1, evaluation_clients=len(prepared.groups.validation) // 2)
     return made
@@ -129,7 +129,7 @@ def _table(found: Mapping[str, Result], compared: Mapping[str, Mapping[What, Dif
             "–" if name == FEDAVG else f"{100 * compared[name]['personalized'].mean:+.1f}",
             f"{result.items.mean():,.0f}",
             f"{result.ends.mean():.0f}",
-            f"{result.lengths.min()} to {result.lengths.max()}",
+            f"{result.epochs.min()} to {result.epochs.max()}",
         )
         for name, result in found.items()
     ]
@@ -141,7 +141,7 @@ def _table(found: Mapping[str, Result], compared: Mapping[str, Mapping[What, Dif
     return Table("The datacenter beside FedAvg", head, tuple(rows), note)
 
 
-def _figures(found: Mapping[str, Result], compared: Mapping[str, Mapping[What, Difference]]) -> tuple[Drawing, ...]:
+def _figures(found: Mapping[str, Result], compared: Mapping[str, Mapping[What, Difference]]) -> tuple[FigureSpec, ...]:
     length = next(iter(found.values())).curves.shape[2]
     lines = [(name, np.arange(length), result.curves.mean(axis=1)) for name, result in found.items()]
     rows = [(f"FedAvg over {name}: {what}", each) for name, pair in compared.items() for what, each in pair.items()]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from headstart.experiment.experiment import Experiment, Stage
 from headstart.learning.optimizers import Optimizer, Schedule
 from headstart.methods.paper import FedAvg, FedSGD, Reptile
-from headstart.reports.style import Drawing
+from headstart.reports.style import FigureSpec
 from headstart.statistics.verdicts import Difference, difference, power
 from headstart.studies.comparisons import BOTH, Compared, What, accuracies, against, better, claim, over
 from headstart.studies.evidence import Claim, Evidence, Result, Table, foreseen, gained, spoken, worse_off
@@ -227,7 +227,7 @@ def _effect_table(effects: Compared) -> Table:
     return Table("The update and the optimizer, told apart", ("effect",), rows)
 
 
-def _figures(found: Mapping[str, Result], effects: Compared) -> tuple[Drawing, ...]:
+def _figures(found: Mapping[str, Result], effects: Compared) -> tuple[FigureSpec, ...]:
     changes = against(found, NOTHING)
     return (
         forest("finetune", "Change of accuracy by each second stage", "What a second stage changes", changes),

@@ -89,8 +89,8 @@ def _cohorts(prepared: Prepared, count: int) -> tuple[list[Client], np.ndarray]:
     size = min(COHORT, len(able))
     chosen = np.stack([generator.choice(able, size, replace=False) for _ in range(count)])
     # Only their rows go to the device; all cohorts share the block, so that their programs are compiled once.
-    draw = on_device(federation.select(chosen.ravel()))
-    return [draw(places, part) for places in np.arange(chosen.size).reshape(chosen.shape)], sizes[chosen]
+    gather = on_device(federation.select(chosen.ravel()))
+    return [gather(places, part) for places in np.arange(chosen.size).reshape(chosen.shape)], sizes[chosen]
 
 
 def _params(runs: Runs, prepared: Prepared, experiment: Experiment | None, seed: int) -> Tree:

@@ -7,7 +7,7 @@ import os
 import jax
 import numpy as np
 
-from headstart.reports.style import Drawing
+from headstart.reports.style import FigureSpec
 from headstart.statistics.verdicts import t_interval
 from headstart.studies.evidence import Table, percent
 from headstart.studies.figures import curves
@@ -106,7 +106,7 @@ def share_interval(values: np.ndarray) -> str:
     return f"{percent(float(values.mean()))} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def figures(measured: Measured) -> tuple[Drawing, ...]:
+def figures(measured: Measured) -> tuple[FigureSpec, ...]:
     """Shares and cosines against K, and the cosine of MAML and FOMAML."""
     found = parts(measured.products)
     steps = np.arange(1, found.fomaml_share.shape[-1] + 1)

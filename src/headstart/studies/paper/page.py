@@ -64,7 +64,9 @@ def write_page(
     took, if that is known.
     """
     pictures = {
-        (federation, evidence.name): [draw(federation, evidence, drawing, out) for drawing in evidence.drawings]
+        (federation, evidence.name): [
+            draw(federation, evidence, figure_spec, out) for figure_spec in evidence.figure_specs
+        ]
         for federation, evidences in found.items()
         for evidence in evidences
     }

@@ -19,9 +19,9 @@ import numpy as np
 import optax
 
 from headstart.data.federation import Array, Client, Tree
-from headstart.learning.local_sgd import Descent, batch, step_keys
+from headstart.learning.local_sgd import LocalSGD, batch, step_keys
 from headstart.learning.method import ClientUpdate
-from headstart.learning.parallel import over_clients
+from headstart.learning.parallel import map_reduce_clients
 from headstart.learning.rounds import client_key, round_key, seed_key
 from headstart.learning.tasks import Task, add
 from headstart.methods.paper import FOMAML, MAML, FedSGD, Reptile
@@ -46,12 +46,12 @@ class Local:
 
     def gradients(self, params: Tree, client: Client, key: Array, *, count: int) -> Tree:
         """g_1 … g_count, each at its own iterate: a tree of `[count, ...]`."""
-        descent = Descent(self.task, self.model, optax.sgd(self.learning_rate), self.batch_size)
+        local_sgd = LocalSGD(self.task, self.model, optax.sgd(self.learning_rate), self.batch_size)
 
         def one(params: Tree, number: Array) -> tuple[Tree, Tree]:
             order_key, model_key = step_keys(key, number)
             examples = batch(client, number, order_key, batch_size=self.batch_size)
-            gradient, (params, _) = descent.gradient(examples, params, model_key)
+            gradient, (params, _) = local_sgd.gradient(examples, params, model_key)
             return jax.tree.map(lambda p, g: p - self.learning_rate * g, params, gradient), gradient
 
         return jax.lax.scan(one, params, jnp.arange(count))[1]
@@ -87,7 +87,7 @@ def _mean(of: Callable[[Tree, Client, Array], Tree], params: Tree, clients: Clie
 
     shapes = jax.eval_shape(of, params, clients.at(0), key)
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = over_clients(one, (params, key), zero, clients)
+    total, _ = map_reduce_clients(one, (params, key), zero, clients)
     return jax.tree.map(lambda leaf: leaf / clients.size.shape[0], total)
 
 
@@ -163,7 +163,7 @@ def identity_errors(local: Local, params: Tree, clients: Client, key: Array, *, 
         steps = jax.tree.map(lambda leaf: rate * leaf, gradients)
         return carry, distances(deltas, fedsgd, terms, steps, lengths)
 
-    return over_clients(one, (params, key), (), clients)[1]
+    return map_reduce_clients(one, (params, key), (), clients)[1]
 
 
 def distances(deltas: Tree, fedsgd: Tree, terms: Tree, steps: Tree, lengths: Sequence[int]) -> Array:

@@ -34,7 +34,7 @@ def reproduce(
     data: Sequence[str] = ("glyphs",),
     out: str | os.PathLike[str] = "reproduction",
     processes: int = 1,
-    tell: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Path:
     """Run studies on federations and write one report of them all; what is finished in `out` is not run again.
 
@@ -53,7 +53,7 @@ def reproduce(
     settings = {name: setting_of(scale, source, {}) for name, source in _named(data).items()}
     out = Path(out)
     runs = {
-        name: Runs(out / "runs" / name, seeds=setting.seeds, processes=processes, tell=tell)
+        name: Runs(out / "runs" / name, seeds=setting.seeds, processes=processes, log=log)
         for name, setting in settings.items()
     }
     found: dict[str, list[Evidence]] = {name: [] for name in settings}
@@ -61,11 +61,11 @@ def reproduce(
     for study in chosen:
         for name, setting in settings.items():
             if _kind(setting) in study.kinds:
-                tell(f"{study.name} on {name}")
+                log(f"{study.name} on {name}")
                 try:
                     found[name].append(study.ask(setting, runs[name]))
                 except DivergedError as error:
-                    tell(f"{study.name} on {name} is left out: {error}")
+                    log(f"{study.name} on {name} is left out: {error}")
                     continue
                 # After every study, so that what is known can be read while the others run.
                 page = _write(found, out, scale, _command(names, scale, data, out))

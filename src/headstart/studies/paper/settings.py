@@ -12,7 +12,7 @@ from typing import Any
 
 from headstart.data.load import load
 from headstart.errors import UserError
-from headstart.experiment.experiment import Data, Imported
+from headstart.experiment.experiment import Data, ModelSpec
 from headstart.experiment.loading import placed
 from headstart.learning.tasks import Classification, NextCharacter
 from headstart.studies.paper.study import Setting
@@ -22,7 +22,7 @@ SCALES = ("smoke", "small", "full")
 _SMOKE = Setting(
     scale="smoke",
     data=Data("glyphs", {"writers": 24, "examples": 30}, train=0.5, validation=0.2),
-    model=Imported("mlp", {"widths": [8]}),
+    model=ModelSpec("mlp", {"widths": [8]}),
     task=Classification(),
     client_rates=(0.05,),
     epochs=(1, 2),
@@ -37,7 +37,7 @@ _SMOKE = Setting(
     local_epochs=2,
     steps=3,
     cohort=3,
-    length=2,
+    personal_epochs=2,
     evaluate_every=2,
     evaluation_clients=5,
     adam_rates=(1e-2,),
@@ -50,7 +50,7 @@ _GLYPHS = {"writers": 900, "humps": (30, 60), "test_fraction": 0.35}
 _SMALL = Setting(
     scale="small",
     data=Data("glyphs", _GLYPHS, train=0.33, validation=0.11, seed=1),
-    model=Imported("mlp", {"widths": [100]}),
+    model=ModelSpec("mlp", {"widths": [100]}),
     task=Classification(),
     client_rates=(0.01, 0.02, 0.05, 0.1),
     epochs=(2, 5, 10, 20),
@@ -62,7 +62,7 @@ _SMALL = Setting(
     spread_seeds=10,
     tuning_seeds=3,
     target=None,
-    length=10,
+    personal_epochs=10,
 )
 
 # Real writers have hundreds of examples; a share of them leaves some with few and some with many.
@@ -71,28 +71,28 @@ _SMALL_IMAGES = replace(_SMALL, data=Data(train=0.43, validation=0.1, seed=1, ad
 _SMALL_TEXT = replace(
     _SMALL,
     data=Data(train=0.6, validation=0.05, seed=1, adapt_examples=0.25),
-    model=Imported("char_lstm", {"width": 64, "layers": 1}),
+    model=ModelSpec("char_lstm", {"width": 64, "layers": 1}),
     task=NextCharacter(),
     client_rates=(0.5, 1.0),
     personal_factors=(1.0, 0.1),
     batch_size=10,
     local_epochs=2,
     steps=10,
-    length=5,
+    personal_epochs=5,
     looks_per_round=2,
     most_seeds=5,
     tuning_seeds=2,
 )
 
 _SMOKE_TEXT = replace(
-    _SMOKE, data=Data(adapt_examples=3), model=Imported("char_lstm", {"width": 4, "layers": 1}), task=NextCharacter()
+    _SMOKE, data=Data(adapt_examples=3), model=ModelSpec("char_lstm", {"width": 4, "layers": 1}), task=NextCharacter()
 )
 
 _FULL_TEXT = replace(
     _SMALL_TEXT,
     scale="full",
     data=Data(train=0.8, validation=0.05),
-    model=Imported("char_lstm"),
+    model=ModelSpec("char_lstm"),
     rounds=300,
     more_rounds=100,
 )
@@ -101,7 +101,7 @@ _FULL = replace(
     _SMALL,
     scale="full",
     data=Data("emnist", train=2500, validation=100),
-    model=Imported("cnn"),
+    model=ModelSpec("cnn"),
     client_rates=(0.02,),
     rounds=500,
     more_rounds=100,
@@ -125,7 +125,7 @@ def setting_of(scale: str, source: str, options: Mapping[str, Any]) -> Setting:
     if source == _SMALL.data.source:
         base = {"smoke": _SMOKE, "small": _SMALL, "full": _FULL_GLYPHS}[scale]
         return replace(base, data=replace(base.data, options={**base.data.options, **options}))
-    kind = load(source, **options).facts.get("kind", "features")
+    kind = load(source, **options).metadata.get("kind", "features")
     if kind not in ("image", "text"):
         raise UserError(f"{source} holds {kind}; the paper's claims are tested on images and on text")
     tables = {"image": (_SMOKE, _SMALL_IMAGES, _FULL), "text": (_SMOKE_TEXT, _SMALL_TEXT, _FULL_TEXT)}

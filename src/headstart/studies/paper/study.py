@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
-from headstart.experiment.experiment import Centralized, Data, Experiment, Imported, Stage
+from headstart.experiment.experiment import Centralized, Data, Experiment, ModelSpec, Stage
 from headstart.learning.method import ClientUpdate, Weighting
 from headstart.learning.optimizers import Optimizer
 from headstart.learning.personalization import Personalization
@@ -29,7 +29,7 @@ class Setting:
     seeds: of what is compared; most_seeds: of claims 2 and 3, which want a difference of a point decided;
         spread_seeds: of Table 1.
     tuning_seeds: of every run that only chooses.
-    length: of personalization, in epochs, at most.
+    personal_epochs: of personalization, at most.
     looks_per_round: how often a centralized model is evaluated on what is one round of FedAvg, so that it hardly
         overshoots its target.
     target: the accuracy whose round Table 1 tells; None: nine tenths of the initial accuracy that FedAvg came to on
@@ -38,7 +38,7 @@ class Setting:
 
     scale: str
     data: Data
-    model: Imported
+    model: ModelSpec
     task: Task
     client_rates: tuple[float, ...]
     epochs: tuple[int, ...]
@@ -54,7 +54,7 @@ class Setting:
     steps: int = 10
     cohort: int = 10
     batch_size: int = 20
-    length: int = 5
+    personal_epochs: int = 5
     evaluate_every: int = 10
     evaluation_clients: int = 30
     looks_per_round: int = 10
@@ -99,7 +99,7 @@ class Setting:
             self.data,
             self.model,
             self.task,
-            Personalization(Optimizer("sgd", rate), self.batch_size, self.length),
+            Personalization(Optimizer("sgd", rate), self.batch_size, self.personal_epochs),
             evaluate_every=self.evaluate_every if watch else 0,
             evaluation_clients=self.evaluation_clients if watch else 0,
             start=start,

@@ -138,8 +138,8 @@ def rounds_to(result: Result, target: float) -> np.ndarray:
 
 
 def _both(result: Result, values: np.ndarray) -> np.ndarray:
-    """`[2, seeds, evaluations]` of `[seeds, evaluations, length + 1]`: initial, and at the chosen number of epochs."""
-    return np.stack([values[:, :, 0], np.take_along_axis(values, result.lengths[:, None, None], axis=2)[:, :, 0]])
+    """`[2, seeds, evaluations]` of `[seeds, evaluations, epochs + 1]`: initial, and at the chosen number of epochs."""
+    return np.stack([values[:, :, 0], np.take_along_axis(values, result.epochs[:, None, None], axis=2)[:, :, 0]])
 
 
 def _first(curves: np.ndarray, rounds: np.ndarray, target: float) -> np.ndarray:
@@ -229,7 +229,7 @@ def _measured(values: np.ndarray) -> str:
 
 
 def _lengths(result: Result) -> str:
-    low, high = result.lengths.min(), result.lengths.max()
+    low, high = result.epochs.min(), result.epochs.max()
     return f"{low}" if low == high else f"{low} to {high}"
 
 

@@ -8,7 +8,7 @@ from headstart.experiment.experiment import Experiment
 from headstart.learning.method import ClientUpdate, Weighting
 from headstart.learning.optimizers import Optimizer
 from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD, Reptile
-from headstart.reports.style import Drawing
+from headstart.reports.style import FigureSpec
 from headstart.studies.comparisons import accuracies, against, better, claim
 from headstart.studies.evidence import Claim, Evidence, Result, Table
 from headstart.studies.figures import forest
@@ -115,7 +115,7 @@ def _table(title: str, found: Mapping[str, Result]) -> Table:
     return Table(title, ("update", "rounds", "initial", "personalized", "trained on"), rows)
 
 
-def _figure(name: str, title: str, reference: str, found: Mapping[str, Result]) -> Drawing:
+def _figure(name: str, title: str, reference: str, found: Mapping[str, Result]) -> FigureSpec:
     rows = against(found, reference)
     return forest(name, f"{title}: the updates against {reference}", f"{title}, against {reference}", rows)
 
