@@ -21,7 +21,7 @@ from headstart.experiment.loading import read
 from headstart.methods import FedRep, Scaffold
 from headstart.runs.checkpoint import read_arrays
 from headstart.runs.directory import read_json
-from headstart.runs.results import read_runs
+from headstart.runs.reading import open_runs
 from headstart.studies.runner import Runs
 
 BEFORE = Path(__file__).parent / "before"
@@ -75,7 +75,7 @@ def test_a_finished_run_is_not_run_again(before):
 
 
 def test_a_finished_run_reports_what_it_did(before):
-    (found,) = read_runs([before / "finished"])
+    (found,) = open_runs([before / "finished"])
     report = read_json(before / "finished" / "seed-1" / "stage-1.json")
     outcome = found.stage_results[1]
     assert outcome.seeds == (0, 1) and outcome.reports[1] == report

@@ -19,7 +19,7 @@ def finished(tmp_path_factory) -> tuple[Path, Path]:
     """A federation file, and a finished run on it."""
     folder = tmp_path_factory.mktemp("finished")
     data = federation_file(folder / "small.npz")
-    assert run(experiment(data), folder / "run")
+    assert run(experiment(data), folder / "run").finished
     return data, folder / "run"
 
 

@@ -66,7 +66,7 @@ def finished(tmp_path_factory) -> tuple[Path, Path, Path]:
     """A federation file, a finished run on it, and its artifact."""
     folder = tmp_path_factory.mktemp("finished")
     data = federation_file(folder / "small.npz")
-    assert run(first_stage_only(experiment(data)), folder / "run", options=Options(devices=1))
+    assert run(first_stage_only(experiment(data)), folder / "run", options=Options(devices=1)).finished
     export_run(folder / "run", folder / "artifact")
     return data, folder / "run", folder / "artifact"
 

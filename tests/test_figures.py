@@ -16,12 +16,13 @@ from headstart.reports import page as report
 from headstart.reports.client_figures import HEXAGONS_FROM
 from headstart.reports.figures import figure_specs, left_out
 from headstart.reports.style import DARK, LIGHT, Theme, render
-from headstart.runs.results import gains, read_runs
+from headstart.runs.reading import open_runs
+from headstart.runs.results import gains
 from made_runs import EPOCHS, ROUNDS, experiment, write_run
 
 
 def figure(runs: list[Path], name: str, theme: Theme = LIGHT) -> Any:
-    return next(figure_spec for figure_spec in figure_specs(read_runs(runs)) if figure_spec.name == name).draw(theme)
+    return next(figure_spec for figure_spec in figure_specs(open_runs(runs)) if figure_spec.name == name).draw(theme)
 
 
 def test_a_report_leaves_every_figure_light_and_dark(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_a_report_leaves_every_figure_light_and_dark(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["text", "features"])
 def test_other_tasks_have_all_figures_but_pictures(tmp_path: Path, kind: str) -> None:
-    made = figure_specs(read_runs([write_run(tmp_path / "run", kind=kind)]))
+    made = figure_specs(open_runs([write_run(tmp_path / "run", kind=kind)]))
     assert [figure_spec.name for figure_spec in made] == ["rounds", "personalization", "clients", "gains"]
     for figure_spec in made:
         png, width = render(figure_spec, DARK)
@@ -62,7 +63,7 @@ def test_the_curves_against_rounds_are_those_of_the_log(tmp_path: Path) -> None:
 def test_several_seeds_make_a_band_from_the_lowest_to_the_highest(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", seeds=3)
     axes = figure([run], "rounds").axes[0]
-    history = read_runs([run])[0].history
+    history = open_runs([run])[0].history
     assert history.initial.shape == (3, len(history.rounds))
     band = axes.collections[0].get_paths()[0].vertices
     np.testing.assert_allclose(
@@ -99,7 +100,7 @@ def test_every_client_is_a_point_and_those_made_worse_are_marked(tmp_path: Path,
 
 def test_many_clients_become_hexagons(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", clients=HEXAGONS_FROM + 1, stages=1)
-    made = {figure_spec.name: figure_spec for figure_spec in figure_specs(read_runs([run]))}
+    made = {figure_spec.name: figure_spec for figure_spec in figure_specs(open_runs([run]))}
     panel: Any = made["clients"].draw(LIGHT).axes[0]
     assert sum(panel.collections[1].get_array()) == HEXAGONS_FROM + 1
     assert len(render(made["clients"], DARK)[0]) < 200_000
@@ -130,7 +131,7 @@ def test_clients_without_finite_values_are_left_out_and_counted(tmp_path: Path, 
         arrays = dict(file)
     arrays["test/mean squared error/sums"][:clients, 1:] = value
     np.savez(path, **arrays)
-    read = read_runs([run])
+    read = open_runs([run])
     assert left_out(read) == [f"The figures leave out {clients} clients of FedAvg: a value is not finite."]
     made = {figure_spec.name: figure_spec.draw(LIGHT) for figure_spec in figure_specs(read)}
     assert ("gains" in made) == (clients == 2)
@@ -154,12 +155,12 @@ def test_several_runs_are_overlaid_and_get_a_panel_each(tmp_path: Path) -> None:
 def test_drawing_leaves_the_settings_of_matplotlib_alone_and_takes_any_name(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     run = write_run(tmp_path / "run", of=experiment("$x_ 初期 <b>"), until=20, stages=0)
-    for figure_spec in figure_specs(read_runs([run, write_run(tmp_path / "other")])):
+    for figure_spec in figure_specs(open_runs([run, write_run(tmp_path / "other")])):
         render(figure_spec, LIGHT)
     assert dict(matplotlib.rcParams) == before
 
 
 def test_the_same_files_give_the_same_picture(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    first, second = (render(figure_specs(read_runs([run]))[1], LIGHT)[0] for _ in range(2))
+    first, second = (render(figure_specs(open_runs([run]))[1], LIGHT)[0] for _ in range(2))
     assert first == second

@@ -31,7 +31,7 @@ from headstart.models.zoo import as_model
 from headstart.runs.checkpoint import read_arrays
 from headstart.runs.directory import read_json
 from headstart.runs.log import read_records
-from headstart.runs.results import read_runs
+from headstart.runs.reading import open_runs
 from headstart.training.sampling import sample
 from headstart.training.seed_run import DivergedError
 from inline_grid import InlineGrid, Node
@@ -164,7 +164,7 @@ def test_a_run_on_nodes_leaves_a_run_folder_that_can_be_reported(tmp_path):
         assert (record["clients"], record["dropped"], record["missing"]) == (4, 0, 0)
         assert record["training"] == {"accuracy": 0.5, "loss": 0.5}
         assert record["sent_bytes"] > 0 < record["received_bytes"]
-    recorded = read_runs([tmp_path])[0]
+    recorded = open_runs([tmp_path])[0]
     assert recorded.reached == {0: 3}
     assert recorded.stage_results[0].reports[0]["test"]["accuracy"]["difference"]["mean"] == pytest.approx(0.2)
 

@@ -63,7 +63,7 @@ def experiment(tmp_path, method, **changes) -> Experiment:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_and_personalizes(name, tmp_path):
-    assert run(experiment(tmp_path, METHODS[name]), tmp_path / "out")
+    assert run(experiment(tmp_path, METHODS[name]), tmp_path / "out").finished
     _, curves = read_curves(tmp_path / "out" / "seed-0" / "stage-0.npz", "test")
     assert np.isfinite(curves.gain).all() and curves.gain.shape[1] == 3
 
@@ -78,7 +78,7 @@ def test_a_run_with_memory_goes_on_with_the_same_bits(method, before, tmp_path):
     if before:
         first = Stage("first", FedAvg(1, 0.1, 4), Optimizer("sgd", 1.0), before, 3)
         plan = replace(plan, stages=(first, *plan.stages))
-    assert run(plan, tmp_path / "whole")
+    assert run(plan, tmp_path / "whole").finished
 
     def on_event(record):
         if record["event"] == "round" and record["round"] == before + 4:
@@ -92,7 +92,7 @@ def test_a_run_with_memory_goes_on_with_the_same_bits(method, before, tmp_path):
         "kept" in name for name in read_arrays(newest)[0]
     )
     newest.write_bytes(newest.read_bytes()[:-100])  # a damaged one is passed over, with what it says of the clients
-    assert run(plan, tmp_path / "parts", options=every)
+    assert run(plan, tmp_path / "parts", options=every).finished
     last = f"stage-{len(plan.stages) - 1}.safetensors"
     ends = [read_arrays(tmp_path / out / "seed-0" / last)[0] for out in ("whole", "parts")]
     assert ends[0].keys() == ends[1].keys()
@@ -105,6 +105,6 @@ def test_what_cannot_be_is_refused(tmp_path):
     after = Stage("then", FedAvg(1, 0.1, 4), Optimizer("sgd", 1.0), 2, 3)
     with pytest.raises(UserError, match="shares more than one model"):
         run(replace(plan, stages=(*plan.stages, after)), tmp_path / "two")
-    assert run(plan, tmp_path / "one")
+    assert run(plan, tmp_path / "one").finished
     with pytest.raises(UserError, match="does not start every client from one model"):
         export_run(tmp_path / "one", tmp_path / "artifact")

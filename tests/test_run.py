@@ -32,7 +32,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert run(experiment(data), out, options=EVERY_ROUND)
+    assert run(experiment(data), out, options=EVERY_ROUND).finished
     return out
 
 
@@ -70,7 +70,7 @@ def test_the_length_of_personalization_comes_from_validation_clients(undisturbed
 def test_the_rate_of_personalization_is_chosen_on_validation_clients_too(data, undisturbed, tmp_path):
     plain = experiment(data)
     recipe = replace(plain.personalization, learning_rates=(1e-6, 0.1))
-    assert run(replace(plain, personalization=recipe), tmp_path)
+    assert run(replace(plain, personalization=recipe), tmp_path).finished
     for stage in (0, 1):
         one, several = (read_json(out / "seed-0" / f"stage-{stage}.json") for out in (undisturbed, tmp_path))
         assert one["test"]["length"] > 0  # so that a rate is told from none
@@ -85,7 +85,7 @@ def test_no_client_is_in_two_groups(undisturbed):
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(data, undisturbed, tmp_path):
-    assert run(experiment(data), tmp_path / "again", seeds=2)
+    assert run(experiment(data), tmp_path / "again", seeds=2).finished
     assert_same_bits(final_parameters(undisturbed), final_parameters(tmp_path / "again"))
     other = final_parameters(tmp_path / "again", seed=1)
     assert any(np.any(other[name] != value) for name, value in final_parameters(undisturbed).items())
@@ -93,17 +93,17 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(data, undis
 
 def test_a_finished_run_is_not_run_again(data, undisturbed):
     before = (undisturbed / "seed-0" / "metrics.jsonl").stat().st_mtime_ns
-    assert run(experiment(data), undisturbed)
+    assert run(experiment(data), undisturbed).finished
     assert (undisturbed / "seed-0" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
 def test_a_federation_too_large_for_the_device_gives_the_same_bits(data, undisturbed, tmp_path):
-    assert run(experiment(data), tmp_path, options=Options(device_bytes=0))
+    assert run(experiment(data), tmp_path, options=Options(device_bytes=0)).finished
     assert_same_bits(final_parameters(undisturbed), final_parameters(tmp_path))
 
 
 def test_lanes_change_nothing_but_rounding(data, undisturbed, tmp_path):
-    assert run(experiment(data), tmp_path, options=Options(lanes=2))
+    assert run(experiment(data), tmp_path, options=Options(lanes=2)).finished
     for name, value in final_parameters(tmp_path).items():
         np.testing.assert_allclose(value, final_parameters(undisturbed)[name], atol=1e-4)
 
@@ -126,7 +126,7 @@ def experiment_file(whole, folder: Path) -> Path:
 
 def test_killed_ten_times_at_random_moments_it_ends_with_the_same_bits(data, tmp_path):
     whole = experiment(data, rounds=(14, 40))
-    assert run(whole, tmp_path / "undisturbed")
+    assert run(whole, tmp_path / "undisturbed").finished
     file, out, generator = experiment_file(whole, tmp_path), tmp_path / "killed", np.random.default_rng(7)
     kills, rounds_at_kill = 0, []
     for _ in range(40):
@@ -157,7 +157,7 @@ def test_killed_ten_times_at_random_moments_it_ends_with_the_same_bits(data, tmp
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
     whole = experiment(data, rounds=(30, 10))
-    assert run(whole, tmp_path / "undisturbed")
+    assert run(whole, tmp_path / "undisturbed").finished
     file, out = experiment_file(whole, tmp_path), tmp_path / "interrupted"
     process = start(file, out)
     assert process.stdout is not None
@@ -179,13 +179,13 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
 def damaged_and_resumed(whole, out: Path, damage) -> list[str]:
     """Run the first stage, damage its newest state, then run the whole; returns the notes on the way."""
     half = first_stage_only(whole)
-    assert run(half, out, options=EVERY_ROUND)
+    assert run(half, out, options=EVERY_ROUND).finished
     for path in out.glob("seed-0/stage-0.*"):
         path.unlink()
     newest = sorted((out / "seed-0" / "checkpoints").glob("*"))[-1]
     damage(newest)
     notes = []
-    assert run(half, out, on_event=lambda record: notes.append(record.get("text", "")))
+    assert run(half, out, on_event=lambda record: notes.append(record.get("text", ""))).finished
     return [note for note in notes if note]
 
 
@@ -235,7 +235,7 @@ def test_two_runs_cannot_write_one_folder(data, undisturbed):
 def test_data_that_changed_behind_the_same_path_are_another_run(tmp_path):
     whole = experiment(federation_file(tmp_path / "data.npz"))
     whole = first_stage_only(whole)
-    assert run(whole, tmp_path / "out")
+    assert run(whole, tmp_path / "out").finished
     federation_file(tmp_path / "data.npz", seed=1)
     with pytest.raises(UserError, match="have changed since"):
         run(whole, tmp_path / "out")
@@ -286,19 +286,19 @@ def test_a_full_disk_leaves_what_was_saved_and_the_run_goes_on_later(data, undis
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert not [path for path in tmp_path.rglob(".*") if path.is_file() and path.name != ".lock"]
-    assert run(experiment(data), tmp_path / "out")
+    assert run(experiment(data), tmp_path / "out").finished
     assert_same_bits(final_parameters(undisturbed), final_parameters(tmp_path / "out"))
 
 
 def test_the_datacenter_baseline_runs_behind_the_same_contract(data, tmp_path):
     pooled = Centralized("datacenter", Optimizer("sgd", 0.1), rounds=8, steps=20, batch_size=4)
     whole = replace(experiment(data), stages=(pooled,), evaluate_every=4)
-    assert run(whole, tmp_path)
+    assert run(whole, tmp_path).finished
     report = read_json(tmp_path / "seed-0" / "stage-0.json")
     assert report["test"]["accuracy"]["initial"]["mean"] > 0.6
 
 
 def test_without_validation_clients_the_whole_length_is_used(data, tmp_path):
     whole = first_stage_only(experiment(data))
-    assert run(replace(whole, data=replace(whole.data, validation=0.0)), tmp_path)
+    assert run(replace(whole, data=replace(whole.data, validation=0.0)), tmp_path).finished
     assert read_json(tmp_path / "seed-0" / "stage-0.json")["test"]["length"] == whole.personalization.epochs

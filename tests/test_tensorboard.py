@@ -11,7 +11,7 @@ from small import experiment, federation_file
 def test_every_metric_of_the_log_is_an_event_and_the_listener_still_hears_all(tmp_path):
     heard = []
     with also_events(heard.append, tmp_path / "run") as on_event:
-        assert run(experiment(federation_file(tmp_path / "data.npz")), tmp_path / "run", on_event=on_event)
+        assert run(experiment(federation_file(tmp_path / "data.npz")), tmp_path / "run", on_event=on_event).finished
     files = list(Path(tmp_path / "run/seed-0/events").iterdir())
     content = b"".join(path.read_bytes() for path in files)
     for name in ("training/accuracy", "training/loss", "validation/initial_accuracy", "validation/personalized_loss"):

@@ -38,5 +38,9 @@ from .methods.paper import FedSGD as FedSGD
 from .methods.paper import Reptile as Reptile
 from .models.zoo import Model as Model
 from .models.zoo import as_model as as_model
+from .reports.report import report as report
+from .runs.reading import open_run as open_run
+from .runs.run import Run as Run
 from .statistics.clients import summarize as summarize
 from .training.run import run as run
+from .training.seed_run import Options as Options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -57,6 +58,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write the folder {path}: {error.strerror or error}; choose another") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def file_name(text: str) -> str:
+    """A text as one that suits a file: what it may not hold becomes a hyphen."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-.") or "run"
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -123,7 +123,7 @@ def _run(
     from headstart.reports.tables import print_rows, rows
     from headstart.training import cluster
     from headstart.training.display import Follower, shown
-    from headstart.training.run import run
+    from headstart.training.run import run_into, to_all
 
     console = Console()
     follower = Follower(rounds=sum(s.rounds for s in experiment.stages), seeds=seeds, first_seed=experiment.seed)
@@ -132,12 +132,8 @@ def _run(
         if cluster.is_first():
             show = stack.enter_context(shown(console, follower, f"{experiment.name} → {out}"))
             listeners.append(stack.enter_context(also_events(show, out)) if tensorboard else show)
-
-        def on_event(record: Any) -> None:
-            for hear in listeners:
-                hear(record)
-
-        finished = run(
+        on_event = to_all(listeners)
+        finished = run_into(
             experiment, out, seeds=seeds, options=options, on_event=on_event, allowed_modules=allowed_modules
         )
     if not cluster.is_first():

@@ -6,7 +6,6 @@ import csv
 import io
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,8 +19,6 @@ from headstart.data.federation import Client, Federation, Tree
 from headstart.data.load import load as load_data
 from headstart.devices import all_devices, device_count
 from headstart.errors import UserError
-from headstart.experiment.experiment import Experiment
-from headstart.experiment.loading import read
 from headstart.experiment.setup import build_model, check_fit
 from headstart.files import write_bytes, write_json
 from headstart.learning.method import Method
@@ -31,12 +28,13 @@ from headstart.learning.rounds import client_key, personal_key, seed_key
 from headstart.learning.tasks import Task
 from headstart.models.zoo import Model
 from headstart.runs import checkpoint
-from headstart.runs.directory import read_json, seed_folders
+from headstart.runs.reading import open_run
+from headstart.runs.run import Run
 from headstart.statistics.clients import summarize
 
 
 def personalize_run(
-    run: str | os.PathLike[str],
+    run: Run | str | os.PathLike[str],
     source: str,
     out: str | os.PathLike[str],
     *,
@@ -57,16 +55,16 @@ def personalize_run(
     Raises:
         UserError: if the run is not finished, or the data do not suit its model.
     """
-    run, out = Path(run), Path(out)
-    experiment, params_path, report = finished(run, allowed_modules=allowed_modules)
-    federation = _as_trained(read_json(run / "federation.json")["facts"], source, dict(options or {}))
+    run, out = open_run(run, allowed_modules=allowed_modules), Path(out)
+    experiment, seed = run.personal_experiment(), run.report()["seed"]
+    federation = _as_trained(run.metadata, source, dict(options or {}))
     assert experiment.model is not None and experiment.task is not None
     model, task = build_model(experiment.model, federation, allowed_modules=allowed_modules), experiment.task
     check_fit(task, model, federation)
-    root = seed_key(report["seed"])
+    root = seed_key(seed)
     method = experiment.stages[-1].method
-    params = _params(model, params_path, root, method)
-    count = chosen_epochs(experiment, report) if epochs is None else epochs
+    params = _params(model, run.params_path(seed), root, method)
+    count = run.chosen_epochs(seed) if epochs is None else epochs
     recipe = experiment.personalization.at_most(count)
     mesh = all_devices(devices)
     gather, key = on_device(federation, mesh=mesh), personal_key(root)
@@ -77,34 +75,6 @@ def personalize_run(
     write_bytes(out / "clients.csv", _csv(federation, curves, task, count))
     write_json(out / "summary.json", summary)
     return summary, task
-
-
-def finished(run: Path, *, allowed_modules: Collection[str] = ()) -> tuple[Experiment, Path, dict[str, Any]]:
-    """The experiment of a run, and of its first seed the last stage's initial model and report.
-
-    Of the rates of personalization that the experiment tried only the chosen one is left in it.
-
-    Raises:
-        UserError: if the folder is no run folder, or the run did not come to its end.
-    """
-    experiment = read(read_json(run / "experiment.json"), allowed_modules=allowed_modules)
-    last = f"stage-{len(experiment.stages) - 1}"
-    for folder in seed_folders(run):
-        if (folder / f"{last}.json").exists():
-            report, recipe = read_json(folder / f"{last}.json"), experiment.personalization
-            if recipe.learning_rates:
-                experiment = replace(experiment, personalization=recipe.with_learning_rate(report["personal_rate"]))
-            return experiment, folder / f"{last}.safetensors", report
-    raise UserError(f"{run} is not finished; repeat its `headstart run` command to go on with it")
-
-
-def chosen_epochs(experiment: Experiment, report: Mapping[str, Any]) -> int:
-    """The epochs of personalization that a stage's validation clients chose; without any, the largest.
-
-    report: the stage's `stage-n.json`, which may lack either group.
-    """
-    chosen = [report[group]["length"] for group in ("validation", "test") if group in report]
-    return int(chosen[0]) if chosen else experiment.personalization.most
 
 
 def _as_trained(trained: Mapping[str, Any], source: str, options: dict[str, Any]) -> Federation:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,8 +24,7 @@ import jax
 import numpy as np
 
 from headstart._version import __version__
-from headstart.data.federation import Federation, Tree, from_arrays, named
-from headstart.deploy.adapt import chosen_epochs, finished
+from headstart.data.federation import Tree, named
 from headstart.deploy.card import describe_run, markdown
 from headstart.deploy.programs import (
     CAPACITIES,
@@ -40,14 +38,15 @@ from headstart.deploy.programs import (
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.serialization import to_json
-from headstart.experiment.setup import build_model, check_fit
+from headstart.experiment.setup import check_fit
 from headstart.files import whole_folder, write_bytes, write_json
 from headstart.learning.personalization import EVALUATION_BATCH
 from headstart.learning.rounds import personal_key, seed_key
 from headstart.learning.tasks import Classification, NextCharacter, Task
 from headstart.models.zoo import Model
 from headstart.runs import checkpoint
-from headstart.runs.directory import read_json
+from headstart.runs.reading import open_run
+from headstart.runs.run import Run
 
 FORMAT = 1
 PARAMETERS = "parameters.safetensors"
@@ -62,7 +61,8 @@ ARGUMENTS = {
 class Source(NamedTuple):
     """What of a run an artifact is made from.
 
-    report: the last stage's, of its first seed. metadata: of the run's federation.
+    report: the last stage's, of its first seed. metadata: of the run's federation. epochs: of
+    personalization, as validation clients chose them.
     """
 
     experiment: Experiment
@@ -72,6 +72,7 @@ class Source(NamedTuple):
     like: Like
     report: Mapping[str, Any]
     metadata: Mapping[str, Any]
+    epochs: int
 
 
 def export_run(
@@ -91,7 +92,7 @@ def export_run(
     """
     run, out, chosen = Path(run), Path(out), check_platforms(platforms)
     with whole_folder(out) as folder:
-        source = read_source(run, allowed_modules=allowed_modules)
+        source = read_source(open_run(run, allowed_modules=allowed_modules))
         card = describe_run(run, source.experiment, source.report)
         contents = programs(source, chosen)
         for name, content in contents.items():
@@ -104,42 +105,23 @@ def export_run(
         return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
 
 
-def read_source(run: Path, *, allowed_modules: Collection[str] = ()) -> Source:
+def read_source(run: Run) -> Source:
     """A finished run's model, task and parameters; its data need not be there, a few kept examples will do.
 
     Raises:
         UserError: if the run is not finished or its model cannot be built.
     """
-    experiment, params_path, report = finished(run, allowed_modules=allowed_modules)
+    experiment, report = run.personal_experiment(), run.report()
     if not experiment.stages[-1].method.is_single_model:
         raise UserError(
             f"the method of stage {experiment.stages[-1].name!r} does not start every client from one model, which is"
             " all that an artifact holds; export a run of another method"
         )
-    metadata = read_json(run / "federation.json")["facts"]
-    samples = _samples(run, metadata)
-    assert experiment.model is not None and experiment.task is not None
-    model = build_model(experiment.model, samples, allowed_modules=allowed_modules)
-    check_fit(experiment.task, model, samples)
-    shapes = jax.eval_shape(model.init, seed_key(report["seed"]))
-    params = checkpoint.read(params_path, shapes).tree
-    like = Like(shapes, *samples.example())
-    return Source(experiment, experiment.task, model, params, like, report, metadata)
-
-
-def _samples(run: Path, metadata: Mapping[str, Any]) -> Federation:
-    """The examples that a run keeps of one of its test clients, as a federation of it alone."""
-    path = run / "samples.npz"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            places = [name[1:] for name in arrays.files if name.startswith("x")]
-            most = max(places, key=lambda place: len(arrays[f"x{place}"]))
-            x, y = arrays[f"x{most}"], arrays[f"y{most}"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"cannot read the examples in {path} ({error}); a run keeps some if x and y are one array each"
-        ) from error
-    return from_arrays("samples", ["sample"], np.array([[len(x), 0]]), x, y, metadata=metadata)
+    initial, examples = run.initial_model(), run.example_federation
+    check_fit(run.task, run.model, examples)
+    shapes = jax.eval_shape(run.model.init, seed_key(report["seed"]))
+    like = Like(shapes, *examples.example())
+    return Source(experiment, run.task, run.model, initial.params, like, report, run.metadata, run.chosen_epochs())
 
 
 def programs(source: Source, platforms: Collection[str]) -> dict[str, bytes]:
@@ -198,7 +180,7 @@ def _recipe(source: Source) -> dict[str, Any]:
         "learning_rate": optimizer.learning_rate,
         "options": dict(optimizer.options),
         "batch_size": recipe.batch_size,
-        "length": chosen_epochs(source.experiment, source.report),
+        "length": source.epochs,
         "unit": recipe.unit,
         "method": to_json(getattr(source.experiment.stages[-1], "update", None)),
     }

@@ -34,17 +34,24 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    experiment: Experiment, *, allowed_modules: Collection[str] = (), earlier: Prepared | None = None
+    experiment: Experiment,
+    *,
+    allowed_modules: Collection[str] = (),
+    earlier: Prepared | None = None,
+    federation: Federation | None = None,
+    model: Any = None,
 ) -> Prepared:
     """Load the data, split the clients, build the model; what can be wrong beforehand is found here.
 
     earlier: another experiment with the same data, model and task, prepared; they are not made again.
+    federation, model: in place of those that the experiment names; a model is anything that `as_model` takes.
 
     Raises:
         UserError: if a setting is out of range, or data, model, task and stages do not fit each other.
     """
     check_stages(experiment)
-    federation = _federation(experiment.data) if earlier is None else earlier.federation
+    experiment = with_objects(experiment, federation, model)
+    federation = earlier.federation if earlier is not None else _federation(experiment.data, federation)
     experiment = suited(experiment, federation)
     data = experiment.data
     groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
@@ -56,13 +63,48 @@ def prepare(
             )
     _check_targets(experiment, len(groups.validation))
     assert experiment.model is not None and experiment.task is not None
-    model = (
-        build_model(experiment.model, federation, allowed_modules=allowed_modules) if earlier is None else earlier.model
-    )
-    check_fit(experiment.task, model, federation)
+    if earlier is not None:
+        built = earlier.model
+    elif in_memory(experiment.model):
+        built = _given_model(model, federation)
+    else:
+        built = build_model(experiment.model, federation, allowed_modules=allowed_modules)
+    check_fit(experiment.task, built, federation)
     for stage in experiment.stages:
-        jax.eval_shape(partial(_bring, stage.method, model))
-    return Prepared(experiment, experiment.task, model, federation, groups)
+        jax.eval_shape(partial(_bring, stage.method, built))
+    return Prepared(experiment, experiment.task, built, federation, groups)
+
+
+# What an experiment names in place of a federation or a model that was handed over as an object.
+IN_MEMORY = "in memory"
+
+
+def with_objects(experiment: Experiment, federation: Federation | None, model: Any) -> Experiment:
+    """The experiment with what was handed over as an object told by its name.
+
+    model: a name or a `ModelSpec` is taken as the experiment's own.
+    """
+    if federation is not None:
+        data = replace(experiment.data, source=IN_MEMORY, options={"name": federation.name})
+        experiment = replace(experiment, data=data)
+    if isinstance(model, str | ModelSpec):
+        return replace(experiment, model=ModelSpec(model) if isinstance(model, str) else model)
+    if model is None:
+        return experiment
+    kind = model if isinstance(model, type) else type(model)
+    return replace(experiment, model=ModelSpec(IN_MEMORY, {"name": kind.__qualname__}))
+
+
+def in_memory(model: ModelSpec) -> bool:
+    """Whether the model was handed over as an object, and must be again."""
+    return model.path == IN_MEMORY
+
+
+def _given_model(model: Any, federation: Federation) -> Model:
+    if model is None:
+        raise UserError("the experiment's model was given in memory; give it again as model=")
+    x, _ = federation.example()
+    return as_model(model, jax.tree.map(lambda leaf: as_input(jnp.asarray(leaf[:1])), x))
 
 
 def _bring(method: Method, model: Model) -> Tree:
@@ -72,8 +114,10 @@ def _bring(method: Method, model: Model) -> Tree:
     return method.init_server(params), method.init_client_state(params)
 
 
-def _federation(data: Data) -> Federation:
-    federation = load_data(data.source, **data.options)
+def _federation(data: Data, given: Federation | None) -> Federation:
+    if given is None and data.source == IN_MEMORY:
+        raise UserError("the experiment's federation was given in memory; give it again as federation=")
+    federation = load_data(data.source, **data.options) if given is None else given
     return federation if data.adapt_examples is None else limited(federation, data.adapt_examples)
 
 

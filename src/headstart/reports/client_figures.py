@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 
 from headstart.reports.style import Theme, axis_name, factor, gain_name, mixed, titled
 from headstart.reports.tables import shown_change, shown_interval
-from headstart.runs.results import Run, StageResult, before_and_after, estimate, finite, gains
+from headstart.runs.results import StageResult, before_and_after, estimate, finite, gains
+from headstart.runs.run import Run
 
 HEXAGONS_FROM = 1500
 

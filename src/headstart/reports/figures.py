@@ -15,7 +15,8 @@ from headstart.learning.tasks import Metric
 from headstart.reports.client_figures import Entry, clients_figure, drawn, gains_figure
 from headstart.reports.style import FigureSpec, Theme, axis_name, factor, series_color, titled
 from headstart.reports.tables import shown
-from headstart.runs.results import Run, client_curves, estimate, finite
+from headstart.runs.results import client_curves, estimate, finite
+from headstart.runs.run import Run
 
 MOST_PANELS = 6
 

@@ -28,11 +28,13 @@ from headstart.reports.tables import (
     shown_interval,
     shown_share,
 )
-from headstart.runs.results import Estimate, Run, before_and_after, estimate, read_runs
+from headstart.runs.reading import open_runs
+from headstart.runs.results import Estimate, before_and_after, estimate
+from headstart.runs.run import Run
 
 
 def write(
-    runs: Sequence[str | os.PathLike[str]],
+    runs: Sequence[Run | str | os.PathLike[str]],
     out: str | os.PathLike[str] | None = None,
     *,
     allowed_modules: Collection[str] = (),
@@ -45,7 +47,7 @@ def write(
     Raises:
         UserError: if a folder is no run folder, or the runs do not measure the same thing.
     """
-    read = read_runs(runs, allowed_modules=allowed_modules)
+    read = open_runs(runs, allowed_modules=allowed_modules)
     names = {run.metric.name for run in read}
     if len(names) != 1:
         raise UserError(
@@ -56,7 +58,7 @@ def write(
     # All that may be damaged is read before the first figure is written.
     samples = _distinct_samples(read)
     imports = [word for module in sorted(allowed_modules) for word in ("--import", module)]
-    command = ["headstart", "report", *map(str, runs), *(["--out", str(out)] if out else []), *imports]
+    command = ["headstart", "report", *(str(run.path) for run in read), *(["--out", str(out)] if out else []), *imports]
     content = (
         _head(read),
         *(paragraph(text, "notice") for text in map(_state, read) if text),

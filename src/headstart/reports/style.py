@@ -81,7 +81,7 @@ def save(figure_spec: FigureSpec, folder: Path, *, themes: Iterable[Theme] = (LI
 def render(figure_spec: FigureSpec, theme: Theme) -> tuple[bytes, int]:
     """A figure as PNG, and the width in CSS pixels it is meant to be seen at."""
     file = io.BytesIO()
-    with matplotlib.rc_context(_style(theme)), warnings.catch_warnings():
+    with matplotlib.rc_context(style(theme)), warnings.catch_warnings():
         # A name may hold characters that the font lacks; a box stands for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = figure_spec.draw(theme)
@@ -94,7 +94,8 @@ def render(figure_spec: FigureSpec, theme: Theme) -> tuple[bytes, int]:
     return file.getvalue(), round(figure.get_figwidth() * 110)
 
 
-def _style(theme: Theme) -> dict[Any, Any]:
+def style(theme: Theme) -> dict[Any, Any]:
+    """The settings of matplotlib that make a theme."""
     plain = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True}
     text = {"font.family": ["DejaVu Sans"], "font.size": 10, "text.parse_math": False, "legend.frameon": False}
     titles = {"axes.titlelocation": "left", "axes.titlesize": 10, "figure.titleweight": "bold", "figure.titlesize": 12}

@@ -13,16 +13,16 @@ from rich.text import Text
 
 from headstart.console import echo
 from headstart.learning.tasks import Metric
+from headstart.runs.reading import open_runs
 from headstart.runs.results import (
     Estimate,
     History,
-    Run,
     StageResult,
     before_and_after,
     estimate,
-    read_runs,
     seed_means,
 )
+from headstart.runs.run import Run
 from headstart.statistics.clients import rounds_to_target
 
 
@@ -94,13 +94,13 @@ class Row(NamedTuple):
     personalized_reached: Reached
 
 
-def rows(runs: Sequence[str | os.PathLike[str]], *, allowed_modules: Collection[str] = ()) -> list[Row]:
+def rows(runs: Sequence[Run | str | os.PathLike[str]], *, allowed_modules: Collection[str] = ()) -> list[Row]:
     """A row for every stage that at least one seed has finished, run after run.
 
     Raises:
         UserError: if a folder is no run folder.
     """
-    return rows_of(read_runs(runs, allowed_modules=allowed_modules))
+    return rows_of(open_runs(runs, allowed_modules=allowed_modules))
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:

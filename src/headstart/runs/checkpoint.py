@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +67,35 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if metadata.get("sha256") != _digest(arrays):
         raise UserError(f"{path} is damaged: its content does not match its checksum; remove it to use the one before")
     return arrays, about
+
+
+def read_tree(path: Path) -> Tree:
+    """The saved tree as dictionaries by name and tuples by number, whatever wrote it.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    arrays, _ = read_arrays(path)
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *branches, leaf = [key or number or field for key, number, field in _STEP.findall(name)]
+        inner = tree
+        for branch in branches:
+            inner = inner.setdefault(branch, {})
+        inner[leaf] = array
+    return _with_tuples(tree)
+
+
+# A step of the paths that `named` writes: ['key'], [number] or .field.
+_STEP = re.compile(r"\['([^']*)'\]|\[(\d+)\]|\.(\w+)")
+
+
+def _with_tuples(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    inner = {name: _with_tuples(branch) for name, branch in tree.items()}
+    numbered = set(inner) == set(map(str, range(len(inner))))
+    return tuple(inner[str(number)] for number in range(len(inner))) if numbered else inner
 
 
 def write_round(folder: Path, tree: Tree, about: Mapping[str, Any], *, keep: int = 2) -> None:

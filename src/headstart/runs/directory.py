@@ -21,21 +21,23 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from headstart._version import __version__
-
-from headstart.runs import checkpoint
 from headstart.data.federation import Federation, Tree
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.loading import document_of, read
 from headstart.files import atomic, write_json
-from headstart.runs.log import Record
 from headstart.learning.personalization import Curves
+from headstart.runs import checkpoint
+from headstart.runs.log import Record
+
+# The clients that are measured at the end of a stage.
+Group = Literal["validation", "test"]
 
 
 @contextmanager
@@ -161,13 +163,19 @@ def curve_arrays(group: str, federation: Federation, curves: Curves) -> dict[str
     return arrays
 
 
-def read_curves(path: Path, group: str) -> tuple[list[str], Curves]:
-    """The ids and results of a group ("validation" or "test") in a `stage-n.npz`."""
+def read_curves(path: Path, group: Group) -> tuple[list[str], Curves]:
+    """The ids and results of a group of clients in a `stage-n.npz`."""
+    ids, _, curves = read_group(path, group)
+    return ids, curves
+
+
+def read_group(path: Path, group: Group) -> tuple[list[str], np.ndarray, Curves]:
+    """The ids, sizes (int `[clients, 2]`) and results of a group of clients in a `stage-n.npz`."""
     with np.load(path, allow_pickle=False) as arrays:
         mine = {name.removeprefix(f"{group}/"): arrays[name] for name in arrays.files if name.startswith(f"{group}/")}
     names = [name.removesuffix("/sums") for name in mine if name.endswith("/sums")]
     metrics = {name: (mine[f"{name}/sums"], mine[f"{name}/counts"]) for name in names}
-    return [str(i) for i in mine["ids"]], Curves(metrics, mine["gain"], mine["gain_squared"])
+    return [str(i) for i in mine["ids"]], mine["sizes"], Curves(metrics, mine["gain"], mine["gain_squared"])
 
 
 def read_json(path: Path) -> Any:

@@ -23,7 +23,7 @@ from headstart.devices import cores
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.files import write_bytes
-from headstart.training.run import Kept, run
+from headstart.training.run import ProgramCache, run_into
 from headstart.training.seed_run import DivergedError
 
 PATIENCE = 60.0
@@ -62,16 +62,15 @@ def free_cores() -> int:
     return 1 if jax.default_backend() != "cpu" else len(cores())
 
 
-def do(job: Job, kept: Kept) -> str:
+def do(job: Job, cache: ProgramCache) -> str:
     """Do a run in this process; returns "done", "diverged" or "interrupted".
 
     Raises:
         UserError: if it fails otherwise.
     """
     try:
-        return (
-            "done" if run(job.experiment, job.folder, kept=kept, allowed_modules=job.allowed_modules) else "interrupted"
-        )
+        done = run_into(job.experiment, job.folder, allowed_modules=job.allowed_modules, cache=cache)
+        return "done" if done else "interrupted"
     except DivergedError as error:
         write_bytes(job.diverged, str(error).encode())
         return "diverged"
@@ -86,7 +85,7 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, log: Callable[[str], None])
     """
     if not jobs:
         return
-    kept: Kept = {}
+    cache = ProgramCache()
     with ExitStack() as stack:
         if processes > 1:
             count = min(processes, len(cores()), len(jobs))
@@ -98,7 +97,7 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, log: Callable[[str], None])
                 workers.put(stack.enter_context(Worker(cores()[number::count])))
             told = (future.result() for future in as_completed([threads.submit(_send, workers, job) for job in jobs]))
         else:
-            told = ((job, do(job, kept)) for job in jobs)
+            told = ((job, do(job, cache)) for job in jobs)
         for number, (job, answer) in enumerate(told, 1):
             if answer == "interrupted":
                 raise KeyboardInterrupt

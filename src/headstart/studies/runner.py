@@ -24,8 +24,9 @@ from headstart.experiment.loading import document_of
 from headstart.experiment.serialization import earlier, to_json
 from headstart.experiment.setup import Prepared, prepare
 from headstart.files import write_json
-from headstart.runs.directory import read_curves, read_json
+from headstart.runs.directory import Group
 from headstart.runs.log import read_records
+from headstart.runs.reading import open_run
 from headstart.studies.evidence import Choice, Result
 from headstart.studies.pool import Job, run_jobs
 from headstart.training.seed_run import DivergedError
@@ -164,23 +165,22 @@ class Runs:
             write_json(job.file, document_of(job.experiment))
         run_jobs(list(missing.values()), processes=self.processes, log=self.log)
 
-    def _result(self, jobs: Sequence[Job], group: str) -> Result:
-        experiment = jobs[0].experiment
-        number, metric = len(experiment.stages) - 1, self.prepared(experiment).task.metrics[0]
-        reports = [read_json(job.results / f"stage-{number}.json") for job in jobs]
-        read = [read_curves(job.results / f"stage-{number}.npz", group) for job in jobs]
-        ids, curves = read[0][0], [curves for _, curves in read]
+    def _result(self, jobs: Sequence[Job], group: Group) -> Result:
+        metric = self.prepared(jobs[0].experiment).task.metrics[0]
+        runs = [open_run(job.folder, allowed_modules=self.allowed_modules) for job in jobs]
+        ends, reports = [run.results[group][-1] for run in runs], [run.report() for run in runs]
+        curves = [end.curves[0] for end in ends]
         tested = curves[0].metrics[metric.name][1] > 0
         logs = [read_records(job.results / "metrics.jsonl") for job in jobs]
-        told = [[record for record in log if record["event"] == "evaluation"] for log in logs]
-        # Runs that stop at a target are of different lengths, and of those no history is asked.
-        common = min(len(records) for records in told)
+        evaluations = [[record for record in log if record["event"] == "evaluation"] for log in logs]
+        # Runs that stop at a target have different numbers of evaluations, and of those no history is asked.
+        common = min(len(records) for records in evaluations)
         return Result(
-            tuple(client for client, counts in zip(ids, tested, strict=True) if counts),
+            tuple(client for client, counts in zip(ends[0].ids, tested, strict=True) if counts),
             np.array([each.means(metric)[tested] for each in curves], np.float64),
-            np.array([report[group]["length"] for report in reports]),
-            np.array([record["round"] for record in told[0][:common]]),
-            np.array([[record["clients_values"] for record in records[:common]] for records in told], np.float64),
+            np.array([end.epochs[0] for end in ends]),
+            np.array([record["round"] for record in evaluations[0][:common]]),
+            np.array([[record["clients_values"] for record in each[:common]] for each in evaluations], np.float64),
             np.array([sum(record.get("items", 0) for record in log) for log in logs]),
             np.array([report["round"] for report in reports]),
             np.array([report[group]["hurt"].get("by_chance", np.nan) for report in reports]),

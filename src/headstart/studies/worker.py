@@ -15,7 +15,7 @@ def main() -> None:
     from headstart.experiment.loading import load
     from headstart.studies.pool import Job, do
     from headstart.training.compilation_cache import prepare_devices
-    from headstart.training.run import Kept
+    from headstart.training.run import ProgramCache
     from headstart.training.supervisor import follow_parent
 
     # A killed command must not leave runs behind that hold their folders.
@@ -23,7 +23,7 @@ def main() -> None:
     prepare_devices(1)
     # Where the command that started this one looks for the user's own modules.
     sys.path.append(os.getcwd())
-    kept: Kept = {}
+    cache = ProgramCache()
     # What others print must not be taken for an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     sys.stdout = sys.stderr
@@ -32,7 +32,7 @@ def main() -> None:
         file, folder, seed, allowed_modules = json.loads(line)
         try:
             experiment = load(file, settings=[f"seed={seed}"], allowed_modules=allowed_modules)
-            answer = {"answer": do(Job(experiment, Path(file), Path(folder), allowed_modules), kept)}
+            answer = {"answer": do(Job(experiment, Path(file), Path(folder), allowed_modules), cache)}
         except UserError as error:
             answer = {"error": str(error)}
         except KeyboardInterrupt:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headstart.console import echo
+from headstart.experiment.experiment import Experiment
 from headstart.runs.log import OnEvent, Record
 
 
@@ -116,6 +118,13 @@ def shown(console: Console, follower: Follower, title: str) -> Iterator[OnEvent]
                 console.print(describe(record), style="dim", highlight=False, markup=False)
 
         yield on_event
+
+
+def live_display_of(experiment: Experiment, out: Path, seeds: int) -> AbstractContextManager[OnEvent]:
+    """The display of a run from Python: on the error stream, so that what a program prints stays its own."""
+    follower = Follower(rounds=sum(s.rounds for s in experiment.stages), seeds=seeds, first_seed=experiment.seed)
+    console = Console(stderr=True)
+    return shown(console, follower, f"{experiment.name} → {out}")
 
 
 def _print_line(console: Console, record: Record) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,26 @@ from jax.sharding import Mesh
 
 from headstart._version import __version__
 from headstart.data.device_data import on_device
-from headstart.data.federation import Tree
+from headstart.data.federation import Federation, Tree
 from headstart.devices import all_devices
 from headstart.errors import UserError
-from headstart.experiment.experiment import Centralized, Experiment
+from headstart.experiment.experiment import Centralized, Experiment, ModelSpec
 from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import Prepared, prepare
+from headstart.files import file_name
 from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
 from headstart.learning.method import Method
 from headstart.learning.personalization import Personalization, Personalizer, choose_recipe, personalizer
 from headstart.learning.rounds import initial_key, run_rounds, seed_key
 from headstart.runs import checkpoint
 from headstart.runs.directory import claimed, curve_arrays, write_samples, write_stage
-from headstart.runs.log import Log, OnEvent
+from headstart.runs.log import Log, OnEvent, Record
+from headstart.runs.reading import open_run
+from headstart.runs.run import Run
 from headstart.statistics.clients import summarize
 from headstart.training import cluster
 from headstart.training.compilation_cache import crowded
+from headstart.training.display import live_display_of
 from headstart.training.interrupt import Interrupt
 from headstart.training.loop import train
 from headstart.training.seed_run import (
@@ -48,37 +52,105 @@ from headstart.training.seed_run import (
     selection_clients,
 )
 
-Kept = dict[str, Any]
+
+class ProgramCache:
+    """Data, models and compiled programs that one run leaves to the next, where they are the same."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What was made for the key, now or before."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def renew(self, key: str, make: Callable[[Any], Any]) -> Any:
+        """What is made of what was kept under the key, or of None, and kept in its place."""
+        self._made[key] = make(self._made.get(key))
+        return self._made[key]
+
+    def make_room(self) -> None:
+        """Let everything go if the programs are too many for a process."""
+        if crowded():
+            self._made.clear()
 
 
 def run(
     experiment: Experiment,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     *,
+    federation: Federation | None = None,
+    model: Any = None,
     seeds: int = 1,
     options: Options = Options(),
-    on_event: OnEvent = lambda record: None,
+    progress: bool = True,
+    on_event: OnEvent | None = None,
     allowed_modules: Collection[str] = (),
-    kept: Kept | None = None,
-) -> bool:
-    """Run an experiment into a folder, or go on with one that was interrupted there.
+) -> Run:
+    """Run an experiment into a folder, or resume one that was interrupted there; Ctrl-C saves and returns.
 
+    out: the run folder; by default `runs/NAME`.
+    federation, model: objects in place of what the experiment names: a `Federation`; and a name, a `ModelSpec`, a Flax
+        module or a pair of functions.
     seeds: how many runs, with seeds from `experiment.seed` on.
+    progress: show rounds and evaluations while it works, on a terminal or in a notebook; in a pipe as lines.
     on_event: gets every record of the log as it is written, and others on progress.
     allowed_modules: modules a saved experiment may import beside headstart's own.
-    kept: a dictionary in which a run leaves data, model and compiled programs to the next, where they are the same; it
-        is emptied before the programs are too many for a process.
 
     Returns:
-        Whether it came to its end; False if Ctrl-C stopped it, with everything saved.
+        The run, whose `finished` is False where Ctrl-C stopped it, with everything saved.
 
     Raises:
         UserError: for anything the user can mend; what was saved before stays.
     """
-    kept, out, mesh = {} if kept is None else kept, Path(out), all_devices(options.devices)
-    if crowded():
-        kept.clear()
-    prepared = _prepared(experiment, allowed_modules, kept)
+    out = Path("runs") / file_name(experiment.name) if out is None else Path(out)
+    with ExitStack() as stack:
+        listeners = [] if on_event is None else [on_event]
+        if progress:
+            listeners.append(stack.enter_context(live_display_of(experiment, out, seeds)))
+        run_into(
+            experiment,
+            out,
+            federation=federation,
+            model=model,
+            seeds=seeds,
+            options=options,
+            on_event=to_all(listeners),
+            allowed_modules=allowed_modules,
+        )
+    return open_run(out, allowed_modules=allowed_modules, model=None if isinstance(model, str | ModelSpec) else model)
+
+
+def to_all(listeners: Sequence[OnEvent]) -> OnEvent:
+    """Hands every record to all of them, in their order."""
+
+    def on_event(record: Record) -> None:
+        for listener in listeners:
+            listener(record)
+
+    return on_event
+
+
+def run_into(
+    experiment: Experiment,
+    out: Path,
+    *,
+    federation: Federation | None = None,
+    model: Any = None,
+    seeds: int = 1,
+    options: Options = Options(),
+    on_event: OnEvent = lambda record: None,
+    allowed_modules: Collection[str] = (),
+    cache: ProgramCache | None = None,
+) -> bool:
+    """As `run`, in silence; whether it came to its end. In a cluster every process calls it.
+
+    cache: what an earlier run of this process has left.
+    """
+    cache, mesh = cache or ProgramCache(), all_devices(options.devices)
+    cache.make_room()
+    prepared = _prepared(experiment, allowed_modules, cache, federation, model)
     _check_together(prepared, seeds, options)
     writing = (
         claimed(out, prepared.experiment, prepared.federation, allowed_modules=allowed_modules)
@@ -88,7 +160,7 @@ def run(
     with writing, Interrupt() as interrupt:
         if cluster.is_first():
             write_samples(out, prepared.federation, prepared.groups.test)
-        context = _session(prepared, mesh, options, on_event, interrupt, kept)
+        context = _context(prepared, mesh, options, on_event, interrupt, cache)
         return all(_run_seed(context, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
 
 
@@ -122,16 +194,27 @@ def _check_together(prepared: Prepared, seeds: int, options: Options) -> None:
         )
 
 
-def _prepared(experiment: Experiment, allowed_modules: Collection[str], kept: Kept) -> Prepared:
+def _prepared(
+    experiment: Experiment,
+    allowed_modules: Collection[str],
+    cache: ProgramCache,
+    federation: Federation | None,
+    model: Any,
+) -> Prepared:
     """The experiment prepared; federation and model are those of an earlier run if they are named alike."""
+    if federation is not None or model is not None:
+        return prepare(experiment, allowed_modules=allowed_modules, federation=federation, model=model)
     key = json.dumps(["prepared", *map(to_json, (experiment.data, experiment.model, experiment.task))])
-    earlier = kept.get(key)
-    kept[key] = prepare(experiment, allowed_modules=allowed_modules, earlier=earlier)
-    return kept[key]
+    return cache.renew(key, lambda earlier: prepare(experiment, allowed_modules=allowed_modules, earlier=earlier))
 
 
-def _session(
-    prepared: Prepared, mesh: Mesh | None, options: Options, on_event: OnEvent, interrupt: Interrupt, kept: Kept
+def _context(
+    prepared: Prepared,
+    mesh: Mesh | None,
+    options: Options,
+    on_event: OnEvent,
+    interrupt: Interrupt,
+    cache: ProgramCache,
 ) -> RunContext:
     given, experiment = (prepared.task, prepared.model), prepared.experiment
     clients = len(prepared.groups.train)
@@ -141,27 +224,24 @@ def _session(
     same = id(prepared.federation), id(prepared.model), options, mesh
 
     def once(what: object, make: Callable[[], Any]) -> Any:
-        key = repr((what, *same))
-        if key not in kept:
-            # With what the key means: an id is only unique among things that are there.
-            kept[key] = prepared, make()
-        return kept[key][1]
+        # With what the key means: an id is only unique among things that are there.
+        return cache.once(repr((what, *same)), lambda: (prepared, make()))[1]
 
-    def watching(recipe: Personalization, method: Method) -> Personalizer:
+    def compiled(recipe: Personalization, method: Method) -> Personalizer:
         def make() -> Personalizer:
             return personalizer(*given, recipe, method=method, lanes=options.lanes, mesh=mesh)
 
         return once((recipe, method), make)
 
     recipe = experiment.personalization
-    watch = tuple(watching(recipe, stage.method.for_personalization) for stage in experiment.stages)
-    measure = tuple(watching(recipe.at_most(0), stage.method.for_personalization) for stage in experiment.stages)
+    personalizers = tuple(compiled(recipe, stage.method.for_personalization) for stage in experiment.stages)
+    evaluators = tuple(compiled(recipe.at_most(0), stage.method.for_personalization) for stage in experiment.stages)
     gather = once("gather", lambda: on_device(prepared.federation, limit=options.device_bytes, mesh=mesh))
     programs = tuple(
         once((number, stage, clients), lambda algorithm=algorithm: run_rounds(algorithm))
         for number, (stage, algorithm) in enumerate(zip(experiment.stages, algorithms, strict=True))
     )
-    return RunContext(prepared, gather, algorithms, programs, watch, measure, options, on_event, interrupt)
+    return RunContext(prepared, gather, algorithms, programs, personalizers, evaluators, options, on_event, interrupt)
 
 
 def _run_seed(context: RunContext, folder: Path, seed: int) -> bool:

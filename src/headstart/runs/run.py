@@ -1,0 +1,312 @@
+"""A run in hand: what it was, what came of it, its models."""
+
+from __future__ import annotations
+
+import importlib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from headstart.data.device_data import on_device
+from headstart.data.federation import Federation, Tree, as_input, from_arrays
+from headstart.errors import UserError
+from headstart.experiment.experiment import Experiment
+from headstart.experiment.loading import read
+from headstart.experiment.setup import build_model, in_memory
+from headstart.learning.personalization import adapt_client
+from headstart.learning.rounds import client_key, personal_key, seed_key
+from headstart.learning.tasks import Metric, Task
+from headstart.models.zoo import Model, as_model
+from headstart.runs import checkpoint
+from headstart.runs.clients import Clients, clients_of
+from headstart.runs.directory import Group, read_json
+from headstart.runs.personal import TrainedModel, class_numbers
+from headstart.runs.results import History, StageResult, before_and_after, estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run, finished or not, as its folder holds it.
+
+    label: what to call it, unlike every other run opened with it.
+    document, environment: `experiment.json`, with the names that fields have today, and `environment.json`.
+    ends: the last round of every stage, as planned. reached: the newest round of every seed that was begun.
+    results: of the stages that some seed has finished, by group of clients ("validation", "test").
+    history: the first metric on validation clients during training.
+    allowed_modules: modules beside headstart's own that its values may be imported from.
+    """
+
+    path: Path
+    label: str
+    document: dict[str, Any]
+    environment: dict[str, Any]
+    task: Task
+    ends: tuple[int, ...]
+    reached: dict[int, int]
+    results: Mapping[Group, tuple[StageResult, ...]]
+    history: History
+    allowed_modules: tuple[str, ...] = ()
+    given_model: Any = None
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else f"at round {max(self.reached.values(), default=0)} of {self.ends[-1]}"
+        return f"Run({str(self.path)!r}: {self.label}, {len(self.reached)} seeds, {state})"
+
+    def labelled(self, label: str) -> Run:
+        """The run under another label."""
+        return replace(self, label=label)
+
+    def with_model(self, model: Any) -> Run:
+        """The run with the model that it was given in memory; anything that `as_model` takes."""
+        return replace(self, given_model=model)
+
+    @property
+    def experiment(self) -> Experiment:
+        """What was run."""
+        return self._experiment
+
+    @cached_property
+    def _experiment(self) -> Experiment:
+        return read(self.document, allowed_modules=self.allowed_modules)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What the task measures, the most important first."""
+        return self.task.metrics
+
+    @property
+    def metric(self) -> Metric:
+        """The first metric, by which decisions are made."""
+        return self.metrics[0]
+
+    @property
+    def unit(self) -> str:
+        """What personalization counts: "epochs" or "steps"."""
+        return "epochs" if self.document["personalization"]["steps"] is None else "steps"
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The names of the stages, as planned."""
+        return [stage["name"] for stage in self.document["stages"]]
+
+    @property
+    def stage_results(self) -> tuple[StageResult, ...]:
+        """The finished stages on test clients."""
+        return self.results["test"]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that were begun."""
+        return tuple(self.reached)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every seed that was begun has come to its end."""
+        last = f"stage-{len(self.ends) - 1}.json"
+        return bool(self.seeds) and all((self.path / f"seed-{seed}" / last).exists() for seed in self.seeds)
+
+    def report(self, seed: int | None = None, stage: int = -1) -> dict[str, Any]:
+        """What a stage left of a seed, its `stage-n.json`; by default of the last stage and the first seed that ended it.
+
+        Raises:
+            UserError: if it is not finished.
+        """
+        number, seed = self._ended(seed, stage)
+        return read_json(self.path / f"seed-{seed}" / f"stage-{number}.json")
+
+    def params(self, seed: int | None = None, stage: int = -1) -> Tree:
+        """The parameters of the initial model at the end of a stage, a plain tree of arrays.
+
+        Of a method that shares more than one model, all that its server holds.
+
+        Raises:
+            UserError: if the stage is not finished, or its file is damaged.
+        """
+        return checkpoint.read_tree(self.params_path(seed, stage))
+
+    def params_path(self, seed: int | None = None, stage: int = -1) -> Path:
+        """The file of `params`."""
+        number, seed = self._ended(seed, stage)
+        return self.path / f"seed-{seed}" / f"stage-{number}.safetensors"
+
+    def chosen_epochs(self, seed: int | None = None, stage: int = -1) -> int:
+        """The epochs (or steps) that a stage's validation clients chose; without any, the largest number tried."""
+        report = self.report(seed, stage)
+        chosen = [report[group]["length"] for group in ("validation", "test") if group in report]
+        return int(chosen[0]) if chosen else self.experiment.personalization.most
+
+    def personal_experiment(self, seed: int | None = None, stage: int = -1) -> Experiment:
+        """The experiment with the one learning rate of personalization that the stage chose."""
+        recipe = self.experiment.personalization
+        if not recipe.learning_rates:
+            return self.experiment
+        chosen = recipe.with_learning_rate(self.report(seed, stage)["personal_rate"])
+        return replace(self.experiment, personalization=chosen)
+
+    def clients(self, group: Group = "test", *, stage: int = -1) -> Clients:
+        """Every client of a group at the end of a stage, before and after personalization.
+
+        Raises:
+            UserError: if no seed has finished the stage, or the group was not measured.
+        """
+        return clients_of(self._result(group, stage), self.metrics)
+
+    def summary(self, group: Group = "test", *, stage: int = -1) -> dict[str, Any]:
+        """What a stage came to on a group of clients: `summary["accuracy"]["difference"]` and the like.
+
+        Every metric has "initial", "personalized" and "difference", each with its uniform "mean" over clients and the
+        "interval" of 95 % by a bootstrap over clients. "harmed": the "share" of clients with a worse value, and the
+        share "expected" from test noise, means over seeds.
+
+        Raises:
+            UserError: as of `clients`.
+        """
+        result = self._result(group, stage)
+        values = {metric.name: before_and_after(result, metric) for metric in self.metrics}
+        harmed = [report[group]["hurt"] for report in result.reports if report[group]["hurt"]]
+        return {
+            "clients": len(values[self.metric.name][0]),
+            "seeds": list(result.seeds),
+            self.unit: list(result.epochs),
+            **{
+                name: {
+                    "initial": _estimate_document(before),
+                    "personalized": _estimate_document(after),
+                    "difference": _estimate_document(after - before),
+                }
+                for name, (before, after) in values.items()
+            },
+            "harmed": {
+                name: float(np.mean([each[key] for each in harmed])) if harmed else None
+                for name, key in (("share", "share"), ("expected", "by_chance"))
+            },
+        }
+
+    @property
+    def labels(self) -> tuple[Any, ...]:
+        """The names of the classes, where the data have some."""
+        return tuple(self.metadata.get("labels") or ())
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """What is known of the examples, as of a `Federation`."""
+        return read_json(self.path / "federation.json")["facts"]
+
+    @cached_property
+    def model(self) -> Model:
+        """The model, without parameters; built for the few examples that a run keeps.
+
+        Raises:
+            UserError: if it was given in memory and is not at hand, or cannot be built.
+        """
+        examples = self.example_federation
+        if self.given_model is not None:
+            x, _ = examples.example()
+            return as_model(self.given_model, jax.tree.map(lambda leaf: as_input(jnp.asarray(leaf[:1])), x))
+        spec = self.experiment.model
+        assert spec is not None
+        if in_memory(spec):
+            raise UserError(f"the model of {self.path} was given in memory; give it again: open_run(path, model=...)")
+        return build_model(spec, examples, allowed_modules=self.allowed_modules)
+
+    @cached_property
+    def example_federation(self) -> Federation:
+        """The examples that the run keeps of one of its test clients, as a federation of it alone.
+
+        Raises:
+            UserError: if it keeps none, as where x and y are not one array each.
+        """
+        path = self.path / "samples.npz"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                kept = [name[1:] for name in arrays.files if name.startswith("x")]
+                most = max(kept, key=lambda index: len(arrays[f"x{index}"]))
+                x, y = arrays[f"x{most}"], arrays[f"y{most}"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"cannot read the examples in {path} ({error}); a run keeps some if x and y are one array each"
+            ) from error
+        return from_arrays("samples", ["sample"], np.array([[len(x), 0]]), x, y, metadata=self.metadata)
+
+    def initial_model(self, seed: int | None = None, stage: int = -1) -> TrainedModel:
+        """The initial model, ready to predict.
+
+        Raises:
+            UserError: as of `params` and `model`.
+        """
+        number, seed = self._ended(seed, stage)
+        method, path = self.experiment.stages[number].method, self.params_path(seed, number)
+        if not method.is_single_model:
+            raise UserError(
+                f"the method of stage {self.stage_names[number]!r} has no one model that all clients start from"
+            )
+        like = jax.eval_shape(self.model.init, seed_key(seed))
+        return TrainedModel(checkpoint.read(path, like).tree, self.model, self.task, self.labels)
+
+    def predict(self, x: Tree) -> np.ndarray:
+        """Predictions of the initial model for inputs `[rows, ...]`; see `TrainedModel.predict`."""
+        return self.initial_model().predict(x)
+
+    def personalize(
+        self, x: Tree, y: Tree, *, client: str = "me", epochs: int | None = None, seed: int | None = None
+    ) -> TrainedModel:
+        """The model that a client makes its own with examples, at the chosen learning rate and number of epochs.
+
+        x, y: trees of arrays `[rows, ...]`, as the run's federation has them; targets may be the names of classes.
+        client: its id, of which the order of its batches derives; `headstart personalize` gives the same model.
+        epochs: of personalization (or steps); by default as many as the run chose on its validation clients.
+
+        Raises:
+            UserError: if the run is not finished, or the examples do not suit its model.
+        """
+        number, seed = self._ended(seed, -1)
+        recipe = self.personal_experiment(seed).personalization
+        count = self.chosen_epochs(seed) if epochs is None else epochs
+        y = jax.tree.map(lambda leaf: class_numbers(leaf, self.labels), y)
+        rows = len(jax.tree.leaves(y)[0])
+        mine = from_arrays("mine", [client], np.array([[rows, 0]]), *jax.tree.map(np.asarray, (x, y)))
+        method, model = self.experiment.stages[number].method, self.model
+        like = jax.eval_shape(lambda: method.init_server(model.init(seed_key(seed))))
+        shared = checkpoint.read(self.params_path(seed), like).tree
+        one = on_device(mine)(np.array([0])).at(0)
+
+        @jax.jit
+        def adapt(shared: Tree, key: jax.Array) -> Tree:
+            return adapt_client(self.task, model, recipe, shared, one, client_key(key, one), count, method)
+
+        params = jax.device_get(adapt(shared, personal_key(seed_key(seed))))
+        return TrainedModel(params, model, self.task, self.labels)
+
+    @property
+    def plot(self) -> Any:
+        """Figures of the run: `run.plot.rounds()`, `run.plot.clients()`; see `reports.plots.Plots`."""
+        # Figures are made a floor above: only by name, and only where they are asked for.
+        return importlib.import_module("headstart.reports.plots").Plots(self)
+
+    def _ended(self, seed: int | None, stage: int) -> tuple[int, int]:
+        """The number of the stage, and the seed that has ended it."""
+        number = range(len(self.ends))[stage]
+        ended = [s for s in self.seeds if (self.path / f"seed-{s}" / f"stage-{number}.json").exists()]
+        if not ended or (seed is not None and seed not in ended):
+            what = f"{self.path} is not finished" if seed is None else f"seed {seed} of {self.path} is not finished"
+            raise UserError(f"{what}; repeat its `headstart run` command to go on with it")
+        return number, ended[0] if seed is None else seed
+
+    def _result(self, group: Group, stage: int) -> StageResult:
+        number, _ = self._ended(None, stage)
+        found = [result for result in self.results[group] if result.number == number]
+        if not found:
+            raise UserError(f"{self.path} has no {group} clients that were measured at the end of stage {number}")
+        return found[0]
+
+
+def _estimate_document(values: np.ndarray) -> dict[str, Any]:
+    found = estimate(values)
+    return {"mean": found.mean, "interval": [found.low, found.high]}
