@@ -1,4 +1,4 @@
-"""A federation on one machine, for trying out and for tests: a SuperLink and SuperNodes as processes on loopback."""
+"""A federation on one machine, for trials and tests: a SuperLink and SuperNodes as processes on loopback."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from credentials import write_certificates, write_node_key
 
 from headstart.errors import UserError
 
-# Seconds to start and to end in; then a process is taken not to.
-START, END = 60.0, 8.0
+# Seconds that a process has to start and to end.
+START_SECONDS, END_SECONDS = 60.0, 8.0
 
 
 class Loopback:
-    """Processes that are started one by one and end together, when the block ends. Nothing leaves this machine.
+    """A context of processes that are started one by one and end together. Nothing leaves this machine.
 
-    folder: where keys, logs and the homes of the processes go. secure: TLS, and only nodes with a registered key.
+    folder: for keys, logs and the homes of the processes. secure: TLS, and only nodes with a registered key.
     database: whether the SuperLink keeps its state in a file, so that it can be started again.
     environment: further variables for every process.
     """
@@ -56,7 +56,7 @@ class Loopback:
 
     @property
     def address(self) -> str:
-        """Of the SuperLink."""
+        """The address of the SuperLink."""
         return f"127.0.0.1:{self.port}"
 
     def start_link(self) -> None:
@@ -66,46 +66,46 @@ class Loopback:
             UserError: if it does not come up.
         """
         keys = ["--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key", "--ssl-ca-certfile", "ca.crt"]
-        words = [*keys, "--enable-supernode-auth"] if self.secure else ["--insecure"]
-        words += ["--database", str(self.folder / "link.db")] if self._database else []
-        words += ["--port", str(self.port), "--disable-runtime-dependency-installation"]
-        self._start("link", "flower-superlink", *words)
+        options = [*keys, "--enable-supernode-auth"] if self.secure else ["--insecure"]
+        options += ["--database", str(self.folder / "link.db")] if self._database else []
+        options += ["--port", str(self.port), "--disable-runtime-dependency-installation"]
+        self._start("link", "flower-superlink", *options)
         _wait_for_port(self.port, self.log("link"))
 
     def register(self, name: str) -> None:
-        """Make a node's key, and have the SuperLink admit it."""
+        """Write a node's key, and register it with the SuperLink."""
         write_node_key(self.folder / name)
         self.flwr("supernode", "register", f"{self.folder / name}.pub", "--name", name)
 
     def start_node(self, name: str, **config: Any) -> None:
-        """Start a SuperNode; of a secure federation, one that is registered.
+        """Start a SuperNode; in a secure federation it must be registered.
 
         config: of the node, as its ClientApp sees it.
         """
         keys = ["--root-certificates", "ca.crt", "--auth-supernode-private-key", name]
-        words = keys if self.secure else ["--insecure"]
-        words += ["--superlink", self.address, "--port", str(_free_port()), "--node-config", _toml(config)]
-        self._start(name, "flower-supernode", *words)
+        options = keys if self.secure else ["--insecure"]
+        options += ["--superlink", self.address, "--port", str(_free_port()), "--node-config", _toml(config)]
+        self._start(name, "flower-supernode", *options)
 
     def submit(self, app: Path, **config: Any) -> int:
         """Start a run of the app in this folder; returns the run's id.
 
         config: of the run, as its ServerApp sees it.
         """
-        more = ["--run-config", _toml(config)] if config else []
-        return int(self.flwr("run", str(app), *more)["run-id"])
+        options = ["--run-config", _toml(config)] if config else []
+        return int(self.flwr("run", str(app), *options)["run-id"])
 
     def status(self, run: int) -> str:
-        """What the SuperLink says of a run, such as "finished:completed"."""
+        """The status of a run on the SuperLink, such as "finished:completed"."""
         return str(self.flwr("list", "--run-id", str(run))["runs"][0]["status"])
 
-    def flwr(self, *words: str) -> dict[str, Any]:
-        """Call the `flwr` command; what it says, as a document.
+    def flwr(self, *arguments: str) -> dict[str, Any]:
+        """Run the `flwr` command; returns its JSON output.
 
         Raises:
             UserError: if it fails.
         """
-        command = [_program("flwr"), *words[:-1], words[-1], "--format", "json"]
+        command = [_program("flwr"), *arguments, "--format", "json"]
         done = subprocess.run(command, env=self.environment("user"), capture_output=True, cwd=self.folder, timeout=120)
         text = done.stdout.decode(errors="replace")
         try:
@@ -113,46 +113,46 @@ class Loopback:
         except ValueError:
             document = {}
         if done.returncode or document.get("success") is False:
-            raise UserError(f"flwr {' '.join(words)} failed: {text}{done.stderr.decode(errors='replace')}")
+            raise UserError(f"flwr {' '.join(arguments)} failed: {text}{done.stderr.decode(errors='replace')}")
         return document
 
     def log(self, name: str) -> Path:
-        """Where a process writes what it has to say."""
+        """The file of a process's output."""
         return self.folder / f"{name}.log"
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal to a process and all it has started, and wait for its end if it is SIGKILL."""
+        """Send a signal to a process, SIGKILL also to all it has started, and wait for its end."""
         process = self._processes.pop(name)
         children = _descendants({process.pid})
         for pid in {process.pid, *children} if number == signal.SIGKILL else {process.pid}:
             _signal(pid, number)
-        process.wait(END)
+        process.wait(END_SECONDS)
 
     def running(self) -> set[int]:
-        """The processes, and all that they have started."""
+        """The ids of the processes, and of all that they have started."""
         roots = {process.pid for process in self._processes.values()}
         return roots | _descendants(roots)
 
     def end(self) -> None:
-        """End all processes: politely, nodes first, and then by force."""
+        """End all processes: by SIGTERM, nodes first, and after some seconds by SIGKILL."""
         running = dict(sorted(self._processes.items(), key=lambda pair: pair[0] == "link"))
         everything = self.running()
         for process in running.values():
             _signal(process.pid, signal.SIGTERM)
-        until = time.monotonic() + END
+        until = time.monotonic() + END_SECONDS
         while time.monotonic() < until and any(process.poll() is None for process in running.values()):
             time.sleep(0.1)
         ended = {process.pid for process in running.values() if process.poll() is not None}
         for pid in everything - ended:
             _signal(pid, signal.SIGKILL)
         for process in running.values():
-            process.wait(END)
+            process.wait(END_SECONDS)
         self._processes.clear()
 
-    def _start(self, name: str, program: str, *words: str) -> None:
+    def _start(self, name: str, program: str, *arguments: str) -> None:
         with self.log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [_program(program), *words],
+                [_program(program), *arguments],
                 env=self.environment(name),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -162,12 +162,12 @@ class Loopback:
             )
 
     def environment(self, name: str) -> dict[str, str]:
-        """Of a process: quiet, and with a home of its own."""
+        """The environment of a process: without telemetry, and with a home of its own."""
         # Nodes that share a home race for the app they install there.
         home = self.folder / "homes" / name
         home.mkdir(parents=True, exist_ok=True)
-        ways = 'root-certificates = "{}"'.format(self.folder / "ca.crt") if self.secure else "insecure = true"
-        connection = f'[superlink]\ndefault = "loopback"\n[superlink.loopback]\naddress = "{self.address}"\n{ways}\n'
+        trust = 'root-certificates = "{}"'.format(self.folder / "ca.crt") if self.secure else "insecure = true"
+        connection = f'[superlink]\ndefault = "loopback"\n[superlink.loopback]\naddress = "{self.address}"\n{trust}\n'
         (home / "config.toml").write_text(connection, encoding="utf-8")
         quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_HOME": str(home)}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -193,13 +193,13 @@ def _free_port() -> int:
 
 
 def _wait_for_port(port: int, log: Path) -> None:
-    until = time.monotonic() + START
+    until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
         with socket.socket() as attempt:
             if attempt.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise UserError(f"the SuperLink did not start in {START:g} s; {log} says why")
+    raise UserError(f"the SuperLink did not start in {START_SECONDS:g} s; {log} says why")
 
 
 def _descendants(roots: set[int]) -> set[int]:

@@ -122,7 +122,7 @@ def _run(
     from headstart.cli.tensorboard import also_events
     from headstart.reports.tables import print_rows, rows
     from headstart.training import cluster
-    from headstart.training.display import Follower, shown
+    from headstart.training.display import Follower, live_display
     from headstart.training.run import run
 
     console = Console()
@@ -130,12 +130,12 @@ def _run(
     with ExitStack() as stack:
         listeners = [stack.enter_context(cluster.as_one(patience))]
         if cluster.is_first():
-            show = stack.enter_context(shown(console, follower, f"{experiment.name} → {out}"))
+            show = stack.enter_context(live_display(console, follower, f"{experiment.name} → {out}"))
             listeners.append(stack.enter_context(also_events(show, out)) if tensorboard else show)
 
         def on_event(record: Any) -> None:
-            for hear in listeners:
-                hear(record)
+            for listener in listeners:
+                listener(record)
 
         finished = run(
             experiment, out, seeds=seeds, options=options, on_event=on_event, allowed_modules=allowed_modules
