@@ -1,4 +1,5 @@
-"""A process of a cluster, or one alone with many devices, started by test_cluster.py: every update, and who reads what.
+"""A process of a cluster, or one alone with many devices, started by test_cluster.py: results of every update, and the
+clients that the process reads.
 
 python cluster_member.py HOST:PORT PROCESSES PROCESS_ID OUT [UPDATE...]
 """
@@ -39,8 +40,8 @@ SIZES = ((7, 3), (1, 2), (12, 5), (4, 4), (5, 2), (9, 1), (3, 3))
 ROUNDS = 3
 
 
-def watched(federation: Federation, read: list[int]) -> Federation:
-    """The federation, which writes down whose rows are fetched."""
+def recording(federation: Federation, read: list[int]) -> Federation:
+    """The federation, with a list of the clients whose rows are fetched."""
 
     def fetch(clients):
         read.extend(map(int, clients))
@@ -51,7 +52,7 @@ def watched(federation: Federation, read: list[int]) -> Federation:
 
 def trained(update, read: list[int], devices: int | None = 1) -> np.ndarray:
     """The parameters after some rounds of an update on cohorts of five clients, momentum on the server."""
-    federation, mesh = watched(tiny.federation(SIZES), read), all_devices(devices)
+    federation, mesh = recording(tiny.federation(SIZES), read), all_devices(devices)
     algorithm = federated(Classification(), tiny.SOFTMAX, update, optax.sgd(1.0, momentum=0.9), mesh=mesh)
     stage = Stage("stage", update, Optimizer("sgd", 1.0), ROUNDS, 5)
     gather = on_device(federation, mesh=mesh)
@@ -62,17 +63,17 @@ def trained(update, read: list[int], devices: int | None = 1) -> np.ndarray:
 
 
 def personalized(devices: int | None = 1) -> np.ndarray:
-    """The accuracies of all clients along personalization, and how far their losses moved."""
+    """The accuracies of all clients along personalization, and their gains."""
     mesh, recipe = all_devices(devices), Personalization(Optimizer("sgd", 0.1), 3, 2)
-    watch = personalizer(Classification(), tiny.SOFTMAX, recipe, mesh=mesh)
+    personalize = personalizer(Classification(), tiny.SOFTMAX, recipe, mesh=mesh)
     gather = on_device(tiny.federation(SIZES), mesh=mesh)
     key = jax.random.key(4, impl="threefry2x32")
-    curves = watch(tiny.theta(), np.arange(len(SIZES)), gather, key)
+    curves = personalize(tiny.theta(), np.arange(len(SIZES)), gather, key)
     return np.concatenate([curves.metrics["accuracy"][0], curves.gain], axis=1)
 
 
 def main() -> None:
-    """Every process writes what it has read; what it computed is the same in all."""
+    """Write which clients this process has read, and its results, which are the same in all."""
     read: dict[str, list[int]] = {name: [] for name in sys.argv[5:]}
     results = {name: trained(UPDATES[name], read[name], None) for name in read}
     np.savez(out / f"results-{process_id}.npz", personalized=personalized(None), **results)

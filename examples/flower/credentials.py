@@ -20,7 +20,7 @@ PEM, OPENSSH = serialization.Encoding.PEM, serialization.Encoding.OpenSSH
 
 
 def write_certificates(folder: Path) -> None:
-    """Write `ca.crt`, the root that all processes trust, and `server.pem` with `server.key` for this machine's own addresses."""
+    """Write `ca.crt`, which all processes trust, and `server.pem` with `server.key` for this machine's addresses."""
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "headstart loopback CA")])
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
