@@ -40,7 +40,7 @@ SIZES = ((7, 3), (1, 2), (12, 5), (4, 4), (5, 2), (9, 1), (3, 3))
 ROUNDS = 3
 
 
-def recording(federation: Federation, read: list[int]) -> Federation:
+def watched(federation: Federation, read: list[int]) -> Federation:
     """The federation, with a list of the clients whose rows are fetched."""
 
     def fetch(clients):
@@ -52,7 +52,7 @@ def recording(federation: Federation, read: list[int]) -> Federation:
 
 def trained(update, read: list[int], devices: int | None = 1) -> np.ndarray:
     """The parameters after some rounds of an update on cohorts of five clients, momentum on the server."""
-    federation, mesh = recording(tiny.federation(SIZES), read), all_devices(devices)
+    federation, mesh = watched(tiny.federation(SIZES), read), all_devices(devices)
     algorithm = federated(Classification(), tiny.SOFTMAX, update, optax.sgd(1.0, momentum=0.9), mesh=mesh)
     stage = Stage("stage", update, Optimizer("sgd", 1.0), ROUNDS, 5)
     gather = on_device(federation, mesh=mesh)
@@ -63,12 +63,12 @@ def trained(update, read: list[int], devices: int | None = 1) -> np.ndarray:
 
 
 def personalized(devices: int | None = 1) -> np.ndarray:
-    """The accuracies of all clients along personalization, and their gains."""
+    """The accuracies of all clients along personalization, and how far their losses moved."""
     mesh, recipe = all_devices(devices), Personalization(Optimizer("sgd", 0.1), 3, 2)
-    personalize = personalizer(Classification(), tiny.SOFTMAX, recipe, mesh=mesh)
+    watch = personalizer(Classification(), tiny.SOFTMAX, recipe, mesh=mesh)
     gather = on_device(tiny.federation(SIZES), mesh=mesh)
     key = jax.random.key(4, impl="threefry2x32")
-    curves = personalize(tiny.theta(), np.arange(len(SIZES)), gather, key)
+    curves = watch(tiny.theta(), np.arange(len(SIZES)), gather, key)
     return np.concatenate([curves.metrics["accuracy"][0], curves.gain], axis=1)
 
 

@@ -39,7 +39,7 @@ def free_port() -> int:
 
 @contextmanager
 def started(commands: Sequence[Sequence[object]], devices: int = 1) -> Iterator[list[subprocess.Popen]]:
-    """These commands as processes of so many devices each; nothing is left behind."""
+    """These commands as processes of this many devices each; nothing is left behind."""
     processes = [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
@@ -215,7 +215,7 @@ def test_a_process_that_sleeps_with_its_heart_beating_is_given_up(tmp_path):
     write_json(tmp_path / "hanging.json", whole)
     words = tmp_path / "hanging.json", "--import", "hanging"
     first, second = members(2, *words, out=tmp_path)
-    # Only one of them may run out of patience: else either could be first, and the other would see its connection end.
+    # Only one of them may lose patience: which watch is first is not decided, and the other sees its connection end.
     with started([[*first, "--patience", 2], [*second, "--patience", 600]]) as processes:
         records = tmp_path / "run-0" / "seed-0" / "metrics.jsonl"
         until(lambda: records.exists() and records.read_bytes().count(b"\n") > 40, processes[0])

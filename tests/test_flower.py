@@ -126,7 +126,7 @@ def tiny_model():
 
 
 def assert_steps(out, count: int) -> None:
-    """The parameters are those of the start less so many times Δ, which is 1 everywhere."""
+    """The parameters are those of the start less `count` times Δ, which is 1 everywhere."""
     arrays, _ = read_arrays(out / "seed-0" / "stage-0.safetensors")
     for name, before in start().items():
         np.testing.assert_allclose(arrays[name], before - count, rtol=1e-6)
@@ -169,9 +169,9 @@ def test_a_run_on_nodes_leaves_a_run_folder_that_can_be_reported(tmp_path):
         assert (record["clients"], record["dropped"], record["missing"]) == (4, 0, 0)
         assert record["training"] == {"accuracy": 0.5, "loss": 0.5}
         assert record["sent_bytes"] > 0 < record["received_bytes"]
-    recorded = read_runs([tmp_path])[0]
-    assert recorded.reached == {0: 3}
-    assert recorded.stage_results[0].reports[0]["test"]["accuracy"]["difference"]["mean"] == pytest.approx(0.2)
+    loaded = read_runs([tmp_path])[0]
+    assert loaded.reached == {0: 3}
+    assert loaded.stage_results[0].reports[0]["test"]["accuracy"]["difference"]["mean"] == pytest.approx(0.2)
 
 
 def test_cohorts_are_those_of_a_run_on_one_machine(tmp_path):

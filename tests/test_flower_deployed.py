@@ -109,13 +109,13 @@ class Deployment:
 
     def wait(self, run: int, done: Callable[[], bool], seconds: float = 900.0) -> None:
         """Until this is so; a run that has ended without it is an error."""
-        until, next_check = time.monotonic() + seconds, time.monotonic() + 20
+        until, look = time.monotonic() + seconds, time.monotonic() + 20
         while not done():
-            if time.monotonic() > next_check:
-                listed = self.link.flwr("list", "--run-id", str(run))["runs"][0]
-                if listed["status"].startswith("finished") and not done():
-                    pytest.fail(f"{listed['status']}: {listed['status-details']}")
-                next_check = time.monotonic() + 20
+            if time.monotonic() > look:
+                said = self.link.flwr("list", "--run-id", str(run))["runs"][0]
+                if said["status"].startswith("finished") and not done():
+                    pytest.fail(f"{said['status']}: {said['status-details']}")
+                look = time.monotonic() + 20
             assert time.monotonic() < until, "the run takes too long"
             time.sleep(0.2)
 

@@ -19,8 +19,8 @@ from credentials import write_certificates, write_node_key
 
 from headstart.errors import UserError
 
-# Seconds that a process has to start and to end.
-START_SECONDS, END_SECONDS = 60.0, 8.0
+# Seconds to start and to end in; then a process is taken not to.
+START, END = 60.0, 8.0
 
 
 class Loopback:
@@ -66,10 +66,10 @@ class Loopback:
             UserError: if it does not come up.
         """
         keys = ["--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key", "--ssl-ca-certfile", "ca.crt"]
-        options = [*keys, "--enable-supernode-auth"] if self.secure else ["--insecure"]
-        options += ["--database", str(self.folder / "link.db")] if self._database else []
-        options += ["--port", str(self.port), "--disable-runtime-dependency-installation"]
-        self._start("link", "flower-superlink", *options)
+        words = [*keys, "--enable-supernode-auth"] if self.secure else ["--insecure"]
+        words += ["--database", str(self.folder / "link.db")] if self._database else []
+        words += ["--port", str(self.port), "--disable-runtime-dependency-installation"]
+        self._start("link", "flower-superlink", *words)
         _wait_for_port(self.port, self.log("link"))
 
     def register(self, name: str) -> None:
@@ -99,13 +99,13 @@ class Loopback:
         """The status of a run on the SuperLink, such as "finished:completed"."""
         return str(self.flwr("list", "--run-id", str(run))["runs"][0]["status"])
 
-    def flwr(self, *arguments: str) -> dict[str, Any]:
+    def flwr(self, *words: str) -> dict[str, Any]:
         """Run the `flwr` command; returns its JSON output.
 
         Raises:
             UserError: if it fails.
         """
-        command = [_program("flwr"), *arguments, "--format", "json"]
+        command = [_program("flwr"), *words[:-1], words[-1], "--format", "json"]
         done = subprocess.run(command, env=self.environment("user"), capture_output=True, cwd=self.folder, timeout=120)
         text = done.stdout.decode(errors="replace")
         try:
@@ -113,7 +113,7 @@ class Loopback:
         except ValueError:
             document = {}
         if done.returncode or document.get("success") is False:
-            raise UserError(f"flwr {' '.join(arguments)} failed: {text}{done.stderr.decode(errors='replace')}")
+            raise UserError(f"flwr {' '.join(words)} failed: {text}{done.stderr.decode(errors='replace')}")
         return document
 
     def log(self, name: str) -> Path:
@@ -126,7 +126,7 @@ class Loopback:
         children = _descendants({process.pid})
         for pid in {process.pid, *children} if number == signal.SIGKILL else {process.pid}:
             _signal(pid, number)
-        process.wait(END_SECONDS)
+        process.wait(END)
 
     def running(self) -> set[int]:
         """The ids of the processes, and of all that they have started."""
@@ -139,14 +139,14 @@ class Loopback:
         everything = self.running()
         for process in running.values():
             _signal(process.pid, signal.SIGTERM)
-        until = time.monotonic() + END_SECONDS
+        until = time.monotonic() + END
         while time.monotonic() < until and any(process.poll() is None for process in running.values()):
             time.sleep(0.1)
         ended = {process.pid for process in running.values() if process.poll() is not None}
         for pid in everything - ended:
             _signal(pid, signal.SIGKILL)
         for process in running.values():
-            process.wait(END_SECONDS)
+            process.wait(END)
         self._processes.clear()
 
     def _start(self, name: str, program: str, *arguments: str) -> None:
@@ -193,13 +193,13 @@ def _free_port() -> int:
 
 
 def _wait_for_port(port: int, log: Path) -> None:
-    until = time.monotonic() + START_SECONDS
+    until = time.monotonic() + START
     while time.monotonic() < until:
         with socket.socket() as attempt:
             if attempt.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise UserError(f"the SuperLink did not start in {START_SECONDS:g} s; {log} says why")
+    raise UserError(f"the SuperLink did not start in {START:g} s; {log} says why")
 
 
 def _descendants(roots: set[int]) -> set[int]:

@@ -114,17 +114,17 @@ def predict_client(model: Model, params: Tree, client: Client) -> Tree:
         return with_partial_batches(predicted)(client.examples(positions, positions < client.size), params)
 
     def one(number: Array, outputs: Tree) -> Tree:
-        start = number * EVALUATION_BATCH
+        place = number * EVALUATION_BATCH
         return jax.tree.map(
-            lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, start, 0),
+            lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, place, 0),
             outputs,
             predict_batch(number),
         )
 
     capacity = client.rows.shape[0]
-    padded = EVALUATION_BATCH * -(-capacity // EVALUATION_BATCH)
+    room = EVALUATION_BATCH * -(-capacity // EVALUATION_BATCH)
     shapes = jax.eval_shape(predict_batch, 0)
-    nothing = jax.tree.map(lambda leaf: jnp.zeros((padded, *leaf.shape[1:]), leaf.dtype), shapes)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape[1:]), leaf.dtype), shapes)
     outputs = jax.lax.fori_loop(0, batches_per_epoch(client, EVALUATION_BATCH), one, nothing)
     return jax.tree.map(lambda leaf: leaf[:capacity], outputs)
 
@@ -135,8 +135,8 @@ def _client(block: Block, size: Array, key_data: Array | None = None) -> Client:
     return Client(block, jnp.arange(capacity, dtype=jnp.int32), size, words)
 
 
-def _padded(leaf: Array, rows: int) -> Array:
-    return jnp.pad(leaf, [(0, rows - leaf.shape[0]), *[(0, 0)] * (leaf.ndim - 1)])
+def _padded(leaf: Array, length: int) -> Array:
+    return jnp.pad(leaf, [(0, length - leaf.shape[0]), *[(0, 0)] * (leaf.ndim - 1)])
 
 
 @contextmanager

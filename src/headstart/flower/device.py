@@ -162,7 +162,7 @@ Handler = Callable[[Request, RecordDict, Context], RecordDict]
 
 
 def _answer(handle: Handler, message: Message, context: Context) -> Message:
-    """The reply to a message. An error tells the server as little of its cause as possible."""
+    """The reply to a message. An error gives the server as little of its cause as possible."""
     # Each message has a process of its own, so even programs that compile quickly are worth keeping.
     keep_programs()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headstart.errors import UserError
-from headstart.experiment.serialization import current, from_json
-from headstart.learning.personalization import Curves
-from headstart.learning.tasks import Metric, Task
 from headstart.runs.directory import read_curves, read_json, seed_folders
 from headstart.runs.log import Record, read_records
+from headstart.learning.personalization import Curves
+from headstart.experiment.serialization import current, from_json
 from headstart.statistics.clients import bootstrap
+from headstart.learning.tasks import Metric, Task
 
 
 class Estimate(NamedTuple):
@@ -158,9 +158,7 @@ def _stage_result(
     epochs = tuple(int(report["test"]["length"]) for report in reports)
     curves = tuple(curves for _, curves in results)
     final = number == len(stages) - 1
-    return StageResult(
-        number, stages[number]["name"], ends[number], final, done, epochs, results[0][0], curves, reports
-    )
+    return StageResult(number, stages[number]["name"], ends[number], final, done, epochs, results[0][0], curves, reports)
 
 
 def _results(path: Path) -> tuple[list[str], Curves]:
@@ -172,9 +170,7 @@ def _results(path: Path) -> tuple[list[str], Curves]:
         ) from error
 
 
-def _history(
-    logs: dict[int, list[Record]], stage_results: tuple[StageResult, ...], ends: tuple[int, ...], name: str
-) -> History:
+def _history(logs: dict[int, list[Record]], stage_results: tuple[StageResult, ...], ends: tuple[int, ...], name: str) -> History:
     chosen = {(o.number, seed): count for o in stage_results for seed, count in zip(o.seeds, o.epochs, strict=True)}
     curves: list[tuple[list[int], list[float], list[float]]] = []
     for seed, log in logs.items():

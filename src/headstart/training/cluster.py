@@ -131,8 +131,8 @@ def broadcast(value: T) -> T:
     if size() == 1:
         return value
     content = json.dumps(value).encode() if is_first() else b""
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    text = np.frombuffer(content.ljust(length, b" ")[:length], np.uint8)
+    size_in_bytes = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    text = np.frombuffer(content.ljust(size_in_bytes, b" ")[:size_in_bytes], np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())
 
 

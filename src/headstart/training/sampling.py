@@ -39,7 +39,7 @@ def cohorts(
 
     Rounds are counted over all stages, from 1; of the leading axis `[capacity]` the first `count` entries are filled.
 
-    clients: the indices of the training clients. Each uses all of its examples, unless the source itself keeps some for
+    clients: the numbers of the training clients. Each uses all of its examples, unless the source itself keeps some for
     testing.
     """
     federation = gather.federation
