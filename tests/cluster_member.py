@@ -1,4 +1,5 @@
-"""A process of a cluster, or one alone with many devices, started by test_cluster.py: every update, and who reads what.
+"""A process of a cluster, or one alone with many devices, started by test_cluster.py: results of every update, and the
+clients that the process reads.
 
 python cluster_member.py HOST:PORT PROCESSES PROCESS_ID OUT [UPDATE...]
 """
@@ -40,7 +41,7 @@ ROUNDS = 3
 
 
 def watched(federation: Federation, read: list[int]) -> Federation:
-    """The federation, which writes down whose rows are fetched."""
+    """The federation, with a list of the clients whose rows are fetched."""
 
     def fetch(clients):
         read.extend(map(int, clients))
@@ -72,7 +73,7 @@ def personalized(devices: int | None = 1) -> np.ndarray:
 
 
 def main() -> None:
-    """Every process writes what it has read; what it computed is the same in all."""
+    """Write which clients this process has read, and its results, which are the same in all."""
     read: dict[str, list[int]] = {name: [] for name in sys.argv[5:]}
     results = {name: trained(UPDATES[name], read[name], None) for name in read}
     np.savez(out / f"results-{process_id}.npz", personalized=personalized(None), **results)

@@ -1,4 +1,4 @@
-"""The Flower app that the tests deploy: headstart's own, on 32 or 64 bits, with nodes that may be told to fail."""
+"""The Flower app that the tests deploy: headstart's own, in 32 or 64 bits, with nodes that can be made to fail."""
 
 import time
 from pathlib import Path

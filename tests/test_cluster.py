@@ -39,7 +39,7 @@ def free_port() -> int:
 
 @contextmanager
 def started(commands: Sequence[Sequence[object]], devices: int = 1) -> Iterator[list[subprocess.Popen]]:
-    """These commands as processes of so many devices each; nothing is left behind."""
+    """These commands as processes of this many devices each; nothing is left behind."""
     processes = [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
@@ -67,10 +67,10 @@ def children(process: subprocess.Popen) -> list[int]:
         return []
 
 
-def members(count: int, *words: object, out: Path) -> list[list[object]]:
-    """The commands of a cluster; every process is told another folder, of which only the first may appear."""
-    place = "--coordinator", f"127.0.0.1:{free_port()}", "--processes", count
-    run = "-m", "headstart", "run", *words, "--import", "tiny", "--devices", 1, *place
+def members(count: int, *arguments: object, out: Path) -> list[list[object]]:
+    """The commands of a cluster; every process is given another folder, of which only the first may appear."""
+    options = "--coordinator", f"127.0.0.1:{free_port()}", "--processes", count
+    run = "-m", "headstart", "run", *arguments, "--import", "tiny", "--devices", 1, *options
     return [[*run, "--process-id", i, "--out", out / f"run-{i}"] for i in range(count)]
 
 
@@ -161,7 +161,7 @@ def test_an_experiment_of_two_stages_is_that_of_one_process_and_only_the_first_w
     ],
     ids=["in the first stage", "after the first stage"],
 )
-def test_an_interrupted_cluster_goes_on_with_more_or_fewer_processes(
+def test_an_interrupted_cluster_resumes_with_more_or_fewer_processes(
     number, rounds, mark, count, tmp_path, command, float64
 ):
     file = experiment_file(tmp_path, rounds=rounds)
@@ -217,8 +217,8 @@ def test_a_process_that_sleeps_with_its_heart_beating_is_given_up(tmp_path):
     first, second = members(2, *words, out=tmp_path)
     # Only one of them may lose patience: which watch is first is not decided, and the other sees its connection end.
     with started([[*first, "--patience", 2], [*second, "--patience", 600]]) as processes:
-        told = tmp_path / "run-0" / "seed-0" / "metrics.jsonl"
-        until(lambda: told.exists() and told.read_bytes().count(b"\n") > 40, processes[0])
+        records = tmp_path / "run-0" / "seed-0" / "metrics.jsonl"
+        until(lambda: records.exists() and records.read_bytes().count(b"\n") > 40, processes[0])
         os.kill(children(processes[1])[0], signal.SIGUSR1)
         ((code, errors),) = finished([processes[0]], seconds=60)
     assert code == LOST
@@ -255,6 +255,6 @@ def test_a_cluster_is_joined_by_options_or_as_its_launcher_says():
         (("10.0.0.1:4321", 2, 2), "not one of 0 to 1"),
     ],
 )
-def test_half_a_place_in_a_cluster_is_refused(options, sentence):
+def test_half_a_membership_is_refused(options, sentence):
     with pytest.raises(UserError, match=sentence):
         membership(*options, {})

@@ -72,7 +72,7 @@ def finished(tmp_path_factory) -> tuple[Path, Path, Path]:
 
 
 def own_examples(path: Path, federation, client: int) -> Path:
-    """A client's examples to adapt on as a device has them."""
+    """A client's support examples, in a file as a device has it."""
     x, y = federation.fetch(np.array([client]))
     size = federation.sizes[client, 0]
     np.savez(path, x=x[:size], y=y[:size])
@@ -93,7 +93,7 @@ def test_a_fresh_process_without_headstart_adapts_to_the_bits_of_the_command(com
     federation, initial = load(data), load_file(artifact / "parameters.safetensors")
     client = int(np.argmax(federation.sizes[:, 0]))
     examples, name = own_examples(tmp_path / "data.npz", federation, client), federation.ids[client]
-    words = [artifact, examples, "--no-gate", "--length", 3]
+    words = [artifact, examples, "--no-gate", "--epochs", 3]
     done = on_device(tmp_path, *words, "--client", name)
     assert (done.returncode, done.stderr) == (0, "")
     size = federation.sizes[client, 0]
@@ -144,7 +144,7 @@ def kind(name: str, folder: Path) -> Experiment:
 
 
 def untrained(out: Path, made: Experiment) -> Path:
-    """A run folder as a run leaves it that measured nobody, with initial parameters that nobody trained."""
+    """The folder of a run without evaluation, with initial parameters that nobody trained."""
     prepared = prepare(made)
     with claimed(out, prepared.experiment, prepared.federation):
         write_samples(out, prepared.federation, prepared.groups.test)
@@ -154,7 +154,7 @@ def untrained(out: Path, made: Experiment) -> Path:
 
 
 def descended(parameters: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray, *, steps: int) -> list[np.ndarray]:
-    """Linear regression in float64: bias and kernel after so many steps on all examples at once."""
+    """Linear regression in float64: bias and kernel after some steps on all examples at once."""
     (bias, kernel) = (parameters[name].astype(np.float64) for name in sorted(parameters))
     for _ in range(steps):
         error = (x @ kernel + bias)[:, 0] - y
@@ -187,7 +187,7 @@ def test_every_kind_of_model_adapts_on_a_device_to_the_same_bits(name, tmp_path)
 
 
 def of_numpy(parameters: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """What the small network says."""
+    """The classes that the small network predicts."""
     bias0, kernel0, bias1, kernel1 = (parameters[name] for name in sorted(parameters))
     return np.argmax(np.maximum(x @ kernel0 + bias0, 0) @ kernel1 + bias1, axis=-1)
 
@@ -199,7 +199,7 @@ def test_the_gate_keeps_the_model_that_is_better_on_the_examples_held_back(adapt
     # A device that has other names for the classes than everybody else has much to gain.
     y = (of_numpy(initial, x) + 1) % 3
     np.savez(tmp_path / "own.npz", x=x, y=y)
-    code, out, _ = adapt(artifact, tmp_path / "own.npz", "--length", 30)
+    code, out, _ = adapt(artifact, tmp_path / "own.npz", "--epochs", 30)
     decision = read_json(tmp_path / "adapted/decision.json")
     kept = load_file(tmp_path / "adapted/parameters.safetensors")
     held_back = np.array(decision["held_back"])
@@ -211,7 +211,7 @@ def test_the_gate_keeps_the_model_that_is_better_on_the_examples_held_back(adapt
     # One whose examples held back are like everybody's, while the others mislead, has much to lose.
     y[held_back] = of_numpy(initial, x[held_back])
     np.savez(tmp_path / "misled.npz", x=x, y=y)
-    code, out, _ = adapt(artifact, tmp_path / "misled.npz", "--length", 30)
+    code, out, _ = adapt(artifact, tmp_path / "misled.npz", "--epochs", 30)
     decision = read_json(tmp_path / "adapted/decision.json")
     assert code == 0 and decision["kept"] == "initial"
     assert decision["initial"] == 1.0 and decision["held_back"] == held_back.tolist()
@@ -226,7 +226,7 @@ def test_the_gate_keeps_the_model_that_is_better_on_the_examples_held_back(adapt
     np.testing.assert_array_equal(np.load(tmp_path / "adapted/predictions.npz")["y"], of_numpy(initial, x))
 
 
-def test_the_card_and_the_description_tell_what_the_run_found(finished):
+def test_the_card_and_the_description_state_the_results_of_the_run(finished):
     _, folder, artifact = finished
     card, report = read_json(artifact / "card.json"), read_json(folder / "seed-0/stage-0.json")
     assert card["test"] == report["test"] and card["validation"] == report["validation"]
@@ -328,7 +328,7 @@ def test_a_file_that_is_none_a_folder_that_cannot_be_written_and_senseless_numbe
     refused(*adapt(finished[2], tmp_path / "absent.npz"), "absent.npz")
     np.savez(tmp_path / "data.npz", x=X, y=Y)
     refused(*adapt(finished[2], tmp_path / "data.npz", "--held-back", 1.5), "must lie between 0 and 1")
-    refused(*adapt(finished[2], tmp_path / "data.npz", "--length", -1), "must be at least 0")
+    refused(*adapt(finished[2], tmp_path / "data.npz", "--epochs", -1), "must be at least 0")
     (tmp_path / "adapted").write_text("in the way")
     refused(*adapt(finished[2], tmp_path / "data.npz"), "give another --out")
 
@@ -360,7 +360,7 @@ def test_a_folder_that_is_not_finished_never_appears(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_without_kept_examples_and_a_model_that_cannot_be_exported_are_told(finished, tmp_path, monkeypatch):
+def test_a_run_without_kept_examples_and_a_model_that_cannot_be_exported_are_refused(finished, tmp_path, monkeypatch):
     (tmp_path / "uneven.py").write_text(
         "import jax.numpy as jnp\n\n\ndef net(classes):\n"
         "    def init(key):\n        return {'w': jnp.zeros((4, classes))}\n\n"

@@ -22,7 +22,6 @@ from headstart.data.device_data import on_device
 from headstart.data.federation import named
 from headstart.experiment.serialization import to_json
 from headstart.flower import ServerConfig, client_app, serve, wire
-from headstart.flower.server import told
 from headstart.learning.personalization import Curves, Personalization
 from headstart.learning.rounds import Totals, aggregate_clients, round_key, seed_key
 from headstart.learning.tasks import Classification
@@ -32,11 +31,12 @@ from headstart.runs.checkpoint import read_arrays
 from headstart.runs.directory import read_json
 from headstart.runs.log import read_records
 from headstart.runs.reading import open_runs
+from headstart.training.display import describe
 from headstart.training.sampling import sample
 from headstart.training.seed_run import DivergedError
 from inline_grid import InlineGrid, Node
 
-TERMS = ServerConfig(nodes=2, deadline=0.2, patience=1.0)
+CONFIG = ServerConfig(nodes=2, deadline=0.2, patience=1.0)
 PLAN = Experiment(
     "scripted",
     stages=(Stage("step", FedSGD(0.1), Optimizer("sgd", 1.0), rounds=3, clients_per_round=4, weighting="uniform"),),
@@ -46,25 +46,30 @@ PLAN = Experiment(
     personalization=Personalization(epochs=2),
     evaluate_every=1,
 )
-EXAMPLES = {"x": "float32[3]", "y": "int32[]", "own_split": True, "facts": {"kind": "features", "classes": 4}}
+SCHEMA = {
+    "x": "float32[3]",
+    "y": "int32[]",
+    "has_predefined_split": True,
+    "metadata": {"kind": "features", "classes": 4},
+}
 SIZE = 10
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     """Nobody waits long for the SuperLink to say that nothing came."""
-    monkeypatch.setattr("headstart.flower.exchange.GRACE", 0.0)
+    monkeypatch.setattr("headstart.flower.exchange.GRACE_SECONDS", 0.0)
     for module in ("registry", "training", "measure"):
-        monkeypatch.setattr(f"headstart.flower.{module}.AGAIN", 0.1)
+        monkeypatch.setattr(f"headstart.flower.{module}.RETRY_SECONDS", 0.1)
 
 
-def scripted(*ids: str, delta: float = 1.0, examples: Any = EXAMPLES) -> ClientApp:
+def scripted(*ids: str, delta: float = 1.0, schema: Any = SCHEMA) -> ClientApp:
     """A ClientApp that holds clients of ten examples; the Δ of each is `delta` everywhere."""
     app = ClientApp()
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        record = wire.manifest_record(wire.stand_in(examples, ids, np.full((len(ids), 2), SIZE)))
+        record = wire.manifest_record(wire.placeholder(schema, ids, np.full((len(ids), 2), SIZE)))
         return Message(record, reply_to=message)
 
     @app.train()
@@ -98,10 +103,10 @@ def grid(**changes: dict[str, Any]) -> InlineGrid:
     return InlineGrid(dict(enumerate(nodes.values(), 1)))
 
 
-def run(there: InlineGrid, out, plan: Experiment = PLAN, config: ServerConfig = TERMS) -> list[dict]:
-    heard: list[dict] = []
-    serve(there, plan, out, config=config, on_event=heard.append)
-    return heard
+def run(there: InlineGrid, out, plan: Experiment = PLAN, config: ServerConfig = CONFIG) -> list[dict]:
+    records: list[dict] = []
+    serve(there, plan, out, config=config, on_event=records.append)
+    return records
 
 
 def logged(out, event: str) -> list[dict]:
@@ -121,7 +126,7 @@ def tiny_model():
 
 
 def assert_steps(out, count: int) -> None:
-    """The parameters are those of the start less so many times Δ, which is 1 everywhere."""
+    """The parameters are those of the start less `count` times Δ, which is 1 everywhere."""
     arrays, _ = read_arrays(out / "seed-0" / "stage-0.safetensors")
     for name, before in start().items():
         np.testing.assert_allclose(arrays[name], before - count, rtol=1e-6)
@@ -147,9 +152,9 @@ def with_arrays(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Message
     return spoil
 
 
-def with_told(**fields: Any) -> Callable[[Message], Message]:
+def with_report(**fields: Any) -> Callable[[Message], Message]:
     def spoil(reply: Message) -> Message:
-        record = reply.content.config_records[wire.TOLD]
+        record = reply.content.config_records[wire.REPORT]
         record["json"] = json.dumps(json.loads(str(record["json"])) | fields)
         return reply
 
@@ -189,12 +194,12 @@ SPOILED = {
     "not finite": (with_arrays(lambda array: np.full_like(array, np.nan)), "not finite"),
     "of another shape": (with_arrays(lambda array: array[..., :1]), "should be float32"),
     "of another type": (with_arrays(lambda array: array.astype(np.float64)), "float64"),
-    "too heavy": (with_told(weight=1e9), "weight"),
-    "of negative weight": (with_told(weight=-1.0), "weight"),
-    "of no weight": (with_told(weight=0.0), "counts"),
-    "no numbers": (with_told(weight=float("nan")), "no number"),
-    "of other metrics": (with_told(metrics={"accuracy": [1, 2]}), "metrics"),
-    "of too many clients": (with_told(clients=5), "counts"),
+    "too heavy": (with_report(weight=1e9), "weight"),
+    "of negative weight": (with_report(weight=-1.0), "weight"),
+    "of no weight": (with_report(weight=0.0), "counts"),
+    "no numbers": (with_report(weight=float("nan")), "no number"),
+    "of other metrics": (with_report(metrics={"accuracy": [1, 2]}), "metrics"),
+    "of too many clients": (with_report(clients=5), "counts"),
     "an error": (lambda reply: failed(reply), "RuntimeError"),
     "silence": (lambda reply: None, "no reply within"),
 }
@@ -203,20 +208,20 @@ SPOILED = {
 @pytest.mark.parametrize("case", SPOILED)
 def test_a_spoiled_reply_is_reported_with_its_node_and_the_round_goes_on(case, tmp_path):
     spoil, reason = SPOILED[case]
-    heard = run(grid(south={"spoil": only_in(2, spoil)}), tmp_path)
+    records = run(grid(south={"spoil": only_in(2, spoil)}), tmp_path)
     assert_steps(tmp_path, 3)
     fault = next(record for record in logged(tmp_path, "fault") if record["round"] == 2)
     assert fault["node"] == "south" and reason in fault["reason"] and set(fault["clients"]) <= set("efgh")
     second = logged(tmp_path, "round")[1]
     lost = len(fault["clients"])
     assert second["clients"] == 4 - lost and second["missing"] + second["dropped"] == lost
-    assert any("south" in told(record) for record in heard)
+    assert any("south" in describe(record) for record in records)
 
 
 def test_a_node_that_says_its_own_update_is_not_finite_is_reported(tmp_path):
     def spoil(reply: Message) -> Message:
-        told = json.loads(str(reply.content.config_records[wire.TOLD]["json"]))
-        return with_told(clients=told["clients"] - 1, dropped=1, weight=told["weight"] - 1)(reply)
+        report = json.loads(str(reply.content.config_records[wire.REPORT]["json"]))
+        return with_report(clients=report["clients"] - 1, dropped=1, weight=report["weight"] - 1)(reply)
 
     run(grid(south={"spoil": only_in(2, spoil)}), tmp_path)
     assert "not finite" in logged(tmp_path, "fault")[0]["reason"]
@@ -246,9 +251,9 @@ def test_a_round_without_replies_is_done_again(tmp_path):
     assert [record["round"] for record in logged(tmp_path, "fault")] == [2, 2]
 
 
-def test_a_run_without_replies_ends_and_goes_on_when_repeated(tmp_path):
+def test_a_run_without_replies_ends_and_resumes_when_repeated(tmp_path):
     there = grid(north={"spoil": only_in(2, lambda reply: None)}, south={"spoil": only_in(2, lambda reply: None)})
-    with pytest.raises(UserError, match=r"round 2 had no 1 usable replies .* goes on after round 1"):
+    with pytest.raises(UserError, match=r"round 2 had no 1 usable replies .* resumes after round 1"):
         run(there, tmp_path)
     assert [record["round"] for record in logged(tmp_path, "round")] == [1]
     run(grid(), tmp_path)
@@ -283,15 +288,15 @@ def test_clients_that_could_not_be_measured_are_untested(tmp_path):
 
 
 def test_too_few_nodes_end_the_run_with_a_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"2 of 3 nodes told what they hold .* start more nodes, or ask for fewer"):
-        run(grid(), tmp_path, config=replace(TERMS, nodes=3))
+    with pytest.raises(UserError, match=r"2 of 3 nodes reported their clients .* start more nodes, or ask for fewer"):
+        run(grid(), tmp_path, config=replace(CONFIG, nodes=3))
 
 
 def test_a_node_with_other_examples_is_left_out(tmp_path):
     there = grid()
-    other = scripted("x", "y", examples=EXAMPLES | {"facts": {"kind": "features", "classes": 5}})
+    other = scripted("x", "y", schema=SCHEMA | {"metadata": {"kind": "features", "classes": 5}})
     there.nodes[3] = Node(other, {}, "odd")
-    run(there, tmp_path, config=replace(TERMS, nodes=3))
+    run(there, tmp_path, config=replace(CONFIG, nodes=3))
     fault = logged(tmp_path, "fault")[0]
     assert fault["node"] == "odd" and "classes is 5 here and 4 there" in fault["reason"]
     assert_steps(tmp_path, 3)
@@ -300,7 +305,7 @@ def test_a_node_with_other_examples_is_left_out(tmp_path):
 def test_nobody_takes_over_anothers_clients(tmp_path):
     there = grid()
     there.nodes[3] = Node(scripted("a", "b", delta=100.0), {}, "thief")
-    run(there, tmp_path, config=replace(TERMS, nodes=3))
+    run(there, tmp_path, config=replace(CONFIG, nodes=3))
     fault = logged(tmp_path, "fault")[0]
     assert fault["node"] == "thief" and "north has them already" in fault["reason"]
     assert_steps(tmp_path, 3)
@@ -318,7 +323,7 @@ def test_a_diverged_run_stops_with_its_round(tmp_path):
         ({"stages": (Centralized("all", Optimizer(), 2),)}, "devices keep their data"),
         ({"stages": (Stage("own", Ditto(), Optimizer("sgd", 1.0), 2),)}, "devices do not offer yet"),
         ({"stages": (Stage("own", FedPer(), Optimizer("sgd", 1.0), 2),)}, "devices do not offer yet"),
-        ({"personalization": Personalization(learning_rates=(0.1, 0.3))}, "devices personalize at one rate"),
+        ({"personalization": Personalization(learning_rates=(0.1, 0.3))}, "devices personalize at one learning rate"),
     ],
     ids=["centralized", "Ditto", "FedPer", "rates"],
 )
@@ -328,11 +333,11 @@ def test_what_devices_cannot_do_is_refused(changes, sentence, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "examples",
-    [{}, EXAMPLES | {"x": "float32[999999999,999]"}, EXAMPLES | {"x": "nothing[3]"}, EXAMPLES | {"facts": 3}],
+    "schema",
+    [{}, SCHEMA | {"x": "float32[999999999,999]"}, SCHEMA | {"x": "nothing[3]"}, SCHEMA | {"metadata": 3}],
 )
-def test_a_node_cannot_say_just_anything_of_its_examples(examples):
-    record = RecordDict({wire.TOLD: wire._document({"ids": ["a"], "sizes": [[1, 1]], "examples": examples})})
+def test_a_node_cannot_say_just_anything_of_its_examples(schema):
+    record = RecordDict({wire.REPORT: wire._document({"ids": ["a"], "sizes": [[1, 1]], "schema": schema})})
     with pytest.raises(UserError, match="does not say what its examples look like"):
         wire.read_manifest(record)
 
@@ -351,8 +356,8 @@ def own_clients(context: Context):
     return tiny.federation()
 
 
-def ask(app: ClientApp, kind: str, experiment: Experiment = PLAN, params: Any = None, **order: Any) -> Message:
-    content = wire.request_record(wire.Request(to_json(experiment), **order), params)
+def ask(app: ClientApp, kind: str, experiment: Experiment = PLAN, params: Any = None, **fields: Any) -> Message:
+    content = wire.request_record(wire.Request(to_json(experiment), **fields), params)
     there = InlineGrid({1: Node(app, {})})
     message = Message(content, 1, kind)
     there.push_messages([message])
@@ -364,16 +369,16 @@ def model_params():
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
-def test_a_device_folds_its_clients_as_a_round_does(lanes):
+def test_a_device_aggregates_its_clients_as_a_round_does(lanes):
     stage = Stage("two", FedAvg(2, 0.1, 3), Optimizer(), 2, 3)
     plan, params, federation = replace(PLAN, stages=(stage,)), model_params(), tiny.federation()
     app = client_app(plan, own_clients, lanes=lanes)
     reply = ask(app, MessageType.TRAIN, plan, params, round=4, seed=5, clients=("a", "c", "b"))
     model = as_model(tiny_model(), jnp.zeros((1, 3)))
-    fold = jax.jit(aggregate_clients(Classification(), model, stage.update))
+    aggregate = jax.jit(aggregate_clients(Classification(), model, stage.update))
     cohort = Cohort(on_device(federation)(np.array([0, 1, 2])))
-    expected, _ = fold(params, cohort, round_key(seed_key(5), 4))
-    totals = wire.read_totals(reply.content, expected, most=20.0, clients=3)
+    expected, _ = aggregate(params, cohort, round_key(seed_key(5), 4))
+    totals = wire.read_totals(reply.content, expected, max_weight=20.0, clients=3)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), totals, expected)
 
 
@@ -411,4 +416,4 @@ def test_what_a_device_says_of_its_clients_holds_no_example():
     reply = ask(client_app(PLAN, own_clients), MessageType.QUERY)
     manifest = wire.read_manifest(reply.content)
     assert not reply.content.array_records and manifest.ids == tuple("abcde")
-    assert manifest.examples == EXAMPLES | {"x": "float64[3]"}
+    assert manifest.schema == SCHEMA | {"x": "float64[3]"}

@@ -78,7 +78,7 @@ x64 = false
 
 
 class Deployment:
-    """A federation of processes, and what the tests want of it."""
+    """A federation of processes, and what the tests need of it."""
 
     def __init__(self, folder: Path, link: Loopback) -> None:
         self.folder, self.link = folder, link
@@ -177,9 +177,9 @@ def distance(a, b) -> float:
 
 def round_here(ready: Prepared, stage: Stage, number: int, state: State, clients: np.ndarray) -> State:
     """What a simulated round with these clients makes of a state."""
-    fold = aggregate_clients(ready.task, ready.model, stage.update, weighting=stage.weighting)
+    aggregate = aggregate_clients(ready.task, ready.model, stage.update, weighting=stage.weighting)
     cohort = Cohort(on_device(ready.federation)(clients, ready.federation.training_part))
-    totals, _ = jax.jit(fold)(state.params, cohort, round_key(seed_key(ready.experiment.seed), number))
+    totals, _ = jax.jit(aggregate)(state.params, cohort, round_key(seed_key(ready.experiment.seed), number))
     return server_step(stage.server.build(), state, totals)[0]
 
 
@@ -266,7 +266,7 @@ def test_what_fails_is_reported_and_spoils_nothing(deployment, tmp_path):
     assert rounds()[4]["clients"] == sum(len(held[name]) for name in NODES if name != "doomed")
     lost = {(r["round"], c) for r in records if r["event"] == "fault" for c in r["clients"]}
     ready = prepare(replace(experiment, stages=(replace(stage, clients_per_round=1),)))
-    places = {name: i for i, name in enumerate(ready.federation.ids)}
+    indices = {name: i for i, name in enumerate(ready.federation.ids)}
     params = ready.model.init(jax.random.fold_in(seed_key(0), 0))
     state = State(params, stage.server.build().init(params))
     for number in range(1, 5):
@@ -275,5 +275,5 @@ def test_what_fails_is_reported_and_spoils_nothing(deployment, tmp_path):
         if number == 2 and rounds()[2]["clients"] < len(there):
             there = [c for c in there if c not in held["late"]]  # it came a round later
         assert rounds()[number]["clients"] == len(there)
-        state = round_here(ready, stage, number, state, np.array([places[c] for c in there]))
+        state = round_here(ready, stage, number, state, np.array([indices[c] for c in there]))
     assert distance(read(out / "seed-0" / "stage-0.safetensors", state.params).tree, state.params) < 1e-5

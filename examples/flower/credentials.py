@@ -1,4 +1,7 @@
-"""Keys and certificates for a federation on one machine: a CA of its own, a server's certificate, a key per node."""
+"""Keys and certificates for a federation on one machine: its own CA, a server certificate, a key per node.
+
+The package `cryptography` is one of Flower's own dependencies.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ PEM, OPENSSH = serialization.Encoding.PEM, serialization.Encoding.OpenSSH
 
 
 def write_certificates(folder: Path) -> None:
-    """Write `ca.crt`, which everybody trusts, and `server.pem` with `server.key` for this machine's own addresses."""
+    """Write `ca.crt`, which all processes trust, and `server.pem` with `server.key` for this machine's addresses."""
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "headstart loopback CA")])
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)

@@ -1,4 +1,4 @@
-"""A federation on one machine, for trying out and for tests: a SuperLink and SuperNodes as processes on loopback."""
+"""A federation on one machine, for trials and tests: a SuperLink and SuperNodes as processes on loopback."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ START, END = 60.0, 8.0
 
 
 class Loopback:
-    """Processes that are started one by one and end together, when the block ends. Nothing leaves this machine.
+    """A context of processes that are started one by one and end together. Nothing leaves this machine.
 
-    folder: where keys, logs and the homes of the processes go. secure: TLS, and only nodes with a registered key.
+    folder: for keys, logs and the homes of the processes. secure: TLS, and only nodes with a registered key.
     database: whether the SuperLink keeps its state in a file, so that it can be started again.
     environment: further variables for every process.
     """
@@ -56,7 +56,7 @@ class Loopback:
 
     @property
     def address(self) -> str:
-        """Of the SuperLink."""
+        """The address of the SuperLink."""
         return f"127.0.0.1:{self.port}"
 
     def start_link(self) -> None:
@@ -73,34 +73,34 @@ class Loopback:
         _wait_for_port(self.port, self.log("link"))
 
     def register(self, name: str) -> None:
-        """Make a node's key, and have the SuperLink admit it."""
+        """Write a node's key, and register it with the SuperLink."""
         write_node_key(self.folder / name)
         self.flwr("supernode", "register", f"{self.folder / name}.pub", "--name", name)
 
     def start_node(self, name: str, **config: Any) -> None:
-        """Start a SuperNode; of a secure federation, one that is registered.
+        """Start a SuperNode; in a secure federation it must be registered.
 
         config: of the node, as its ClientApp sees it.
         """
         keys = ["--root-certificates", "ca.crt", "--auth-supernode-private-key", name]
-        words = keys if self.secure else ["--insecure"]
-        words += ["--superlink", self.address, "--port", str(_free_port()), "--node-config", _toml(config)]
-        self._start(name, "flower-supernode", *words)
+        options = keys if self.secure else ["--insecure"]
+        options += ["--superlink", self.address, "--port", str(_free_port()), "--node-config", _toml(config)]
+        self._start(name, "flower-supernode", *options)
 
     def submit(self, app: Path, **config: Any) -> int:
         """Start a run of the app in this folder; returns the run's id.
 
         config: of the run, as its ServerApp sees it.
         """
-        more = ["--run-config", _toml(config)] if config else []
-        return int(self.flwr("run", str(app), *more)["run-id"])
+        options = ["--run-config", _toml(config)] if config else []
+        return int(self.flwr("run", str(app), *options)["run-id"])
 
     def status(self, run: int) -> str:
-        """What the SuperLink says of a run, such as "finished:completed"."""
+        """The status of a run on the SuperLink, such as "finished:completed"."""
         return str(self.flwr("list", "--run-id", str(run))["runs"][0]["status"])
 
     def flwr(self, *words: str) -> dict[str, Any]:
-        """Call the `flwr` command; what it says, as a document.
+        """Run the `flwr` command; returns its JSON output.
 
         Raises:
             UserError: if it fails.
@@ -117,11 +117,11 @@ class Loopback:
         return document
 
     def log(self, name: str) -> Path:
-        """Where a process writes what it has to say."""
+        """The file of a process's output."""
         return self.folder / f"{name}.log"
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal to a process and all it has started, and wait for its end if it is SIGKILL."""
+        """Send a signal to a process, SIGKILL also to all it has started, and wait for its end."""
         process = self._processes.pop(name)
         children = _descendants({process.pid})
         for pid in {process.pid, *children} if number == signal.SIGKILL else {process.pid}:
@@ -129,12 +129,12 @@ class Loopback:
         process.wait(END)
 
     def running(self) -> set[int]:
-        """The processes, and all that they have started."""
+        """The ids of the processes, and of all that they have started."""
         roots = {process.pid for process in self._processes.values()}
         return roots | _descendants(roots)
 
     def end(self) -> None:
-        """End all processes: politely, nodes first, and then by force."""
+        """End all processes: by SIGTERM, nodes first, and after some seconds by SIGKILL."""
         running = dict(sorted(self._processes.items(), key=lambda pair: pair[0] == "link"))
         everything = self.running()
         for process in running.values():
@@ -149,10 +149,10 @@ class Loopback:
             process.wait(END)
         self._processes.clear()
 
-    def _start(self, name: str, program: str, *words: str) -> None:
+    def _start(self, name: str, program: str, *arguments: str) -> None:
         with self.log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [_program(program), *words],
+                [_program(program), *arguments],
                 env=self.environment(name),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -162,12 +162,12 @@ class Loopback:
             )
 
     def environment(self, name: str) -> dict[str, str]:
-        """Of a process: quiet, and with a home of its own."""
+        """The environment of a process: without telemetry, and with a home of its own."""
         # Nodes that share a home race for the app they install there.
         home = self.folder / "homes" / name
         home.mkdir(parents=True, exist_ok=True)
-        ways = 'root-certificates = "{}"'.format(self.folder / "ca.crt") if self.secure else "insecure = true"
-        connection = f'[superlink]\ndefault = "loopback"\n[superlink.loopback]\naddress = "{self.address}"\n{ways}\n'
+        trust = 'root-certificates = "{}"'.format(self.folder / "ca.crt") if self.secure else "insecure = true"
+        connection = f'[superlink]\ndefault = "loopback"\n[superlink.loopback]\naddress = "{self.address}"\n{trust}\n'
         (home / "config.toml").write_text(connection, encoding="utf-8")
         quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_HOME": str(home)}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -21,7 +21,7 @@ from headstart import Data, Experiment, FedAvg, ModelSpec, Optimizer, Personaliz
 from headstart.data.federation import Federation
 from headstart.data.load import load
 from headstart.experiment.serialization import to_json
-from headstart.flower import told
+from headstart.flower import print_record
 from headstart.runs.directory import read_json
 from headstart.runs.log import read_records
 
@@ -44,7 +44,7 @@ EXPERIMENT = Experiment(
 
 
 def write_data(folder: Path) -> None:
-    """A file for every node: the digits of its own writers, and of nobody else."""
+    """Write a file for every node: the digits of its own writers, and of nobody else."""
     federation: Federation = load("glyphs", writers=WRITERS * len(NODES), examples=400)
     for number, name in enumerate(NODES):
         mine = np.arange(number * WRITERS, (number + 1) * WRITERS)
@@ -57,25 +57,25 @@ def write_data(folder: Path) -> None:
 def follow(link: Loopback, run: int, out: Path, *, seconds: float) -> None:
     """Print the run's records as they are written, until its last stage is finished."""
     log, last = out / "seed-0" / "metrics.jsonl", out / "seed-0" / f"stage-{len(EXPERIMENT.stages) - 1}.json"
-    until, look, shown = time.monotonic() + seconds, time.monotonic() + 20, 0
+    until, next_check, printed = time.monotonic() + seconds, time.monotonic() + 20, 0
     while not last.exists():
         records = read_records(log)
-        for record in records[shown:]:
-            print(told(record), flush=True)
-        shown = len(records)
-        if time.monotonic() > look:
-            status, look = link.status(run), time.monotonic() + 20
+        for record in records[printed:]:
+            print_record(record)
+        printed = len(records)
+        if time.monotonic() > next_check:
+            status, next_check = link.status(run), time.monotonic() + 20
             if status.startswith("finished") and not last.exists():
                 raise UserError(f"the run is {status}; {link.log('link')} says more")
         if time.monotonic() > until:
             raise UserError(f"the run is not finished after {seconds:g} s; see the logs in {link.folder}")
         time.sleep(0.2)
-    for record in read_records(log)[shown:]:
-        print(told(record), flush=True)
+    for record in read_records(log)[printed:]:
+        print_record(record)
 
 
 def main() -> None:
-    """Start everything, train, tell what personalization brought, end everything."""
+    """Start the federation, train, print the gain from personalization, and end all processes."""
     parser = argparse.ArgumentParser(description="A federation of four devices on this machine")
     parser.add_argument("--out", type=Path, default=Path("runs/devices"), help="the run folder")
     parser.add_argument("--seconds", type=float, default=900.0, help="when to give up")

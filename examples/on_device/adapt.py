@@ -4,8 +4,8 @@
     python adapt.py artifact data.npz --client tablet-7 --out adapted
 
 `data.npz` holds the device's examples as arrays `x` and `y`. A part of them is held back: the adapted model is kept
-only if it is better there than the initial one (`--no-gate` adapts to all of them and keeps what comes out). The folder
-`adapted` then holds the model that was kept (`parameters.safetensors`), what it says about `x`, or about the x of
+only if it is better there than the initial one (`--no-gate` adapts to all of them and keeps the result). The folder
+`adapted` then holds the model that was kept (`parameters.safetensors`), its predictions for `x`, or for the x of
 `--predict` (`predictions.npz`), and the decision with its figures (`decision.json`).
 """
 
@@ -39,7 +39,7 @@ PROGRAMS = ("adapt", "measure", "predict")
 
 
 class MistakeError(Exception):
-    """What the user can mend: one sentence."""
+    """A mistake that the user can mend, in one sentence."""
 
 
 class Data(NamedTuple):
@@ -49,16 +49,16 @@ class Data(NamedTuple):
     y: np.ndarray
 
     def rows(self, chosen: np.ndarray) -> Data:
-        """Some of them."""
+        """The examples in these rows."""
         return Data(self.x[chosen], self.y[chosen])
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided, and by which figures.
+    """The decision between the two models, and its figures.
 
-    kept: "adapted" or "initial". initial, adapted: the metric of each model on the examples held back; None where
-    nothing was. held_back: which rows these are.
+    kept: "adapted" or "initial". length: epochs (or steps). initial, adapted: the metric of each model on the examples
+    held back; None where there are none. held_back: their rows.
     """
 
     kept: str
@@ -81,34 +81,34 @@ class Artifact:
     parameters: list[np.ndarray]
     programs: dict[str, Callable[..., Any]]
 
-    def adapt(self, data: Data, client: str, length: int) -> list[np.ndarray]:
-        """The client's own parameters, after so many epochs (or steps) on its examples."""
-        x, y, size = self._filled(data.x, data.y)
+    def adapt(self, data: Data, client: str, epochs: int) -> list[np.ndarray]:
+        """The client's own parameters, after some epochs (or steps) on its examples."""
+        x, y, size = self._padded(data.x, data.y)
         key = np.array(self.about["key"]["data"], np.uint32)
-        leaves = self.programs["adapt"](self.parameters, x, y, size, key, client_words(client), np.int32(length))
+        leaves = self.programs["adapt"](self.parameters, x, y, size, key, client_key_data(client), np.int32(epochs))
         return [np.asarray(leaf) for leaf in leaves]
 
     def measure(self, parameters: list[np.ndarray], data: Data) -> float:
         """The task's metric over the examples."""
-        return float(self.programs["measure"](parameters, *self._filled(data.x, data.y))[0])
+        return float(self.programs["measure"](parameters, *self._padded(data.x, data.y))[0])
 
     def predict(self, parameters: list[np.ndarray], x: np.ndarray) -> dict[str, np.ndarray]:
-        """The model's output, and the class it means if it means one."""
-        output = np.asarray(self.programs["predict"](parameters, *self._filled(x)))[: len(x)]
+        """The model's output, and the predicted class if it classifies."""
+        output = np.asarray(self.programs["predict"](parameters, *self._padded(x)))[: len(x)]
         return {"output": output, **({"y": output.argmax(axis=-1)} if self.about["output"] == "classes" else {})}
 
-    def _filled(self, *arrays: np.ndarray) -> tuple[Any, ...]:
-        """The arrays with zeros up to a capacity, and how many rows count: so few sizes need a program."""
+    def _padded(self, *arrays: np.ndarray) -> tuple[Any, ...]:
+        """The arrays padded to a capacity, and the number of valid rows: few sizes mean few compiled programs."""
         size = len(arrays[0])
-        capacity = next((room for room in self.about["capacities"] if room >= size), None)
+        capacity = next((rows for rows in self.about["capacities"] if rows >= size), None)
         if capacity is None:
             raise MistakeError(f"{size} examples are more than {self.about['capacities'][-1]}; give fewer")
-        filled = [np.concatenate([a, np.zeros((capacity - size, *a.shape[1:]), a.dtype)]) for a in arrays]
-        return *filled, np.int32(size)
+        padded = [np.concatenate([a, np.zeros((capacity - size, *a.shape[1:]), a.dtype)]) for a in arrays]
+        return *padded, np.int32(size)
 
 
-def client_words(client: str) -> np.ndarray:
-    """uint32 `[2]`: what the randomness of a client derives from."""
+def client_key_data(client: str) -> np.ndarray:
+    """uint32 `[2]`: the hash of a client's id, from which its randomness derives."""
     return np.frombuffer(hashlib.sha256(client.encode()).digest()[:8], "<u4").astype(np.uint32)
 
 
@@ -149,7 +149,7 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def read_checked(path: Path, sha256: str) -> bytes:
-    """A file's content, if it is what the description says."""
+    """A file's content, if it matches the checksum of the description."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -160,10 +160,10 @@ def read_checked(path: Path, sha256: str) -> bytes:
 
 
 def program(files: dict[str, bytes], name: str, about: dict[str, Any]) -> Callable[..., Any]:
-    """The program of this name, compiled when it is first called."""
+    """The program of this name; it is compiled at its first call."""
     try:
         return jax.jit(export.deserialize(bytearray(files[f"{name}.jaxexport"])).call)
-    except Exception as error:  # whatever another version of JAX makes of it
+    except Exception as error:  # whatever another version of JAX raises
         made_with = about["made_with"]["jax"]
         raise MistakeError(
             f"JAX {jax.__version__} cannot read the program {name}, made with JAX {made_with} ({first_line(error)});"
@@ -172,7 +172,7 @@ def program(files: dict[str, bytes], name: str, about: dict[str, Any]) -> Callab
 
 
 def read_data(path: Path, about: dict[str, Any], names: tuple[str, ...]) -> list[np.ndarray]:
-    """The arrays of these names in an .npz file, as the programs take them.
+    """The arrays of these names in an .npz file, in the types that the programs take.
 
     Raises:
         MistakeError: if the file is missing or damaged, or an array has the wrong shape, type or values.
@@ -180,9 +180,9 @@ def read_data(path: Path, about: dict[str, Any], names: tuple[str, ...]) -> list
     try:
         # numpy leaves a file open that it opened itself and could not read.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            lacking = [name for name in names if name not in file.files]
-            if lacking:
-                raise MistakeError(f"{path} has no array {lacking[0]!r}; it holds {', '.join(file.files) or 'nothing'}")
+            absent = [name for name in names if name not in file.files]
+            if absent:
+                raise MistakeError(f"{path} has no array {absent[0]!r}; it holds {', '.join(file.files) or 'nothing'}")
             arrays = [accepted(f"{name} in {path}", file[name], about[name]) for name in names]
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise MistakeError(f"cannot read {path} ({first_line(error)}); give an .npz file of x and y") from error
@@ -192,10 +192,10 @@ def read_data(path: Path, about: dict[str, Any], names: tuple[str, ...]) -> list
 
 
 def accepted(name: str, array: np.ndarray, expected: dict[str, Any]) -> np.ndarray:
-    """The array in the type that the programs take, if it is the same numbers (floats may be rounded).
+    """The array in the type that the programs take, if that keeps its numbers (floats may be rounded).
 
     Raises:
-        MistakeError: if it is not.
+        MistakeError: if it does not, or the shape is wrong.
     """
     shape, dtype = tuple(expected["shape"][1:]), np.dtype(expected["dtype"])
     if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
@@ -215,47 +215,49 @@ def accepted(name: str, array: np.ndarray, expected: dict[str, Any]) -> np.ndarr
     return given
 
 
-def gated(artifact: Artifact, data: Data, client: str, length: int, share: float) -> tuple[list[np.ndarray], Decision]:
+def gated(
+    artifact: Artifact, data: Data, client: str, epochs: int, fraction: float
+) -> tuple[list[np.ndarray], Decision]:
     """Adapt to most examples, and keep the result if it is better on the others."""
     size = len(data.x)
     if size < 2:
         sentence = "kept the initial model: of fewer than 2 examples none can be held back to see if adapting helps"
-        return artifact.parameters, Decision("initial", sentence, client, length)
-    count = min(max(round(share * size), 1), size - 1)
+        return artifact.parameters, Decision("initial", sentence, client, epochs)
+    count = min(max(round(fraction * size), 1), size - 1)
     # Drawn from the client's id, so that the same data always give the same decision.
-    order = np.random.default_rng(client_words(client)).permutation(size)
+    order = np.random.default_rng(client_key_data(client)).permutation(size)
     held_back, others = np.sort(order[:count]), np.sort(order[count:])
-    parameters = artifact.adapt(data.rows(others), client, length)
+    parameters = artifact.adapt(data.rows(others), client, epochs)
     before, after = (artifact.measure(p, data.rows(held_back)) for p in (artifact.parameters, parameters))
     metric = artifact.about["metric"]
-    # What is not a number is not better.
+    # NaN is never better.
     better = after > before if metric["higher_is_better"] else after < before
     kept = "adapted" if better else "initial"
     sentence = (
         f"kept the {kept} model: {metric['name']} {after:.4g} after adapting to {len(others)} examples for"
-        f" {told_length(artifact, length)}, {before:.4g} before, on {count} examples held back"
+        f" {format_epochs(artifact, epochs)}, {before:.4g} before, on {count} examples held back"
     )
     initial, adapted = (figure if np.isfinite(figure) else None for figure in (before, after))
     rows = tuple(int(row) for row in held_back)
-    decision = Decision(kept, sentence, client, length, initial, adapted, rows)
+    decision = Decision(kept, sentence, client, epochs, initial, adapted, rows)
     return (parameters if better else artifact.parameters), decision
 
 
-def ungated(artifact: Artifact, data: Data, client: str, length: int) -> tuple[list[np.ndarray], Decision]:
+def ungated(artifact: Artifact, data: Data, client: str, epochs: int) -> tuple[list[np.ndarray], Decision]:
     """Adapt to all examples, and keep the result."""
-    told = f"{len(data.x)} examples for {told_length(artifact, length)}"
-    sentence = f"kept the adapted model unseen: adapted to {told}, with no examples held back"
-    return artifact.adapt(data, client, length), Decision("adapted", sentence, client, length)
+    amount = f"{len(data.x)} examples for {format_epochs(artifact, epochs)}"
+    sentence = f"kept the adapted model unseen: adapted to {amount}, with no examples held back"
+    return artifact.adapt(data, client, epochs), Decision("adapted", sentence, client, epochs)
 
 
-def told_length(artifact: Artifact, length: int) -> str:
-    """So many epochs (or steps)."""
+def format_epochs(artifact: Artifact, epochs: int) -> str:
+    """A number of epochs (or steps) with its unit."""
     unit = artifact.about["recipe"]["unit"]
-    return f"{length} {unit.removesuffix('s') if length == 1 else unit}"
+    return f"{epochs} {unit.removesuffix('s') if epochs == 1 else unit}"
 
 
 def write_all(out: Path, contents: dict[str, bytes]) -> None:
-    """Every file whole or not at all, in this order."""
+    """Write these files in this order, each whole or not at all."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -270,12 +272,12 @@ def write_all(out: Path, contents: dict[str, bytes]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without its details."""
+    """The first line of an error's text."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """The arguments of the command line."""
     about, *details = (__doc__ or "").split("\n\n")
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, epilog="\n\n".join(details), formatter_class=raw)
@@ -284,14 +286,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--client", default="device", help="this device's id, which its randomness derives from")
     parser.add_argument("--out", type=Path, default=Path("adapted"), help="a folder for the results")
     parser.add_argument("--predict", type=Path, metavar="FILE", help="an .npz file of the x to predict for")
-    parser.add_argument("--length", type=int, help="epochs (or steps); default: as the run chose")
-    parser.add_argument("--held-back", type=float, default=0.2, metavar="SHARE", help="of the examples, for the gate")
+    parser.add_argument("--epochs", type=int, help="epochs (or steps); default: as the run chose")
+    parser.add_argument(
+        "--held-back", type=float, default=0.2, metavar="FRACTION", help="of the examples, for the gate"
+    )
     parser.add_argument("--no-gate", action="store_true", help="adapt to all examples and keep the result")
     given = parser.parse_args()
     if not 0 < given.held_back < 1:
         raise MistakeError(f"--held-back is {given.held_back}, but must lie between 0 and 1")
-    if given.length is not None and given.length < 0:
-        raise MistakeError(f"--length is {given.length}, but must be at least 0")
+    if given.epochs is not None and given.epochs < 0:
+        raise MistakeError(f"--epochs is {given.epochs}, but must be at least 0")
     return given
 
 
@@ -299,15 +303,15 @@ def adapt(given: argparse.Namespace) -> str:
     """Read, adapt, decide, predict, write; returns the sentence."""
     artifact = read_artifact(given.artifact)
     data = Data(*read_data(given.data, artifact.about, ("x", "y")))
-    (asked,) = [data.x] if given.predict is None else read_data(given.predict, artifact.about, ("x",))
-    length = artifact.about["recipe"]["length"] if given.length is None else given.length
+    (inputs,) = [data.x] if given.predict is None else read_data(given.predict, artifact.about, ("x",))
+    epochs = artifact.about["recipe"]["length"] if given.epochs is None else given.epochs
     if given.no_gate:
-        parameters, decision = ungated(artifact, data, given.client, length)
+        parameters, decision = ungated(artifact, data, given.client, epochs)
     else:
-        parameters, decision = gated(artifact, data, given.client, length, given.held_back)
+        parameters, decision = gated(artifact, data, given.client, epochs, given.held_back)
     names = [entry["name"] for entry in artifact.about["parameters"]]
     contents = {
-        "predictions.npz": npz(artifact.predict(parameters, asked)),
+        "predictions.npz": npz(artifact.predict(parameters, inputs)),
         "parameters.safetensors": save(dict(zip(names, parameters, strict=True)), {"client": given.client}),
         "decision.json": (json.dumps(asdict(decision), indent=2) + "\n").encode(),
     }

@@ -122,7 +122,7 @@ def _run(
     from headstart.cli.tensorboard import also_events
     from headstart.reports.tables import print_rows, rows
     from headstart.training import cluster
-    from headstart.training.display import Follower, shown
+    from headstart.training.display import Follower, live_display
     from headstart.training.run import run_into, to_all
 
     console = Console()
@@ -130,7 +130,7 @@ def _run(
     with ExitStack() as stack:
         listeners = [stack.enter_context(cluster.as_one(patience))]
         if cluster.is_first():
-            show = stack.enter_context(shown(console, follower, f"{experiment.name} → {out}"))
+            show = stack.enter_context(live_display(console, follower, f"{experiment.name} → {out}"))
             listeners.append(stack.enter_context(also_events(show, out)) if tensorboard else show)
         on_event = to_all(listeners)
         finished = run_into(

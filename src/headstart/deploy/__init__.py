@@ -1,1 +1,1 @@
-"""A finished run on clients of one's own, and as an artifact for devices."""
+"""Deployment of a finished run: personalization on a user's own clients, and export as an artifact for devices."""

@@ -1,4 +1,4 @@
-"""A finished run on a user's own clients: the initial model in, per-client results and adapted parameters out."""
+"""Personalization of a finished run's initial model on a user's own clients."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def personalize_run(
     allowed_modules: Collection[str] = (),
     progress: Callable[[int, int], None] = lambda clients, of: None,
 ) -> tuple[dict[str, Any], Task]:
-    """Personalize a run's initial model on every client of `source`; returns the summary, and the task it speaks of.
+    """Personalize a run's initial model on every client of `source`; returns the summary, and the task of the run.
 
-    Writes `parameters/<client>.safetensors`, `clients.csv` (a line per client) and `summary.json`, the last of all.
+    Writes `parameters/<client>.safetensors`, `clients.csv` (a line per client) and, last, `summary.json`.
 
     epochs: of personalization (or steps); by default as many as the run chose on its validation clients.
     lanes, devices: as in `run.Options`.
@@ -68,8 +68,8 @@ def personalize_run(
     recipe = experiment.personalization.at_most(count)
     mesh = all_devices(devices)
     gather, key = on_device(federation, mesh=mesh), personal_key(root)
-    watch = personalizer(task, model, recipe, method=method, lanes=lanes, mesh=mesh)
-    curves = watch(params, np.arange(len(federation)), gather, key, lambda done: progress(done, len(federation)))
+    personalize = personalizer(task, model, recipe, method=method, lanes=lanes, mesh=mesh)
+    curves = personalize(params, np.arange(len(federation)), gather, key, lambda done: progress(done, len(federation)))
     summary = summarize(curves, task, epochs=count)
     _write_parameters(out / "parameters", federation, gather, _adapter(model, task, recipe, params, key, mesh, method))
     write_bytes(out / "clients.csv", _csv(federation, curves, task, count))
@@ -78,7 +78,7 @@ def personalize_run(
 
 
 def _as_trained(trained: Mapping[str, Any], source: str, options: dict[str, Any]) -> Federation:
-    """The user's clients as the run's model knows them: classes numbered and features ordered as in its own data.
+    """The user's clients as the run's model expects them: classes numbered and features ordered as in its own data.
 
     trained: the metadata of the run's federation.
 
@@ -87,16 +87,16 @@ def _as_trained(trained: Mapping[str, Any], source: str, options: dict[str, Any]
     """
     federation = load_data(source, **options)
     own, labels = federation.metadata.get("labels"), list(trained.get("labels") or [])
-    more = {}
+    added = {}
     if trained.get("features") and "features" in federation.metadata and "features" not in options:
-        more["features"] = list(trained["features"])
+        added["features"] = list(trained["features"])
     if own is not None and not _covers(labels, own):
         numbered = all(str(label).isdigit() and int(label) < len(labels) for label in own)
-        more |= {"classes": len(labels)} if numbered and not _among(own, labels) else {"labels": labels}
-    if not more or all(federation.metadata.get(name) == value for name, value in more.items()):
+        added |= {"classes": len(labels)} if numbered and not _among(own, labels) else {"labels": labels}
+    if not added or all(federation.metadata.get(name) == value for name, value in added.items()):
         return federation
     try:
-        return load_data(source, **(options | more))
+        return load_data(source, **(options | added))
     except UserError as error:
         raise UserError(f"{source} does not hold what the run was trained on: {error}") from error
 
@@ -138,14 +138,14 @@ def _adapter(
 
 
 def _write_parameters(folder: Path, federation: Federation, gather: Gather, adapted: Callable[[Client], Tree]) -> None:
-    at_once = device_count(gather.mesh)
-    for start in range(0, len(federation), at_once):
-        chunk = np.arange(start, start + at_once)
+    count = device_count(gather.mesh)
+    for start in range(0, len(federation), count):
+        chunk = np.arange(start, start + count)
         parameters = jax.device_get(adapted(gather(np.where(chunk < len(federation), chunk, -1))))
-        for place, name in enumerate(federation.ids[start : start + at_once]):
+        for index, name in enumerate(federation.ids[start : start + count]):
             # An id may hold any character; quoted it is a file name.
             path = folder / f"{quote(name, safe='')}.safetensors"
-            checkpoint.write(path, jax.tree.map(lambda leaf, place=place: leaf[place], parameters), {"client": name})
+            checkpoint.write(path, jax.tree.map(lambda leaf, index=index: leaf[index], parameters), {"client": name})
 
 
 def _csv(federation: Federation, curves: Curves, task: Task, epochs: int) -> bytes:
@@ -155,7 +155,7 @@ def _csv(federation: Federation, curves: Curves, task: Task, epochs: int) -> byt
     columns = [f"{when} {name}" for name in names for when in ("initial", "personalized")]
     writer.writerow(["client", "adapt examples", "test examples", *columns])
     values = [curves.means(metric)[:, [0, epochs]] for metric in task.metrics]
-    for number, name in enumerate(federation.ids):
-        cells = [f"{cell:.6g}" for value in values for cell in value[number]]
-        writer.writerow([name, *map(int, federation.sizes[number]), *cells])
+    for index, name in enumerate(federation.ids):
+        cells = [f"{cell:.6g}" for value in values for cell in value[index]]
+        writer.writerow([name, *map(int, federation.sizes[index]), *cells])
     return text.getvalue().encode()

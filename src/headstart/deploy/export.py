@@ -1,11 +1,11 @@
-"""A finished run as an artifact for devices: what one needs to adapt, to predict, and to decide by itself.
+"""Export of a finished run as an artifact, with which a device adapts, predicts and decides by itself.
 
 parameters.safetensors   the initial model
-adapt.jaxexport          the programs of `portable`, for any number of examples
+adapt.jaxexport          the programs of `programs`, for any number of examples
 measure.jaxexport
 predict.jaxexport
 artifact.json            shapes, order of arguments, recipe, keys, versions, checksums
-card.json, card.md       on what data it was made, and how well it did there, from the run's own reports
+card.json, card.md       the run's data and its results on them, from the run's own reports
 
 A device reads it with JAX and without headstart: `examples/on_device/adapt.py`.
 """
@@ -59,7 +59,7 @@ ARGUMENTS = {
 
 
 class Source(NamedTuple):
-    """What of a run an artifact is made from.
+    """The parts of a run that an artifact is made from.
 
     report: the last stage's, of its first seed. metadata: of the run's federation. epochs: of
     personalization, as validation clients chose them.
@@ -84,7 +84,7 @@ def export_run(
 ) -> dict[str, int]:
     """Write the artifact of a finished run into a new folder, whole or not at all; returns the sizes of its files.
 
-    platforms: what its programs can run on, among cpu, cuda, rocm and tpu.
+    platforms: those its programs run on, among cpu, cuda, rocm and tpu.
     allowed_modules: modules a saved experiment may import beside headstart's own.
 
     Raises:
@@ -137,7 +137,7 @@ def programs(source: Source, platforms: Collection[str]) -> dict[str, bytes]:
 
 
 def description(source: Source, platforms: Sequence[str], files: Mapping[str, bytes]) -> dict[str, Any]:
-    """`artifact.json`: all that a device has to know, so that it need not guess."""
+    """The content of `artifact.json`: all that a device has to know."""
     metric, report = source.task.metrics[0], source.report
     classes = isinstance(source.task, Classification | NextCharacter)
     return {
@@ -167,12 +167,12 @@ def _described(leaf: Any, *, name: str | None = None, rows: bool = False) -> dic
 
 
 def _below(bound: int | None) -> dict[str, int]:
-    """That values are whole numbers from 0 on; where nobody checks, JAX reads another row in silence."""
+    """The bound of values that are whole numbers from 0 on. Unchecked, JAX reads another row in silence."""
     return {} if bound is None else {"below": int(bound)}
 
 
 def _recipe(source: Source) -> dict[str, Any]:
-    """How a client adapts. Its optimizer is in the program; here it is only told."""
+    """The recipe of adapting. The program contains the optimizer; here it is named for information."""
     recipe = source.experiment.personalization
     optimizer = recipe.optimizer
     return {
@@ -187,7 +187,7 @@ def _recipe(source: Source) -> dict[str, Any]:
 
 
 def _key(seed: int) -> dict[str, Any]:
-    """The key of a seed's personalization, and how a client's own words come from its id."""
+    """The key of a seed's personalization, and how a client's key data derive from its id."""
     words = np.asarray(jax.random.key_data(personal_key(seed_key(seed))))
     return {
         "seed": seed,
@@ -198,7 +198,7 @@ def _key(seed: int) -> dict[str, Any]:
 
 
 def signed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with the checksum of its own content."""
+    """The document with the checksum of its content."""
     return {**document, **_checksum(json.dumps(document, sort_keys=True).encode())}
 
 

@@ -1,7 +1,7 @@
 """The programs that a device runs: adapt, measure, predict, as portable StableHLO.
 
-Adapting is `personalize.adapt_client`, as for `headstart personalize`: a client's key derives from its id alone, and
-neither its order of examples nor its batches change with the padding around them, so both come to the same bits.
+Adapting is `personalization.adapt_client`, as for `headstart personalize`: a client's key derives from its id alone,
+and neither its order of examples nor its batches change with the padding around them, so both come to the same bits.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from headstart.learning.tasks import Task, mean
 from headstart.models.zoo import Model
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-# A device fills its examples up to one of these, since a program is compiled for each length that it meets.
+# A device pads its examples to one of these sizes, since a program is compiled for each size that it meets.
 CAPACITIES = tuple(64 * 4**power for power in range(11))
 
 
 class Like(NamedTuple):
-    """What the programs are given: trees of arrays or `jax.ShapeDtypeStruct`, read for shapes and dtypes alone.
+    """The arguments of the programs: trees of arrays or `jax.ShapeDtypeStruct`, of which only shapes and dtypes count.
 
     params: the model's. x, y: of some examples, `[rows, ...]`.
     """
@@ -45,12 +45,12 @@ def check_platforms(platforms: Collection[str]) -> tuple[str, ...]:
     """The platforms, in the usual order.
 
     Raises:
-        UserError: if one is unknown, which JAX itself would not say, or there is none.
+        UserError: if one is unknown, which JAX itself does not check, or there is none.
     """
     unknown = sorted(set(platforms) - set(PLATFORMS))
     if unknown or not platforms:
-        got = f"there is no platform {unknown[0]!r}" if unknown else "there is no platform to export for"
-        raise UserError(f"{got}; choose among {','.join(PLATFORMS)}")
+        problem = f"there is no platform {unknown[0]!r}" if unknown else "there is no platform to export for"
+        raise UserError(f"{problem}; choose among {','.join(PLATFORMS)}")
     return tuple(name for name in PLATFORMS if name in platforms)
 
 
@@ -65,9 +65,9 @@ def export_adapt(
 ) -> export.Exported:
     """`(leaves, x, y, size, key, client, length) -> leaves`: the client's own parameters.
 
-    leaves: the arrays of the model's parameters. x, y: `[capacity, ...]`, of which the first `size` rows count.
+    leaves: the arrays of the model's parameters. x, y: `[capacity, ...]`; only the first `size` rows are valid.
     key: uint32 `[2]`, the data of the key of personalization. client: uint32 `[2]`, the client's `key_data`.
-    length: int32, epochs (or steps) of the recipe. method: how it personalizes.
+    length: int32, the epochs (or steps) of personalization. method: the one the run's last stage trained with.
     """
     structure = jax.tree.structure(like.params)
 
@@ -81,7 +81,7 @@ def export_adapt(
 
 
 def export_measure(task: Task, model: Model, like: Like, *, platforms: Collection[str] = PLATFORMS) -> export.Exported:
-    """`(leaves, x, y, size) -> (value, count)`: the task's first metric, and over how many items it is a mean."""
+    """`(leaves, x, y, size) -> (value, count)`: the task's first metric, and the number of items it is a mean of."""
     structure, metric = jax.tree.structure(like.params), task.metrics[0]
 
     def measure(leaves: list[Array], x: Tree, y: Tree, size: Array) -> tuple[Array, Array]:
@@ -93,7 +93,7 @@ def export_measure(task: Task, model: Model, like: Like, *, platforms: Collectio
 
 
 def export_predict(model: Model, like: Like, *, platforms: Collection[str] = PLATFORMS) -> export.Exported:
-    """`(leaves, x, size) -> output [capacity, ...]`: the model's output, of which the first `size` rows count."""
+    """`(leaves, x, size) -> output [capacity, ...]`: the model's output; only its first `size` rows are valid."""
     structure = jax.tree.structure(like.params)
 
     def predict(leaves: list[Array], x: Tree, size: Array) -> Tree:
@@ -141,7 +141,7 @@ def _padded(leaf: Array, length: int) -> Array:
 
 @contextmanager
 def _without_folders() -> Iterator[None]:
-    """A program names the source files it came from; their folders would tell of the machine that exported it."""
+    """Keep folders of this machine out of the names of source files that a program records."""
     name = "jax_hlo_source_file_canonicalization_regex"
     before = getattr(jax.config, name)
     jax.config.update(name, r".*[/\\]")
@@ -159,7 +159,7 @@ def _export(
     Raises:
         UserError: if JAX cannot export it.
     """
-    # Without a bound it could not be decided that there are no more random numbers than one key gives.
+    # Without a bound JAX cannot decide that one key suffices for the random numbers.
     (capacity,) = export.symbolic_shape("capacity", constraints=[f"capacity <= {CAPACITIES[-1]}"])
 
     def described(leaf: Array | np.ndarray, *shape: Any) -> jax.ShapeDtypeStruct:

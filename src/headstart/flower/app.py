@@ -1,7 +1,7 @@
-"""The two components of a Flower app that needs no code: its pyproject.toml names them, and the run's config the rest.
+"""The two components of a Flower app without code of its own: pyproject.toml names them, the run's config the rest.
 
-client: takes part, with the file its node's config names as `data`, in any experiment of headstart's own values.
-server: config `experiment` (a name or a file), `out` (the run folder), and if wanted `set` (settings such as
+client: takes part in any experiment of headstart's own values, with the file that its node's config names as `data`.
+server: config `experiment` (a name or a file), `out` (the run folder), and optionally `set` (settings such as
     "seed=1 stages.0.rounds=5") and the fields of `ServerConfig`: `nodes`, `replies`, `deadline`, `patience`.
 """
 
@@ -32,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
     if unknown or not settings.get("experiment") or not settings.get("out"):
         problem = f"has an unknown setting {unknown[0]!r}" if unknown else "names no experiment or no folder `out`"
         raise UserError(f"the run's config {problem}; it accepts {', '.join(_ACCEPTED)}")
-    given: dict[str, Any] = {name: settings[name] for name in ServerConfig.__dataclass_fields__ if name in settings}
-    config = ServerConfig(**given)
+    fields: dict[str, Any] = {name: settings[name] for name in ServerConfig.__dataclass_fields__ if name in settings}
+    config = ServerConfig(**fields)
     experiment = load(str(settings["experiment"]), settings=str(settings.get("set", "")).split())
     serve(grid, experiment, str(settings["out"]), config=config)

@@ -1,4 +1,4 @@
-"""Messages to nodes and what comes back: each has a deadline, after which its reply is missing and nobody waits."""
+"""Messages to nodes and their replies. Each message has a deadline, after which nobody waits for its reply."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import NamedTuple
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-# Seconds between two looks for replies, and after a deadline until the SuperLink has said that nothing came.
-POLL, GRACE = 0.25, 10.0
+# Seconds between two polls, and after a deadline until the SuperLink has said that no reply came.
+POLL_SECONDS, GRACE_SECONDS = 0.25, 10.0
 
-# Flower's codes of errors, where a word of ours says it better.
+# Reasons for those of Flower's error codes that come without one, or with one that says less.
 _REASONS = {3: "no reply within {deadline:g} s", 4: "no reply within {deadline:g} s", 8: "its process has ended"}
 _GONE = 5
 
 
 class Answer(NamedTuple):
-    """What came of a message to a node: its content, or the reason why there is none."""
+    """The outcome of a message to a node: the content of its reply, or the reason why there is none."""
 
     node: int
     content: RecordDict | None
@@ -26,28 +26,28 @@ class Answer(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """Messages without an answer so far: the node of each by the message's id; and when to give them up."""
+    """Messages without an answer so far: the node of each by the message's id, and when to stop waiting for it."""
 
     nodes: Mapping[str, int]
     deadline: float
-    until: float
+    gives_up_at: float
 
 
 def send(grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, deadline: float, group: str = "") -> Pending:
-    """Send every node its content; a node that does not reply within `deadline` seconds never will."""
+    """Send every node its content; a reply after `deadline` seconds is not delivered."""
     messages = [Message(c, node, kind, ttl=deadline, group_id=group) for node, c in contents.items()]
     ids = list(grid.push_messages(messages)) if messages else []
-    # A node that is gone by now takes no message: its answer is made up in `collect`.
+    # A node that has left takes no message; `collect` answers for it.
     names = [name or f"unsent {node}" for name, node in zip(ids, contents, strict=False)]
     names += [f"unsent {node}" for node in list(contents)[len(ids) :]]
-    return Pending(dict(zip(names, contents, strict=True)), deadline, time.monotonic() + deadline + GRACE)
+    return Pending(dict(zip(names, contents, strict=True)), deadline, time.monotonic() + deadline + GRACE_SECONDS)
 
 
 def collect(grid: Grid, pending: Pending) -> tuple[list[Answer], Pending]:
-    """The answers that are there by now, and what is still pending."""
+    """The answers that have arrived, and the messages that are still pending."""
     sent = [name for name in pending.nodes if not name.startswith("unsent ")]
     found = {m.metadata.reply_to_message_id: m for m in (grid.pull_messages(sent) if sent else [])}
-    late = time.monotonic() > pending.until
+    late = time.monotonic() > pending.gives_up_at
     answers = []
     for name, node in pending.nodes.items():
         if name in found:
@@ -62,13 +62,13 @@ def collect(grid: Grid, pending: Pending) -> tuple[list[Answer], Pending]:
 def exchange(
     grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, deadline: float, group: str = ""
 ) -> Iterator[Answer]:
-    """Send every node its content; the answers as they come, one for every node."""
+    """Send every node its content, and yield the answers as they arrive, one for every node."""
     pending = send(grid, kind, contents, deadline=deadline, group=group)
     while pending.nodes:
         answers, pending = collect(grid, pending)
         yield from answers
         if pending.nodes:
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
 
 
 def _answer(node: int, message: Message, deadline: float) -> Answer:
@@ -80,7 +80,7 @@ def _answer(node: int, message: Message, deadline: float) -> Answer:
     return Answer(node, None, _REASONS.get(code, reason).format(deadline=deadline))
 
 
-def in_order(answers: Iterable[Answer], order: Mapping[int, object]) -> list[Answer]:
-    """Answers in an order of their own: sums must not depend on who was first."""
-    places = {node: place for place, node in enumerate(order)}
-    return sorted(answers, key=lambda answer: places[answer.node])
+def sort_answers(answers: Iterable[Answer], nodes: Iterable[int]) -> list[Answer]:
+    """Sort answers into the order of these nodes: sums must not depend on who replied first."""
+    rank = {node: index for index, node in enumerate(nodes)}
+    return sorted(answers, key=lambda answer: rank[answer.node])

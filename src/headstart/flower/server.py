@@ -1,4 +1,4 @@
-"""The server: a Flower ServerApp whose rounds are headstart's own, with the clients' half of each on the devices."""
+"""The server: a Flower ServerApp that runs an experiment, with the clients' half of every round on the devices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import Prepared, build_model, check_fit, check_stages, suited
 from headstart.files import write_json
 from headstart.flower import wire
-from headstart.flower.exchange import POLL
+from headstart.flower.exchange import POLL_SECONDS
 from headstart.flower.measure import evaluate, finish
 from headstart.flower.registry import Fault, Registry, fix_schema, poll
 from headstart.flower.service import Membership, ServerConfig, Service
@@ -32,35 +32,15 @@ from headstart.learning.rounds import initial_key, seed_key
 from headstart.runs import checkpoint
 from headstart.runs.directory import claimed, read_json
 from headstart.runs.log import Log, OnEvent
+from headstart.training.display import describe
 from headstart.training.seed_run import Position, initial_params, target_reached
 
 
-def printed(record: Mapping[str, Any]) -> None:
-    """Print a record of the log as a line."""
-    line = told(record)
+def print_record(record: Mapping[str, Any]) -> None:
+    """Print a record of the log as a line, unless it is not worth one."""
+    line = describe(dict(record))
     if line:
         print(line, flush=True)
-
-
-def told(record: Mapping[str, Any]) -> str:
-    """A record of the log as one line; empty for those not worth one."""
-    match record["event"]:
-        case "round":
-            values = ", ".join(f"{name} {value:.4f}" for name, value in record["training"].items() if value is not None)
-            lost = "".join(f", {record[name]} {name}" for name in ("dropped", "missing") if record.get(name))
-            where = f"round {record['round']} ({record['stage']})"
-            return f"{where}: {values}; {record['clients']} clients{lost}, {record['seconds']:.1f} s"
-        case "evaluation":
-            name, values = next(iter(record["validation"].items()))
-            personalized = f", personalized {values[-1]:.4f}" if len(values) > 1 else ""
-            return f"round {record['round']}: validation {name} initial {values[0]:.4f}{personalized}"
-        case "fault":
-            who = f" (clients {', '.join(record['clients'][:5])})" if record["clients"] else ""
-            return f"round {record['round']}: node {record['node']}: {record['reason']}{who}"
-        case "stage":
-            return f"stage {record['stage']} finished after round {record['round']}"
-        case _:
-            return str(record.get("text", ""))
 
 
 def server_app(
@@ -68,7 +48,7 @@ def server_app(
     out: str | os.PathLike[str],
     *,
     config: ServerConfig = ServerConfig(),
-    on_event: OnEvent = printed,
+    on_event: OnEvent = print_record,
     allowed_modules: Collection[str] = (),
 ) -> ServerApp:
     """A ServerApp that runs an experiment on the devices of a Flower federation; see `serve`."""
@@ -87,12 +67,12 @@ def serve(
     out: str | os.PathLike[str],
     *,
     config: ServerConfig = ServerConfig(),
-    on_event: OnEvent = printed,
+    on_event: OnEvent = print_record,
     allowed_modules: Collection[str] = (),
 ) -> None:
-    """Run an experiment on the nodes of a grid into a run folder, or go on with one that was interrupted there.
+    """Run an experiment on the nodes of a grid into a run folder, or resume one that was interrupted there.
 
-    The first `config.nodes` nodes' clients are split as the experiment says; clients that come later train.
+    The clients of the first `config.nodes` nodes are split as the experiment says; clients that join later train.
 
     config: what to wait for, and how long. on_event: gets every record of the log.
     allowed_modules: modules a model or task may be imported from beside headstart's own.
@@ -103,9 +83,9 @@ def serve(
     _check(experiment)
     x64 = jnp.result_type(float) == np.float64
     request = Request(_public(experiment), bool(x64), seed=experiment.seed)
-    registry, faults = _opening(grid, request, config, on_event)
-    assert registry.examples is not None
-    blank = wire.stand_in(registry.examples)
+    registry, faults = _wait_for_nodes(grid, request, config, on_event)
+    assert registry.schema is not None
+    blank = wire.placeholder(registry.schema)
     experiment = suited(experiment, blank)
     assert experiment.model is not None and experiment.task is not None
     model = build_model(experiment.model, blank, allowed_modules=allowed_modules)
@@ -129,25 +109,28 @@ def _check(experiment: Experiment) -> None:
         raise UserError(f"the stage {central[0]!r} is centralized, and devices keep their data; leave it out")
     if experiment.personalization.learning_rates:
         raise UserError(
-            "devices personalize at one rate; leave personalization.learning_rates empty, or choose with headstart run"
+            "devices personalize at one learning rate; leave personalization.learning_rates empty, or choose among"
+            " several with headstart run"
         )
-    more = [stage.name for stage in experiment.stages if not stage.method.is_plain]
-    if more:
+    unsupported = [stage.name for stage in experiment.stages if not stage.method.is_plain]
+    if unsupported:
         raise UserError(
-            f"the method of stage {more[0]!r} shares more than a model, keeps something with clients or personalizes"
-            " in its own way, which devices do not offer yet; simulate it with headstart run"
+            f"the method of stage {unsupported[0]!r} shares more than a model, has client state or personalizes in its"
+            " own way, which devices do not offer yet; simulate it with headstart run"
         )
 
 
 def _public(experiment: Experiment) -> dict[str, Any]:
-    """What devices are told of an experiment: not where the server keeps its files."""
+    """The experiment as it is sent to devices: without the paths of the server's files."""
     own = experiment.data
     data = Data("devices", own.options, own.train, own.validation, own.seed, own.adapt_examples)
     return to_json(replace(experiment, data=data, start=None))
 
 
-def _opening(grid: Grid, request: Request, config: ServerConfig, on_event: OnEvent) -> tuple[Registry, list[Fault]]:
-    """Wait for enough nodes to tell what they hold."""
+def _wait_for_nodes(
+    grid: Grid, request: Request, config: ServerConfig, on_event: OnEvent
+) -> tuple[Registry, list[Fault]]:
+    """Wait until enough nodes have sent their manifest, and fix the schema of their examples."""
     began, registry, faults = time.monotonic(), Registry(), []
     on_event({"event": "note", "text": f"waiting for {config.nodes} nodes"})
     while len(registry.nodes) < config.nodes:
@@ -157,31 +140,30 @@ def _opening(grid: Grid, request: Request, config: ServerConfig, on_event: OnEve
         faults += found
         if time.monotonic() - began > config.patience:
             raise UserError(
-                f"{len(registry.nodes)} of {config.nodes} nodes told what they hold in {config.patience:g} s, with"
+                f"{len(registry.nodes)} of {config.nodes} nodes reported their clients in {config.patience:g} s, with"
                 f" {len(registry.online)} online; start more nodes, or ask for fewer"
             )
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
     registry, found = fix_schema(registry)
     return registry, faults + found
 
 
 def _membership(experiment: Experiment, model: Any, registry: Registry, folder: Path) -> tuple[Membership, Prepared]:
-    """Who is in which group: as it was, or split now; and the experiment with that at hand."""
-    held = {
-        c: s for node in registry.nodes.values() for c, s in zip(node.manifest.ids, node.manifest.sizes, strict=True)
-    }
+    """The clients' groups, as saved or else split now, and the experiment prepared for them."""
+    manifests = [node.manifest for node in registry.nodes.values()]
+    sizes_by_client = {c: s for each in manifests for c, s in zip(each.ids, each.sizes, strict=True)}
     path = folder / "members.json"
     members = read_json(path) if path.exists() else None
-    ids = sorted({c for group in members.values() for c in group} if members else held)
-    sizes = np.array([held.get(client, np.zeros(2, np.int64)) for client in ids], np.int64).reshape(-1, 2)
-    assert registry.examples is not None and experiment.task is not None
-    federation, data = wire.stand_in(registry.examples, ids, sizes), experiment.data
+    ids = sorted({c for group in members.values() for c in group} if members else sizes_by_client)
+    sizes = np.array([sizes_by_client.get(client, np.zeros(2)) for client in ids], np.int64).reshape(-1, 2)
+    assert registry.schema is not None and experiment.task is not None
+    federation, data = wire.placeholder(registry.schema, ids, sizes), experiment.data
     if members is None:
         groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
         members = {name: [ids[i] for i in group] for name, group in groups._asdict().items()}
         write_json(path, members)
-    places = {client: position for position, client in enumerate(ids)}
-    groups = Split(*(np.array([places[c] for c in members[name]], np.int64) for name in Split._fields))
+    indices = {client: index for index, client in enumerate(ids)}
+    groups = Split(*(np.array([indices[c] for c in members[name]], np.int64) for name in Split._fields))
     prepared = Prepared(experiment, experiment.task, model, federation, groups)
     return Membership(registry, {name: tuple(members[name]) for name in Split._fields}), prepared
 
@@ -198,7 +180,7 @@ def _start(service: Service) -> Position:
     if saved is not None:
         position = Position(saved.about["stage"], saved.about["round"], saved.tree)
         service.log.cut(position.round)
-        service.on_event({"event": "note", "text": f"goes on after round {position.round}"})
+        service.on_event({"event": "note", "text": f"resumes after round {position.round}"})
         return position
     service.log.cut(None)
     return Position(0, 0, algorithms[0].init(initial_params(prepared.experiment, service.seed, params)))
@@ -216,7 +198,7 @@ def _run(service: Service, membership: Membership, position: Position) -> None:
 
 
 def _train(service: Service, membership: Membership, position: Position) -> tuple[Membership, Position]:
-    """The rounds that are left of a stage, each saved."""
+    """Train the rounds that are left of a stage, and save after each."""
     experiment, task = service.prepared.experiment, service.prepared.task
     stage = experiment.stages[position.stage]
     last = sum(earlier.rounds for earlier in experiment.stages[: position.stage + 1])

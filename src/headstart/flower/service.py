@@ -1,4 +1,4 @@
-"""What a server has at hand while it runs an experiment on devices."""
+"""The server's context of a run on devices, and the membership of its clients."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from headstart.training.seed_run import Position
 class ServerConfig:
     """What a server waits for, and how long.
 
-    nodes: it begins when so many have told what they hold.
-    replies: a round in which fewer clients count is done again.
-    deadline: seconds that a node has for a reply; what comes later is dropped, and the round goes on without it.
+    nodes: the run begins when this many have sent their manifest.
+    replies: a round in which fewer clients count is repeated.
+    deadline: seconds that a node has for a reply; a later one is dropped, and the round finishes without it.
     patience: seconds without enough nodes or replies after which the run ends. What was saved stays.
     """
 
@@ -34,7 +34,7 @@ class ServerConfig:
 
 
 class Service(NamedTuple):
-    """A run on devices. request: what all messages have in common."""
+    """A run on devices. request: the fields that all its requests share."""
 
     grid: Grid
     config: ServerConfig
@@ -46,25 +46,25 @@ class Service(NamedTuple):
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """The seed of the run."""
         return self.request.seed
 
     def report(self, fault: Fault, position: Position) -> None:
-        """Log what went wrong, and where the run was then."""
+        """Log a fault, with the position of the run."""
         stage = self.prepared.experiment.stages[position.stage].name
-        told = {"node": fault.node, "reason": fault.reason, "clients": list(fault.clients)}
-        self.log({"event": "fault", "round": position.round, "stage": stage, **told})
+        fields = {"node": fault.node, "reason": fault.reason, "clients": list(fault.clients)}
+        self.log({"event": "fault", "round": position.round, "stage": stage, **fields})
 
 
 class Membership(NamedTuple):
-    """Who is there, and the group ("train", "validation", "test") of every client."""
+    """The nodes of a run, and its clients by group ("train", "validation", "test")."""
 
     registry: Registry
     members: Mapping[str, tuple[str, ...]]
 
 
-def look(service: Service, membership: Membership, position: Position) -> Membership:
-    """Look who is there now. Clients seen for the first time train: nobody may train who has been a test."""
+def refresh(service: Service, membership: Membership, position: Position) -> Membership:
+    """Poll the nodes. Clients seen for the first time become training clients; no client changes its group."""
     registry, faults = poll(service.grid, membership.registry, service.request, deadline=service.config.deadline)
     for fault in faults:
         service.report(fault, position)
@@ -74,5 +74,5 @@ def look(service: Service, membership: Membership, position: Position) -> Member
         return membership._replace(registry=registry)
     members = {**membership.members, "train": tuple(sorted({*membership.members["train"], *new}))}
     write_json(service.folder / "members.json", members)
-    service.on_event({"event": "note", "text": f"{len(new)} clients have come: {', '.join(sorted(new)[:5])}"})
+    service.on_event({"event": "note", "text": f"{len(new)} clients have joined: {', '.join(sorted(new)[:5])}"})
     return Membership(registry, members)

@@ -1,4 +1,4 @@
-"""What crosses the network: trees as named arrays, and orders, tallies and holdings as JSON. Nothing is pickled."""
+"""Messages on the network: trees as named arrays; requests, manifests and totals as JSON. Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from headstart.learning.tasks import Metric
 
 PARAMS, REQUEST, DELTA, REPORT, CURVES = "params", "request", "delta", "report", "curves"
 
-# Numbers in one example: what a node says of its shape must not take the server's memory.
+# The most numbers in one example, so that the shape a node reports cannot take all of the server's memory.
 LARGEST_EXAMPLE = 2**27
 
 
 @dataclass(frozen=True)
-class Shaped:
-    """What an array should be. dtype: None stands for any floating one."""
+class ArraySpec:
+    """Shape and dtype that an array should have; the dtype None stands for any floating one."""
 
     shape: tuple[int, ...]
     dtype: Any = None
 
 
 class Request(NamedTuple):
-    """What a server asks a node for.
+    """A request of the server to a node.
 
-    experiment: a document of `values.to_json`.
+    experiment: a document of `serialization.to_json`.
     x64: whether the server computes in 64 bits; then the node does.
     stage, round, seed: with the client's id, all that decides a client's keys.
-    clients: the ids of those clients of the node that are meant.
-    epochs: how long to personalize, of an evaluation.
+    clients: ids of the node's clients that the request is for.
+    epochs: of personalization (or steps), for an evaluation.
     """
 
     experiment: Mapping[str, Any]
@@ -54,19 +54,19 @@ class Request(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What a node says of the clients it holds.
+    """The clients of a node, without their examples.
 
-    ids: theirs. sizes: int `[clients, 2]`, examples for adapting and for testing.
-    examples: what `describe` says of them; alike on all nodes of a run.
+    ids: one string per client. sizes: int `[clients, 2]`, support and query examples of each.
+    schema: of the examples, by `schema_of`; the same on all nodes of a run.
     """
 
     ids: tuple[str, ...]
     sizes: np.ndarray
-    examples: Mapping[str, Any]
+    schema: Mapping[str, Any]
 
 
 def request_record(request: Request, params: Tree = None) -> RecordDict:
-    """A request, with the parameters to start from."""
+    """The message of a request, with the parameters to start from."""
     content = RecordDict({REQUEST: _document(request._asdict())})
     if params is not None:
         content[PARAMS] = to_arrays(params)
@@ -80,17 +80,17 @@ def read_request(content: RecordDict) -> Request:
 
 
 def manifest_record(federation: Federation) -> RecordDict:
-    """What there is to say of a node's clients, and no example."""
+    """The message with the manifest of these clients; it holds no example."""
     sizes = np.asarray(federation.sizes).tolist()
-    report = {"ids": list(federation.ids), "sizes": sizes, "examples": describe(federation)}
+    report = {"ids": list(federation.ids), "sizes": sizes, "schema": schema_of(federation)}
     return RecordDict({REPORT: _document(report)})
 
 
 def read_manifest(content: RecordDict) -> Manifest:
-    """A node's manifest, checked.
+    """The manifest of a message, checked.
 
     Raises:
-        UserError: if it is none.
+        UserError: if there is none, or it contradicts itself.
     """
     report = _read(content, REPORT, Manifest._fields)
     ids = report["ids"]
@@ -99,33 +99,34 @@ def read_manifest(content: RecordDict) -> Manifest:
     except (TypeError, ValueError, OverflowError):
         raise UserError("its sizes are not two whole numbers per client") from None
     if (sizes < 0).any() or len(set(ids)) != len(ids) or not all(isinstance(name, str) for name in ids):
-        raise UserError("its clients have negative sizes or no names of their own")
-    stand_in(report["examples"])
-    return Manifest(tuple(ids), sizes, report["examples"])
+        raise UserError("its clients have negative sizes or ids that are not unique strings")
+    placeholder(report["schema"])
+    return Manifest(tuple(ids), sizes, report["schema"])
 
 
 def totals_record(totals: Totals) -> RecordDict:
-    """The totals of a node's clients."""
+    """The message with the totals of a node's clients."""
     metrics = {name: [float(total), float(count)] for name, (total, count) in totals.metrics.items()}
     report = {"weight": float(totals.weight), "clients": int(totals.clients), "dropped": int(totals.dropped)}
     return RecordDict({DELTA: to_arrays(totals.delta), REPORT: _document(report | {"metrics": metrics})})
 
 
-def read_totals(content: RecordDict, like: Totals, *, most: float, clients: int) -> Totals:
-    """A node's totals, checked so that they cannot spoil a round.
+def read_totals(content: RecordDict, like: Totals, *, max_weight: float, clients: int) -> Totals:
+    """The totals of a message, checked so that they cannot spoil a round.
 
-    like: totals of the right structure. most: the largest weight these clients can have. clients: how many were asked.
+    like: totals of the right structure. max_weight: the largest weight these clients can have together.
+    clients: how many of them the request was for.
 
     Raises:
-        UserError: for what is wrong with them.
+        UserError: if the totals cannot be those of these clients.
     """
     report = _read(content, REPORT, ("weight", "clients", "dropped", "metrics"))
     weight, counted, dropped = (_number(report[name], name) for name in ("weight", "clients", "dropped"))
-    if not 0 <= weight <= most * (1 + 1e-6):
-        raise UserError(f"its weight is {weight:g}, and its clients' is at most {most:g}")
+    if not 0 <= weight <= max_weight * (1 + 1e-6):
+        raise UserError(f"its weight is {weight:g}, and its clients' is at most {max_weight:g}")
     if not (counted >= 0 and dropped >= 0 and counted + dropped <= clients) or (weight > 0) != (counted > 0):
         raise UserError(
-            f"it counts {counted:g} clients and drops {dropped:g} of {clients} asked, with weight {weight:g}"
+            f"it counts {counted:g} clients and drops {dropped:g} of {clients} requested, with weight {weight:g}"
         )
     delta = from_arrays(_arrays(content, DELTA), like.delta)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(delta)):
@@ -148,18 +149,18 @@ def _metrics(report: Any, like: Totals) -> Any:
 
 
 def curves_record(curves: Curves) -> RecordDict:
-    """What personalization did to each of a node's clients."""
+    """The message with the personalization curves of a node's clients."""
     return RecordDict({CURVES: to_arrays(curves)})
 
 
 def read_curves(content: RecordDict, metrics: Sequence[Metric], *, clients: int, epochs: int) -> Curves:
-    """The curves of so many clients.
+    """The personalization curves of a message.
 
     Raises:
-        UserError: if they are not of this epochs or lack a metric.
+        UserError: if they are not of this many clients and epochs, or lack a metric.
     """
-    whole: Any = Shaped((clients, epochs + 1))
-    one: Any = Shaped((clients,))
+    whole: Any = ArraySpec((clients, epochs + 1))
+    one: Any = ArraySpec((clients,))
     return from_arrays(_arrays(content, CURVES), Curves({m.name: (whole, one) for m in metrics}, whole, whole))
 
 
@@ -171,7 +172,7 @@ def to_arrays(tree: Tree) -> ArrayRecord:
 def from_arrays(record: ArrayRecord, like: Tree) -> Tree:
     """The tree of a record, as numpy arrays in the structure of `like`.
 
-    like: a tree of arrays, or of `Shaped`.
+    like: a tree of arrays, or of `ArraySpec`.
 
     Raises:
         UserError: if names, shapes or dtypes differ.
@@ -179,7 +180,7 @@ def from_arrays(record: ArrayRecord, like: Tree) -> Tree:
     expected = dict(named(like))
     if set(record) != set(expected):
         other = sorted(set(record) ^ set(expected))[0]
-        raise UserError(f"its arrays are not those of the model: {other} is missing or too many")
+        raise UserError(f"its arrays are not those of the model: {other} is missing or unexpected")
     leaves = [_array(name, record[name], leaf) for name, leaf in expected.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -233,13 +234,13 @@ def _number(value: Any, name: str) -> float:
 
 
 def size_of(content: RecordDict) -> int:
-    """How many bytes a message carries, to a little."""
-    report = sum(len(str(value)) for record in content.config_records.values() for value in record.values())
-    return report + sum(record.count_bytes() for record in content.array_records.values())
+    """The bytes of a message's content, without the framing around it."""
+    text = sum(len(str(value)) for record in content.config_records.values() for value in record.values())
+    return text + sum(record.count_bytes() for record in content.array_records.values())
 
 
-def describe(federation: Federation) -> dict[str, Any]:
-    """What an example looks like, whether its source keeps some for testing, and what is known of the classes."""
+def schema_of(federation: Federation) -> dict[str, Any]:
+    """The shape and dtype of an example, whether its source has a test split, and the metadata that models need."""
     known = {
         name: federation.metadata[name]
         for name in ("kind", "classes", "labels", "features")
@@ -247,15 +248,12 @@ def describe(federation: Federation) -> dict[str, Any]:
     }
     known = {name: list(value) if isinstance(value, list | tuple) else value for name, value in known.items()}
     x, y = map(_shape, federation.example())
-    return json.loads(
-        json.dumps(
-            {"x": x, "y": y, "has_predefined_split": federation.has_predefined_split, "facts": known}, default=str
-        )
-    )
+    schema = {"x": x, "y": y, "has_predefined_split": federation.has_predefined_split, "metadata": known}
+    return json.loads(json.dumps(schema, default=str))
 
 
 def _shape(tree: Tree) -> Any:
-    """A tree of rows as JSON: a leaf is text, such as uint8[28,28,1]."""
+    """The shapes of a tree of rows as JSON; a leaf is text, such as uint8[28,28,1]."""
     if isinstance(tree, Mapping):
         return {str(name): _shape(leaf) for name, leaf in tree.items()}
     if isinstance(tree, list | tuple):
@@ -263,23 +261,24 @@ def _shape(tree: Tree) -> Any:
     return f"{tree.dtype}[{','.join(map(str, tree.shape[1:]))}]"
 
 
-def stand_in(examples: Mapping[str, Any], ids: Sequence[str] = (), sizes: np.ndarray | None = None) -> Federation:
-    """A federation that looks like the nodes' examples and holds none: blank rows, to make a model for.
+def placeholder(schema: Mapping[str, Any], ids: Sequence[str] = (), sizes: np.ndarray | None = None) -> Federation:
+    """A federation of blank rows with the schema of the nodes' examples, to build a model for.
 
     Raises:
-        UserError: if the description is none.
+        UserError: if the schema is not valid.
     """
 
     def fetch(clients: np.ndarray) -> tuple[Tree, Tree]:
-        return _blank(examples["x"]), _blank(examples["y"])
+        return _blank(schema["x"]), _blank(schema["y"])
 
     sizes = np.zeros((len(ids), 2), np.int64) if sizes is None else sizes
     try:
         fetch(np.zeros(0))
-        return Federation("devices", ids, sizes, fetch, bool(examples["has_predefined_split"]), dict(examples["facts"]))
+        metadata = dict(schema["metadata"])
+        return Federation("devices", ids, sizes, fetch, bool(schema["has_predefined_split"]), metadata)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            "a node does not say what its examples look like; install the same headstart everywhere"
+            "a node does not say what its examples look like; install the same headstart on all nodes"
         ) from error
 
 
@@ -295,7 +294,7 @@ def _blank(shape: Any) -> Tree:
     return np.zeros((2, *row), np.dtype(dtype))
 
 
-def most_common(descriptions: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The description that most nodes share; of several, the first."""
-    texts = Counter(json.dumps(examples, sort_keys=True) for examples in descriptions)
+def most_common(schemas: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The schema that most nodes share; of several, the first."""
+    texts = Counter(json.dumps(schema, sort_keys=True) for schema in schemas)
     return json.loads(texts.most_common(1)[0][0])

@@ -113,7 +113,7 @@ class Run:
         return bool(self.seeds) and all((self.path / f"seed-{seed}" / last).exists() for seed in self.seeds)
 
     def report(self, seed: int | None = None, stage: int = -1) -> dict[str, Any]:
-        """What a stage left of a seed, its `stage-n.json`; by default of the last stage and the first seed that ended it.
+        """What a stage left of a seed, its `stage-n.json`; by default of the last stage and the first seed to end it.
 
         Raises:
             UserError: if it is not finished.

@@ -1,8 +1,8 @@
 """A cluster: several processes, on one machine or many, that run one experiment together.
 
 JAX's own runtime joins them. Every process runs the same program; their devices are one axis `clients`, and a round
-ends in one all-reduce. Process 0 alone writes, and what it has read it tells the others. When one is gone or hangs, the
-others leave within a minute, each with one sentence: what is promised is the last saved state.
+ends in one all-reduce. Process 0 alone writes, and broadcasts to the others what it has read. When a process is gone or
+hangs, the others leave within a minute, each with one sentence. What is promised is the last saved state.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from headstart.errors import UserError
 
 T = TypeVar("T")
 
-# A process whose heart has not been heard for so long is dead to the others.
+# A process without a heartbeat for this long counts as lost.
 HEARTBEAT_SECONDS = 20
 JOIN_SECONDS = 300
 # The exit status of a process whose cluster has lost another one.
 LOST = 3
-# How the runtime begins what it says of a computation that failed.
+# The start of the runtime's message about a computation that failed.
 _STATUS = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ")
-# So many records, the first of a round, are seen before another is waited for.
-_SIGNS = 3
+# The watchdog starts when it has seen this many records of a stage, from its first round on.
+_RECORDS = 3
 
 
 class Membership(NamedTuple):
-    """A process's member in a cluster; all None if JAX is to find it in the environment of SLURM, Open MPI or so.
+    """The membership of a process in a cluster; all None if JAX is to find it in the environment (SLURM, Open MPI, …).
 
-    coordinator: HOST:PORT where process 0 listens. processes: how many there are. process_id: which this is, from 0.
+    coordinator: HOST:PORT where process 0 listens. processes: their number. process_id: the one of this, from 0.
     """
 
     coordinator: str | None = None
@@ -52,10 +52,10 @@ class Membership(NamedTuple):
 def membership(
     coordinator: str | None, processes: int | None, process_id: int | None, environment: Mapping[str, str] = os.environ
 ) -> Membership | None:
-    """The member that options give, or else the environment; None for a process on its own, or told to be one.
+    """The membership by these options, or else by the environment; None for a process on its own.
 
     Raises:
-        UserError: for options that do not say all, or contradict each other.
+        UserError: if options are missing, or contradict each other.
     """
     given = coordinator, processes, process_id
     if given == (None, 1, None):
@@ -75,7 +75,7 @@ def membership(
 
 
 def _started_together(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher started this process as one of several, in a way that JAX detects."""
+    """Whether a launcher that JAX knows started this process as one of several."""
 
     def number(name: str) -> int:
         text = environment.get(name, "")
@@ -87,10 +87,10 @@ def _started_together(environment: Mapping[str, str]) -> bool:
 
 
 def join(member: Membership) -> None:
-    """Become a member; before anything else is asked of JAX, and before its devices are known.
+    """Join a cluster; to be called before any other use of JAX.
 
     Raises:
-        UserError: if the others do not come.
+        UserError: if the other processes do not join in time.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     host = (member.coordinator or "").rpartition(":")[0]
@@ -107,7 +107,7 @@ def join(member: Membership) -> None:
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=JOIN_SECONDS,
         )
-    except Exception as error:  # of JAX, or of what it asks a launcher with
+    except Exception as error:  # raised by JAX, or by the package through which it asks a launcher
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"cannot join the cluster at {member.coordinator or 'the address of its launcher'} ({reason}); start all"
@@ -117,7 +117,7 @@ def join(member: Membership) -> None:
 
 
 def size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return jax.process_count()
 
 
@@ -127,17 +127,17 @@ def is_first() -> bool:
 
 
 def broadcast(value: T) -> T:
-    """What process 0 has here, a JSON value, in every process; the others' own values count for nothing."""
+    """Process 0's value (JSON) in every process; the values of the others are ignored."""
     if size() == 1:
         return value
     content = json.dumps(value).encode() if is_first() else b""
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    text = np.frombuffer(content.ljust(length, b" ")[:length], np.uint8)
+    size_in_bytes = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    text = np.frombuffer(content.ljust(size_in_bytes, b" ")[:size_in_bytes], np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())
 
 
 def shared(tree: Tree, like: Tree) -> Tree:
-    """The arrays that process 0 has; `like` tells the others, whose own tree counts for nothing, their shapes."""
+    """Process 0's arrays in every process; the trees of the others are ignored, and `like` gives them the shapes."""
     if size() == 1:
         return tree
     mine = tree if is_first() else jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
@@ -145,20 +145,20 @@ def shared(tree: Tree, like: Tree) -> Tree:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether it is so in any process."""
+    """Whether the flag is set in any process."""
     return flag if size() == 1 else bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 @contextmanager
 def as_one(patience: float) -> Iterator[Callable[[Any], None]]:
-    """A block in which the loss of another process ends this one at once, with one sentence.
+    """A context in which the loss of another process ends this one at once, with one sentence.
 
-    Yields what is to be told of every sign of life; in a process on its own it does nothing.
+    Yields a listener for every record of the log; in a process on its own it does nothing.
 
     patience: seconds that a process may wait for the others, beyond four times the longest wait so far.
     """
     if size() == 1:
-        yield lambda sign: None
+        yield lambda record: None
         return
     try:
         yield _watchdog(patience)
@@ -169,7 +169,7 @@ def as_one(patience: float) -> Iterator[Callable[[Any], None]]:
 
 
 def means_loss(error: Exception) -> bool:
-    """Whether the runtime tells with this error that another process is gone.
+    """Whether this error of the runtime means that another process is gone.
 
     When a computation is dispatched, and not when its result is awaited, JAX raises the runtime's status as a
     ValueError.
@@ -179,40 +179,40 @@ def means_loss(error: Exception) -> bool:
 
 
 def _watchdog(patience: float) -> Callable[[Any], None]:
-    """What is to be told of every record; when the next is late, a thread ends the process.
+    """A listener for every record; when the next one is late, a thread ends the process.
 
-    A wait inside a collective cannot be interrupted. Nothing is expected before the first rounds of a stage are done,
+    A wait inside a collective cannot be interrupted. No record is late before the first rounds of a stage are done,
     since nobody knows how long a program compiles.
     """
-    signs: list[float] = []
+    times: list[float] = []
     longest = 0.0
 
-    def seen(record: Any) -> None:
+    def on_record(record: Any) -> None:
         nonlocal longest
         now = time.monotonic()
         if record.get("past") or record["event"] == "stage":
-            signs.clear()
-        elif signs or record["event"] == "round":
-            longest = max(longest, now - signs[-1]) if signs else 0.0
-            signs.append(now)
-            del signs[:-_SIGNS]
+            times.clear()
+        elif times or record["event"] == "round":
+            longest = max(longest, now - times[-1]) if times else 0.0
+            times.append(now)
+            del times[:-_RECORDS]
 
     def watch() -> None:
         while True:
             time.sleep(0.5)
-            latest = signs[-1:] if len(signs) == _SIGNS else []
+            latest = times[-1:] if len(times) == _RECORDS else []
             if latest and time.monotonic() - latest[0] > patience + 4 * longest:
-                _leave(f"nothing has come of the cluster for {time.monotonic() - latest[0]:.0f} s: a process hangs")
+                _leave(f"no round has finished for {time.monotonic() - latest[0]:.0f} s: a process hangs")
 
     threading.Thread(target=watch, daemon=True).start()
-    return seen
+    return on_record
 
 
 def _leave(reason: str) -> None:
     """End this process now: the usual way out would wait for the others."""
     print(
         f"headstart, process {jax.process_index()} of {size()}: {reason}; what was saved last is kept: unless another"
-        " process says what to mend, start all again with the same commands to go on",
+        " process says what to mend, start all again with the same commands to resume",
         file=sys.stderr,
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a live display on a terminal, plain lines in a pipe."""
+"""The display of a running experiment: live on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
+from rich.filesize import decimal
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -21,9 +22,9 @@ from headstart.runs.log import OnEvent, Record
 
 
 class Follower:
-    """What has been heard of a run so far, in a form to show.
+    """The progress of a run so far, in a form to display.
 
-    rounds: of one seed, all stages together. seeds: how many runs.
+    rounds: of one seed, all stages together. seeds: the number of seeds.
     """
 
     def __init__(self, *, rounds: int, seeds: int, first_seed: int) -> None:
@@ -34,8 +35,8 @@ class Follower:
         self._clients, self._fresh, self._seconds = 0, 0, 0.0
         self._began = time.monotonic()
 
-    def hear(self, record: Record) -> None:
-        """Take in a record."""
+    def update(self, record: Record) -> None:
+        """Add a record."""
         match record["event"]:
             case "round":
                 self.round, self.note = record, ""
@@ -59,12 +60,12 @@ class Follower:
 
     @property
     def clients_per_second(self) -> float:
-        """Clients trained in a second of training."""
+        """Clients per second of training."""
         return self._clients / self._seconds if self._seconds else 0.0
 
     @property
     def time_left(self) -> str:
-        """Minutes and seconds to the end, from the pace so far, evaluations included."""
+        """Minutes and seconds to the end, by the pace so far, evaluations included."""
         if not self._fresh:
             return "?"
         left = (time.monotonic() - self._began) / self._fresh * (self.rounds * self.seeds - self.done)
@@ -80,14 +81,17 @@ def describe(record: Record) -> str:
     """A record as one plain line; empty for those not worth one."""
     match record["event"]:
         case "round":
-            loss = " ".join(f"{name} {_number(value)}" for name, value in record["training"].items())
-            dropped = f", {record['dropped']} dropped" if record["dropped"] else ""
-            where = f"seed {record['seed']} round {record['round']} ({record['stage']})"
-            return f"{where}: training {loss}, {record['clients'] / record['seconds']:.1f} clients/s{dropped}"
+            metrics = " ".join(f"{name} {_number(value)}" for name, value in record["training"].items())
+            pace = f"{record['clients'] / record['seconds']:.1f} clients/s"
+            return ", ".join([f"{_position(record)}: training {metrics}", pace, *_losses(record), *_traffic(record)])
         case "evaluation":
             name, values = next(iter(record["validation"].items()))
-            where = f"seed {record['seed']} round {record['round']} ({record['stage']})"
-            return f"{where}: validation {name} initial {values[0]:.4f} personalized {values[-1]:.4f}"
+            # A stage with a target evaluates the initial model alone.
+            personalized = f" personalized {values[-1]:.4f}" if len(values) > 1 else ""
+            return f"{_position(record)}: validation {name} initial {values[0]:.4f}{personalized}"
+        case "fault":
+            clients = f" (clients {', '.join(record['clients'][:5])})" if record["clients"] else ""
+            return f"{_position(record)}: node {record['node']}: {record['reason']}{clients}"
         case "stage":
             return f"seed {record['seed']} stage {record['stage']} finished after round {record['round']}"
         case "note":
@@ -96,13 +100,29 @@ def describe(record: Record) -> str:
             return ""
 
 
+def _position(record: Record) -> str:
+    return f"seed {record['seed']} round {record['round']} ({record['stage']})"
+
+
+def _losses(record: Record) -> list[str]:
+    """The clients of a round that do not count: their reply was refused, or none came."""
+    return [f"{record[name]} {name}" for name in ("dropped", "missing") if record.get(name)]
+
+
+def _traffic(record: Record) -> list[str]:
+    """The bytes that crossed the network in a round on devices."""
+    if "sent_bytes" not in record:
+        return []
+    return [f"{decimal(record['sent_bytes'])} sent", f"{decimal(record['received_bytes'])} received"]
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
 @contextmanager
-def shown(console: Console, follower: Follower, title: str) -> Iterator[OnEvent]:
-    """A listener that shows what it hears on the console for the time of the block."""
+def live_display(console: Console, follower: Follower, title: str) -> Iterator[OnEvent]:
+    """A listener that displays the records it gets on the console, for the time of the block."""
     if not console.is_terminal:
         yield lambda record: _print_line(console, record)
         return
@@ -111,9 +131,9 @@ def shown(console: Console, follower: Follower, title: str) -> Iterator[OnEvent]
     with Live(console=console, refresh_per_second=4) as live:
 
         def on_event(record: Record) -> None:
-            follower.hear(record)
+            follower.update(record)
             bar.update(task, completed=follower.done)
-            live.update(Group(Text(title, style="bold"), bar, _facts(follower), _curve(follower)))
+            live.update(Group(Text(title, style="bold"), bar, _status(follower), _curve(follower)))
             if record["event"] in ("stage", "note"):
                 console.print(describe(record), style="dim", highlight=False, markup=False)
 
@@ -124,7 +144,7 @@ def live_display_of(experiment: Experiment, out: Path, seeds: int) -> AbstractCo
     """The display of a run from Python: on the error stream, so that what a program prints stays its own."""
     follower = Follower(rounds=sum(s.rounds for s in experiment.stages), seeds=seeds, first_seed=experiment.seed)
     console = Console(stderr=True)
-    return shown(console, follower, f"{experiment.name} → {out}")
+    return live_display(console, follower, f"{experiment.name} → {out}")
 
 
 def _print_line(console: Console, record: Record) -> None:
@@ -133,20 +153,21 @@ def _print_line(console: Console, record: Record) -> None:
         echo(console, line)
 
 
-def _facts(follower: Follower) -> Table:
+def _status(follower: Follower) -> Table:
+    """Seed, stage, training metrics and pace; then the time left, and the latest note."""
     table = Table.grid(padding=(0, 3))
     training: dict[str, Any] = follower.round.get("training", {})
-    facts = [f"{name} {_number(value)}" for name, value in training.items()]
+    metrics = [f"{name} {_number(value)}" for name, value in training.items()]
     seed = f"seed {follower.round.get('seed', follower.first_seed)}"
     # Names are the user's, and may hold what looks like markup.
-    words = (seed, follower.round.get("stage", ""), *facts, f"{follower.clients_per_second:.1f} clients/s")
-    table.add_row(*map(Text, words))
+    cells = (seed, follower.round.get("stage", ""), *metrics, f"{follower.clients_per_second:.1f} clients/s")
+    table.add_row(*map(Text, cells))
     table.add_row(Text(f"{follower.time_left} left"), Text(follower.note))
     return table
 
 
 def _curve(follower: Follower, *, most: int = 8, width: int = 40) -> Table:
-    """The newest evaluations as bars: initial, and how far personalization takes it."""
+    """The newest evaluations as bars: the initial metric, and its gain from personalization."""
     table = Table(box=None, padding=(0, 1))
     latest = follower.latest
     if latest is None:
@@ -164,7 +185,7 @@ def _curve(follower: Follower, *, most: int = 8, width: int = 40) -> Table:
 
 
 def bar(first: float, second: float, width: int) -> Text:
-    """Two shares (0 to 1) as one bar: up to the lower one in one colour, from there to the higher one in another."""
+    """Two fractions (0 to 1) as one bar: up to the lower one in one colour, from there to the higher one in another."""
     low, high = sorted(min(max(value, 0.0), 1.0) if isfinite(value) else 0.0 for value in (first, second))
-    until, further = round(low * width), round(high * width)
-    return Text("█" * until, style="blue").append("█" * (further - until), style="cyan")
+    shorter, longer = round(low * width), round(high * width)
+    return Text("█" * shorter, style="blue").append("█" * (longer - shorter), style="cyan")

@@ -1,6 +1,6 @@
-"""Ctrl-C as a request: the loop finishes its round, saves and leaves; a second one leaves at once.
+"""Ctrl-C as a request: the loop finishes its round, saves and ends; a second Ctrl-C ends it at once.
 
-In a process of a cluster SIGTERM is the same request, however often it comes: a queue sends it to every process.
+In a process of a cluster SIGTERM is the same request, however often it arrives: a queue sends it to every process.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._ask)}
+            self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._request)}
             if is_child():
-                self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
+                self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._request)
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True

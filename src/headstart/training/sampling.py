@@ -1,4 +1,4 @@
-"""Who takes part in a round: a function of (seed, round) and nothing else, so a resumed run draws the same."""
+"""Sampling of cohorts: a function of (seed, round) and nothing else, so a resumed run samples the same clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from headstart.learning.rounds import Cohort
 
 
 class CohortBatch(NamedTuple):
-    """The cohorts of some rounds, and the numbers of their clients, int `[capacity, slots]`, -1 in an empty place."""
+    """The cohorts of some rounds, and the indices of their clients: int `[capacity, slots]`, -1 for an empty slot."""
 
     cohort: Cohort
     clients: np.ndarray
@@ -61,7 +61,7 @@ def assign_rounds(
 ) -> np.ndarray:
     """The clients of several rounds, each as `assign_clients` has them: int `[capacity, slots]`, -1 for an empty slot.
 
-    rounds: the client numbers of each, int `[n]` with one n for all. sizes: int `[clients]`: every client's examples.
+    rounds: the client indices of each, int `[n]` with one n for all. sizes: int `[clients]`: every client's examples.
     """
     assigned = [assign_clients(clients, sizes[clients], lanes=lanes, mesh=mesh) for clients in rounds]
     return np.pad(assigned, ((0, capacity - len(assigned)), (0, 0)), constant_values=-1)
@@ -70,7 +70,7 @@ def assign_rounds(
 def _pooled(
     stage: Centralized, clients: np.ndarray, gather: Gather, part: Part, seed: int, first_round: int
 ) -> Cohorts:
-    # There is one path of steps, which one device walks.
+    # Steps follow one after the other, on one device.
     block = jax.tree.map(lambda leaf: leaf.addressable_data(0), gather.everything())
     rows, size = part_rows(gather.federation, clients, part), stage.steps * stage.batch_size
 
@@ -85,12 +85,12 @@ def _pooled(
 
 
 def sample(seed: int, number: int, count: int, clients: int) -> np.ndarray:
-    """int64 `[count]`: distinct client numbers below `clients`, for round `number`."""
+    """int64 `[count]`: distinct client indices below `clients`, for round `number`."""
     return np.random.default_rng([seed, number]).choice(clients, count, replace=False)
 
 
 def stream(seed: int, start: int, count: int, total: int) -> np.ndarray:
-    """Places `start … start + count - 1` of an endless row of shuffled epochs over `total` examples."""
+    """Positions `start … start + count - 1` of an endless sequence of shuffled epochs over `total` examples."""
     epochs = range(start // total, (start + count - 1) // total + 1)
     shuffled = [np.random.default_rng([seed, 1, epoch]).permutation(total) for epoch in epochs]
     return np.concatenate(shuffled)[start - epochs[0] * total :][:count]

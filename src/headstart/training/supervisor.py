@@ -1,7 +1,7 @@
-"""The parent of a process of a cluster: it puts into words how its child ends.
+"""The parent of a process of a cluster, which explains how its child ended.
 
 When the process that coordinates a cluster is lost, JAX's runtime aborts the others from C++, where nothing can be
-caught, with a page of its own words. So `headstart run` does its work in a child, and this parent speaks for it.
+caught, and prints a page of its own log. So `headstart run` does its work in a child, and this parent reports for it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from typing import IO, NoReturn
 from headstart.training.cluster import LOST
 
 _PARENT = "HEADSTART_PARENT"
-# How the runtime begins a line: severity, date, time.
+# The start of a line of the runtime's log: severity, date, time.
 _RUNTIME = re.compile(rb"^[EFW]\d{4} \d\d:\d\d:\d\d")
-# An error of the child's own, which the runtime may cut short.
+# The start of an error of the child's own, which the runtime may cut short.
 _ERROR = b"Traceback "
 
 
 def is_child() -> bool:
-    """Whether this process has a parent that speaks for it."""
+    """Whether this process has a parent that reports for it."""
     return _PARENT in os.environ
 
 
 def follow_parent() -> None:
-    """Have this process end when its parent is gone: half of a killed process must not go on."""
+    """End this process when its parent is gone: half of a killed process must not keep running."""
     parent = int(os.environ.get(_PARENT, os.getppid()))
 
     def watch() -> None:
@@ -45,7 +45,7 @@ def follow_parent() -> None:
 def leave(status: int) -> NoReturn:
     """End this process; a member of a cluster at once, since the usual way out waits for the others."""
     if is_child():
-        # What all have to say, all may say, before the first that leaves takes the others with it.
+        # Every process gets to print its reason, before the first that leaves takes the others with it.
         time.sleep(2)
         os._exit(status)
     sys.exit(status)
@@ -66,7 +66,7 @@ def supervise(arguments: Sequence[str]) -> int:
     if status == -signal.SIGABRT and any(map(_RUNTIME.match, withheld)):
         print(
             "headstart: the process that coordinates the cluster is gone, or another one does not answer; what was"
-            " saved last is kept: start all processes again with the same commands to go on",
+            " saved last is kept: start all processes again with the same commands to resume",
             file=sys.stderr,
         )
         return LOST
@@ -76,7 +76,7 @@ def supervise(arguments: Sequence[str]) -> int:
 
 
 def _pass_on(stream: IO[bytes]) -> list[bytes]:
-    """Show what the child writes, but for last words that are not for users; returns these."""
+    """Pass on what the child writes, up to the log of a crash, which is withheld; returns the withheld lines."""
     withheld = []
     for line in stream:
         own = line.startswith(b"headstart")
