@@ -1,7 +1,7 @@
 """Checks that one thing has one word, the field's own, as in docs/glossary.md: `python tests/check_words.py`.
 
 A rule is a word that is not to be used and what to write instead. It holds for names in code, or for phrases in
-docstrings, comments, texts and pages. Keys of saved files are neither: they are texts of one word, and part of a format.
+docstrings, comments, texts and pages. Keys of saved files are neither: they are texts of one word, part of a format.
 """
 
 import ast
