@@ -62,7 +62,7 @@ RULES = (
     Rule("name", "share|serve|keep|begin", "init_server, server_optimizer, init_client_state, personal_init", LEARNING),
     Rule("name", "[Bb]ends?|bent|pull|pulled|only", "gradient transform, proximal, masked", LEARNING),
     Rule("name", "[Mm]emory|memories", "client_state", (*SOURCE, "tests/*"), BENCHMARKS),
-    Rule("name", "blank", "default_state", (*SOURCE, "tests/*")),
+    Rule("name", "blank", "default_state", LEARNING),
     Rule("name", "Descent|descent|Legs?|leg", "LocalSGD, LocalState, Segment", LEARNING),
     Rule(
         "name", "folded|weigh|several|deal|room", "aggregate_clients, to_totals, run_rounds, assign, capacity", SOURCE
@@ -125,7 +125,7 @@ def texts(path: Path) -> Iterator[Text]:
     names = {path.stem: 1}
     for node in ast.walk(ast.parse(content)):
         line = getattr(node, "lineno", 1)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
             yield Text("phrase", line, node.value)
         for field in ("id", "attr", "arg", "name", "asname"):
             if isinstance(name := getattr(node, field, None), str):
