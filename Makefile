@@ -20,6 +20,7 @@ lint: .venv/tested
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/lint-imports
+	$(BIN)/python tests/check_words.py
 
 types: .venv/tested
 	$(BIN)/pyright
