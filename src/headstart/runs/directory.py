@@ -27,15 +27,14 @@ import jax
 import numpy as np
 
 from headstart._version import __version__
-
-from headstart.runs import checkpoint
 from headstart.data.federation import Federation, Tree
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.loading import document_of, read
 from headstart.files import atomic, locked, write_json
-from headstart.runs.log import Record
 from headstart.learning.personalization import Curves
+from headstart.runs import checkpoint
+from headstart.runs.log import Record
 
 
 @contextmanager
