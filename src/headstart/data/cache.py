@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 
 from headstart.data.readers.rows import Rows
 
@@ -32,7 +33,7 @@ def cache_root() -> Path:
     """`HEADSTART_CACHE`, or `headstart` where the system keeps caches."""
     if "HEADSTART_CACHE" in os.environ:
         return Path(os.environ["HEADSTART_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
+    return platformdirs.user_cache_path("headstart", appauthor=False)
 
 
 def cached(files: Sequence[Path], options: Mapping[str, Any], build: Callable[[], Rows]) -> Rows:
@@ -83,7 +84,7 @@ def _write(folder: Path, rows: Rows, stamp: list[list[int]]) -> bool:
             "ids": rows.ids,
         }
         (building / "meta.json").write_text(json.dumps(meta))
-        _place(building, folder)
+        _publish(building, folder)
         return True
     except OSError:
         return False
@@ -91,7 +92,7 @@ def _write(folder: Path, rows: Rows, stamp: list[list[int]]) -> bool:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _place(building: Path, folder: Path) -> None:
+def _publish(building: Path, folder: Path) -> None:
     """Rename; what is there is an outdated or damaged folder, or one that another program has just finished."""
     try:
         building.rename(folder)
