@@ -1,4 +1,4 @@
-"""The paper in plain numpy (PAPER, Mathematics): paths, updates, rounds and server optimizers, all by hand.
+"""The paper (arXiv:1909.12488) in plain numpy: local SGD, updates, rounds and server optimizers, all by hand.
 
 Parameters are one flat vector. A batch is whatever the problem's functions take; a path is a list of batches.
 """

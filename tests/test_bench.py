@@ -13,6 +13,7 @@ from headstart.bench.timing import PERSONAL_EPOCHS, machine_of, personal_operati
 from headstart.bench.workload import ARITHMETIC, client_sizes, padding, rows_computed, trimmed_rows, work_of
 from headstart.data.federation import Examples
 from headstart.learning.local_sgd import mean_loss
+from headstart.learning.parallel import Parallel
 from headstart.learning.tasks import Classification
 
 
@@ -46,7 +47,7 @@ def test_rows_computed_are_those_of_a_hand_count():
 
 def test_lanes_waste_more_than_one_client_after_another():
     work = work_of("mlp", 20)
-    alone, beside = (padding(work, range(1, 9), lanes=lanes, mesh=None) for lanes in (1, 4))
+    alone, beside = (padding(work, range(1, 9), Parallel(lanes)) for lanes in (1, 4))
     assert 0 < alone < 0.05 < beside < 0.5
 
 
@@ -83,7 +84,7 @@ def test_lanes_worth_trying():
     assert spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0, 3)
 
 
-def test_lanes_that_no_client_is_left_for_are_told():
+def test_lanes_that_no_client_is_left_for_are_reported():
     one = spread([1.0])
     tried = tuple(Tried(lanes, one, one, 0.0, one, 0.0) for lanes in (2, 4))
     report = Report("cpu", "cpu", 3, 10, one, (Result("mlp", tried, (), one, 0.0),), 1.0)

@@ -27,6 +27,7 @@ from headstart.experiment.setup import build_model, check_fit, check_stages, sui
 from headstart.flower import wire
 from headstart.flower.wire import Request
 from headstart.learning.method import Reply
+from headstart.learning.parallel import Parallel
 from headstart.learning.personalization import personalizer
 from headstart.learning.rounds import Cohort, Totals, aggregate_clients, no_totals, personal_key, round_key, seed_key
 from headstart.learning.tasks import Task, add
@@ -77,7 +78,10 @@ class Device:
         assert isinstance(stage, Stage)
         params, federation = _params(setting.model, content), setting.federation
         given = setting.task, setting.model, stage.update
-        fold = jax.jit(aggregate_clients(*given, weighting=stage.weighting, transform=self.transform, lanes=self.lanes))
+        aggregate = aggregate_clients(
+            *given, weighting=stage.weighting, transform=self.transform, parallel=Parallel(self.lanes)
+        )
+        fold = jax.jit(aggregate)
         gather, key = on_device(federation), round_key(seed_key(request.seed), request.round)
         totals: Totals = no_totals(params, setting.task)
         clients = _places(federation, request.clients)
@@ -90,7 +94,7 @@ class Device:
         """Personalize clients, and tell what that did to each; what they have become stays here."""
         setting = self._setting(request, context)
         recipe = setting.experiment.personalization.at_most(request.epochs)
-        watch = personalizer(setting.task, setting.model, recipe, lanes=self.lanes)
+        watch = personalizer(setting.task, setting.model, recipe, parallel=Parallel(self.lanes))
         clients, key = _places(setting.federation, request.clients), personal_key(seed_key(request.seed))
         curves = watch(_params(setting.model, content), clients, on_device(setting.federation), key)
         return wire.curves_record(curves)

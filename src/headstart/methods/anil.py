@@ -36,7 +36,7 @@ class ANIL(ClientUpdate):
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
         outer = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
-        inner = replace(outer, adjust=only(head_of(broadcast, self.head)))
+        inner = replace(outer, gradient_transform=only(head_of(broadcast, self.head)))
         adapted = inner.run(inner.init(broadcast), client, key, steps=self.steps)
         end = outer.run(adapted, client, key, steps=1)
         return replied(client, difference(adapted.params, end.params), end.metrics)
