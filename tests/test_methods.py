@@ -290,8 +290,8 @@ def test_batch_statistics_are_not_transformed():
 
     model, client = Model(init, apply), tiny.one(tiny.federation(), 2)
     params = init(None)
-    plain, pulled = (reply_of(m, client, params, model=model).delta for m in (FedAvg(2), FedProx(30.0, 2)))
-    np.testing.assert_allclose(pulled["batch_stats"]["mean"], plain["batch_stats"]["mean"], rtol=1e-6)
+    plain, proximal = (reply_of(m, client, params, model=model).delta for m in (FedAvg(2), FedProx(30.0, 2)))
+    np.testing.assert_allclose(proximal["batch_stats"]["mean"], plain["batch_stats"]["mean"], rtol=1e-6)
     assert np.abs(plain["batch_stats"]["mean"]).min() > 1
     np.testing.assert_array_equal(
         IFCA(2).init_server(params)["models"]["batch_stats"]["mean"], np.full((2, 3), 5.0, np.float32)
@@ -314,10 +314,10 @@ def test_scaffold_is_its_numpy_reference_over_three_rounds(float64):
             current = at
             for batch in tiny.drawn(clients[i], client_key(key, clients[i]), range(3), BATCH):
                 current = current - RATE * (PROBLEM.gradient(current, batch) - own[i] + control)
-            renewed = own[i] - control + (at - current) / (3 * RATE)
+            new_control = own[i] - control + (at - current) / (3 * RATE)
             moves.append(current - at)
-            changes.append(renewed - own[i])
-            own[i] = renewed
+            changes.append(new_control - own[i])
+            own[i] = new_control
         at, control = at + np.mean(moves, axis=0), control + 0.5 * np.mean(changes, axis=0)
         np.testing.assert_allclose(tiny.flat(state.params["params"]), at, rtol=1e-10)
         np.testing.assert_allclose(tiny.flat(state.params["control"]), control, rtol=1e-9, atol=1e-12)

@@ -30,7 +30,7 @@ TASK, MODEL, BATCH = Classification(), tiny.SOFTMAX, 3
 ACCURACY, LOSS = TASK.metrics
 PROBLEM = reference.softmax_regression(tiny.FEATURES, tiny.CLASSES)
 KEY = jax.random.key(9)
-# The third client has more test items than fit a batch of evaluation; the last two lack a test and an adapt part.
+# The third client has more test items than fit a batch of evaluation; the last two lack query and support examples.
 FEDERATION = tiny.federation(((7, 3), (1, 2), (5, 40), (5, 0), (0, 4)))
 EVERYONE = np.arange(5)
 
@@ -162,11 +162,11 @@ def test_rates_share_a_program_and_differ_in_nothing_else(float64):
     )
     found = several(start, EVERYONE, gather, KEY)
     once = len(traces)
-    for rate in (0.1, 0.3):
-        alone = personalizer(TASK, MODEL, recipe.with_learning_rate(rate), clients_at_once=5)(
+    for learning_rate in (0.1, 0.3):
+        alone = personalizer(TASK, MODEL, recipe.with_learning_rate(learning_rate), clients_at_once=5)(
             start, EVERYONE, gather, KEY
         )
-        found = several(start, EVERYONE, gather, KEY, rate=rate)
+        found = several(start, EVERYONE, gather, KEY, learning_rate=learning_rate)
         expected = alone(start, EVERYONE, gather, KEY)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), found, expected)
     assert len(traces) == once

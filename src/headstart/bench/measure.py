@@ -59,7 +59,7 @@ class Result(NamedTuple):
 
     tried: the fastest first. untried: numbers of lanes for which no time was left.
     personalize_cost: the time to personalize and test held-out clients, as a multiple of the time that its useful
-        arithmetic takes at the rate of training.
+        arithmetic takes at the speed of training.
     personalize_compile_seconds: until that program was ready.
     """
 
@@ -117,7 +117,7 @@ def bench(
         remaining = max(0.0, seconds - (time.monotonic() - began))
         results.append(_measure(work_of(left.pop(0), cohort), machine, numbers, remaining * share, log))
     device, count = machine.devices[0], len(machine.devices)
-    product, elapsed = spread(machine.rates), time.monotonic() - began
+    product, elapsed = spread(machine.measured), time.monotonic() - began
     return Report(device.platform, device.device_kind, count, cohort, product, tuple(results), elapsed)
 
 
@@ -196,7 +196,7 @@ def _trainers(work: Work, gather: Gather, lanes: Sequence[int], deadline: float,
 
 def _hopeful(trainer: Trainer, trainers: Sequence[Trainer]) -> bool:
     """Whether it may turn out to be the fastest."""
-    return trainer.first_rate >= HOPELESS * max(other.first_rate for other in trainers)
+    return trainer.first_speed >= HOPELESS * max(other.first_speed for other in trainers)
 
 
 def _repetitions(deadline: float) -> Iterator[int]:
@@ -208,9 +208,9 @@ def _repetitions(deadline: float) -> Iterator[int]:
 
 
 def _tried(trainer: Trainer, row: Sequence[Repetition]) -> Tried:
-    rate, share, outside = (spread(column) for column in zip(*row, strict=True))
+    speed, share, outside = (spread(column) for column in zip(*row, strict=True))
     lost = padding(trainer.work, range(1, 33), trainer.parallel)
-    return Tried(trainer.parallel.lanes, rate, share, lost, outside, trainer.compile_seconds)
+    return Tried(trainer.parallel.lanes, speed, share, lost, outside, trainer.compile_seconds)
 
 
 def plural(number: int, noun: str) -> str:

@@ -28,17 +28,17 @@ PERSONAL_EPOCHS = 2
 
 
 class Machine(NamedTuple):
-    """The devices in use. products: times matrix products. rates: found so far, in operations per second."""
+    """The devices in use. products: times matrix products. measured: found so far, in operations per second."""
 
     mesh: Mesh | None
     devices: list[Any]
     products: Callable[[], float]
-    rates: list[float]
+    measured: list[float]
 
-    def rate(self) -> float:
+    def operations_per_second(self) -> float:
         """Operations per second of float32 matrix products, just now."""
-        self.rates.append(self.products())
-        return self.rates[-1]
+        self.measured.append(self.products())
+        return self.measured[-1]
 
 
 def machine_of(count: int | None) -> Machine:
@@ -110,7 +110,7 @@ class Trainer:
         cohort = self.cohort_of(1, 1)
         self.compile_seconds = timed(lambda: self.advance(cohort, 1, 0))
         self.round_seconds = timed(lambda: self.advance(cohort, 1, 1))
-        self.first_rate = work.examples(1, 1) / self.round_seconds
+        self.first_speed = work.examples(1, 1) / self.round_seconds
 
     def cohort_of(self, first: int, count: int) -> Cohort:
         """The cohorts of `count` rounds."""
@@ -127,7 +127,7 @@ class Trainer:
         self.cohort_of(first + count, count)
         jax.device_get(infos)
 
-    def rate(self, number: int, seconds: float) -> float:
+    def examples_per_second(self, number: int, seconds: float) -> float:
         """Examples per second in call `number`, of about `seconds` seconds."""
         first, count = self._rounds(number, seconds)
         cohort = jax.block_until_ready(self.cohort_of(first, count))
@@ -137,12 +137,12 @@ class Trainer:
         """The same call between matrix products, and its program alone."""
         first, count = self._rounds(number, seconds)
         cohort = jax.block_until_ready(self.cohort_of(first, count))
-        before = machine.rate()
+        before = machine.operations_per_second()
         wall = timed(lambda: self.call(cohort, first, count))
-        product = (before + machine.rate()) / 2
+        product = (before + machine.operations_per_second()) / 2
         alone = timed(lambda: self.advance(cohort, first, count))
-        rate = self.work.examples(first, count) / wall
-        return Repetition(rate, rate * self.work.arithmetic.training / product, 1 - alone / wall)
+        speed = self.work.examples(first, count) / wall
+        return Repetition(speed, speed * self.work.arithmetic.training / product, 1 - alone / wall)
 
     def _rounds(self, number: int, seconds: float) -> tuple[int, int]:
         count = max(1, min(CALL_ROUNDS, int(seconds / self.round_seconds)))
@@ -163,11 +163,11 @@ class Personal:
         self.compile_seconds = self._seconds(work.held_out[:1])
 
     def cost(self, number: int, seconds: float) -> float:
-        """Its time, as a multiple of what its useful arithmetic takes at the rate of training before and after it."""
-        work, before = self.trainer.work, self.trainer.rate(number, seconds)
+        """Its time, as a multiple of what its useful arithmetic takes at the speed of training before and after it."""
+        work, before = self.trainer.work, self.trainer.examples_per_second(number, seconds)
         wall = self._seconds(work.held_out)
-        rate = (before + self.trainer.rate(number, seconds)) / 2
-        return wall * rate * work.arithmetic.training / personal_operations(work)
+        speed = (before + self.trainer.examples_per_second(number, seconds)) / 2
+        return wall * speed * work.arithmetic.training / personal_operations(work)
 
     def _seconds(self, clients: np.ndarray) -> float:
         return timed(lambda: self.run(self.trainer.state.params, clients)[0])

@@ -59,7 +59,7 @@ MODELS = tuple(ARITHMETIC)
 class Work(NamedTuple):
     """A model and what it trains on.
 
-    training, held_out: client numbers int64 `[n]`; those held out have a test part, a fifth of their examples.
+    training, held_out: client numbers int64 `[n]`; those held out have a fifth of their examples for tests.
     cohort: clients per round. batch_size: of local training.
     """
 
@@ -152,12 +152,12 @@ def rows_computed(sizes: np.ndarray, batch_size: int, lanes: int) -> int:
     """
     lanes = min(lanes, sizes.shape[1])
     if lanes == 1:
-        return int(trimmed_rows(sizes, batch_size).sum())
+        return int(padded_rows(sizes, batch_size).sum())
     batches = -(-sizes.reshape(len(sizes), lanes, -1) // batch_size)
     return int(batches.max(axis=1).sum()) * lanes * batch_size
 
 
-def trimmed_rows(sizes: np.ndarray, batch_size: int) -> np.ndarray:
+def padded_rows(sizes: np.ndarray, batch_size: int) -> np.ndarray:
     """The rows computed of each size when the last batch is cut as `partial_batches.with_partial_batches` cuts it."""
     lengths = np.array([0, *sorted({-(-batch_size // part) for part in PARTS})])
     whole, rest = np.divmod(sizes, batch_size)

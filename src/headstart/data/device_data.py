@@ -1,4 +1,4 @@
-"""Data on devices: a federation's rows go there, and cohorts are row numbers among them.
+"""FigureSpec: a federation's rows go to the devices, and cohorts are row numbers among them.
 
 One path for all sizes: a flat block of rows is on the devices, and batches are gathered from it by row number. A
 federation that fits is one block for good; of a larger one each gather brings the rows of its own clients.
@@ -20,7 +20,7 @@ ALIGNMENT = 64
 
 
 class Resident(NamedTuple):
-    """A federation's rows on the devices, and the row at which each client starts."""
+    """A federation's rows on the devices, and where each client's begin among them."""
 
     block: Block
     starts: np.ndarray
@@ -28,7 +28,7 @@ class Resident(NamedTuple):
 
 @dataclass(frozen=True)
 class Gather:
-    """A function that gathers cohorts of a federation on the devices; made by `on_device`."""
+    """Cohorts of a federation that `on_device` has put on the device."""
 
     federation: Federation
     mesh: Mesh | None
@@ -37,17 +37,17 @@ class Gather:
     def __call__(self, clients: np.ndarray, part: Part = "adapt") -> Client:
         """The clients (int array `[..., n]`) as a `Client` whose leading axes are those of the array.
 
-        A number of -1 stands for an empty client. With several devices n is a multiple of their number.
+        A number of -1 stands for an empty client. Of several devices n is a multiple, as `assign_clients` makes it.
         """
         return self.parts(clients, part)[0]
 
     def parts(self, clients: np.ndarray, *parts: Part) -> tuple[Client, ...]:
-        """Several parts of the same clients, a `Client` each, over one block."""
+        """Several parts of the same clients, each what a gather of its own would be, over one block."""
         clients = np.asarray(clients, np.int64)
         block, starts = self._bring(clients) if self.resident is None else self._find(clients, self.resident)
-        on_host = [self._rows(clients, starts, part) for part in parts], self._key_data(clients)
-        gathered, keys = _put(on_host, self.mesh, PartitionSpec(*[None] * (clients.ndim - 1), "clients"))
-        return tuple(Client(block, rows, size, keys) for rows, size in gathered)
+        given = [self._rows(clients, starts, part) for part in parts], self._key_data(clients)
+        drawn, keys = _place(given, self.mesh, PartitionSpec(*[None] * (clients.ndim - 1), "clients"))
+        return tuple(Client(block, rows, size, keys) for rows, size in drawn)
 
     def everything(self) -> Block:
         """The rows of all clients, client after client."""
@@ -55,7 +55,7 @@ class Gather:
         return (self._bring(everyone) if self.resident is None else self.resident).block
 
     def _rows(self, clients: np.ndarray, starts: np.ndarray, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        """`Client.rows` and `Client.size` of a part of the clients, whose rows start at `starts`."""
+        """`Client.rows` and `Client.size` of this part of the clients, whose rows begin at `starts`."""
         first, size = _part_of(self.federation, clients, starts, part)
         present = clients >= 0
         rows = np.where(present, first, 0).astype(np.int32)[..., None]
@@ -71,46 +71,46 @@ class Gather:
         return Resident(resident.block, resident.starts[clients])
 
     def _bring(self, clients: np.ndarray) -> Resident:
-        """A block of these clients' rows alone, padded to a power of two, so that few programs are compiled.
+        """A block of just these clients' rows, filled up to a power of two, so that few programs are compiled.
 
         In a cluster every process brings those of its own devices' clients alone, all of them into equal blocks.
         """
         shares = _shares(clients, self.mesh)
-        index = jax.process_index() if len(shares) > 1 else 0
-        mine = shares[index]
+        place = jax.process_index() if len(shares) > 1 else 0
+        mine = shares[place]
         counts = [int(self.federation.sizes[share[share >= 0]].sum()) for share in shares]
-        # Counted for all slots: how many of them are empty differs from call to call.
+        # Counted for all places: how many of them are empty differs from call to call.
         usual = clients.size * int(self.federation.sizes.sum()) // len(self.federation) // len(shares)
-        capacity = 1 << max(max(counts) - 1, usual, 1).bit_length()
+        room = 1 << max(max(counts) - 1, usual, 1).bit_length()
         present, starts = mine[mine >= 0], np.zeros(clients.shape, np.int64)
         starts[mine >= 0] = starts_of(self.federation, present)
 
         def fill(leaf: np.ndarray) -> np.ndarray:
-            rows = leaf[: counts[index]]
-            return np.concatenate([rows, np.zeros((capacity - len(rows), *leaf.shape[1:]), leaf.dtype)])
+            rows = leaf[: counts[place]]
+            return np.concatenate([rows, np.zeros((room - len(rows), *leaf.shape[1:]), leaf.dtype)])
 
-        # A process without clients in this cohort needs the shapes of rows too: from another's client.
+        # Who has nothing to do still wants to know what rows look like: from one of the others'.
         fetched = self.federation.fetch(present if len(present) else clients[clients >= 0][:1])
         block = jax.tree.map(fill, Block(*fetched))
-        return Resident(_put_block(block, self.mesh), starts)
+        return Resident(_place_block(block, self.mesh), starts)
 
 
 def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None = None) -> Gather:
-    """Put a federation on the devices; returns the function that gathers cohorts of it.
+    """Put a federation on the device; returns what draws cohorts of it.
 
-    limit: a federation of at most n bytes goes there whole, once; of a larger one each call brings its own rows.
+    limit: a federation of at most so many bytes goes there whole, once; of a larger one each call brings its own rows.
     mesh: the devices that share the work, as `devices.all_devices` gives them: each gets the rows and its own clients.
-        Processes of a cluster read the clients they train and no others, so that each call brings its own rows.
+        Processes of a cluster read the clients they train and no others, so that each gather brings its own rows.
     """
     if spans_processes(mesh) or federation.nbytes > limit:
         return Gather(federation, mesh, None)
     everyone = np.arange(len(federation))
-    block = _put_block(Block(*federation.fetch(everyone)), mesh)
+    block = _place_block(Block(*federation.fetch(everyone)), mesh)
     return Gather(federation, mesh, Resident(block, starts_of(federation, everyone)))
 
 
 def _shares(clients: np.ndarray, mesh: Mesh | None) -> list[np.ndarray]:
-    """The clients (int `[..., n]`) that each process trains, -1 in the slots of others."""
+    """The clients (int `[..., n]`) that each process trains, -1 in the places of others."""
     if not spans_processes(mesh):
         return [clients]
     owners = [device.process_index for device in mesh.devices.flat]
@@ -119,44 +119,44 @@ def _shares(clients: np.ndarray, mesh: Mesh | None) -> list[np.ndarray]:
 
 
 def part_rows(federation: Federation, clients: np.ndarray, part: Part) -> np.ndarray:
-    """The row numbers, int64 `[examples]`, of a part of these clients, in a block of the whole federation."""
+    """int64 `[examples]`: the row numbers of this part of these clients, in a block of the whole federation."""
     starts = starts_of(federation, np.arange(len(federation)))[clients]
     first, size = _part_of(federation, clients, starts, part)
     return np.concatenate([np.arange(a, a + n) for a, n in zip(first, size, strict=True)])
 
 
 def starts_of(federation: Federation, clients: np.ndarray) -> np.ndarray:
-    """The row, int64 `[n]`, at which each client starts in a block of the rows of these clients."""
+    """int64 `[n]`: where each client's rows begin in a block of the rows of these clients."""
     totals = federation.sizes[clients].sum(axis=1)
     return np.cumsum(totals) - totals
 
 
-def _put(tree: Tree, mesh: Mesh | None, split: PartitionSpec) -> Tree:
-    """The host arrays on the devices: whole on each, or split along an axis."""
+def _place(tree: Tree, mesh: Mesh | None, split: PartitionSpec) -> Tree:
+    """Host arrays on the devices: whole on each, or split among them along an axis."""
     aligned = jax.tree.map(_aligned, tree)
     return jax.device_put(aligned) if mesh is None else on_mesh(aligned, mesh, split)
 
 
-def _put_block(block: Block, mesh: Mesh | None) -> Block:
-    """The block on the devices of this process, partitioned by `devices.block_spec`."""
+def _place_block(block: Block, mesh: Mesh | None) -> Block:
+    """A block on the devices of this process, as `devices.block_spec` says."""
     if not spans_processes(mesh):
-        return _put(block, mesh, PartitionSpec())
+        return _place(block, mesh, PartitionSpec())
     sharding = NamedSharding(mesh, block_spec(mesh))
 
-    def put(leaf: np.ndarray) -> jax.Array:
+    def place(leaf: np.ndarray) -> jax.Array:
         mine = [jax.device_put(leaf, device) for device in mesh.local_devices]
         return jax.make_array_from_single_device_arrays((len(leaf) * mesh.size, *leaf.shape[1:]), sharding, mine)
 
-    return jax.tree.map(put, jax.tree.map(_aligned, block))
+    return jax.tree.map(place, jax.tree.map(_aligned, block))
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:
-    """The array, copied where necessary to an address at which all devices of a CPU can share it."""
+    """The array where a CPU's devices can read it in place: then all of them share one copy."""
     if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous:
         return array
-    buffer = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 
@@ -164,6 +164,6 @@ def _aligned(array: np.ndarray) -> np.ndarray:
 def _part_of(
     federation: Federation, clients: np.ndarray, starts: np.ndarray, part: Part
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The row at which the part of each client starts, and its size."""
+    """Where the part of each client begins, and its size."""
     adapt, test = np.moveaxis(federation.sizes[clients], -1, 0)
     return {"adapt": (starts, adapt), "test": (starts + adapt, test), "all": (starts, adapt + test)}[part]

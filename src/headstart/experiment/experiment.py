@@ -36,7 +36,7 @@ class Data:
     train, validation: numbers of clients if at least 1, shares if below; the rest test.
     seed: of the split, apart from the seed of a run, so that all runs share it.
     adapt_examples: how many examples of each client there are to adapt on, and, where the source keeps others for
-        testing, to train on: at most so many if at least 1, a share if below; None: all.
+        testing, to train on: at most this number if at least 1, a share if below; None: all.
     """
 
     source: str = "glyphs"

@@ -60,8 +60,8 @@ class Optimizer:
         Raises:
             UserError: if optax has no such optimizer, or it refuses the options.
         """
-        rate = self.learning_rate if self.schedule is None else self.schedule.build(self.learning_rate)
-        return _call("optimizer", self.name, {"learning_rate": rate, **self.options})
+        learning_rate = self.learning_rate if self.schedule is None else self.schedule.build(self.learning_rate)
+        return _call("optimizer", self.name, {"learning_rate": learning_rate, **self.options})
 
 
 def _call(kind: str, name: str, options: Mapping[str, Any]) -> Any:

@@ -81,8 +81,8 @@ class Personalization:
 class Curves(NamedTuple):
     """Metrics of each client along personalization; numpy arrays over clients and epochs (or steps).
 
-    metrics: `{name: (sums [clients, epochs + 1], counts [clients])}` on the client's test part; column 0 is the initial
-        model.
+    metrics: `{name: (sums [clients, epochs + 1], counts [clients])}` on the client's query examples; column 0 is the
+        initial model.
     gain, gain_squared: `[clients, epochs + 1]`: sums over test items of after - before, and of its square, in the
         task's first metric, its sign turned so that more is better. Together with the counts they separate harm from
         chance.
@@ -111,12 +111,12 @@ def personalizer(
     parallel: Parallel = Parallel(),
     clients_at_once: int | None = None,
 ) -> Personalizer:
-    """A compiled `(params, clients, gather, key, progress, rate) -> Curves`.
+    """A compiled `(params, clients, gather, key, progress, learning_rate) -> Curves`.
 
     params: what the server broadcasts; for most methods the parameters of the initial model.
-    clients: numbers of the clients to personalize (int array `[n]`); one without a test part gets NaN.
+    clients: numbers of the clients to personalize (int array `[n]`); one without query examples gets NaN.
     gather: gathers their examples, from `on_device`. progress: called with how many more clients are done.
-    rate: the learning rate, by default the first to try; all of them share the program.
+    learning_rate: by default the first to try; all of them share the program.
     method: how its clients personalize. parallel: how many are worked on at once.
     clients_at_once: how many are gathered together, a matter of memory; by default four for every lane, or 32.
     """
@@ -126,14 +126,14 @@ def personalizer(
     everywhere = NamedSharding(mesh, PartitionSpec()) if spans_processes(mesh) else None
 
     @partial(jax.jit, out_shardings=everywhere)
-    def all_curves(params: Tree, adapt: Client, test: Client, key: Array, rate: Array) -> Tree:
-        at_rate = recipe.with_learning_rate(rate)
+    def all_curves(params: Tree, adapt: Client, test: Client, key: Array, learning_rate: Array) -> Tree:
+        chosen = recipe.with_learning_rate(learning_rate)
 
         def one(shared: tuple[Tree, Array], nothing: Tree, member: tuple[Client, Client]) -> tuple[Tree, Tree]:
             (params, key), (adapt_one, test_one) = shared, member
             test_one = test_one._replace(block=adapt_one.block)
             return nothing, client_curves(
-                task, model, at_rate, params, adapt_one, test_one, client_key(key, adapt_one), method
+                task, model, chosen, params, adapt_one, test_one, client_key(key, adapt_one), method
             )
 
         return map_reduce_clients(one, (params, key), (), adapt, test._replace(block=None), parallel=parallel)[1]
@@ -144,7 +144,7 @@ def personalizer(
         gather: Gather,
         key: Array,
         progress: Callable[[int], None] = lambda clients: None,
-        rate: float = recipe.candidate_rates[0],
+        learning_rate: float = recipe.candidate_rates[0],
     ) -> Curves:
         pieces = []
         if mesh is not None:
@@ -155,7 +155,7 @@ def personalizer(
             missing = at_once - len(chunk)
             filled = np.pad(chunk, (0, missing), constant_values=-1)
             assigned = assign_clients(filled, np.pad(sizes, (0, missing)), parallel)
-            result = all_curves(params, *gather.parts(assigned, "adapt", "test"), key, rate)
+            result = all_curves(params, *gather.parts(assigned, "adapt", "test"), key, learning_rate)
             order = np.argsort(assigned)
             indices = order[np.searchsorted(assigned, chunk, sorter=order)]
             pieces.append(jax.tree.map(lambda leaf, indices=indices: np.asarray(leaf)[indices], result))

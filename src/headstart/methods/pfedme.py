@@ -45,18 +45,18 @@ class PFedMe(ClientUpdate):
         """A client update; see `ClientUpdate`."""
         order_key, _ = step_keys(key, 0)
 
-        def once(number: Array, carry: tuple[Tree, LocalState]) -> tuple[Tree, LocalState]:
+        def outer_step(number: Array, carry: tuple[Tree, LocalState]) -> tuple[Tree, LocalState]:
             own, local_state = carry
             local_sgd = self._local_sgd(task, model, own)
             # All K steps are on one batch, as in the method's paper.
             examples = gather_batch(client, number, order_key, batch_size=self.batch_size)
             local_state = jax.lax.fori_loop(0, self.steps, lambda _, at: local_sgd.step(at, examples, key), local_state)
-            rate = self.outer_rate * self.strength
-            return jax.tree.map(lambda w, theta: w - rate * (w - theta), own, local_state.params), local_state
+            scale = self.outer_rate * self.strength
+            return jax.tree.map(lambda w, theta: w - scale * (w - theta), own, local_state.params), local_state
 
         start = self._local_sgd(task, model, broadcast).init(broadcast)
         rounds = jnp.where(client.size > 0, self.rounds, 0)
-        own, local_state = jax.lax.fori_loop(0, rounds, once, (broadcast, start))
+        own, local_state = jax.lax.fori_loop(0, rounds, outer_step, (broadcast, start))
         return make_reply(client, difference(broadcast, own), local_state.metrics)
 
     def personal_gradient(self, start: Tree) -> GradientTransform:

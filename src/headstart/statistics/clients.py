@@ -1,4 +1,4 @@
-"""Statistics over clients: means, spreads, intervals, and how many are worse off beyond what chance explains."""
+"""Statistics over clients: means, spreads, intervals, and clients with a lower value beyond test noise."""
 
 from __future__ import annotations
 
