@@ -345,7 +345,8 @@ class Layers:
 
 def test_no_file_of_a_method_is_forgotten():
     files = {path.stem for path in Path(headstart.methods.__file__).parent.glob("[!_]*.py")}
-    assert files == {inspect.getmodule(type(method)).__name__.rpartition(".")[2] for method in ALL}
+    shared = {"paper", "partial"}
+    assert files - shared == {inspect.getmodule(type(method)).__name__.rpartition(".")[2] for method in ALL}
 
 
 @pytest.mark.parametrize("name", METHODS)
