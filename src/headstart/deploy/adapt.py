@@ -134,7 +134,7 @@ def _adapter(
         own = client_key(key, client)
         return nothing, adapt_client(task, model, recipe, params, client, own, recipe.most, method)
 
-    one_lane = replace(parallel, lanes=1)
+    one_lane = Parallel(mesh=parallel.mesh)
     return jax.jit(lambda clients: map_reduce_clients(one, (params, key), (), clients, parallel=one_lane)[1])
 
 
