@@ -13,7 +13,7 @@ from typing import Any
 from headstart.data.load import load
 from headstart.errors import UserError
 from headstart.experiment.experiment import Data, ModelSpec
-from headstart.experiment.loading import placed
+from headstart.experiment.loading import absolute_source
 from headstart.learning.tasks import Classification, NextCharacter
 from headstart.studies.paper.study import Setting
 
@@ -130,4 +130,4 @@ def setting_of(scale: str, source: str, options: Mapping[str, Any]) -> Setting:
         raise UserError(f"{source} holds {kind}; the paper's claims are tested on images and on text")
     tables = {"image": (_SMOKE, _SMALL_IMAGES, _FULL), "text": (_SMOKE_TEXT, _SMALL_TEXT, _FULL_TEXT)}
     base = tables[kind][SCALES.index(scale)]
-    return replace(base, data=replace(base.data, source=placed(source), options=dict(options)))
+    return replace(base, data=replace(base.data, source=absolute_source(source), options=dict(options)))

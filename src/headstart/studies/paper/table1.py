@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headstart.learning.tasks import Classification
 from headstart.statistics.verdicts import Difference, decide, decide_most, difference, spread
 from headstart.studies.evidence import Claim, Evidence, Result, Table, percent, spoken, spoken_spread
 from headstart.studies.figures import by_epochs
@@ -144,7 +145,9 @@ def _both(result: Result, values: np.ndarray) -> np.ndarray:
 
 def _first(curves: np.ndarray, rounds: np.ndarray, target: float) -> np.ndarray:
     later = np.append(rounds, 2 * rounds[-1] - rounds[-2])
-    reached = np.concatenate([curves >= target, np.ones((*curves.shape[:-1], 1), bool)], axis=-1)
+    reached = np.concatenate(
+        [Classification().metrics[0].reached(curves, target), np.ones((*curves.shape[:-1], 1), bool)], axis=-1
+    )
     return later[reached.argmax(axis=-1)]
 
 
