@@ -113,8 +113,9 @@ def _fine_tuning(tuned: Row, plain: Row, speech: Speech) -> str:
     metric = speech.metric
     return (
         f"{opening}: FedAvg's best global model has {metric.name} {shown(metric, plain.personalized.mean)}, and its"
-        f" best model to fine-tune {shown(metric, tuned.personalized.mean)} after it, {_tuned_over(plain, speech)}. Against"
-        f" the model that it starts from, the gain from fine-tuning is {speech.difference(tuned.gain)}. {_harm(tuned)}"
+        f" best model to fine-tune {shown(metric, tuned.personalized.mean)} after it, {_tuned_over(plain, speech)}."
+        f" Against the model that it starts from, the gain from fine-tuning is {speech.difference(tuned.gain)}."
+        f" {_harm(tuned)}"
     )
 
 
