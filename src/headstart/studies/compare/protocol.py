@@ -110,25 +110,18 @@ def compare(protocol: Protocol, methods: Sequence[MethodSpec], runs: Runs) -> Co
     runs.log(
         f"{len(methods)} methods, {sum(map(len, candidates.values()))} settings: counting the cost of their rounds"
     )
-    affordable: dict[str, dict[str, Experiment]] = {}
-    left_out: dict[str, str] = {}
-    for method in methods:
-        experiments, reasons = planner.experiments(method, candidates[method.name])
-        if experiments:
-            affordable[method.name] = experiments
-        else:
-            left_out[method.name] = reasons[0]
+    planned = {method.name: planner.experiments(method, candidates[method.name]) for method in methods}
+    affordable = {name: experiments for name, (experiments, _) in planned.items() if experiments}
+    left_out = {name: reasons[0] for name, (experiments, reasons) in planned.items() if not experiments}
     by: dict[str, What] = {method.name: "personalized" if method.personalizes else "initial" for method in methods}
     chosen = runs.choose_each(affordable, seeds=protocol.tuning_seeds, by=by, strict=False)
     settings = {name: candidates[name][choice.chosen] for name, (choice, _) in chosen.items()}
     best = {name: affordable[name][choice.chosen] for name, (choice, _) in chosen.items()}
     results = runs.finish(best, seeds=protocol.seeds, strict=False)
     entries = {
-        method.name: Entry(
-            method, results[method.name], settings[method.name], planner.stages(method, settings[method.name])
-        )
+        name: Entry(method, results[name], settings[name], planner.stages(method, settings[name]))
         for method in methods
-        if method.name in results
+        if (name := method.name) in results
     }
     left_out |= {name: "it diverged with every setting" for name in affordable if name not in chosen}
     left_out |= {name: "it diverged in one of the seeds" for name in chosen if name not in entries}

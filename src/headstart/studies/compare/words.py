@@ -208,6 +208,6 @@ def _tuned_over(other: Row, speech: Speech) -> str:
 def _harm(row: Row) -> str:
     beyond = "more than test noise explains" if row.beyond_chance else "no more than test noise explains"
     return (
-        f"{100 * row.harmed:.1f} % of the clients are harmed, their value is worse than that model's was; expected"
-        f" from test noise are {100 * row.by_chance:.1f} %: {beyond}."
+        f"{100 * row.harmed:.1f} % of the clients are harmed by fine-tuning ({100 * row.by_chance:.1f} % expected from"
+        f" test noise): {beyond}."
     )
