@@ -18,7 +18,7 @@ from headstart.runs.directory import read_curves
 from headstart.studies.pool import Job, run_jobs
 from headstart.studies.runner import TUNING_SEED, Runs
 from headstart.training.compilation_cache import crowded
-from headstart.training.run import run
+from headstart.training.run import ProgramCache, run_into
 from small import experiment, federation_file, first_stage_only
 
 
@@ -142,13 +142,13 @@ def test_programs_are_let_go_before_a_process_has_no_room_for_more(plain, tmp_pa
     def maps() -> int:
         return len(Path("/proc/self/maps").read_bytes().splitlines())
 
-    cache: dict = {}
+    cache = ProgramCache()
     for number, rate in enumerate((0.1, 0.2, 0.3)):
-        run(with_server(plain, rate), tmp_path / str(number), cache=cache)
+        run_into(with_server(plain, rate), tmp_path / str(number), cache=cache)
     many = maps()
     # As if there were room for a few more.
-    monkeypatch.setattr(sys.modules[run.__module__], "crowded", lambda: maps() > many - 100)
-    run(with_server(plain, 0.1), tmp_path / "again", cache=cache)
+    monkeypatch.setattr(sys.modules[run_into.__module__], "crowded", lambda: maps() > many - 100)
+    run_into(with_server(plain, 0.1), tmp_path / "again", cache=cache)
     assert maps() < many - 100
     first, again = (load_file(tmp_path / folder / "seed-0" / "stage-0.safetensors") for folder in ("0", "again"))
     assert first.keys() == again.keys()
