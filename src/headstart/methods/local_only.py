@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from headstart.models.zoo import Model
 @dataclass(frozen=True)
 class LocalOnly(ClientUpdate):
     """Δ = 0, whatever the examples: one round of one client is as good as many."""
+
+    title: ClassVar[str] = "Local training alone"
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

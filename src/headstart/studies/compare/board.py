@@ -10,9 +10,9 @@ from headstart.reports.tables import shown as shown_value
 from headstart.reports.tables import shown_interval
 from headstart.runs.results import Estimate
 from headstart.statistics.verdicts import TwoWay
-from headstart.studies.compare.contenders import BASELINE, FEDAVG
-from headstart.studies.compare.leaderboard import Amounts, Row
-from headstart.studies.compare.protocol import ALONE, Protocol
+from headstart.studies.compare.leaderboard import Row, SizeGroups
+from headstart.studies.compare.methods import BASELINE, FEDAVG
+from headstart.studies.compare.protocol import LOCAL_EPOCHS_FACTOR, Protocol
 from headstart.studies.compare.words import Speech
 from headstart.studies.evidence import Table
 
@@ -96,8 +96,8 @@ def cost_table(rows: Sequence[Row], protocol: Protocol, adapt_sizes: np.ndarray)
         " looks at further models and the cheaper steps on a head reckoned in; bytes between server and clients, both"
         " ways, parameters that nobody trains left out; seconds, the median of the seeds, with other runs beside and"
         " compilation in them. Then what a test client computes to personalize, in the mean, which no budget bounds:"
-        f" of epochs {protocol.epochs} at most, {ALONE} times that for who trains alone, at a rate; both are chosen on"
-        " validation clients in every seed.",
+        f" of epochs {protocol.epochs} at most, {LOCAL_EPOCHS_FACTOR} times that for local training alone, at a rate;"
+        " both are chosen on validation clients in every seed.",
     )
 
 
@@ -108,7 +108,7 @@ def _recipe(row: Row) -> str:
     return f"{row.epochs:.1f} epochs at {rates}"
 
 
-def amounts_table(gains: Mapping[str, np.ndarray], groups: Amounts, speech: Speech) -> Table:
+def amounts_table(gains: Mapping[str, np.ndarray], groups: SizeGroups, speech: Speech) -> Table:
     """Who gains, by what there is to adapt on. gains: by method, `[seeds, groups]`."""
     head = (
         "method",

@@ -18,9 +18,9 @@ from headstart.learning.tasks import Metric
 from headstart.reports.html import paragraph, section
 from headstart.reports.style import FigureSpec, axis_name
 from headstart.studies.compare.board import amounts_table, cost_table, values_table
-from headstart.studies.compare.contenders import BASELINE, FEDAVG, RATE, SERVERS
-from headstart.studies.compare.leaderboard import Amounts, Row, amounts, by_amount, values_of
-from headstart.studies.compare.protocol import FIRST, Compared, Entry, Protocol
+from headstart.studies.compare.leaderboard import Row, SizeGroups, group_means, size_groups, values_of
+from headstart.studies.compare.methods import BASELINE, FEDAVG, LEARNING_RATE, SERVERS
+from headstart.studies.compare.protocol import FIRST_STAGE_SHARE, Compared, Entry, Protocol
 from headstart.studies.compare.words import LOCAL, Speech, claims
 from headstart.studies.evidence import Evidence, Table
 from headstart.studies.figures import curves, forest
@@ -42,10 +42,10 @@ def evidence(
 
     adapt_sizes: `[clients]`: how many examples each test client has to adapt on.
     """
-    speech, groups, entries = Speech(metric), amounts(adapt_sizes), compared.entries
+    speech, groups, entries = Speech(metric), size_groups(adapt_sizes), compared.entries
     fedavg = values_of(entries[FEDAVG])
     gains = {
-        row.name: by_amount(metric.sign * (values_of(entries[row.name]) - fedavg), groups)
+        row.name: group_means(metric.sign * (values_of(entries[row.name]) - fedavg), groups)
         for row in rows
         if row.name != FEDAVG
     }
@@ -65,7 +65,7 @@ def _figure_specs(
     entries: Mapping[str, Entry],
     rows: Sequence[Row],
     gains: Mapping[str, np.ndarray],
-    groups: Amounts,
+    groups: SizeGroups,
     metric: Metric,
 ) -> tuple[FigureSpec, ...]:
     share, told = metric.unit == "share", _most_telling(rows)
@@ -119,15 +119,15 @@ def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
         f" than the budget, with {_seeds(protocol.tuning_seeds)} on validation clients, every try on the full budget."
         f" What is told comes of {_seeds(protocol.seeds, 'other ')}, and test clients are measured once. All is of one"
         " split of the clients.",
-        f"The client's rate ({_listed(compared.rates)}) and the server's optimizer ({'; '.join(SERVERS)}; its rate"
-        " decays to zero by a cosine) run through the same values for every method; FedAvg, not personalized, is chosen"
-        " by its initial value, everything else by its personalized one, at the best rate"
+        f"The clients' learning rate ({_listed(compared.learning_rates)}) and the server's optimizer"
+        f" ({'; '.join(SERVERS)}; its rate decays to zero by a cosine) run through the same values for every method;"
+        f" {FEDAVG} is chosen by its initial value, everything else by its personalized one, at the best rate"
         f" ({_listed(compared.personal_rates)}) and number of epochs (0 to {protocol.epochs}) of personalization, which"
         " are chosen again in every seed on validation clients.",
         "A test client was never seen in training. It begins from what the server would send it (its own choice among"
         " the models, where there are several; an untrained head, where heads stay with the clients), and trains as"
         " the method says: everything, its head alone, or pulled back to where it began.",
-        *(f"{name}: {FIRST:.0%} of the budget in the first stage." for name in two),
+        *(f"{name}: {FIRST_STAGE_SHARE:.0%} of the budget in the first stage." for name in two),
         *_edges(compared),
         *(f"{name} is left out: {reason}." for name, reason in compared.left_out.items()),
     )
@@ -143,9 +143,13 @@ def _listed(rates: Sequence[float]) -> str:
 
 def _edges(compared: Compared) -> list[str]:
     """What was chosen at the end of what could be."""
-    least, most = min(compared.rates), max(compared.rates)
-    trained = {name: each.tried[RATE] for name, each in compared.entries.items() if hasattr(each.contender.kind, RATE)}
-    personal = {name: each.result for name, each in compared.entries.items() if each.contender.personalizes}
+    least, most = min(compared.learning_rates), max(compared.learning_rates)
+    trained = {
+        name: each.settings[LEARNING_RATE]
+        for name, each in compared.entries.items()
+        if hasattr(each.method.kind, LEARNING_RATE)
+    }
+    personal = {name: each.result for name, each in compared.entries.items() if each.method.personalizes}
     at = {
         "The smallest client rate": [name for name, rate in trained.items() if rate == least],
         "The largest client rate": [name for name, rate in trained.items() if rate == most],
@@ -176,7 +180,7 @@ def write(
     numbers = {
         "conclusion": sentences,
         "rows": rows,
-        "tried": {name: each.contender.told(each.tried) for name, each in entries.items()},
+        "tried": {name: each.method.resolved(each.settings) for name, each in entries.items()},
     }
     write_json(out / "leaderboard.json", as_document(found) | plain(numbers))
     head = f"<h1>{escape(found.question)}</h1>\n" + paragraph(

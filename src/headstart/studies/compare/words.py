@@ -1,4 +1,4 @@
-"""The conclusion, in plain words, by rules that stand here before anything is measured."""
+"""The conclusion in plain words, by rules that are fixed before anything is measured."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from headstart.learning.tasks import Metric
 from headstart.methods import LocalOnly
 from headstart.reports.tables import shown
 from headstart.statistics.verdicts import LEAST_SEEDS, Decision, TwoWay
-from headstart.studies.compare.contenders import BASELINE, FEDAVG
-from headstart.studies.compare.leaderboard import Group, Row
+from headstart.studies.compare.leaderboard import GroupGain, Row
+from headstart.studies.compare.methods import BASELINE, FEDAVG
 from headstart.studies.evidence import Claim
 
-LOCAL = LocalOnly.__name__
+LOCAL = LocalOnly.title
 
 
 class Speech:
-    """How differences of a metric are said: with its own sign, though better is positive in what they are made from."""
+    """Differences of a metric as text: with its own sign, though in the numbers given better is positive."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric, self.share = metric, metric.unit == "share"
@@ -25,8 +25,8 @@ class Speech:
     def change(self, better: float) -> str:
         """`+1.3`: points of a share, or units of the metric, of which fewer may be better."""
         value = self.metric.sign * better
-        said = f"{100 * value:+z.1f}" if self.share else f"{value:+z.3g}"
-        return said.replace("inf", "∞")
+        text = f"{100 * value:+z.1f}" if self.share else f"{value:+z.3g}"
+        return text.replace("inf", "∞")
 
     def amount(self, better: float) -> str:
         """`1.3 points`, without a sign."""
@@ -34,7 +34,7 @@ class Speech:
 
     @property
     def unit(self) -> str:
-        """Of a difference."""
+        """The unit of a difference."""
         return "points" if self.share else self.metric.name
 
     def all(self, rows: Sequence[Row]) -> str:
@@ -42,30 +42,30 @@ class Speech:
         return ", ".join(f"{row.name} {self.change(row.versus.mean)}" for row in rows)
 
     def interval(self, low: float, high: float) -> str:
-        """Of a difference: `[+1.2, +3.4]`."""
+        """The interval of a difference: `[+1.2, +3.4]`."""
         ends = (low, high) if self.metric.sign > 0 else (high, low)
         return f"[{', '.join(map(self.change, ends))}]"
 
     def difference(self, found: TwoWay) -> str:
-        """With its unit and its interval."""
+        """A difference with its unit and its interval."""
         return f"{self.change(found.mean)} {self.unit} {self.interval(*found.interval())}"
 
 
 def claims(rows: Sequence[Row], metric: Metric) -> tuple[Claim, ...]:
     """The questions of the title, each with its decision, by the leaderboard's rule, and its evidence."""
     speech, by_name = Speech(metric), {row.name: row for row in rows}
-    made = [
+    found = [
         Claim(
-            "Fine-tuning helps: FedAvg + fine-tuning is better than FedAvg, not personalized",
+            "Fine-tuning helps: FedAvg + fine-tuning is better than FedAvg (global model)",
             None,
             _helps(by_name[FEDAVG]),
-            (f"FedAvg + fine-tuning less FedAvg: {_tuned_over(by_name[FEDAVG], speech)}", _harm(by_name[BASELINE])),
+            (f"FedAvg + fine-tuning less {FEDAVG}: {_tuned_over(by_name[FEDAVG], speech)}", _harm(by_name[BASELINE])),
         )
     ]
     if LOCAL in by_name:
-        made.append(
+        found.append(
             Claim(
-                "Learning together helps: FedAvg + fine-tuning is better than training alone",
+                "Federated over local-only training: FedAvg + fine-tuning is better than local training alone",
                 None,
                 _helps(by_name[LOCAL]),
                 (f"FedAvg + fine-tuning less {LOCAL}: {_tuned_over(by_name[LOCAL], speech)}",),
@@ -76,31 +76,32 @@ def claims(rows: Sequence[Row], metric: Metric) -> tuple[Claim, ...]:
         decision: Decision = "holds" if ahead else "not decided" if level else "does not hold"
         evidence = [f"{row.name}: {speech.difference(row.versus)}" for row in ahead]
         evidence += [f"not decided: {', '.join(row.name for row in level)}"] if level else []
-        text = "Some method is better than FedAvg + fine-tuning at equal client arithmetic in training"
-        made.append(Claim(text, None, decision, tuple(evidence)))
-    return tuple(made)
+        text = "Some method is better than FedAvg + fine-tuning at equal client compute in training"
+        found.append(Claim(text, None, decision, tuple(evidence)))
+    return tuple(found)
 
 
 def conclusion(
-    rows: Sequence[Row], metric: Metric, groups: Sequence[Group] = (), left_out: Mapping[str, str] | None = None
+    rows: Sequence[Row], metric: Metric, groups: Sequence[GroupGain] = (), left_out: Mapping[str, str] | None = None
 ) -> list[str]:
     """Sentences that answer the questions, for someone who reads nothing else.
 
-    groups: of clients, by how much they have to adapt on. left_out: why a method was, by its name.
+    groups: gains of clients by their number of examples. left_out: the reason, by the name of a method that was.
     """
     speech, by_name = Speech(metric), {row.name: row for row in rows}
-    said = [_fine_tuning(by_name[BASELINE], by_name[FEDAVG], speech), *_for_whom(groups, speech)]
+    sentences = [_fine_tuning(by_name[BASELINE], by_name[FEDAVG], speech), *_by_data_size(groups, speech)]
     ahead, level, behind = _others(rows)
     if ahead or level or behind:
-        said += [*_beside_fine_tuning(ahead, level, behind, speech), *_beside_fedavg(rows, speech)]
+        sentences += [*_beside_fine_tuning(ahead, level, behind, speech), *_beside_fedavg(rows, speech)]
         answer = _just_fine_tuning(by_name[BASELINE], by_name[FEDAVG], ahead, level, speech)
-        said += [f"How much of personalization is just fine-tuning? {answer}", _costs(rows)]
-    said += [f"Left out: {'; '.join(f'{name}, since {why}' for name, why in left_out.items())}."] if left_out else []
+        sentences += [f"How much of personalization is just fine-tuning? {answer}", _costs(rows)]
+    if left_out:
+        sentences.append(f"Left out: {'; '.join(f'{name}, since {reason}' for name, reason in left_out.items())}.")
     seeds = by_name[BASELINE].by_seeds_and_clients.seeds
     if seeds < LEAST_SEEDS:
         plural = "1 seed" if seeds == 1 else f"{seeds} seeds"
-        said.append(f"With {plural} nothing is decided, whatever it looks like; it takes {LEAST_SEEDS}.")
-    return said
+        sentences.append(f"With {plural} nothing is decided, whatever it looks like; it takes {LEAST_SEEDS}.")
+    return sentences
 
 
 def _fine_tuning(tuned: Row, plain: Row, speech: Speech) -> str:
@@ -111,40 +112,41 @@ def _fine_tuning(tuned: Row, plain: Row, speech: Speech) -> str:
     }[_helps(plain)]
     metric = speech.metric
     return (
-        f"{opening}: FedAvg's best model has {metric.name} {shown(metric, plain.personalized.mean)} as it is, and its"
+        f"{opening}: FedAvg's best global model has {metric.name} {shown(metric, plain.personalized.mean)}, and its"
         f" best model to fine-tune {shown(metric, tuned.personalized.mean)} after it, {_tuned_over(plain, speech)}."
-        f" Against the model that it starts from, fine-tuning makes {speech.difference(tuned.gain)}. {_harm(tuned)}"
+        f" Against the model that it starts from, the gain from fine-tuning is {speech.difference(tuned.gain)}."
+        f" {_harm(tuned)}"
     )
 
 
-def _for_whom(groups: Sequence[Group], speech: Speech) -> list[str]:
+def _by_data_size(groups: Sequence[GroupGain], speech: Speech) -> list[str]:
     if len(groups) < 2:
         return []
     few, many = (
-        f"{speech.difference(group.gain)} for the {group.clients} with {group.size:.0f} to adapt on in the mean"
+        f"{speech.difference(group.gain)} for the {group.clients} clients with {group.size:.0f} local training examples"
         for group in (groups[0], groups[-1])
     )
-    return [f"For whom: of clients by their examples, fine-tuning makes {few}, and {many}, over FedAvg as it is."]
+    return [f"By data size (means): over FedAvg (global model), the gain from fine-tuning is {few}, and {many}."]
 
 
 def _beside_fine_tuning(ahead: Sequence[Row], level: Sequence[Row], behind: Sequence[Row], speech: Speech) -> list[str]:
     unit = f" (in {speech.unit})"
-    said = [
-        "No method is shown to be better than well-tuned FedAvg + fine-tuning at equal client arithmetic in training."
+    sentences = [
+        "No method is shown to be better than well-tuned FedAvg + fine-tuning at equal client compute in training."
     ]
     if ahead:
-        said = [f"Better than well-tuned FedAvg + fine-tuning at equal client arithmetic{unit}: {speech.all(ahead)}."]
-    said += [f"Worse{unit}: {speech.all(behind)}."] if behind else []
+        sentences = [f"Better than well-tuned FedAvg + fine-tuning at equal client compute{unit}: {speech.all(ahead)}."]
+    sentences += [f"Worse{unit}: {speech.all(behind)}."] if behind else []
     if level:
         most = _largest_lead(level)
         bound = f" None of these leads by more than {speech.amount(most)} (95 %, for all of them at once)."
         bound = " All of these look worse." if most <= 0 else bound if math.isfinite(most) else ""
-        said.append(f"Not decided{unit}: {speech.all(level)}.{bound}")
-    return said
+        sentences.append(f"Not decided{unit}: {speech.all(level)}.{bound}")
+    return sentences
 
 
 def _largest_lead(level: Sequence[Row]) -> float:
-    """What none of these leads by, after Bonferroni."""
+    """The lead that none of these methods exceeds, after Bonferroni."""
     return max(row.versus.interval(1 - 0.1 / len(level))[1] for row in level)
 
 
@@ -153,21 +155,21 @@ def _beside_fedavg(rows: Sequence[Row], speech: Speech) -> list[str]:
         [row.name for row in rows if row.name != FEDAVG and row.over_fedavg_decided == sign] for sign in (1, -1)
     )
     found = [f"better are {', '.join(better)}" if better else "", f"worse are {', '.join(worse)}" if worse else ""]
-    told = "; ".join(filter(None, found)) or "nothing is decided"
-    return [f"Against FedAvg's best model as it is, which nobody personalizes, {told}."]
+    answer = "; ".join(filter(None, found)) or "nothing is decided"
+    return [f"Against FedAvg (global model), without personalization, {answer}."]
 
 
 def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], level: Sequence[Row], speech: Speech) -> str:
     gained, helps = -plain.versus.mean, _helps(plain)
     beyond = f" {ahead[0].name} gains {speech.amount(ahead[0].versus.mean)} more than it." if ahead else ""
     if helps == "does not hold":
-        return f"Nothing: FedAvg as it is does better.{beyond}"
+        return f"Nothing: FedAvg (global model) does better.{beyond}"
     if helps == "not decided":
         found = _tuned_over(plain, speech)
-        return f"Not decided: what fine-tuning gains over FedAvg as it is, {found}, may be nothing.{beyond}"
+        return f"Not decided: the gain from fine-tuning over FedAvg (global model), {found}, may be nothing.{beyond}"
     if ahead:
         share = 100 * gained / (gained + ahead[0].versus.mean)
-        return f"{share:.0f} % of what {ahead[0].name}, the best that is decided, gains over FedAvg as it is."
+        return f"{share:.0f} % of what {ahead[0].name}, the best that is decided, gains over FedAvg (global model)."
     if not level:
         return "All of it: every other method that was compared is worse."
     most = max(0.0, _largest_lead(level))
@@ -187,25 +189,25 @@ def _costs(rows: Sequence[Row]) -> str:
 
 
 def _others(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
-    """Those beside FedAvg that are better than FedAvg + fine-tuning, not decided, worse."""
+    """The methods beside FedAvg that are better than FedAvg + fine-tuning, not decided, and worse."""
     others = [row for row in rows if row.name not in (BASELINE, FEDAVG)]
     ahead, level, behind = ([row for row in others if row.decided == sign] for sign in (1, 0, -1))
     return ahead, level, behind
 
 
 def _helps(other: Row) -> Decision:
-    """Whether FedAvg + fine-tuning is better than this."""
+    """Whether FedAvg + fine-tuning is better than this method."""
     return "holds" if other.decided < 0 else "does not hold" if other.decided > 0 else "not decided"
 
 
 def _tuned_over(other: Row, speech: Speech) -> str:
-    """How much better FedAvg + fine-tuning is."""
+    """The lead of FedAvg + fine-tuning over this method."""
     return speech.difference(other.versus._replace(mean=-other.versus.mean))
 
 
 def _harm(row: Row) -> str:
-    beyond = "more than chance explains" if row.beyond_chance else "no more than chance explains"
+    beyond = "more than test noise explains" if row.beyond_chance else "no more than test noise explains"
     return (
-        f"{100 * row.harmed:.1f} % of the clients end worse than that model was for them before; chance alone would"
-        f" make {100 * row.by_chance:.1f} %: {beyond}."
+        f"{100 * row.harmed:.1f} % of the clients are harmed by fine-tuning ({100 * row.by_chance:.1f} % expected from"
+        f" test noise): {beyond}."
     )
