@@ -1,23 +1,22 @@
 """What every test shares: one kind of random bits, the CPU, float64 where a test asks for it, and compiled programs."""
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Three devices, so that cohorts are split, and seldom evenly; the commands that tests start take them too.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "3")
-# Tests compile the same programs again and again; those of this session are shared, by its workers and commands too.
-OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
-if OWN_CACHE:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="headstart-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-# Nearly all the time of the tests is compilation, and XLA's older code generator takes half of it. Its results are the
-# same to rounding. XLA refuses flags it does not know, so newer versions, and XLA_FLAGS of one's own, go without.
+# Nearly all the time of the tests is compilation, so programs are kept from session to session, and shared by the
+# workers of one and the commands that they start. JAX tells programs apart by all that they are made of.
+PROGRAMS = Path(__file__).parents[1] / ".cache" / f"programs-jaxlib-{version('jaxlib')}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# XLA's older code generator takes half as long to compile. Its results are the same to rounding. XLA refuses flags it
+# does not know, so newer versions, and XLA_FLAGS of one's own, go without.
 if version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
@@ -25,6 +24,9 @@ import jax
 import pytest
 
 from headstart.cli import main as cli
+
+# What compiled programs may take on the disk: some dozens of sessions between changes of the source.
+MOST_BYTES = 2**30
 
 jax.config.update("jax_default_prng_impl", "threefry2x32")
 jax.config.update("jax_threefry_partitionable", True)
@@ -62,12 +64,26 @@ def command(invoke, monkeypatch, tmp_path):
     return partial(invoke, cli.main, "headstart")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let go of programs, before the first worker starts: of those used long ago, until the rest has room."""
+    if not hasattr(config, "workerinput"):
+        trim(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]), MOST_BYTES)
+
+
+def trim(folder: Path, most: int) -> None:
+    """Delete files of a folder, those first that were used longest ago, until the rest has at most so many bytes.
+
+    JAX has a setting for it, with which it reads every file's time whenever it adds one: minutes of a session.
+    """
+    files = [(path, path.stat()) for path in folder.glob("*")]
+    total = sum(found.st_size for _, found in files)
+    for path, found in sorted(files, key=lambda pair: max(pair[1].st_atime, pair[1].st_mtime)):
+        if total <= most:
+            break
+        path.unlink(missing_ok=True)
+        total -= found.st_size
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start clusters and deployments come first: they take longest, much of it in waiting."""
     items.sort(key=lambda item: item.path.name not in ("test_cluster.py", "test_flower_deployed.py"))
-
-
-def pytest_unconfigure() -> None:
-    """Leave nothing behind."""
-    if OWN_CACHE:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
