@@ -1,6 +1,7 @@
 """What every test shares: one kind of random bits, the CPU, float64 where a test asks for it, and compiled programs."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,8 +23,10 @@ if version("jaxlib").startswith("0.10."):
 
 import jax
 import pytest
+from filelock import FileLock
 
 from headstart.cli import main as cli
+from small import experiment, federation_file, run
 
 # What compiled programs may take on the disk: some dozens of sessions between changes of the source.
 MOST_BYTES = 2**30
@@ -37,6 +40,13 @@ def float64() -> Iterator[None]:
     """The test runs in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def no_figures(monkeypatch) -> None:
+    """Pages without drawing: figures have tests of their own, and who looks at text needs none."""
+    for page in ("reports.page", "studies.html"):
+        monkeypatch.setattr(f"headstart.{page}.save", lambda figure_spec, folder: [(b"light", 990), (b"dark", 990)])
 
 
 @pytest.fixture
@@ -62,6 +72,37 @@ def command(invoke, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return partial(invoke, cli.main, "headstart")
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder that all workers of a session share: the first that wants it makes it, and the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = common / name, common / f"{name}.done"
+        with FileLock(common / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def small_data(made_once) -> Path:
+    """The federation file of `small`; nobody may change it."""
+    return made_once("small-data", lambda folder: federation_file(folder / "small.npz")) / "small.npz"
+
+
+@pytest.fixture(scope="session")
+def small_run(made_once, small_data) -> Path:
+    """A finished run of `small.experiment`; nobody may change it."""
+    return made_once("small-run", lambda folder: run(experiment(small_data), folder / "run")) / "run"
 
 
 def pytest_configure(config: pytest.Config) -> None:

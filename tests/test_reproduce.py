@@ -7,6 +7,8 @@ import pytest
 
 from small import federation_file
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def test_a_study_runs_reports_and_is_not_run_again(command):
     words = ("reproduce", "table1", "--scale", "smoke", "--out", "out", "--processes", "1")
