@@ -109,6 +109,7 @@ def log(run: Path) -> list[dict]:
 EVERY = list(cluster_member.UPDATES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "devices", "updates"), [(2, 1, EVERY), (4, 1, ["fedavg"]), (1, 8, EVERY)])
 def test_every_update_is_the_same_to_rounding_and_processes_read_their_own_clients(count, devices, updates, tmp_path):
     port = free_port()
@@ -145,6 +146,7 @@ def test_an_experiment_of_two_stages_is_that_of_one_process_and_only_the_first_w
     assert [r["round"] for r in log(tmp_path / "run-0")] == [r["round"] for r in log(whole)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "rounds", "mark", "count"),
     [
@@ -171,6 +173,7 @@ def test_an_interrupted_cluster_resumes_with_more_or_fewer_processes(
     np.testing.assert_allclose(parameters(tmp_path / "run-0"), parameters(whole), rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lost", "blow"),
     [(1, signal.SIGKILL), (0, signal.SIGKILL), (0, signal.SIGSTOP)],
@@ -201,6 +204,7 @@ def test_only_the_runtimes_own_errors_mean_that_a_process_is_lost(error, loss):
     assert means_loss(error) is loss
 
 
+@pytest.mark.slow
 def test_a_process_that_sleeps_with_its_heart_beating_is_given_up(tmp_path):
     whole = json.loads(experiment_file(tmp_path, rounds=(100_000, 4)).read_text())
     whole["model"]["path"] = "hanging:SOFTMAX"
@@ -217,6 +221,7 @@ def test_a_process_that_sleeps_with_its_heart_beating_is_given_up(tmp_path):
     assert "a process hangs" in errors and len(errors.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_processes_that_differ_are_refused(tmp_path):
     file = experiment_file(tmp_path)
     first, second = members(2, file, out=tmp_path)

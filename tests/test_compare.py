@@ -340,6 +340,7 @@ def test_the_guides_method_is_on_the_leaderboard_and_nothing_is_run_again(comman
     assert json.loads(Path("compared/leaderboard.json").read_text()) == document
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_a_regression_federation_is_compared_by_its_error(command, tmp_path):
     runpy.run_path(str(Path(__file__).parents[1] / "examples" / "farms.py"))["write"](tmp_path / "farms.npz")

@@ -164,7 +164,7 @@ def descended(parameters: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray, *
     return [bias, kernel]
 
 
-@pytest.mark.parametrize("name", ["linear", "cnn", "char_lstm"])
+@pytest.mark.parametrize("name", ["linear", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cnn", "char_lstm"))])
 def test_every_kind_of_model_adapts_on_a_device_to_the_same_bits(name, tmp_path):
     made = kind(name, tmp_path)
     folder = untrained(tmp_path / "run", made)

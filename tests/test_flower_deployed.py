@@ -186,6 +186,7 @@ def round_here(ready: Prepared, stage: Stage, number: int, state: State, clients
     return server_step(stage.server.build(), state, totals)[0]
 
 
+@pytest.mark.slow
 def test_one_round_of_every_update_from_a_shared_state_is_the_same(deployment, tmp_path):
     server = Optimizer("sgd", 1.0, {"momentum": 0.9})
     weightings = ("examples", "uniform")
@@ -230,6 +231,7 @@ def test_two_stages_in_float64_are_the_same(deployment, tmp_path):
         assert len({read_json(file.with_suffix(".json"))["test"]["length"] for file in files}) == 1
 
 
+@pytest.mark.slow
 def test_what_fails_is_reported_and_spoils_nothing(deployment, tmp_path):
     nodes, deadline = ("good", "doomed", "spoiled", "slow"), deployment.deadline
     deployment.start("spoiled", fault="spoiled")

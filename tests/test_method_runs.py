@@ -61,7 +61,11 @@ def experiment(data, method, **changes) -> Experiment:
     return replace(whole, stages=(stage,), **changes)
 
 
-@pytest.mark.parametrize("name", METHODS)
+# A personal head and a model beside the shared one stand for all, where time is short.
+QUICK = "FedPer", "Ditto"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in METHODS])
 def test_every_method_runs_and_personalizes(name, small_data, tmp_path):
     assert run(experiment(small_data, METHODS[name]), tmp_path / "out").finished
     _, curves = read_curves(tmp_path / "out" / "seed-0" / "stage-0.npz", "test")

@@ -158,6 +158,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(data, tmp_path, rou
     assert log[0] == log[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
     whole = experiment(data, rounds=(30, 10))
     assert run(whole, tmp_path / "undisturbed").finished
