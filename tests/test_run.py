@@ -15,7 +15,6 @@ import pytest
 
 import headstart
 from headstart import Centralized, Data, Optimizer, Reptile, UserError, load
-from headstart.deploy.adapt import finished
 from headstart.experiment.serialization import to_json
 from headstart.runs.checkpoint import read_arrays
 from headstart.runs.directory import read_curves, read_json
@@ -81,8 +80,7 @@ def test_the_rate_of_personalization_is_chosen_on_validation_clients_too(data, u
         one, several = (read_json(out / "seed-0" / f"stage-{stage}.json") for out in (undisturbed, tmp_path))
         assert one["test"]["length"] > 0  # so that a rate is told from none
         assert several == one and several["personal_rate"] == 0.1
-    chosen, *_ = finished(tmp_path)
-    assert chosen.personalization == plain.personalization
+    assert headstart.open_run(tmp_path).personal_experiment().personalization == plain.personalization
 
 
 def test_no_client_is_in_two_groups(undisturbed):
@@ -239,10 +237,10 @@ def test_two_runs_cannot_write_one_folder(data, own):
 def test_data_that_changed_behind_the_same_path_are_another_run(tmp_path):
     whole = experiment(federation_file(tmp_path / "data.npz"))
     whole = first_stage_only(whole)
-    assert run(whole, tmp_path / "out").finished
+    assert headstart.run(whole, tmp_path / "out", progress=False).finished
     federation_file(tmp_path / "data.npz", seed=1)
     with pytest.raises(UserError, match="have changed since"):
-        run(whole, tmp_path / "out")
+        headstart.run(whole, tmp_path / "out", progress=False)
 
 
 def experiment_of(out: Path):
