@@ -12,12 +12,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Three devices, so that cohorts are split, and seldom evenly; the commands that tests start take them too.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "3")
 # Nearly all the time of the tests is compilation, so programs are kept from session to session, and shared by the
-# workers of one and the commands that they start. JAX tells programs apart by all that they are made of.
+# workers of one and the commands that they start. JAX knows a program by all that it is made of.
 PROGRAMS = Path(__file__).parents[1] / ".cache" / f"programs-jaxlib-{version('jaxlib')}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # XLA's older code generator takes half as long to compile. Its results are the same to rounding. XLA refuses flags it
-# does not know, so newer versions, and XLA_FLAGS of one's own, go without.
+# does not know, so newer versions, and a user's XLA_FLAGS, go without.
 if version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
@@ -108,11 +108,11 @@ def small_run(made_once, small_data) -> Path:
 def pytest_configure(config: pytest.Config) -> None:
     """Let go of programs, before the first worker starts: of those used long ago, until the rest has room."""
     if not hasattr(config, "workerinput"):
-        trim(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]), MOST_BYTES)
+        make_room(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]), MOST_BYTES)
 
 
-def trim(folder: Path, most: int) -> None:
-    """Delete files of a folder, those first that were used longest ago, until the rest has at most so many bytes.
+def make_room(folder: Path, most: int) -> None:
+    """Delete files of a folder, those first that were used longest ago, until the rest has at most that many bytes.
 
     JAX has a setting for it, with which it reads every file's time whenever it adds one: minutes of a session.
     """

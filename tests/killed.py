@@ -1,4 +1,4 @@
-"""`headstart`, killed from within: after so many of its lines, then so many seconds, however busy the machine is.
+"""`headstart`, killed from within, after some of its lines and then some seconds, however busy the machine is.
 
 python killed.py LINES SECONDS run ...
 """

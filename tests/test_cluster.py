@@ -211,7 +211,7 @@ def test_a_process_that_sleeps_with_its_heart_beating_is_given_up(tmp_path):
     write_json(tmp_path / "hanging.json", whole)
     words = tmp_path / "hanging.json", "--import", "hanging"
     first, second = members(2, *words, out=tmp_path)
-    # Only one of them may lose patience: which watch is first is not decided, and the other sees its connection end.
+    # Only one of them may lose patience: which watch is first is left to chance, and the other sees its connection end.
     with started([[*first, "--patience", 2 * factor()], [*second, "--patience", HANGS]]) as processes:
         records = tmp_path / "run-0" / "seed-0" / "metrics.jsonl"
         until(lambda: records.exists() and records.read_bytes().count(b"\n") > 40, lambda: processes[0].poll() is None)

@@ -37,7 +37,7 @@ from headstart.training.seed_run import DivergedError
 from inline_grid import InlineGrid, Node
 from patience import HANGS, factor
 
-# However slow the machine is, a run that is to go on loses no patience; one that is to end has its own.
+# However slow the machine is, a run that is to continue loses no patience; one that is to end has its own.
 CONFIG = ServerConfig(nodes=2, deadline=0.2, patience=HANGS)
 PLAN = Experiment(
     "scripted",
@@ -171,9 +171,9 @@ def test_a_run_on_nodes_leaves_a_run_folder_that_can_be_reported(tmp_path):
         assert (record["clients"], record["dropped"], record["missing"]) == (4, 0, 0)
         assert record["training"] == {"accuracy": 0.5, "loss": 0.5}
         assert record["sent_bytes"] > 0 < record["received_bytes"]
-    recorded = open_runs([tmp_path])[0]
-    assert recorded.reached == {0: 3}
-    assert recorded.stage_results[0].reports[0]["test"]["accuracy"]["difference"]["mean"] == pytest.approx(0.2)
+    found = open_runs([tmp_path])[0]
+    assert found.reached == {0: 3}
+    assert found.stage_results[0].reports[0]["test"]["accuracy"]["difference"]["mean"] == pytest.approx(0.2)
 
 
 def test_cohorts_are_those_of_a_run_on_one_machine(tmp_path):

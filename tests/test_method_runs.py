@@ -28,14 +28,14 @@ METHODS = {name: getattr(headstart.methods, name)() for name in headstart.method
 
 
 def test_a_memory_has_room_for_those_who_took_part_and_comes_back_from_disk(tmp_path):
-    blank = {"head": np.full(2, 7.0, np.float32)}
-    client_state = ClientStates(blank)
+    default_state = {"head": np.full(2, 7.0, np.float32)}
+    client_state = ClientStates(default_state)
     np.testing.assert_array_equal(client_state.of(np.array([5, -1]))["head"], [[7, 7], [7, 7]])
     for number, clients in enumerate([[9, 3], [3, -1], [1, 2]]):
         left = np.array([[number, client] for client in clients], np.float32)
         client_state.put(np.array(clients), {"head": left})
     write(tmp_path / "memory.safetensors", client_state.as_tree(), {})
-    again = from_tree(read(tmp_path / "memory.safetensors", tree_shapes(blank, len(client_state))).tree)
+    again = from_tree(read(tmp_path / "memory.safetensors", tree_shapes(default_state, len(client_state))).tree)
     for one in (client_state, again):
         found = one.of(np.array([[9, 3], [1, 8]]))["head"]
         np.testing.assert_array_equal(found, [[[0, 9], [1, 3]], [[2, 1], [7, 7]]])
@@ -43,9 +43,9 @@ def test_a_memory_has_room_for_those_who_took_part_and_comes_back_from_disk(tmp_
 
 def test_what_is_not_finite_is_not_kept():
     def spoiling(task, model, broadcast, client, client_state, key):
-        kept = jnp.where(client.size > 5, jnp.nan, client_state + 1)
+        left = jnp.where(client.size > 5, jnp.nan, client_state + 1)
         return Reply(
-            jax.tree.map(jnp.zeros_like, broadcast), client.size.astype(jnp.float32), no_sums(task, kept.dtype), kept
+            jax.tree.map(jnp.zeros_like, broadcast), client.size.astype(jnp.float32), no_sums(task, left.dtype), left
         )
 
     algorithm = federated(TASK, MODEL, spoiling, Optimizer("sgd", 1.0).build())

@@ -43,7 +43,7 @@ def test_a_centralized_model_is_stopped_and_compared(command):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("study", "claims", "told"),
+    ("study", "claims", "methods"),
     [
         (
             "finetune",
@@ -54,12 +54,12 @@ def test_a_centralized_model_is_stopped_and_compared(command):
         ("server", 1, ["SGD", "momentum", "Adam", "Yogi", "Adagrad"]),
     ],
 )
-def test_every_study_runs_at_the_smallest_scale(command, study, claims, told):
+def test_every_study_runs_at_the_smallest_scale(command, study, claims, methods):
     code, _, errors = command("reproduce", study, "--scale", "smoke", "--out", "out", "--processes", "1")
     assert (code, errors) == (0, "")
     document = json.loads(Path(f"out/results/{study}-glyphs.json").read_text())
     assert len(document["claims"]) == claims
-    assert {row[0] for row in document["tables"][0]["rows"]} >= set(told)
+    assert {row[0] for row in document["tables"][0]["rows"]} >= set(methods)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_the_rate_of_personalization_is_chosen_on_validation_clients_too(data, u
     assert run(replace(plain, personalization=recipe), tmp_path).finished
     for stage in (0, 1):
         one, several = (read_json(out / "seed-0" / f"stage-{stage}.json") for out in (undisturbed, tmp_path))
-        assert one["test"]["length"] > 0  # so that a rate is told from none
+        assert one["test"]["length"] > 0  # so that a rate differs from none
         assert several == one and several["personal_rate"] == 0.1
     assert headstart.open_run(tmp_path).personal_experiment().personalization == plain.personalization
 
@@ -140,7 +140,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(data, tmp_path, rou
     file, out, generator = experiment_file(whole, tmp_path), tmp_path / "killed", np.random.default_rng(7)
     rounds_at_kill = []
     for lines in kills:
-        # After so many lines, then at a random moment within the rounds that follow.
+        # After those lines, then at a random moment within the rounds that follow.
         doom = str(KILLED), str(lines), str(generator.uniform(0, 0.02))
         process = start(file, out, "--checkpoint-seconds", "0", program=doom)
         process.communicate()
@@ -269,10 +269,10 @@ def test_a_split_that_leaves_nobody_to_test_on_is_refused(data, tmp_path):
         run(replace(experiment(data), data=Data(str(data), train=11, validation=1)), tmp_path / "out")
 
 
-@pytest.mark.parametrize("place", ["under a file", "of the system"])
-def test_a_folder_that_cannot_be_written_is_refused(data, tmp_path, place):
+@pytest.mark.parametrize("where", ["under a file", "of the system"])
+def test_a_folder_that_cannot_be_written_is_refused(data, tmp_path, where):
     (tmp_path / "file").write_text("")
-    out = {"under a file": tmp_path / "file" / "out", "of the system": Path("/proc/headstart")}[place]
+    out = {"under a file": tmp_path / "file" / "out", "of the system": Path("/proc/headstart")}[where]
     with pytest.raises(UserError, match="cannot write the folder"):
         run(experiment(data), out)
 

@@ -59,7 +59,7 @@ def test_a_stage_ends_at_its_target_and_stays_ended(plain, tmp_path):
     assert report["round"] == evaluations(tmp_path / "ended")[-1]["round"] == 2
     assert evaluations(tmp_path / "ended")[-1]["validation"]["accuracy"] == [target]
 
-    # Killed after the target was reached, before the stage was told: it ends at the same round.
+    # Killed after the target was reached, before the stage was written: it ends at the same round.
     for name in ("stage-0.json", "stage-0.npz", "stage-0.safetensors"):
         (tmp_path / "ended" / "seed-0" / name).unlink()
     run(replace(plain, stages=stages), tmp_path / "ended")
