@@ -94,6 +94,7 @@ def test_lanes_that_no_client_is_left_for_are_reported():
     ]
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes_its_numbers(command, tmp_path):
     path = tmp_path / "bench.json"
     words = ("bench", "--models", "logistic", "--seconds", 1, "--cohort", 3, "--lanes", "1", "--json", path)

@@ -335,6 +335,7 @@ WORDS = "--set", "data.train=0.6", "--set", "data.validation=0.2", "--set", "sta
 SHORT = *WORDS, "--tries", 1, "--seeds", 2, "--budget", 4, "--epochs", 1, "--learning-rates", 0.1
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_guides_method_is_on_the_leaderboard_and_nothing_is_run_again(command, tmp_path):
     federation_file(tmp_path / "data.npz")
     guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text()
@@ -356,6 +357,8 @@ def test_the_guides_method_is_on_the_leaderboard_and_nothing_is_run_again(comman
     assert json.loads(Path("compared/leaderboard.json").read_text()) == document
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_a_regression_federation_is_compared_by_its_error(command, tmp_path):
     runpy.run_path(str(Path(__file__).parents[1] / "examples" / "farms.py"))["write"](tmp_path / "farms.npz")
     words = "compare", "fedavg", "--data", "farms.npz", "--methods", "localonly", *SHORT[:-4], "--epochs", 5

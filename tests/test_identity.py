@@ -197,6 +197,7 @@ def small_result(name):
     return Result(("a",), one[None], nothing, nothing, one, nothing, nothing, nothing, f"headstart run {name}")
 
 
+@pytest.mark.slow
 def test_the_study_gives_its_evidence(tmp_path):
     setting = Setting(
         scale="smoke",

@@ -55,6 +55,7 @@ def test_what_is_finished_is_not_run_again_and_more_seeds_add_to_it(runs, messag
         np.testing.assert_array_equal(first.personalized[seed], first.curves[seed, :, epochs])
 
 
+@pytest.mark.slow
 def test_the_results_are_those_of_the_command_that_is_told(runs, plain, command):
     result = runs.finish({"a": plain}, seeds=2)["a"]
     words = result.command.split()
@@ -88,6 +89,7 @@ def test_a_choice_in_which_all_diverge_says_so(runs, plain):
         runs.choose("rate", {"wild": with_server(plain, 1e30)}, seeds=1)
 
 
+@pytest.mark.slow
 def test_an_experiment_goes_on_where_another_ended_seed_by_seed(runs, plain):
     runs.finish({"first": plain})
     second = runs.finish({"second": replace(plain, start=runs.start(plain))})["second"]
@@ -103,6 +105,7 @@ def test_the_folder_does_not_depend_on_where_the_runs_are(tmp_path, plain):
     assert one.folder(plain).name != one.folder(replace(plain, test=False)).name
 
 
+@pytest.mark.slow
 def test_processes_side_by_side_come_to_the_same(runs, plain, tmp_path, messages):
     alone = runs.finish({"a": plain})["a"]
     beside = Runs(tmp_path / "beside", seeds=2, processes=2, log=messages.append)
@@ -120,6 +123,7 @@ def test_a_run_that_fails_elsewhere_is_told_with_its_reason(plain, tmp_path):
         runs.finish({"a": broken})
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_runs_and_the_next_call_goes_on(runs, plain, messages):
     def stop(text: str) -> None:
         messages.append(text)
@@ -137,6 +141,7 @@ def test_ctrl_c_stops_the_runs_and_the_next_call_goes_on(runs, plain, messages):
     assert all(job.done for job in jobs)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are counted on Linux")
 def test_programs_are_let_go_before_a_process_has_no_room_for_more(plain, tmp_path, monkeypatch):
     def maps() -> int:

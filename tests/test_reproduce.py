@@ -7,6 +7,8 @@ import pytest
 
 from small import federation_file
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def test_a_study_runs_reports_and_is_not_run_again(command):
     words = ("reproduce", "table1", "--scale", "smoke", "--out", "out", "--processes", "1")
@@ -27,6 +29,7 @@ def test_a_study_runs_reports_and_is_not_run_again(command):
     assert json.loads(Path("out/results/table1-glyphs.json").read_text()) == document
 
 
+@pytest.mark.slow
 def test_a_centralized_model_is_stopped_and_compared(command):
     code, _, errors = command("reproduce", "datacenter", "--scale", "smoke", "--out", "out", "--processes", "1")
     assert (code, errors) == (0, "")
@@ -38,6 +41,7 @@ def test_a_centralized_model_is_stopped_and_compared(command):
     assert max(ends) <= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "claims", "names"),
     [

@@ -98,8 +98,8 @@ def selected(*servers):
     return optax.GradientTransformation(init, update)
 
 
-@pytest.mark.parametrize("weighting", ["examples", "uniform"])
-@pytest.mark.parametrize("name", CASES)
+# How replies are weighted is no matter of the update.
+@pytest.mark.parametrize(("name", "weighting"), [*((name, "examples") for name in CASES), ("FedAvg", "uniform")])
 def test_three_rounds_with_every_server_optimizer_are_those_of_numpy(float64, name, weighting):
     update, by_hand = CASES[name]
     federation, start = tiny.federation(), tiny.theta()
@@ -153,7 +153,7 @@ def test_the_number_of_lanes_changes_nothing(float64):
         return federated(TASK, MODEL, update, optax.adam(0.1), parallel=Parallel(lanes))
 
     assert_same(jax.jit(lanes_of(FedAvg(1, RATE, BATCH), 2).step)(start, cohort, KEY), STEP(start, cohort, KEY))
-    alone, *beside = (jax.jit(lanes_of(in_order, lanes).step)(start, cohort, KEY) for lanes in (1, 2, 3, 5, 8))
+    alone, *beside = (jax.jit(lanes_of(in_order, lanes).step)(start, cohort, KEY) for lanes in (1, 2, 8))
     assert alone[1].client_state.shape == (5,) and len(np.unique(alone[1].client_state)) == 5
     for found in beside:
         assert_same(found, alone)
