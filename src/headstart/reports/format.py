@@ -73,7 +73,7 @@ def format_worse(metric: Metric) -> str:
 
 
 def format_count(count: int, noun: str) -> str:
-    """A number of things: `1 seed`, `5 seeds`."""
+    """A number and its noun: `1 seed`, `5 seeds`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -53,9 +54,9 @@ def _environment(package: str) -> Environment:
 
 
 def _typeset(text: str) -> Markup:
-    """Text as it is set: a number is not broken, words may be."""
-    made = escape(typeset(text))
-    return made if not text or any(map(str.isalpha, text)) else Markup('<span class="number">{}</span>').format(made)
+    """Text as it is set: a number with its unit is not broken, words may be."""
+    made, number = escape(typeset(text)), not any(map(str.isalpha, text)) or re.match(r"[+-]?\d.{0,20}$", text)
+    return Markup('<span class="number">{}</span>').format(made) if text and number else made
 
 
 def _data(png: bytes) -> str:

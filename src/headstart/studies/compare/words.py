@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from headstart.learning.tasks import Metric
 from headstart.methods import LocalOnly
-from headstart.reports.tables import shown
-from headstart.statistics.verdicts import LEAST_SEEDS, Decision, TwoWay
+from headstart.reports.format import GainFormat, format_value
+from headstart.statistics.verdicts import LEAST_SEEDS, Decision
 from headstart.studies.compare.contenders import BASELINE, FEDAVG
 from headstart.studies.compare.leaderboard import Group, Row
 from headstart.studies.evidence import Claim
@@ -16,50 +16,15 @@ from headstart.studies.evidence import Claim
 LOCAL = LocalOnly.__name__
 
 
-class Speech:
-    """How differences of a metric are said: with its own sign, though better is positive in what they are made from."""
-
-    def __init__(self, metric: Metric) -> None:
-        self.metric, self.share = metric, metric.unit == "share"
-
-    def change(self, better: float) -> str:
-        """`+1.3`: points of a share, or units of the metric, of which fewer may be better."""
-        value = self.metric.sign * better
-        said = f"{100 * value:+z.1f}" if self.share else f"{value:+z.3g}"
-        return said.replace("inf", "∞")
-
-    def amount(self, better: float) -> str:
-        """`1.3 points`, without a sign."""
-        return f"{100 * better:.1f} points" if self.share else f"{better:.3g}"
-
-    @property
-    def unit(self) -> str:
-        """Of a difference."""
-        return "points" if self.share else self.metric.name
-
-    def all(self, rows: Sequence[Row]) -> str:
-        """Methods with their differences to FedAvg + fine-tuning."""
-        return ", ".join(f"{row.name} {self.change(row.versus.mean)}" for row in rows)
-
-    def interval(self, low: float, high: float) -> str:
-        """Of a difference: `[+1.2, +3.4]`."""
-        ends = (low, high) if self.metric.sign > 0 else (high, low)
-        return f"[{', '.join(map(self.change, ends))}]"
-
-    def difference(self, found: TwoWay) -> str:
-        """With its unit and its interval."""
-        return f"{self.change(found.mean)} {self.unit} {self.interval(*found.interval())}"
-
-
 def claims(rows: Sequence[Row], metric: Metric) -> tuple[Claim, ...]:
     """The questions of the title, each with its decision, by the leaderboard's rule, and its evidence."""
-    speech, by_name = Speech(metric), {row.name: row for row in rows}
+    formats, by_name = GainFormat(metric), {row.name: row for row in rows}
     made = [
         Claim(
             "Fine-tuning helps: FedAvg + fine-tuning is better than FedAvg, not personalized",
             None,
             _helps(by_name[FEDAVG]),
-            (f"FedAvg + fine-tuning less FedAvg: {_tuned_over(by_name[FEDAVG], speech)}", _harm(by_name[BASELINE])),
+            (f"FedAvg + fine-tuning less FedAvg: {_tuned_over(by_name[FEDAVG], formats)}", _harm(by_name[BASELINE])),
         )
     ]
     if LOCAL in by_name:
@@ -68,14 +33,14 @@ def claims(rows: Sequence[Row], metric: Metric) -> tuple[Claim, ...]:
                 "Learning together helps: FedAvg + fine-tuning is better than training alone",
                 None,
                 _helps(by_name[LOCAL]),
-                (f"FedAvg + fine-tuning less {LOCAL}: {_tuned_over(by_name[LOCAL], speech)}",),
+                (f"FedAvg + fine-tuning less {LOCAL}: {_tuned_over(by_name[LOCAL], formats)}",),
             )
         )
     ahead, level, behind = _others(rows)
     if ahead or level or behind:
-        decision: Decision = "holds" if ahead else "not decided" if level else "does not hold"
-        evidence = [f"{row.name}: {speech.difference(row.versus)}" for row in ahead]
-        evidence += [f"not decided: {', '.join(row.name for row in level)}"] if level else []
+        decision: Decision = "holds" if ahead else "inconclusive" if level else "does not hold"
+        evidence = [f"{row.name}: {formats.difference(row.versus)}" for row in ahead]
+        evidence += [f"inconclusive: {', '.join(row.name for row in level)}"] if level else []
         text = "Some method is better than FedAvg + fine-tuning at equal client arithmetic in training"
         made.append(Claim(text, None, decision, tuple(evidence)))
     return tuple(made)
@@ -88,12 +53,12 @@ def conclusion(
 
     groups: of clients, by how much they have to adapt on. left_out: why a method was, by its name.
     """
-    speech, by_name = Speech(metric), {row.name: row for row in rows}
-    said = [_fine_tuning(by_name[BASELINE], by_name[FEDAVG], speech), *_for_whom(groups, speech)]
+    formats, by_name = GainFormat(metric), {row.name: row for row in rows}
+    said = [_fine_tuning(by_name[BASELINE], by_name[FEDAVG], formats), *_for_whom(groups, formats)]
     ahead, level, behind = _others(rows)
     if ahead or level or behind:
-        said += [*_beside_fine_tuning(ahead, level, behind, speech), *_beside_fedavg(rows, speech)]
-        answer = _just_fine_tuning(by_name[BASELINE], by_name[FEDAVG], ahead, level, speech)
+        said += [*_beside_fine_tuning(ahead, level, behind, formats), *_beside_fedavg(rows, formats)]
+        answer = _just_fine_tuning(by_name[BASELINE], by_name[FEDAVG], ahead, level, formats)
         said += [f"How much of personalization is just fine-tuning? {answer}", _costs(rows)]
     said += [f"Left out: {'; '.join(f'{name}, since {why}' for name, why in left_out.items())}."] if left_out else []
     seeds = by_name[BASELINE].by_seeds_and_clients.seeds
@@ -103,44 +68,54 @@ def conclusion(
     return said
 
 
-def _fine_tuning(tuned: Row, plain: Row, speech: Speech) -> str:
+def _fine_tuning(tuned: Row, plain: Row, formats: GainFormat) -> str:
     opening = {
         "holds": "For these clients, fine-tuning helps",
         "does not hold": "For these clients, fine-tuning does harm",
-        "not decided": "For these clients it is not decided whether fine-tuning helps",
+        "inconclusive": "For these clients it is inconclusive whether fine-tuning helps",
     }[_helps(plain)]
-    metric = speech.metric
+    metric = formats.metric
+    before, after = (format_value(metric, row.personalized.mean) for row in (plain, tuned))
     return (
-        f"{opening}: FedAvg's best model has {metric.name} {shown(metric, plain.personalized.mean)} as it is, and its"
-        f" best model to fine-tune {shown(metric, tuned.personalized.mean)} after it, {_tuned_over(plain, speech)}."
-        f" Against the model that it starts from, fine-tuning makes {speech.difference(tuned.gain)}. {_harm(tuned)}"
+        f"{opening}: FedAvg's best model has {metric.name} {before} as it is, and its"
+        f" best model to fine-tune {after} after it, {_tuned_over(plain, formats)}."
+        f" Against the model that it starts from, fine-tuning makes {formats.difference(tuned.gain)}. {_harm(tuned)}"
     )
 
 
-def _for_whom(groups: Sequence[Group], speech: Speech) -> list[str]:
+def _for_whom(groups: Sequence[Group], formats: GainFormat) -> list[str]:
     if len(groups) < 2:
         return []
     few, many = (
-        f"{speech.difference(group.gain)} for the {group.clients} with {group.size:.0f} to adapt on in the mean"
+        f"{formats.difference(group.gain)} for the {group.clients} with {group.size:.0f} to adapt on in the mean"
         for group in (groups[0], groups[-1])
     )
     return [f"For whom: of clients by their examples, fine-tuning makes {few}, and {many}, over FedAvg as it is."]
 
 
-def _beside_fine_tuning(ahead: Sequence[Row], level: Sequence[Row], behind: Sequence[Row], speech: Speech) -> list[str]:
-    unit = f" (in {speech.unit})"
+def _beside_fine_tuning(
+    ahead: Sequence[Row], level: Sequence[Row], behind: Sequence[Row], formats: GainFormat
+) -> list[str]:
+    unit = f" (in {formats.unit})"
     said = [
         "No method is shown to be better than well-tuned FedAvg + fine-tuning at equal client arithmetic in training."
     ]
     if ahead:
-        said = [f"Better than well-tuned FedAvg + fine-tuning at equal client arithmetic{unit}: {speech.all(ahead)}."]
-    said += [f"Worse{unit}: {speech.all(behind)}."] if behind else []
+        said = [
+            f"Better than well-tuned FedAvg + fine-tuning at equal client arithmetic{unit}: {_listed(ahead, formats)}."
+        ]
+    said += [f"Worse{unit}: {_listed(behind, formats)}."] if behind else []
     if level:
         most = _largest_lead(level)
-        bound = f" None of these leads by more than {speech.amount(most)} (95 %, for all of them at once)."
+        bound = f" None of these leads by more than {formats.amount(most)} (95 %, for all of them at once)."
         bound = " All of these look worse." if most <= 0 else bound if math.isfinite(most) else ""
-        said.append(f"Not decided{unit}: {speech.all(level)}.{bound}")
+        said.append(f"Inconclusive{unit}: {_listed(level, formats)}.{bound}")
     return said
+
+
+def _listed(rows: Sequence[Row], formats: GainFormat) -> str:
+    """Methods with their differences to FedAvg + fine-tuning."""
+    return ", ".join(f"{row.name} {formats.change(row.versus.mean)}" for row in rows)
 
 
 def _largest_lead(level: Sequence[Row]) -> float:
@@ -148,7 +123,7 @@ def _largest_lead(level: Sequence[Row]) -> float:
     return max(row.versus.interval(1 - 0.1 / len(level))[1] for row in level)
 
 
-def _beside_fedavg(rows: Sequence[Row], speech: Speech) -> list[str]:
+def _beside_fedavg(rows: Sequence[Row], formats: GainFormat) -> list[str]:
     better, worse = (
         [row.name for row in rows if row.name != FEDAVG and row.over_fedavg_decided == sign] for sign in (1, -1)
     )
@@ -157,14 +132,14 @@ def _beside_fedavg(rows: Sequence[Row], speech: Speech) -> list[str]:
     return [f"Against FedAvg's best model as it is, which nobody personalizes, {told}."]
 
 
-def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], level: Sequence[Row], speech: Speech) -> str:
+def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], level: Sequence[Row], formats: GainFormat) -> str:
     gained, helps = -plain.versus.mean, _helps(plain)
-    beyond = f" {ahead[0].name} gains {speech.amount(ahead[0].versus.mean)} more than it." if ahead else ""
+    beyond = f" {ahead[0].name} gains {formats.amount(ahead[0].versus.mean)} more than it." if ahead else ""
     if helps == "does not hold":
         return f"Nothing: FedAvg as it is does better.{beyond}"
-    if helps == "not decided":
-        found = _tuned_over(plain, speech)
-        return f"Not decided: what fine-tuning gains over FedAvg as it is, {found}, may be nothing.{beyond}"
+    if helps == "inconclusive":
+        found = _tuned_over(plain, formats)
+        return f"Inconclusive: what fine-tuning gains over FedAvg as it is, {found}, may be nothing.{beyond}"
     if ahead:
         share = 100 * gained / (gained + ahead[0].versus.mean)
         return f"{share:.0f} % of what {ahead[0].name}, the best that is decided, gains over FedAvg as it is."
@@ -187,7 +162,7 @@ def _costs(rows: Sequence[Row]) -> str:
 
 
 def _others(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
-    """Those beside FedAvg that are better than FedAvg + fine-tuning, not decided, worse."""
+    """Those beside FedAvg that are better than FedAvg + fine-tuning, inconclusive, worse."""
     others = [row for row in rows if row.name not in (BASELINE, FEDAVG)]
     ahead, level, behind = ([row for row in others if row.decided == sign] for sign in (1, 0, -1))
     return ahead, level, behind
@@ -195,12 +170,12 @@ def _others(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
 
 def _helps(other: Row) -> Decision:
     """Whether FedAvg + fine-tuning is better than this."""
-    return "holds" if other.decided < 0 else "does not hold" if other.decided > 0 else "not decided"
+    return "holds" if other.decided < 0 else "does not hold" if other.decided > 0 else "inconclusive"
 
 
-def _tuned_over(other: Row, speech: Speech) -> str:
+def _tuned_over(other: Row, formats: GainFormat) -> str:
     """How much better FedAvg + fine-tuning is."""
-    return speech.difference(other.versus._replace(mean=-other.versus.mean))
+    return formats.difference(other.versus._replace(mean=-other.versus.mean))
 
 
 def _harm(row: Row) -> str:
