@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     stage_result: StageResult
 
 
-def drawn(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+def finite_values(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     """`before_and_after` of the clients whose values are all finite."""
     metric = entry.run.metric
     known = finite(entry.stage_result, metric)
@@ -64,7 +64,7 @@ def clients_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
 
 
 def _client_handles(compared: Sequence[Entry], theme: Theme) -> list[Artist]:
-    largest, worse = max(len(drawn(entry)[0]) for entry in compared), format_worse(compared[0].run.metric)
+    largest, worse = max(len(finite_values(entry)[0]) for entry in compared), format_worse(compared[0].run.metric)
     points = [
         Line2D([], [], color=theme.series[0], marker="o", linestyle="", label="a client"),
         Line2D([], [], color=theme.worse, marker="v", linestyle="", label=f"a client with {worse}"),
@@ -75,7 +75,7 @@ def _client_handles(compared: Sequence[Entry], theme: Theme) -> list[Artist]:
 
 
 def _counts(entry: Entry, who: str) -> str:
-    gain = gains(*drawn(entry), entry.run.metric)
+    gain = gains(*finite_values(entry), entry.run.metric)
     better, worse = int((gain > 0).sum()), int((gain < 0).sum())
     return f"{better} of {len(gain)} {who} better, {worse} worse"
 
@@ -83,7 +83,7 @@ def _counts(entry: Entry, who: str) -> str:
 def _limits(compared: Sequence[Entry]) -> tuple[tuple[float, float], bool]:
     """Of both axes, for all panels; and whether they are logarithmic, as errors of very different size need."""
     metric = compared[0].run.metric
-    values = factor(metric) * np.concatenate([v for e in compared for v in drawn(e)])
+    values = factor(metric) * np.concatenate([v for e in compared for v in finite_values(e)])
     low, high = float(values.min()), float(values.max())
     if metric.unit != "share" and low > 0 and high > 50 * low:
         return (low / 1.15, high * 1.15), True
@@ -93,7 +93,7 @@ def _limits(compared: Sequence[Entry]) -> tuple[tuple[float, float], bool]:
 
 def _client_points(axes: Axes, entry: Entry, limits: tuple[float, float], log: bool, theme: Theme) -> None:
     metric = entry.run.metric
-    before, after = (factor(metric) * values for values in drawn(entry))
+    before, after = (factor(metric) * values for values in finite_values(entry))
     worse = gains(before, after, metric) < 0
     axes.set(
         xlim=limits, ylim=limits, aspect="equal", xscale="log" if log else "linear", yscale="log" if log else "linear"
@@ -144,7 +144,7 @@ def _margins(
 def gains_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
     """Histograms of the test clients' gains from personalization, one below the other."""
     metric = compared[0].run.metric
-    each = [factor(metric) * gains(*drawn(e), metric) for e in compared]
+    each = [factor(metric) * gains(*finite_values(e), metric) for e in compared]
     figure = Figure(figsize=(9, 1.9 + 1.6 * len(compared)))
     grid = figure.subplots(len(compared), 1, squeeze=False, sharex=True)[:, 0]
     edges = _edges(each)
@@ -190,7 +190,7 @@ def _gain_handles(theme: Theme) -> list[Artist]:
 
 def _gains_title(compared: Sequence[Entry]) -> str:
     metric = compared[0].run.metric
-    means = [estimate(gains(*drawn(e), metric)) for e in compared]
+    means = [estimate(gains(*finite_values(e), metric)) for e in compared]
     if len(means) == 1:
         return f"Mean gain {format_mean(metric, means[0], change=True)}"
     best = int(np.argmax([mean.mean for mean in means]))

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from headstart.learning.tasks import Metric
-from headstart.reports.client_figures import Entry, clients_figure, drawn, gains_figure
+from headstart.reports.client_figures import Entry, clients_figure, finite_values, gains_figure
 from headstart.reports.format import format_count, format_value
 from headstart.reports.style import FigureSpec, Theme, axis_name, factor, plot_band, plot_seeds, series_color, titled
 from headstart.runs.results import client_curves, estimate, finite
@@ -202,7 +202,7 @@ def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
 
 
 def _personalization_title(compared: Sequence[Entry], metric: Metric) -> str:
-    pairs = [[float(v.mean()) for v in drawn(entry)] for entry in compared]
+    pairs = [[float(v.mean()) for v in finite_values(entry)] for entry in compared]
     last = [after for _, after in pairs]
     best = int(np.argmax(last) if metric.higher_is_better else np.argmin(last))
     before, after = (format_value(metric, value) for value in pairs[best])

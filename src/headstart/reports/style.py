@@ -152,7 +152,7 @@ def plot_band(
 
 
 def factor(metric: Metric) -> float:
-    """What values are multiplied by on an axis: a share is shown as per cent."""
+    """Scale of values on an axis: a share is set as per cent."""
     return 100.0 if metric.unit == "share" else 1.0
 
 

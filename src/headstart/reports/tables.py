@@ -74,7 +74,7 @@ class Row(NamedTuple):
     round: the stage's last. final: whether it is the run's last stage. seeds: how many have finished it.
     difference: personalized - initial, paired by client.
     harmed, harmed_by_chance: shares of clients with a lower value, and expected from test noise; means over seeds.
-    beyond_chance: in how many seeds the share lies above what chance explains.
+    beyond_chance: in how many seeds the share lies above what test noise explains.
     epochs: of personalization, chosen on validation clients, one per seed; unit: what they count.
     target: of the first metric, and the rounds until validation clients reach it.
     """

@@ -70,7 +70,7 @@ def t_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float
 
 
 def decide(signs: Sequence[int]) -> Decision:
-    """What comparisons say of a claim that wants all of them positive: one decided against it refutes it."""
+    """The decision on a claim that wants all comparisons positive: one decided against it refutes it."""
     if any(sign < 0 for sign in signs):
         return "does not hold"
     return "holds" if signs and all(sign > 0 for sign in signs) else "inconclusive"
@@ -114,8 +114,8 @@ def spread(first: np.ndarray, second: np.ndarray, *, resamples: int = 2000) -> S
     ratio, over_clients = float(widths[0] / widths[1]) if widths[1] > 0 else math.inf, (-1.0, 1.0)
     if clients > 1:
         drawn = np.random.default_rng(0).integers(0, clients, (resamples, clients))
-        anew = [np.array([each[:, chosen].mean(axis=1) for chosen in drawn]) for each in (first, second)]
-        low, high = np.quantile(_tilt(*anew), [0.025, 0.975])
+        resampled = [np.array([each[:, chosen].mean(axis=1) for chosen in drawn]) for each in (first, second)]
+        low, high = np.quantile(_tilt(*resampled), [0.025, 0.975])
         over_clients = float(low), float(high)
     return Spread(ratio, _by_seeds(*means), over_clients, len(first))
 
@@ -157,7 +157,7 @@ class Power(NamedTuple):
 
 
 def power(pilot: np.ndarray, *, seeds: int, clients: int) -> Power:
-    """Expected of so many seeds and clients, from paired differences `[pilot seeds, pilot clients]` seen beforehand.
+    """The power to expect from paired differences `[pilot seeds, pilot clients]` that were seen beforehand.
 
     The variance is taken apart, as in a two-way table without repetition, into that of seeds, of clients and the rest.
     Without two seeds and two clients with values in the pilot, or two seeds asked for, no difference is small enough.
@@ -178,7 +178,7 @@ def power(pilot: np.ndarray, *, seeds: int, clients: int) -> Power:
 
 
 class TwoWay(NamedTuple):
-    """The mean over seeds and clients, both taken as drawn: other runs on other clients.
+    """The two-way mean over seeds × clients, both a random sample: of other runs, of other clients.
 
     error: its standard error. freedom: degrees of freedom of the t-distribution that it is held against.
     """
@@ -237,8 +237,8 @@ def holm(p_values: Sequence[float], *, level: float = 0.05) -> list[bool]:
     """Which are decided if the chance of a single mistake among all is to stay below `level` (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
     decided = [False] * len(p_values)
-    for place, number in enumerate(order):
-        if p_values[number] > level / (len(p_values) - place):
+    for rank, number in enumerate(order):
+        if p_values[number] > level / (len(p_values) - rank):
             break
         decided[number] = True
     return decided
