@@ -185,20 +185,20 @@ def test_a_verdict_has_a_colour_and_a_word(written: Path, decision: str, kind: s
 
 
 class Parsed(HTMLParser):
-    """Checks that every tag is closed; collects what a browser would fetch, the links and the places."""
+    """Checks that every tag is closed; collects what a browser would fetch, the links and their anchors."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
         self.sources: list[str] = []
         self.links: set[str] = set()
-        self.places: list[str] = []
+        self.anchors: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
         self.sources += [given[name] for name in ("src", "srcset") if name in given]
         self.links |= {given["href"]} if "href" in given else set()
-        self.places += [given["id"]] if "id" in given else []
+        self.anchors += [given["id"]] if "id" in given else []
         assert tag not in ("script", "link", "iframe")
         if tag not in ("meta", "img", "source"):
             self.open.append(tag)
@@ -213,7 +213,9 @@ def test_the_page_stands_alone_and_its_links_lead_somewhere(written: Path) -> No
     parser.feed(content)
     assert not parser.open
     assert parser.sources and all(source.startswith("data:image/png;base64,") for source in parser.sources)
-    assert parser.links == {f"#{place}" for place in parser.places} and len(set(parser.places)) == len(parser.places)
+    assert parser.links == {f"#{anchor}" for anchor in parser.anchors} and len(set(parser.anchors)) == len(
+        parser.anchors
+    )
     assert not re.search(r"https?://|url\(|@import", content)
     assert "K&lt;10 &amp; E&gt;5" in content and "K<10" not in content and "<quoted>" not in content
 
@@ -238,7 +240,7 @@ def test_lines_keep_colours_of_their_own_in_the_embedded_figure(theme: int, tmp_
     with Image.open(BytesIO(picture[theme])) as image:
         pixels = np.asarray(image.convert("RGB"), np.int64).reshape(-1, 3)
     for colour in (LIGHT, DARK)[theme].series[:4]:
-        wanted = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)])
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
         assert (np.abs(pixels - wanted).max(axis=1) < 12).sum() > 300, colour
 
 

@@ -74,10 +74,10 @@ def _client_handles(compared: Sequence[Entry], theme: Theme) -> list[Artist]:
     return [*(points if largest <= HEXAGONS_FROM else many), mean]
 
 
-def _counts(entry: Entry, who: str) -> str:
+def _counts(entry: Entry, noun: str) -> str:
     gain = gains(*finite_values(entry), entry.run.metric)
     better, worse = int((gain > 0).sum()), int((gain < 0).sum())
-    return f"{better} of {len(gain)} {who} better, {worse} worse"
+    return f"{better} of {len(gain)} {noun} better, {worse} worse"
 
 
 def _limits(compared: Sequence[Entry]) -> tuple[tuple[float, float], bool]:
@@ -87,8 +87,8 @@ def _limits(compared: Sequence[Entry]) -> tuple[tuple[float, float], bool]:
     low, high = float(values.min()), float(values.max())
     if metric.unit != "share" and low > 0 and high > 50 * low:
         return (low / 1.15, high * 1.15), True
-    room = 0.03 * (high - low) or 1.0
-    return (low - room, high + room), False
+    margin = 0.03 * (high - low) or 1.0
+    return (low - margin, high + margin), False
 
 
 def _client_points(axes: Axes, entry: Entry, limits: tuple[float, float], log: bool, theme: Theme) -> None:

@@ -206,5 +206,5 @@ def _personalization_title(compared: Sequence[Entry], metric: Metric) -> str:
     last = [after for _, after in pairs]
     best = int(np.argmax(last) if metric.higher_is_better else np.argmin(last))
     before, after = (format_value(metric, value) for value in pairs[best])
-    who = f", {compared[best].label}" if len(compared) > 1 else ""
-    return f"Personalization takes {metric.name} from {before} to {after}{who}"
+    name = f", {compared[best].label}" if len(compared) > 1 else ""
+    return f"Personalization takes {metric.name} from {before} to {after}{name}"

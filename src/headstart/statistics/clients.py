@@ -1,4 +1,4 @@
-"""What to say about personalization: means, spreads, intervals over clients, and harm against chance."""
+"""What to say about personalization: means, spreads, intervals over clients, and harm beyond test noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
 
 
 def summarize(curves: Curves, task: Task, *, epochs: int, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
-    """Everything about a group of clients after so many epochs of personalization, as a JSON document.
+    """Everything about a group of clients after n epochs of personalization, as a JSON document.
 
     Clients without test items are counted as `untested` and left out of everything else.
     """
@@ -68,13 +68,13 @@ def bootstrap(values: np.ndarray, *, seed: int = 0, resamples: int = 2000, level
 
 
 def harmed(curves: Curves, metric: Metric, *, epochs: int) -> dict[str, Any]:
-    """The share of clients that look hurt, and the share that chance alone would make look so.
+    """The share of clients harmed by personalization, and the share expected from test noise alone.
 
-    A client looks hurt when its own metric on its few test items got worse, or its training diverged.
+    A client counts as harmed when its own metric on its few test items got worse, or its training diverged.
     `by_chance` is the expected share of such
     clients if every client's true gain were the same, the mean one over all test items; `chance_interval` is where the
     share would lie in 95 of 100 repetitions. Test items are taken as independent. `beyond_chance` says whether the
-    observed share lies above that interval. If the mean gain is not positive, chance makes most clients look hurt.
+    observed share lies above that interval. If the mean gain is not positive, most clients are expected to be harmed.
     """
     _, counts = curves.metrics[metric.name]
     tested = counts > 0
@@ -89,7 +89,7 @@ def harmed(curves: Curves, metric: Metric, *, epochs: int) -> dict[str, Any]:
 
 
 def chance_of_harm(gain: np.ndarray, squared: np.ndarray, counts: np.ndarray, *, discrete: bool) -> np.ndarray:
-    """`[clients]`: how likely each client is to look hurt if the true gain were the pooled one for everybody.
+    """`[clients]`: how likely each client is to be harmed if the true gain were the pooled one for everybody.
 
     gain, squared, counts: per client, sums over its test items of the change, of its square, and their number.
     discrete: the change of an item is -1, 0 or 1 (right before, wrong after; unchanged; the reverse). Then the number

@@ -198,7 +198,7 @@ def _epochs_figure(
     handles = []
     for index, (row, values) in enumerate(rows.items()):
         color = series_color(theme, groups.index(row.partition(", ")[0]))
-        # Side by side, so that error bars of rows that agree can be told apart.
+        # Side by side, so that error bars of rows that agree can be distinguished.
         x = np.asarray(epochs) * 1.02 ** (index - (len(rows) - 1) / 2)
         _epochs_row(axes, x, 100 * np.asarray(values), color, row)
         if row in paper:

@@ -33,7 +33,7 @@ from headstart.studies.evidence import Evidence, Table
 from headstart.studies.figures import curves, forest
 from headstart.studies.html import as_content, as_document, draw, plain, render_study, settings_rows
 
-# More lines cannot be told apart in one figure.
+# More lines cannot be distinguished in one figure.
 _LINES = 6
 
 
@@ -82,8 +82,8 @@ def _values_table(rows: Sequence[Row], formats: GainFormat) -> Table:
         return format_mean(metric, Estimate(found.mean, *found.interval()))
 
     def against(found: TwoWay, decided: int, *, itself: bool) -> str:
-        mark = {1: " better", -1: " worse", 0: ""}[decided]
-        return "–" if itself else f"{formats.change(found.mean)} {formats.interval(*found.interval())}{mark}"
+        verdict = {1: " better", -1: " worse", 0: ""}[decided]
+        return "–" if itself else f"{formats.change(found.mean)} {formats.interval(*found.interval())}{verdict}"
 
     head = "method", "initial", "personalized", "against FedAvg + fine-tuning", "against FedAvg (global model)"
     harm = f"{direction} after personalization / expected from test noise", f"{direction} than FedAvg"
@@ -156,8 +156,8 @@ def _cost_table(rows: Sequence[Row], protocol: Protocol, support_sizes: np.ndarr
 def _recipe(row: Row) -> str:
     if not row.epochs:
         return "–"
-    rates = " to ".join(f"{rate:g}" for rate in dict.fromkeys(row.rates))
-    return f"{row.epochs:.1f} epochs at {rates}"
+    learning_rates = " to ".join(f"{each:g}" for each in dict.fromkeys(row.rates))
+    return f"{row.epochs:.1f} epochs at {learning_rates}"
 
 
 def _amounts_table(gains: Mapping[str, np.ndarray], groups: Amounts, formats: GainFormat) -> Table:

@@ -193,8 +193,8 @@ def _table(setting: Setting, found: Mapping[str, Result]) -> Table:
             *accuracies(result),
             gained(result),
             worse_off(result),
-            spoken_change(found, name, "initial"),
-            spoken_change(found, name, "personalized"),
+            _format_change(found, name, "initial"),
+            _format_change(found, name, "personalized"),
             f"{result.items.mean() + (before if name in _cells(setting) else 0):,.0f}",
         )
         for name, result in found.items()
@@ -214,7 +214,7 @@ def _table(setting: Setting, found: Mapping[str, Result]) -> Table:
     )
 
 
-def spoken_change(found: Mapping[str, Result], name: str, what: What) -> str:
+def _format_change(found: Mapping[str, Result], name: str, what: What) -> str:
     """The change against the first stage, marked if it is decided."""
     if name == NOTHING:
         return "–"

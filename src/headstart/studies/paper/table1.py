@@ -169,11 +169,11 @@ def _sooner(rows: Rows, target: float) -> Claim:
         f"Personalized accuracy reaches the target ({format_share(target)}) in fewer rounds than initial accuracy",
         "0.8 in 1.7 to 4.9 times fewer rounds",
         decide([each.sign for each in found.values()]),
-        tuple(_spoken_rounds(*key, rows[key], target, each) for key, each in found.items()),
+        tuple(_format_rounds(*key, rows[key], target, each) for key, each in found.items()),
     )
 
 
-def _spoken_rounds(m: int, e: int, result: Result, target: float, found: Difference) -> str:
+def _format_rounds(m: int, e: int, result: Result, target: float, found: Difference) -> str:
     initial, personalized = rounds_to(result, target).mean(axis=1)
     (a, b), (c, d) = found.over_seeds, found.over_clients
     missing = " or never" if (rounds_to(result, target) > result.rounds[-1]).any() else ""
