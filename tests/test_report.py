@@ -168,6 +168,8 @@ def test_runs_are_compared_in_one_table_with_the_last_stage_emphasised(tmp_path:
         (' class="final"', "two", "Reptile"),
     ]
     assert "--out" in text_of(page)
+    metrics = page.read_text().partition("<h2>All metrics</h2>")[2].partition("</table>")[0]
+    assert re.findall(r"<tr><td>(\w*)", metrics) == ["one", "", "one", "", "two", "", "two", ""]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:

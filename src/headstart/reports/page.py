@@ -191,11 +191,11 @@ def _all_metrics(runs: Sequence[Run]) -> Table:
     lines: list[tuple[str, list[str | Cell]]] = []
     for run in runs:
         for stage_result in run.stage_results:
-            for metric in run.metrics:
+            for index, metric in enumerate(run.metrics):
                 before, after = before_and_after(stage_result, metric)
                 change = estimate(after - before)
                 cells: list[str | Cell] = [
-                    Cell(run.label, (stage_result.name,)) if metric is run.metrics[0] else "",
+                    Cell(run.label, (stage_result.name,)) if index == 0 else "",
                     Cell(metric.name, (metric.unit,) if metric.unit != "share" else ()),
                     *(
                         Cell(format_value(metric, each.mean), (format_interval(metric, each),))
