@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
 import headstart.methods
 from headstart import Data, Experiment, ModelSpec, Optimizer, Stage
@@ -16,6 +17,7 @@ from headstart.experiment.setup import prepare
 from headstart.learning.tasks import Classification, Regression
 from headstart.methods import ANIL, IFCA, FedPer, FedRep, LocalOnly, PFedMe, Scaffold
 from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD
+from headstart.reports.format import typeset
 from headstart.studies.compare.arithmetic import SAMPLE, Cost, cost, representative, sampled
 from headstart.studies.compare.design import design
 from headstart.studies.compare.leaderboard import gain_by_data_size, group_means, leaderboard, size_groups, values_of
@@ -32,7 +34,6 @@ from headstart.studies.compare.methods import (
 from headstart.studies.compare.protocol import Entry
 from headstart.studies.compare.words import claims, conclusion
 from headstart.studies.evidence import Result
-from headstart.studies.html import sentence
 from small import federation_file
 
 ACCURACY, ERROR = Classification().metrics[0], Regression().metrics[0]
@@ -221,10 +222,10 @@ CASES = [
     ),
     (
         {"same": 0.0, "alike": 0.0},
-        "not decided",
+        "inconclusive",
         (
             "No method is shown",
-            "Not decided (in {unit}): ",
+            "Inconclusive (in {unit}): ",
             "None of these leads by more than",
             "? All of it, as far as these runs can tell, and no less than 9",
         ),
@@ -252,14 +253,14 @@ def test_the_conclusion_says_what_was_decided(metric, sign, shifts, decision, ex
 
 def test_a_gain_that_is_chance_is_not_decided():
     rows = leaderboard(made({BASELINE: -0.2}), ACCURACY)
-    assert claims(rows, ACCURACY)[0].decision == "not decided"
-    assert "not decided whether fine-tuning helps" in conclusion(rows, ACCURACY)[0]
+    assert claims(rows, ACCURACY)[0].decision == "inconclusive"
+    assert "inconclusive whether fine-tuning helps" in conclusion(rows, ACCURACY)[0]
 
 
 @pytest.mark.parametrize(
     ("fedavg", "answer"),
     [
-        (0.0, "Not decided: the gain from fine-tuning over FedAvg (global model), "),
+        (0.0, "Inconclusive: the gain from fine-tuning over FedAvg (global model), "),
         (0.03, "Nothing: FedAvg (global model) does better. better gains 5.0 points more than it."),
     ],
 )
@@ -349,9 +350,9 @@ def test_the_guides_method_is_on_the_leaderboard_and_nothing_is_run_again(comman
     assert "Normalized: initial" in output and "The report: compared/report.html" in output
     document = json.loads(Path("compared/leaderboard.json").read_text())
     assert [row[0] for row in document["tables"][0]["rows"] if row[0] == "Normalized"] == ["Normalized"]
-    assert document["conclusion"][0].startswith("For these clients it is not decided")
+    assert document["conclusion"][0].startswith("For these clients it is inconclusive")
     page = Path("compared/report.html").read_text()
-    assert sentence(document["conclusion"][0]) in page and "normalized:Normalized" in page
+    assert str(escape(typeset(document["conclusion"][0]))) in page and "normalized:Normalized" in page
     code, output, _ = command(*words, "--processes", 1)
     assert code == 0 and "runs:" not in output
     assert json.loads(Path("compared/leaderboard.json").read_text()) == document

@@ -52,10 +52,12 @@ def test_the_curves_against_rounds_are_those_of_the_log(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", of=experiment(target=0.5))
     axes = figure([run], "rounds").axes[0]
     records = [json.loads(line) for line in (run / "seed-0" / "metrics.jsonl").read_text().splitlines()]
-    told = [record for record in records if record["event"] == "evaluation"]
+    evaluations = [record for record in records if record["event"] == "evaluation"]
     initial = next(line for line in axes.lines if line.get_linestyle() == "--")
-    assert list(initial.get_xdata()) == [record["round"] for record in told]
-    np.testing.assert_allclose(initial.get_ydata(), [100 * record["validation"]["accuracy"][0] for record in told])
+    assert list(initial.get_xdata()) == [record["round"] for record in evaluations]
+    np.testing.assert_allclose(
+        initial.get_ydata(), [100 * record["validation"]["accuracy"][0] for record in evaluations]
+    )
     assert [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 2] == [ROUNDS[0], 0]
     assert {"FedAvg →", "Reptile →", "target 50.0 %"} == {text.get_text() for text in axes.texts}
 
@@ -93,8 +95,8 @@ def test_every_client_is_a_point_and_those_made_worse_are_marked(tmp_path: Path,
     length = json.loads((run / "seed-0" / "stage-0.json").read_text())["test"]["length"]
     worse = sign * (values[:, length] - values[:, 0]) < 0
     # The first collection is the shaded half, then the two kinds of points.
-    fine, hurt = panel.collections[1:3]
-    assert (len(fine.get_offsets()), len(hurt.get_offsets())) == ((~worse).sum(), worse.sum())
+    unharmed, harmed = panel.collections[1:3]
+    assert (len(unharmed.get_offsets()), len(harmed.get_offsets())) == ((~worse).sum(), worse.sum())
     assert 0 < worse.sum() < 40
 
 

@@ -153,9 +153,9 @@ DECISIONS = {
     "holds": (1e-6, [0.7, 0.72, 0.69, 0.71, 0.7], "holds"),
     "the identity fails": (1e-3, [0.7, 0.72, 0.69, 0.71, 0.7], "does not hold"),
     "a small share": (1e-6, [0.3, 0.32, 0.29, 0.31, 0.3], "does not hold"),
-    "a share near one half": (1e-6, [0.3, 0.72, 0.49, 0.51, 0.6], "not decided"),
-    "few repetitions": (1e-6, [0.7, 0.72, 0.69, 0.71], "not decided"),
-    "not finite": (np.nan, [0.7, 0.72, 0.69, 0.71, 0.7], "not decided"),
+    "a share near one half": (1e-6, [0.3, 0.72, 0.49, 0.51, 0.6], "inconclusive"),
+    "few repetitions": (1e-6, [0.7, 0.72, 0.69, 0.71], "inconclusive"),
+    "not finite": (np.nan, [0.7, 0.72, 0.69, 0.71, 0.7], "inconclusive"),
 }
 
 
@@ -221,7 +221,7 @@ def test_the_study_gives_its_evidence(tmp_path):
     )
     evidence = identity(setting, MadeRuns(tmp_path / "runs", 2))
     (claim,) = evidence.claims
-    assert claim.decision in ("holds", "does not hold", "not decided")
+    assert claim.decision in ("holds", "does not hold", "inconclusive")
     assert len(claim.evidence) == 6
     assert len(evidence.choices) == 1
     assert [len(table.rows) for table in evidence.tables] == [3, 6, 6, 2]

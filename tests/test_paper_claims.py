@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headstart.statistics.verdicts import difference
-from headstart.studies.evidence import Result, spoken
+from headstart.studies.evidence import Result, format_difference
 from headstart.studies.paper import datacenter, finetune, table1
 from headstart.studies.paper.settings import setting_of
 
@@ -46,7 +46,7 @@ def paper_like(seed=0):
 def test_the_papers_own_table_holds():
     found = table1.claims(SETTING, paper_like(), 0.5)
     assert {claim.decision for claim in found if "few epochs" not in claim.text} == {"holds"}
-    # Means that differ by less than seeds do are not decided; none is refuted.
+    # Means that differ by less than seeds do are inconclusive; none is refuted.
     assert "does not hold" not in {claim.decision for claim in found}
 
 
@@ -76,7 +76,7 @@ def test_spread_needs_ten_seeds():
     rows = paper_like()
     few = {key: each._replace(curves=each.curves[:9], epochs=each.epochs[:9]) for key, each in rows.items()}
     assert table1._steadier(rows).decision == "holds"
-    assert table1._steadier(few).decision == "not decided"
+    assert table1._steadier(few).decision == "inconclusive"
 
 
 def test_update_and_optimizer_are_separated():
@@ -100,17 +100,17 @@ def test_a_datacenter_that_personalizes_better_refutes_the_claim():
     assert datacenter._claim(compared, missed).decision == "does not hold"
     only = {"SGD": compared["SGD"]}
     assert datacenter._claim(only, missed).decision == "holds"
-    assert datacenter._claim(only, {"SGD": 1}).decision == "not decided"
+    assert datacenter._claim(only, {"SGD": 1}).decision == "inconclusive"
     unlike = {"SGD": datacenter._compare(federated, result(0.4, 0.6))}
-    assert datacenter._claim(unlike, missed).decision == "not decided"
+    assert datacenter._claim(unlike, missed).decision == "inconclusive"
 
 
 def test_a_difference_is_reported_with_both_intervals():
-    text = spoken("after over before", difference(np.random.default_rng(0).normal(0.1, 0.01, (5, 40))))
+    text = format_difference("after over before", difference(np.random.default_rng(0).normal(0.1, 0.01, (5, 40))))
     assert text.startswith("after over before: +10.")
     assert "over 5 seeds" in text
     assert "over 40 clients" in text
-    assert "not decided" not in text
+    assert "inconclusive" not in text
 
 
 def test_small_settings_fit_each_kind_of_data():

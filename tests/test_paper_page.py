@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from headstart.reports.format import format_points
 from headstart.reports.style import DARK, LIGHT, FigureSpec, Theme, render
 from headstart.statistics.verdicts import decide, decide_most, difference, spread
-from headstart.studies import html as shown
-from headstart.studies.evidence import Choice, Claim, Evidence, Table, points, spoken, spoken_spread
+from headstart.studies import html as studies_html
+from headstart.studies.evidence import Choice, Claim, Evidence, Table, format_difference, format_spread
 from headstart.studies.figures import by_epochs, curves, forest
 from headstart.studies.html import as_document
 from headstart.studies.paper.page import write_page, write_results
@@ -50,7 +51,7 @@ def finetune(number: int) -> Evidence:
         ("initial", [("FedAvg(5)", rounds, rising(generator, 0.6)), ("centralized", rounds, broken)]),
         ("personalized", [("FedAvg(5)", rounds, rising(generator, 0.8)), ("Reptile", rounds, rising(generator, 0.7))]),
     ]
-    rows = tuple((what, points(of.mean), str(of.seeds)) for what, of in list(found.items())[:3])
+    rows = tuple((what, format_points(of.mean), str(of.seeds)) for what, of in list(found.items())[:3])
     return Evidence(
         "finetune",
         'Does careful "fine-tuning" give a model that is easier to personalize?',
@@ -71,7 +72,7 @@ def finetune(number: int) -> Evidence:
 
 
 def judged(names: list[str], found: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
-    return decide([found[name].sign for name in names]), tuple(spoken(name, found[name]) for name in names)
+    return decide([found[name].sign for name in names]), tuple(format_difference(name, found[name]) for name in names)
 
 
 def rising(generator: np.random.Generator, to: float) -> np.ndarray:
@@ -98,7 +99,7 @@ def table1(number: int) -> Evidence:
                 "Personalized accuracy varies less over seeds than initial accuracy",
                 "2 to 16 times less",
                 decide_most([found.sign]),
-                (spoken_spread("M = 5, E = 1, initial", found),),
+                (format_spread("M = 5, E = 1, initial", found),),
             ),
         ),
         (Table("Table 1", ("", *(f"E = {e}" for e in EPOCHS)), cells),),
@@ -173,31 +174,31 @@ def test_the_summary_has_a_row_per_claim_and_a_column_per_federation(written: Pa
             )
         ),
     ]
-    assert {claim.decision for claim in glyphs} == {"holds", "does not hold", "not decided"}
+    assert {claim.decision for claim in glyphs} == {"holds", "does not hold", "inconclusive"}
 
 
 @pytest.mark.parametrize(
-    ("decision", "kind"), [("holds", " holds"), ("does not hold", " refuted"), ("not decided", "")]
+    ("decision", "kind"), [("holds", " holds"), ("does not hold", " refuted"), ("inconclusive", "")]
 )
 def test_a_verdict_has_a_colour_and_a_word(written: Path, decision: str, kind: str) -> None:
     assert f'<span class="verdict{kind}">{decision}</span>' in written.read_text(encoding="utf-8")
 
 
 class Parsed(HTMLParser):
-    """Checks that every tag is closed; collects what a browser would fetch, the links and the places."""
+    """Checks that every tag is closed; collects what a browser would fetch, the links and their anchors."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
         self.sources: list[str] = []
         self.links: set[str] = set()
-        self.places: list[str] = []
+        self.anchors: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
         self.sources += [given[name] for name in ("src", "srcset") if name in given]
         self.links |= {given["href"]} if "href" in given else set()
-        self.places += [given["id"]] if "id" in given else []
+        self.anchors += [given["id"]] if "id" in given else []
         assert tag not in ("script", "link", "iframe")
         if tag not in ("meta", "img", "source"):
             self.open.append(tag)
@@ -212,7 +213,9 @@ def test_the_page_stands_alone_and_its_links_lead_somewhere(written: Path) -> No
     parser.feed(content)
     assert not parser.open
     assert parser.sources and all(source.startswith("data:image/png;base64,") for source in parser.sources)
-    assert parser.links == {f"#{place}" for place in parser.places} and len(set(parser.places)) == len(parser.places)
+    assert parser.links == {f"#{anchor}" for anchor in parser.anchors} and len(set(parser.anchors)) == len(
+        parser.anchors
+    )
     assert not re.search(r"https?://|url\(|@import", content)
     assert "K&lt;10 &amp; E&gt;5" in content and "K<10" not in content and "<quoted>" not in content
 
@@ -233,11 +236,11 @@ def test_lines_keep_colours_of_their_own_in_the_embedded_figure(theme: int, tmp_
     x = np.arange(11)
     lines = [(f"line {i}", x, 0.5 - 0.1 * i * x / 10 + np.array([[-0.05], [0.0], [0.05]])) for i in range(4)]
     figure_spec = curves("datacenter", "", "Lines in bands", [("", lines)], x_label="epochs", y_label="accuracy")
-    picture = shown.draw("glyphs", table1(0), figure_spec, tmp_path)
+    picture = studies_html.draw("glyphs", table1(0), figure_spec, tmp_path)
     with Image.open(BytesIO(picture[theme])) as image:
         pixels = np.asarray(image.convert("RGB"), np.int64).reshape(-1, 3)
     for colour in (LIGHT, DARK)[theme].series[:4]:
-        wanted = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)])
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
         assert (np.abs(pixels - wanted).max(axis=1) < 12).sum() > 300, colour
 
 
@@ -246,17 +249,17 @@ def test_fifteen_figures_stay_below_a_megabyte(written: Path, tmp_path: Path, mo
         name = re.sub("-[a-e](?=-|$)", "-glyphs", figure_spec.name)
         return [((written.parent / "figures" / f"{name}{s}.png").read_bytes(), 946) for s in ("", "-dark")]
 
-    monkeypatch.setattr(shown, "save", drawn_already)
+    monkeypatch.setattr(studies_html, "save", drawn_already)
     path = write(tmp_path, {name: (table1(i), finetune(i)) for i, name in enumerate("abcde")})
-    assert path.stat().st_size < shown.MOST_BYTES
+    assert path.stat().st_size < studies_html.MOST_BYTES
     assert path.read_text(encoding="utf-8").count("<figure") == 15
 
 
 def test_a_page_that_would_be_too_large_shows_light_figures_only_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shown, "save", lambda figure_spec, folder: [(picture_of(0), 946), (picture_of(1), 946)])
-    monkeypatch.setattr(shown, "MOST_BYTES", 30_000)
+    monkeypatch.setattr(studies_html, "save", lambda figure_spec, folder: [(picture_of(0), 946), (picture_of(1), 946)])
+    monkeypatch.setattr(studies_html, "MOST_BYTES", 30_000)
     content = write(tmp_path).read_text(encoding="utf-8")
     assert "<picture>" not in content and content.count('<figure class="light">') == 5
     assert "Figures are light only" in content
@@ -328,7 +331,7 @@ def test_every_figure_draws_in_both_themes(case: str, theme: Theme) -> None:
     assert png.startswith(b"\x89PNG") and 500 < width <= 1000
 
 
-def test_a_forest_shows_means_and_both_intervals_in_points() -> None:
+def test_a_forest_shows_means_and_both_intervals_in_format_points() -> None:
     rows = [("decided", difference(differences(np.random.default_rng(0), 0.03)))]
     axes = forest("f", "", "F", rows).draw(LIGHT).axes[0]
     found = rows[0][1]
@@ -337,7 +340,7 @@ def test_a_forest_shows_means_and_both_intervals_in_points() -> None:
     for got, wanted in zip(drawn, [*expected, [100 * found.mean]], strict=True):
         np.testing.assert_allclose(got, wanted)
     assert axes.lines[-1].get_color() == LIGHT.series[0]
-    assert [text.get_text().replace("−", "-") for text in axes.texts] == [points(found.mean)]
+    assert [text.get_text().replace("−", "-") for text in axes.texts] == [format_points(found.mean)]
 
 
 def test_a_curve_is_the_mean_over_seeds_in_a_band_of_all() -> None:

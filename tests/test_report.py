@@ -19,6 +19,7 @@ from headstart.data.federation import from_arrays
 from headstart.errors import UserError
 from headstart.reports import page as report
 from headstart.reports import tables
+from headstart.reports.format import format_change, format_epochs
 from headstart.reports.style import LIGHT
 from headstart.statistics.clients import bootstrap
 from made_runs import EPOCHS, ROUNDS, experiment, write_run
@@ -50,7 +51,7 @@ def by_client(run: Path, stage: int, seed: int = 0, metric: str = "accuracy") ->
         return arrays[f"test/{metric}/sums"] / arrays[f"test/{metric}/counts"][:, None]
 
 
-def length_of(run: Path, stage: int, seed: int = 0) -> int:
+def epochs_of(run: Path, stage: int, seed: int = 0) -> int:
     return json.loads((run / f"seed-{seed}" / f"stage-{stage}.json").read_text())["test"]["length"]
 
 
@@ -65,7 +66,7 @@ def test_the_page_needs_nothing_outside_and_no_javascript(tmp_path: Path, kind: 
     assert not re.search(r"https?://|url\(|@import", page.read_text())
 
 
-def test_every_figure_is_shown_light_and_dark(tmp_path: Path) -> None:
+def test_every_figure_is_on_the_page_light_and_dark(tmp_path: Path) -> None:
     page = report.write([write_run(tmp_path / "run")]).read_text()
     assert page.count("<picture>") == page.count('media="(prefers-color-scheme: dark)"') == 5
 
@@ -75,15 +76,15 @@ def test_the_page_says_what_numpy_says(tmp_path: Path) -> None:
     text = text_of(report.write([run]))
     for stage in (0, 1):
         values = by_client(run, stage)
-        initial, personalized = values[:, 0], values[:, length_of(run, stage)]
+        initial, personalized = values[:, 0], values[:, epochs_of(run, stage)]
         for column in (initial, personalized):
             low, high = bootstrap(column)
             assert f"{100 * column.mean():.1f} % [{100 * low:.1f}, {100 * high:.1f}]" in text
         difference = personalized - initial
         low, high = bootstrap(difference)
         assert f"{100 * difference.mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]" in text.replace("−", "-")
-        hurt, worst = (difference < 0).mean(), np.percentile(personalized, 10)
-        assert f"{100 * hurt:.1f} % by chance" in text
+        harmed, worst = (difference < 0).mean(), np.percentile(personalized, 10)
+        assert f"{100 * harmed:.1f} % test noise" in text
         assert f"{100 * worst:.1f} % initial {100 * np.percentile(initial, 10):.1f} %" in text
 
 
@@ -91,8 +92,8 @@ def test_seeds_are_averaged_by_client_before_clients_are(tmp_path: Path) -> None
     run = write_run(tmp_path / "run", seeds=3)
     row = tables.rows([run])[-1]
     initial = np.mean([by_client(run, 1, seed)[:, 0] for seed in range(3)], axis=0)
-    personalized = np.mean([by_client(run, 1, seed)[:, length_of(run, 1, seed)] for seed in range(3)], axis=0)
-    assert row.seeds == 3 and row.epochs == tuple(length_of(run, 1, seed) for seed in range(3))
+    personalized = np.mean([by_client(run, 1, seed)[:, epochs_of(run, 1, seed)] for seed in range(3)], axis=0)
+    assert row.seeds == 3 and row.epochs == tuple(epochs_of(run, 1, seed) for seed in range(3))
     for got, values in (
         (row.initial, initial),
         (row.personalized, personalized),
@@ -108,10 +109,10 @@ def test_seeds_are_averaged_by_client_before_clients_are(tmp_path: Path) -> None
 def test_one_seed_gives_the_numbers_of_its_stage_file(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", kind="features")
     row = tables.rows([run])[0]
-    told = json.loads((run / "seed-0" / "stage-0.json").read_text())["test"]["mean squared error"]
+    summary = json.loads((run / "seed-0" / "stage-0.json").read_text())["test"]["mean squared error"]
     for name in ("initial", "personalized", "difference"):
-        np.testing.assert_allclose(getattr(row, name), (told[name]["mean"], *told[name]["interval"]), rtol=1e-9)
-    percentiles = list(told["personalized"]["percentiles"].values())
+        np.testing.assert_allclose(getattr(row, name), (summary[name]["mean"], *summary[name]["interval"]), rtol=1e-9)
+    percentiles = list(summary["personalized"]["percentiles"].values())
     np.testing.assert_allclose(row.personalized_clients.percentiles, percentiles, rtol=1e-9)
     assert row.personalized_clients.worst_decile == row.personalized_clients.percentiles[5]
     assert row.difference.mean < 0 and not row.metric.higher_is_better
@@ -136,9 +137,9 @@ def test_rounds_to_target_are_the_first_evaluated_ones_or_more_than_all(tmp_path
     of = experiment(target=0.7)
     run = write_run(tmp_path / "run", of=of)
     records = [json.loads(line) for line in (run / "seed-0" / "metrics.jsonl").read_text().splitlines()]
-    told = [r for r in records if r["event"] == "evaluation"]
-    chosen = [length_of(run, 0 if r["round"] <= ROUNDS[0] else 1) for r in told]
-    expected = [r["round"] for r, n in zip(told, chosen, strict=True) if r["validation"]["accuracy"][n] >= 0.7]
+    evaluations = [r for r in records if r["event"] == "evaluation"]
+    chosen = [epochs_of(run, 0 if r["round"] <= ROUNDS[0] else 1) for r in evaluations]
+    expected = [r["round"] for r, n in zip(evaluations, chosen, strict=True) if r["validation"]["accuracy"][n] >= 0.7]
     first, last = tables.rows([run])
     assert last.personalized_reached.rounds == (expected[0],)
     assert (str(first.initial_reached), str(last.initial_reached)) == ("> 60", "> 100")
@@ -163,6 +164,8 @@ def test_runs_are_compared_in_one_table_with_the_last_stage_emphasised(tmp_path:
         (' class="final"', "two", "Reptile"),
     ]
     assert "--out" in text_of(page)
+    metrics = page.read_text().partition("<h2>All metrics</h2>")[2].partition("</table>")[0]
+    assert re.findall(r"<tr><td>(\w*)", metrics) == ["one", "", "one", "", "two", "", "two", ""]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
@@ -217,7 +220,7 @@ def test_text_is_decoded_with_its_vocabulary(tmp_path: Path) -> None:
     assert "□know□" in examples and "&amp; weep" in examples and "&lt;bos&gt;" not in examples
 
 
-def test_feature_rows_are_shown_with_their_targets(tmp_path: Path) -> None:
+def test_feature_rows_are_on_the_page_with_their_targets(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", kind="features")
     with np.load(run / "samples.npz") as arrays:
         value, target = arrays["x0"][0, 0], arrays["y0"][0]
@@ -294,16 +297,18 @@ def test_paths_may_be_strings(tmp_path: Path) -> None:
     assert len(tables.rows([str(run)])) == 2
 
 
-def test_trusted_modules_are_part_of_the_command(tmp_path: Path) -> None:
+def test_allowed_modules_are_part_of_the_command(tmp_path: Path) -> None:
     page = report.write([write_run(tmp_path / "run")], allowed_modules={"theirs", "mine"})
     assert "--import mine --import theirs" in text_of(page)
 
 
-@pytest.mark.parametrize(("names", "shown"), [(["age", "b", "c", "d", "e"], "age"), (["x"], "feature 1")])
-def test_names_of_features_are_used_where_there_is_one_per_column(tmp_path: Path, names: list[str], shown: str) -> None:
+@pytest.mark.parametrize(("names", "expected"), [(["age", "b", "c", "d", "e"], "age"), (["x"], "feature 1")])
+def test_names_of_features_are_used_where_there_is_one_per_column(
+    tmp_path: Path, names: list[str], expected: str
+) -> None:
     run = write_run(tmp_path / "run", kind="features")
     change_samples(run, lambda arrays: {"facts": np.array(json.dumps({"kind": "features", "features": names}))})
-    assert f"<th>{shown}</th>" in report.write([run]).read_text()
+    assert f"<th>{expected}</th>" in report.write([run]).read_text()
 
 
 def change_samples(run: Path, change) -> None:
@@ -324,11 +329,11 @@ def test_without_validation_clients_nothing_is_said_to_be_chosen_on_them(tmp_pat
     assert "chosen on validation clients" in text_of(report.write([run]))
     for stage in (0, 1):
         path = run / "seed-0" / f"stage-{stage}.json"
-        told = json.loads(path.read_text())
-        path.write_text(json.dumps({name: value for name, value in told.items() if name != "validation"}))
+        document = json.loads(path.read_text())
+        path.write_text(json.dumps({name: value for name, value in document.items() if name != "validation"}))
     (run / "seed-0" / "metrics.jsonl").write_text("")
     text = text_of(report.write([run]))
-    assert "chosen on validation clients" not in text and "no validation clients, full length" in text
+    assert "chosen on validation clients" not in text and "no validation clients, the largest number tried" in text
 
 
 def test_what_the_figures_do_not_show_is_said(tmp_path: Path) -> None:
@@ -347,12 +352,12 @@ def test_markup_in_names_is_text_on_a_terminal(tmp_path: Path) -> None:
         assert "[/x]" in out.getvalue() and "[/a]" in out.getvalue()
 
 
-def test_lengths_say_their_range_and_unit() -> None:
-    assert tables.shown_epochs([1], "epochs") == "1 epoch"
-    assert tables.shown_epochs([3, EPOCHS, 3], "steps") == f"3 to {EPOCHS} steps"
+def test_epochs_have_their_range_and_unit() -> None:
+    assert format_epochs([1], "epochs") == "1 epoch"
+    assert format_epochs([3, EPOCHS, 3], "steps") == f"3 to {EPOCHS} steps"
 
 
 def test_a_difference_that_rounds_to_zero_has_no_minus_sign() -> None:
     accuracy = experiment().task.metrics[0]  # pyright: ignore[reportOptionalMemberAccess]
-    assert tables.shown_change(accuracy, -1e-6) == "+0.0 points"
+    assert format_change(accuracy, -1e-6) == "+0.0 points"
     assert len(LIGHT.series) == len(set(LIGHT.series)) and LIGHT.worse not in LIGHT.series

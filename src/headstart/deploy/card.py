@@ -9,7 +9,7 @@ from typing import Any
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.serialization import to_json
 from headstart.learning.tasks import Metric
-from headstart.reports.tables import shown, shown_change, shown_interval, shown_share
+from headstart.reports.format import format_mean, format_share, format_worse
 from headstart.runs.directory import read_json
 from headstart.runs.results import Estimate
 
@@ -47,7 +47,7 @@ def markdown(card: Card, metrics: Sequence[Metric]) -> str:
     lines = [
         f"# {card['name']}",
         "",
-        "An initial model that each device makes its own in a few local steps.",
+        "An initial model that each device personalizes in a few local steps.",
         "",
         f"- **Data**: {data['name']}{f' ({known})' if known else ''}; {data['clients']} clients, "
         f"{data['examples']} examples.",
@@ -69,7 +69,7 @@ def _recipe(card: Card) -> str:
     optimizer, unit = recipe["optimizer"], "epochs" if recipe["steps"] is None else "steps"
     how = f"{optimizer['name']} at {optimizer['learning_rate']:g}, batches of {recipe['batch_size']}"
     if chosen is None:
-        return f"{how}, {recipe[unit]} {unit}; no validation clients chose that number"
+        return f"{how}, {recipe[unit]} {unit}; there were no validation clients to choose that number"
     return f"{how}, {chosen['length']} {unit}, chosen on {chosen['clients']} validation clients"
 
 
@@ -85,26 +85,23 @@ def _results(card: Card, metrics: Sequence[Metric]) -> list[str]:
         "|---|---|---|---|",
         *(_row(metric, test[metric.name]) for metric in metrics),
         "",
-        *_hurt(test["hurt"]),
+        *_harm(metrics[0], test["hurt"]),
     ]
 
 
 def _row(metric: Metric, group: Mapping[str, Any]) -> str:
-    cells = [_cell(metric, group[when], change=when == "difference") for when in WHEN]
+    cells = [
+        format_mean(metric, Estimate(group[when]["mean"], *group[when]["interval"]), change=when == "difference")
+        for when in WHEN
+    ]
     unit = "" if metric.unit == "share" else f" ({metric.unit})"
     return f"| {metric.name}{unit} | {' | '.join(cells)} |"
 
 
-def _cell(metric: Metric, group: Mapping[str, Any], *, change: bool) -> str:
-    value = Estimate(group["mean"], *group["interval"])
-    mean = shown_change(metric, value.mean) if change else shown(metric, value.mean)
-    return f"{mean} {shown_interval(metric, value, change=change)}"
-
-
-def _hurt(hurt: Mapping[str, Any]) -> list[str]:
-    if not hurt:
+def _harm(metric: Metric, harmed: Mapping[str, Any]) -> list[str]:
+    if not harmed:
         return []
     return [
-        f"Personalization made {shown_share(hurt['share'])} of them look worse; chance alone would make "
-        f"{shown_share(hurt['by_chance'])} look so. A device can see for itself, with examples held back."
+        f"{format_share(harmed['share'])} of them have {format_worse(metric)} after personalization; test noise alone "
+        f"would give {format_share(harmed['by_chance'])}. A device can see for itself, with examples held back."
     ]

@@ -128,7 +128,7 @@ def current(document: Json) -> Json:
     fields = {names.get(key, key): item for key, item in fields.items()}
     if kind == "headstart.Personalization" and "length" in fields:
         # The field `unit` named what `length` counted.
-        fields[fields.pop("unit", "epochs")] = fields.pop("length")
+        fields |= {"steps": None, fields.pop("unit", "epochs"): fields.pop("length")}
     return fields
 
 

@@ -15,8 +15,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from headstart.reports.format import format_change, format_mean, format_worse
 from headstart.reports.style import Theme, axis_name, factor, gain_name, mixed, titled
-from headstart.reports.tables import shown_change, shown_interval
 from headstart.runs.results import StageResult, before_and_after, estimate, finite, gains
 from headstart.runs.run import Run
 
@@ -31,12 +31,12 @@ class Entry(NamedTuple):
     stage_result: StageResult
 
 
-def drawn(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+def finite_values(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     """`before_and_after` of the clients whose values are all finite."""
     metric = entry.run.metric
-    shown = finite(entry.stage_result, metric)
+    known = finite(entry.stage_result, metric)
     initial, personalized = before_and_after(entry.stage_result, metric)
-    return initial[shown], personalized[shown]
+    return initial[known], personalized[known]
 
 
 def clients_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
@@ -54,8 +54,8 @@ def clients_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
     name = axis_name(compared[0].run.metric)
     for axes in grid[:, 0]:
         axes.set_ylabel(f"personalized {name}")
-    for place, axes in enumerate(grid.flat[: len(compared)]):
-        if place + columns >= len(compared):
+    for index, axes in enumerate(grid.flat[: len(compared)]):
+        if index + columns >= len(compared):
             axes.set_xlabel(f"initial {name}")
             axes.tick_params(labelbottom=True)
     figure.legend(handles=_client_handles(compared, theme), loc="outside lower left", ncols=4)
@@ -64,36 +64,36 @@ def clients_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
 
 
 def _client_handles(compared: Sequence[Entry], theme: Theme) -> list[Artist]:
-    largest = max(len(drawn(entry)[0]) for entry in compared)
+    largest, worse = max(len(finite_values(entry)[0]) for entry in compared), format_worse(compared[0].run.metric)
     points = [
         Line2D([], [], color=theme.series[0], marker="o", linestyle="", label="a client"),
-        Line2D([], [], color=theme.worse, marker="v", linestyle="", label="a client made worse"),
+        Line2D([], [], color=theme.worse, marker="v", linestyle="", label=f"a client with {worse}"),
     ]
-    many = [Patch(color=theme.series[0], label="many clients"), Patch(color=theme.worse, alpha=0.2, label="made worse")]
+    many = [Patch(color=theme.series[0], label="many clients"), Patch(color=theme.worse, alpha=0.2, label=worse)]
     mean = Line2D([], [], color=theme.text, marker="+", markersize=10, markeredgewidth=2, linestyle="", label="mean")
     return [*(points if largest <= HEXAGONS_FROM else many), mean]
 
 
-def _counts(entry: Entry, who: str) -> str:
-    gain = gains(*drawn(entry), entry.run.metric)
+def _counts(entry: Entry, noun: str) -> str:
+    gain = gains(*finite_values(entry), entry.run.metric)
     better, worse = int((gain > 0).sum()), int((gain < 0).sum())
-    return f"{better} of {len(gain)} {who} better, {worse} worse"
+    return f"{better} of {len(gain)} {noun} better, {worse} worse"
 
 
 def _limits(compared: Sequence[Entry]) -> tuple[tuple[float, float], bool]:
     """Of both axes, for all panels; and whether they are logarithmic, as errors of very different size need."""
     metric = compared[0].run.metric
-    values = factor(metric) * np.concatenate([v for e in compared for v in drawn(e)])
+    values = factor(metric) * np.concatenate([v for e in compared for v in finite_values(e)])
     low, high = float(values.min()), float(values.max())
     if metric.unit != "share" and low > 0 and high > 50 * low:
         return (low / 1.15, high * 1.15), True
-    room = 0.03 * (high - low) or 1.0
-    return (low - room, high + room), False
+    margin = 0.03 * (high - low) or 1.0
+    return (low - margin, high + margin), False
 
 
 def _client_points(axes: Axes, entry: Entry, limits: tuple[float, float], log: bool, theme: Theme) -> None:
     metric = entry.run.metric
-    before, after = (factor(metric) * values for values in drawn(entry))
+    before, after = (factor(metric) * values for values in finite_values(entry))
     worse = gains(before, after, metric) < 0
     axes.set(
         xlim=limits, ylim=limits, aspect="equal", xscale="log" if log else "linear", yscale="log" if log else "linear"
@@ -142,9 +142,9 @@ def _margins(
 
 
 def gains_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
-    """Histograms of what personalization brings each test client, one below the other."""
+    """Histograms of the test clients' gains from personalization, one below the other."""
     metric = compared[0].run.metric
-    each = [factor(metric) * gains(*drawn(e), metric) for e in compared]
+    each = [factor(metric) * gains(*finite_values(e), metric) for e in compared]
     figure = Figure(figsize=(9, 1.9 + 1.6 * len(compared)))
     grid = figure.subplots(len(compared), 1, squeeze=False, sharex=True)[:, 0]
     edges = _edges(each)
@@ -190,8 +190,8 @@ def _gain_handles(theme: Theme) -> list[Artist]:
 
 def _gains_title(compared: Sequence[Entry]) -> str:
     metric = compared[0].run.metric
-    means = [estimate(gains(*drawn(e), metric)) for e in compared]
+    means = [estimate(gains(*finite_values(e), metric)) for e in compared]
     if len(means) == 1:
-        return f"Mean gain {shown_change(metric, means[0].mean)} {shown_interval(metric, means[0], change=True)}"
+        return f"Mean gain {format_mean(metric, means[0], change=True)}"
     best = int(np.argmax([mean.mean for mean in means]))
-    return f"Largest mean gain: {shown_change(metric, means[best].mean)}, {compared[best].label}"
+    return f"Largest mean gain: {format_change(metric, means[best].mean)}, {compared[best].label}"

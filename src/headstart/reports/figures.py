@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from headstart.learning.tasks import Metric
-from headstart.reports.client_figures import Entry, clients_figure, drawn, gains_figure
-from headstart.reports.style import FigureSpec, Theme, axis_name, factor, series_color, titled
-from headstart.reports.tables import shown
+from headstart.reports.client_figures import Entry, clients_figure, finite_values, gains_figure
+from headstart.reports.format import format_count, format_value
+from headstart.reports.style import FigureSpec, Theme, axis_name, factor, plot_band, plot_seeds, series_color, titled
 from headstart.runs.results import client_curves, estimate, finite
 from headstart.runs.run import Run
 
@@ -22,19 +22,19 @@ MOST_PANELS = 6
 
 _CAPTIONS = {
     "rounds": (
-        "Validation clients during training, none of which trains. The personalized curve is at the length of "
-        "personalization that was chosen at the end of each stage. With several seeds: the mean of those that "
+        "Validation clients during training, none of which trains. The personalized curve is at the epochs of "
+        "personalization that were chosen at the end of each stage. With several seeds: the mean of those that "
         "have come furthest, and a band from the lowest to the highest. An arrow marks where a stage begins."
     ),
     "personalization": (
-        "Uniform mean over test clients at every length of personalization; bands are 95 % intervals over "
-        "clients. A dot marks the length that counts: "
+        "Uniform mean over test clients after every epoch (or step) of personalization; bands are 95 % intervals "
+        "over clients. A dot marks the number that counts: "
     ),
     "clients": (
-        "Initial against personalized, in each client's own test examples. In the shaded half personalization "
-        "made a client worse, if only by chance: many clients have few test examples. Grey histograms show how "
-        "clients spread before (above) and after (at the right). With several seeds a client's values are means "
-        "over them."
+        "Initial against personalized, on each client's own local test (query) examples. In the shaded half a client "
+        "is worse after personalization, be it by test noise alone: many clients have few test examples. Grey "
+        "histograms show how clients spread before (above) and after (at the right). With several seeds a client's "
+        "values are means over them."
     ),
     "gains": (
         "How many test clients gain how much. The first bar right of zero holds the clients that did not change. "
@@ -47,29 +47,28 @@ _CAPTIONS = {
 
 
 _CHOSEN = "chosen on validation clients"
-_NOT_CHOSEN = "no validation clients, full length"
+_NOT_CHOSEN = "no validation clients, the largest number tried"
 
 
 def caption(name: str, runs: Sequence[Run]) -> str:
-    """What to say below the figure of this name."""
+    """The caption of the figure of this name."""
     kind = name.partition("-")[0]
     return _CAPTIONS[kind] + (f"{_how_chosen(runs)}." if kind == "personalization" else "")
 
 
 def _how_chosen(runs: Sequence[Run]) -> str:
     reports = [report for run in runs for stage_result in run.stage_results for report in stage_result.reports]
-    ways = {_CHOSEN if report.get("validation") else _NOT_CHOSEN for report in reports}
-    return " or ".join(sorted(ways))
+    return " or ".join(sorted({_CHOSEN if report.get("validation") else _NOT_CHOSEN for report in reports}))
 
 
 def left_out(runs: Sequence[Run]) -> list[str]:
-    """What the figures of test clients do not show, a sentence each."""
+    """Sentences on what the figures of test clients do not show."""
     found = []
     for entry in entries(runs):
         number = int((~finite(entry.stage_result, entry.run.metric)).sum())
         if number:
-            who = f"{number} {'client' if number == 1 else 'clients'}"
-            found.append(f"The figures leave out {who} of {entry.label}: a value is not finite.")
+            clients = format_count(number, "client")
+            found.append(f"The figures leave out {clients} of {entry.label}: a value is not finite.")
     more = len(_compared(runs)) - MOST_PANELS
     if more > 0:
         what = "stages" if len(runs) == 1 else "runs"
@@ -80,7 +79,7 @@ def left_out(runs: Sequence[Run]) -> list[str]:
 
 
 def entries(runs: Sequence[Run]) -> list[Entry]:
-    """What the figures of test clients compare: all stages of one run, or the last ones of several."""
+    """The stages that figures of test clients compare: all of one run, or the last ones of several."""
     if len(runs) == 1:
         return [Entry(stage_result.name, runs[0], stage_result) for stage_result in runs[0].stage_results]
     return [Entry(run.label, run, run.stage_results[-1]) for run in runs if run.stage_results]
@@ -99,7 +98,7 @@ def figure_specs(runs: Sequence[Run]) -> list[FigureSpec]:
         made.append(FigureSpec("rounds", text, partial(rounds_figure, runs)))
     if compared := _compared(runs):
         shared = compared[:MOST_PANELS]
-        text = f"{name.capitalize()} of test clients against the length of personalization"
+        text = f"{name.capitalize()} of test clients against the epochs of personalization"
         made.append(FigureSpec("personalization", text, partial(personalization_figure, compared)))
         text = f"Initial against personalized {name}, a point per test client"
         made.append(FigureSpec("clients", text, partial(clients_figure, shared)))
@@ -116,13 +115,13 @@ def rounds_figure(runs: Sequence[Run], theme: Theme) -> Figure:
     axes = figure.add_subplot(xlabel="round", ylabel=f"{axis_name(metric)}\nvalidation clients")
     _stage_lines(axes, runs, theme)
     for run, (initial, personalized) in zip(runs, _pair_colors(len(runs), theme), strict=False):
-        _seeds_line(axes, run.history.rounds, factor(metric) * run.history.initial, initial, "--")
-        _seeds_line(axes, run.history.rounds, factor(metric) * run.history.personalized, personalized, "-")
+        plot_seeds(axes, run.history.rounds, factor(metric) * run.history.initial, initial, "--")
+        plot_seeds(axes, run.history.rounds, factor(metric) * run.history.personalized, personalized, "-")
     if len(targets := {run.document["target"] for run in runs} - {None}) == 1:
         target = targets.pop()
         axes.axhline(factor(metric) * target, color=theme.muted, linewidth=1, linestyle=":")
-        place = {"xytext": (4, 2), "textcoords": "offset points", "color": theme.muted, "fontsize": 9}
-        axes.annotate(f"target {shown(metric, target)}", (0, factor(metric) * target), **place)
+        position = {"xytext": (4, 2), "textcoords": "offset points", "color": theme.muted, "fontsize": 9}
+        axes.annotate(f"target {format_value(metric, target)}", (0, factor(metric) * target), **position)
     axes.set_xlim(0, max(int(run.history.rounds[-1]) for run in runs) or 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(handles=_run_handles(runs, theme), loc="outside lower left", ncols=5)
@@ -150,13 +149,6 @@ def _run_handles(runs: Sequence[Run], theme: Theme) -> list[Line2D]:
     return [*named, *styles]
 
 
-def _seeds_line(axes: Axes, x: np.ndarray, curves: np.ndarray, color: str, style: str) -> None:
-    """The mean of curves `[seeds, x]`, and from the lowest to the highest of them a band."""
-    axes.plot(x, curves.mean(axis=0), style, color=color, linewidth=2, marker="o" if len(x) < 3 else None)
-    if len(curves) > 1:
-        axes.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.18, linewidth=0)
-
-
 def _stage_lines(axes: Axes, runs: Sequence[Run], theme: Theme) -> None:
     reached = max(max(run.reached.values(), default=0) for run in runs)
     begins = {(a, name) for run in runs for a, name in zip((0, *run.ends), run.stage_names, strict=False)}
@@ -175,13 +167,13 @@ def _rounds_title(runs: Sequence[Run], metric: Metric) -> str:
     best = int(np.argmax(last) if metric.higher_is_better else np.argmin(last))
     after = f"after {runs[best].history.rounds[-1]} rounds"
     if len(runs) > 1:
-        return f"Best personalized {metric.name}: {shown(metric, last[best])} by {runs[best].label} {after}"
-    initial = shown(metric, float(runs[0].history.initial[:, -1].mean()))
-    return f"{metric.name.capitalize()} {after}: {initial} initial, {shown(metric, last[0])} personalized"
+        return f"Best personalized {metric.name}: {format_value(metric, last[best])} by {runs[best].label} {after}"
+    initial = format_value(metric, float(runs[0].history.initial[:, -1].mean()))
+    return f"{metric.name.capitalize()} {after}: {initial} initial, {format_value(metric, last[0])} personalized"
 
 
 def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
-    """The metric on test clients against the length of personalization, with intervals over clients."""
+    """The metric on test clients against the epochs of personalization, with intervals over clients."""
     metric = compared[0].run.metric
     figure = Figure(figsize=(9, 4.4))
     units = " or ".join(sorted({entry.run.unit for entry in compared}))
@@ -194,10 +186,9 @@ def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
             axes.fill_between(
                 epochs, low, high, color=color, alpha=0.1, linewidth=0, label="middle half of the clients"
             )
-        _, low, high = np.array([estimate(column) for column in values.T]).T
-        axes.fill_between(epochs, low, high, color=color, alpha=0.25, linewidth=0)
-        mean, chosen = values.mean(axis=0), sorted(set(entry.stage_result.epochs))
-        axes.plot(epochs, mean, color=color, linewidth=2, label=entry.label)
+        mean, low, high = np.array([estimate(column) for column in values.T]).T
+        plot_band(axes, epochs, mean, (low, high), color=color, alpha=0.25, label=entry.label)
+        chosen = sorted(set(entry.stage_result.epochs))
         axes.plot(
             chosen, mean[chosen], "o", color=color, markersize=9, markeredgecolor=theme.background, markeredgewidth=1.5
         )
@@ -211,9 +202,9 @@ def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
 
 
 def _personalization_title(compared: Sequence[Entry], metric: Metric) -> str:
-    pairs = [[float(v.mean()) for v in drawn(entry)] for entry in compared]
+    pairs = [[float(v.mean()) for v in finite_values(entry)] for entry in compared]
     last = [after for _, after in pairs]
     best = int(np.argmax(last) if metric.higher_is_better else np.argmin(last))
-    before, after = (shown(metric, value) for value in pairs[best])
-    who = f", {compared[best].label}" if len(compared) > 1 else ""
-    return f"Personalization takes {metric.name} from {before} to {after}{who}"
+    before, after = (format_value(metric, value) for value in pairs[best])
+    name = f", {compared[best].label}" if len(compared) > 1 else ""
+    return f"Personalization takes {metric.name} from {before} to {after}{name}"

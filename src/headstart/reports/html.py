@@ -1,79 +1,63 @@
-"""HTML: the few forms a report is made of. `content` and cells are HTML; `text` is not yet."""
+"""HTML pages from templates, escaped throughout; a page needs nothing beside itself."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Sequence
-from html import escape
-from importlib.resources import files
-from string import Template
+import re
+from functools import cache
+from typing import Any, NamedTuple
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from headstart.reports.format import typeset
 
 
-def page(title: str, content: str) -> bytes:
-    """A whole document; it needs nothing beside itself."""
-    template = Template(files("headstart.reports").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.substitute(title=escape(title), body=content).encode()
+class Cell(NamedTuple):
+    """A cell of a table: its text, below it smaller lines, and in another colour a warning."""
+
+    text: str
+    small: tuple[str, ...] = ()
+    warning: str = ""
 
 
-def section(title: str, *content: str) -> str:
-    """A section with its heading; empty if it has no content."""
-    return f"<h2>{escape(title)}</h2>\n" + "\n".join(filter(None, content)) if any(content) else ""
+class Picture(NamedTuple):
+    """A figure as a page embeds it: two PNGs, the width in CSS pixels, what it shows, and what stands below it."""
+
+    light: bytes
+    dark: bytes
+    width: int
+    text: str
+    caption: str = ""
 
 
-def paragraph(text: str, kind: str = "") -> str:
-    """Text as a paragraph of a kind ("lead", "note", "notice")."""
-    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+def render(template: str, *, package: str = "headstart.reports", **content: Any) -> bytes:
+    """Render a page.
 
-
-def number(text: str) -> str:
-    """A number as it is set: with a true minus sign and unbroken."""
-    text = "–" if text == "-" else text.replace("-", "−")
-    return f'<span class="number">{escape(text)}</span>'
-
-
-def two_lines(main: str, small: str) -> str:
-    """A cell: a number, and below it a smaller one."""
-    return f"{number(main)}<small>{number(small)}</small>" if small else number(main)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, marks: Collection[str] = (), kind: str = "") -> str:
-    """A table that scrolls on narrow screens.
-
-    head: texts. rows: cells. marks: a class for every row, or nothing. kind: "words" sets all columns to the left.
+    package: its folder `templates` is looked in first, then that of the reports.
     """
-    classes = list(marks) or [""] * len(rows)
-    heading = "".join(f"<th>{escape(text)}</th>" for text in head)
-    lines = [
-        f'<tr class="{mark}">' + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
-        for mark, row in zip(classes, rows, strict=True)
-    ]
-    body = "\n".join(lines).replace(' class=""', "")
-    parts = f"<thead><tr>{heading}</tr></thead>\n<tbody>{body}</tbody>"
-    return f'<div class="scroll"><table class="{kind}">{parts}</table></div>'
+    return _environment(package).get_template(template).render(content).encode()
 
 
-def tiles(facts: Sequence[tuple[str, str, str]]) -> str:
-    """Large numbers: what it is, the number, what to add in small."""
-    each = (
-        f'<div class="tile"><span>{escape(name)}</span><b>{number(value)}</b><span>{number(more)}</span></div>'
-        for name, value, more in facts
+@cache
+def _environment(package: str) -> Environment:
+    packages = dict.fromkeys((package, "headstart.reports"))
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(name) for name in packages]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
-    return f'<div class="tiles">{"".join(each)}</div>'
+    environment.filters |= {"typeset": _typeset, "data": _data}
+    return environment
 
 
-def picture(light: bytes, dark: bytes, *, width: int, text: str, caption: str) -> str:
-    """A figure in two versions, of which the page shows the one that suits; PNG."""
-    return (
-        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">'
-        f'<img src="{_data(light)}" width="{width}" alt="{escape(text)}"></picture>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+def _typeset(text: str) -> Markup:
+    """Text as it is set: a number with its unit is not broken, words may be."""
+    made, number = escape(typeset(text)), not any(map(str.isalpha, text)) or re.match(r"[+-]?\d.{0,20}$", text)
+    return Markup('<span class="number">{}</span>').format(made) if text and number else made
 
 
 def _data(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def collapsed(summary: str, text: str) -> str:
-    """Text of fixed width behind a summary that opens it."""
-    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"

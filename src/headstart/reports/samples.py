@@ -32,7 +32,7 @@ class Samples(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What can be shown: "image", "text", "features", or "" for anything else."""
+        """The form they are shown in: "image", "text", "features", or "" for anything else."""
         if not self.x:
             return ""
         shape, kind = self.x[0].shape[1:], self.metadata.get("kind")
@@ -98,12 +98,12 @@ def images_figure(samples: Samples, theme: Theme) -> Figure:
 def _pictures(axes: Axes, samples: Samples, name: str, x: np.ndarray, y: np.ndarray, theme: Theme) -> None:
     axes.set_axis_off()
     axes.set_anchor("W")
-    for place, (picture, target) in enumerate(zip(x[:PER_CLIENT], y, strict=False)):
+    for index, (picture, target) in enumerate(zip(x[:PER_CLIENT], y, strict=False)):
         white = 255 if picture.dtype == np.uint8 else 1
         gray = picture.ndim == 2 or picture.shape[-1] == 1
-        shown = picture.reshape(picture.shape[:2]) if gray else picture
-        axes.imshow(shown, cmap="gray", vmin=0, vmax=white, extent=(place + 0.03, place + 0.97, 0.03, 0.97))
-        axes.text(place + 0.5, -0.04, label(samples, target), ha="center", va="top", fontsize=8, color=theme.muted)
+        pixels = picture.reshape(picture.shape[:2]) if gray else picture
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=white, extent=(index + 0.03, index + 0.97, 0.03, 0.97))
+        axes.text(index + 0.5, -0.04, label(samples, target), ha="center", va="top", fontsize=8, color=theme.muted)
     axes.set(xlim=(0, PER_CLIENT), ylim=(-0.3, 1), aspect="equal")
     short = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
     axes.set_title(short, fontsize=8, color=theme.muted, pad=1)

@@ -1,4 +1,4 @@
-"""Themes of figures, light and dark; figure_spec in them, and how axes name a metric."""
+"""Themes of figures, light and dark; drawing in them, lines with their bands, and how axes name a metric."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -122,8 +123,36 @@ def mixed(background: str, color: str, share: float) -> tuple[float, ...]:
     return tuple((1 - share) * b + share * c for b, c in zip(to_rgb(background), to_rgb(color), strict=True))
 
 
+def plot_seeds(axes: Axes, x: np.ndarray, values: np.ndarray, color: str, style: str) -> None:
+    """Plot the mean of curves `[seeds, x]`, and from the lowest to the highest of them a band.
+
+    NaN: the mean is of those seeds that have a value.
+    """
+    known = np.ma.masked_invalid(np.atleast_2d(values).astype(float))
+    mean, low, high = (np.ma.filled(of, np.nan) for of in (known.mean(axis=0), known.min(axis=0), known.max(axis=0)))
+    plot_band(axes, x, mean, (low, high) if len(known) > 1 else None, color=color, style=style)
+
+
+def plot_band(
+    axes: Axes,
+    x: np.ndarray,
+    mean: np.ndarray,
+    band: tuple[np.ndarray, np.ndarray] | None,
+    *,
+    color: str,
+    style: str = "-",
+    alpha: float = 0.18,
+    label: str | None = None,
+) -> None:
+    """Plot a line, and around it a band from its lower to its upper ends; fewer than three points are marked."""
+    marker = "o" if len(x) < 3 else None
+    axes.plot(x, mean, style, color=color, linewidth=2, marker=marker, label=label)
+    if band is not None:
+        axes.fill_between(x, *band, color=color, alpha=alpha, linewidth=0)
+
+
 def factor(metric: Metric) -> float:
-    """What values are multiplied by on an axis: a share is shown as per cent."""
+    """Scale of values on an axis: a share is set as per cent."""
     return 100.0 if metric.unit == "share" else 1.0
 
 

@@ -13,6 +13,14 @@ from rich.text import Text
 
 from headstart.console import echo
 from headstart.learning.tasks import Metric
+from headstart.reports.format import (
+    format_count,
+    format_epochs,
+    format_mean,
+    format_share,
+    format_value,
+    format_worse,
+)
 from headstart.runs.reading import open_runs
 from headstart.runs.results import (
     Estimate,
@@ -29,7 +37,7 @@ from headstart.statistics.clients import rounds_to_target
 class Reached(NamedTuple):
     """When a curve on validation clients first reached the target.
 
-    rounds: per seed; None if never. limit: the last round looked at.
+    rounds: per seed; None if never. limit: the last evaluated round.
     """
 
     rounds: tuple[int | None, ...]
@@ -66,7 +74,7 @@ class Row(NamedTuple):
     round: the stage's last. final: whether it is the run's last stage. seeds: how many have finished it.
     difference: personalized - initial, paired by client.
     harmed, harmed_by_chance: shares of clients with a lower value, and expected from test noise; means over seeds.
-    beyond_chance: in how many seeds the share lies above what chance explains.
+    beyond_chance: in how many seeds the share lies above what test noise explains.
     epochs: of personalization, chosen on validation clients, one per seed; unit: what they count.
     target: of the first metric, and the rounds until validation clients reach it.
     """
@@ -161,41 +169,6 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def shown(metric: Metric, value: float) -> str:
-    """A value for a table: a share as per cent, anything else with four digits; "-" if there is none."""
-    if np.isnan(value):
-        return "-"
-    return f"{100 * value:.1f} %" if metric.unit == "share" else f"{value:z.4g}"
-
-
-def shown_change(metric: Metric, value: float) -> str:
-    """A difference with its sign, of shares in percentage points."""
-    if np.isnan(value):
-        return "-"
-    return f"{100 * value:+z.1f} points" if metric.unit == "share" else f"{value:+z.4g}"
-
-
-def shown_interval(metric: Metric, value: Estimate, *, change: bool = False) -> str:
-    """The interval of an estimate, `[low, high]`, in the unit of its mean."""
-    if np.isnan(value.low):
-        return ""
-    form = ("+z" if change else "z") + (".1f" if metric.unit == "share" else ".4g")
-    factor = 100 if metric.unit == "share" else 1
-    return f"[{factor * value.low:{form}}, {factor * value.high:{form}}]"
-
-
-def shown_share(value: float) -> str:
-    """A share of clients as per cent."""
-    return "-" if np.isnan(value) else f"{100 * value:.1f} %"
-
-
-def shown_epochs(epochs: Sequence[int], unit: str) -> str:
-    """The epochs of personalization that the seeds chose."""
-    unique = sorted(set(epochs))
-    several = f"{unique[0]} to {unique[-1]}" if len(unique) > 1 else f"{unique[0]}"
-    return f"{several} {unit.removesuffix('s') if unique == [1] else unit}"
-
-
 def print_rows(console: Console, rows: Sequence[Row]) -> None:
     """Print rows: a table on a terminal, plain lines in a pipe."""
     if not rows:
@@ -209,65 +182,62 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
 
 def _table(rows: Sequence[Row]) -> Table:
     table = Table(title="test clients; 95 % intervals over clients", title_justify="left")
-    targets = any(row.target is not None for row in rows)
+    targets, metric = any(row.target is not None for row in rows), rows[0].metric
     table.add_column("run, stage", overflow="fold")
-    name = rows[0].metric.name
-    columns = (f"initial {name}", f"personalized {name}", "difference", "hurt (by chance)", "length")
+    harmed = f"{format_worse(metric)}\n(test noise)"
+    columns = (f"initial {metric.name}", f"personalized {metric.name}", "difference", harmed, "personalization")
     for column in (*columns, *(["rounds to target"] if targets else [])):
         table.add_column(Text(column), justify="right")
     for row in rows:
-        several = f", {row.seeds} seeds" if row.seeds > 1 else ""
+        seeds = f", {row.seeds} seeds" if row.seeds > 1 else ""
         reached = [f"{row.initial_reached} / {row.personalized_reached}"] if targets else []
-        name = f"{row.run}\n{row.stage}: {row.clients} clients{several}"
-        cells = map(Text, (name, *_cells(row, "\n"), *reached))
-        table.add_row(*cells, style="bold" if row.final else "")
+        name = f"{row.run}\n{row.stage}: {row.clients} clients{seeds}"
+        cells = [*_means(row), f"{format_share(row.harmed)} ({format_share(row.harmed_by_chance)})"]
+        lines = [cell.replace(" [", "\n[").replace(" (", "\n(") for cell in cells]
+        epochs = format_epochs(row.epochs, row.unit)
+        table.add_row(*map(Text, (name, *lines, epochs, *reached)), style="bold" if row.final else "")
     return table
 
 
-def _cells(row: Row, gap: str) -> list[str]:
-    metric = row.metric
+def _means(row: Row) -> list[str]:
     return [
-        f"{shown(metric, row.initial.mean)}{gap}{shown_interval(metric, row.initial)}",
-        f"{shown(metric, row.personalized.mean)}{gap}{shown_interval(metric, row.personalized)}",
-        f"{shown_change(metric, row.difference.mean)}{gap}{shown_interval(metric, row.difference, change=True)}",
-        f"{shown_share(row.harmed)}{gap}({shown_share(row.harmed_by_chance)})",
-        shown_epochs(row.epochs, row.unit),
+        format_mean(row.metric, row.initial),
+        format_mean(row.metric, row.personalized),
+        format_mean(row.metric, row.difference, change=True),
     ]
 
 
 def _line(row: Row) -> str:
-    initial, personalized, difference, harmed, epochs = _cells(row, " ")
+    initial, personalized, difference = _means(row)
     seeds = f", {row.seeds} seeds" if row.seeds > 1 else ""
     line = (
         f"{row.run}, {row.stage}, round {row.round}: initial {row.metric.name} {initial}, personalized {personalized},"
-        f" difference {difference}, hurt {harmed[:-1]} by chance), after {epochs}, {row.clients} test clients{seeds}"
+        f" difference {difference}, {_harmed(row.metric, row.harmed, row.harmed_by_chance)},"
+        f" after {format_epochs(row.epochs, row.unit)}, {format_count(row.clients, 'test client')}{seeds}"
     )
     if row.target is None:
         return line
-    target = shown(row.metric, row.target)
+    target = format_value(row.metric, row.target)
     return f"{line}, rounds to {target} initial {row.initial_reached} personalized {row.personalized_reached}"
 
 
+def _harmed(metric: Metric, share: float, by_chance: float) -> str:
+    return f"{format_worse(metric)} for {format_share(share)} ({format_share(by_chance)} expected from test noise)"
+
+
 def print_summary(console: Console, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
-    """Print a document of `statistics.summarize`: every one of the task's metrics, and the clients hurt."""
+    """Print a document of `statistics.summarize`: every one of the task's metrics, and the clients harmed."""
     untested = f" ({summary['untested']} more without test examples)" if summary["untested"] else ""
-    lines = [f"{summary['clients']} clients{untested}, personalization of length {summary['length']}"]
+    lines = [f"{summary['clients']} clients{untested}, {summary['length']} epochs (or steps) of personalization"]
     for metric in metrics:
         group = summary[metric.name]
         if group.get("difference"):
             parts = [
-                f"{when} {_plain(metric, group[when], change=when == 'difference')}"
+                f"{when} {format_mean(metric, Estimate(each['mean'], *each['interval']), change=when == 'difference')}"
                 for when in ("initial", "personalized", "difference")
+                for each in [group[when]]
             ]
             lines.append(f"{metric.name}: {', '.join(parts)}")
     if summary["hurt"]:
-        lines.append(
-            f"hurt: {shown_share(summary['hurt']['share'])}, by chance {shown_share(summary['hurt']['by_chance'])}"
-        )
+        lines.append(_harmed(metrics[0], summary["hurt"]["share"], summary["hurt"]["by_chance"]))
     echo(console, "\n".join(lines))
-
-
-def _plain(metric: Metric, group: Mapping[str, Any], *, change: bool) -> str:
-    value = Estimate(group["mean"], *group["interval"])
-    mean = shown_change(metric, value.mean) if change else shown(metric, value.mean)
-    return f"{mean} {shown_interval(metric, value, change=change)}"

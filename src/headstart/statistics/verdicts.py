@@ -16,7 +16,7 @@ from scipy import stats
 
 from headstart.statistics.clients import bootstrap
 
-Decision = Literal["holds", "does not hold", "not decided"]
+Decision = Literal["holds", "does not hold", "inconclusive"]
 LEAST_SEEDS = 5
 LEAST_SEEDS_FOR_SPREAD = 10
 POWER = 0.8
@@ -36,7 +36,7 @@ class Difference(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 or -1 where both intervals lie on one side of zero and the seeds are enough; 0 is not decided."""
+        """1 or -1 where both intervals lie on one side of zero and the seeds are enough; 0 is inconclusive."""
         if self.seeds < LEAST_SEEDS:
             return 0
         return _side(self.over_seeds, self.over_clients)
@@ -74,7 +74,7 @@ def decide(signs: Sequence[int]) -> Decision:
     """The decision on a claim that needs all comparisons positive, which one decidedly negative refutes."""
     if any(sign < 0 for sign in signs):
         return "does not hold"
-    return "holds" if signs and all(sign > 0 for sign in signs) else "not decided"
+    return "holds" if signs and all(sign > 0 for sign in signs) else "inconclusive"
 
 
 def decide_most(signs: Sequence[int]) -> Decision:
@@ -82,7 +82,7 @@ def decide_most(signs: Sequence[int]) -> Decision:
     positive, negative = sum(sign > 0 for sign in signs), sum(sign < 0 for sign in signs)
     if positive and not negative and 2 * positive >= len(signs):
         return "holds"
-    return "does not hold" if negative and not positive and 2 * negative >= len(signs) else "not decided"
+    return "does not hold" if negative and not positive and 2 * negative >= len(signs) else "inconclusive"
 
 
 class Spread(NamedTuple):
@@ -99,7 +99,7 @@ class Spread(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 if the first is decidedly wider, -1 if the second is; 0 is not decided, as with fewer than ten seeds."""
+        """1 if the first is decidedly wider, -1 if the second is; 0 is inconclusive, as with fewer than ten seeds."""
         if self.seeds < LEAST_SEEDS_FOR_SPREAD:
             return 0
         return _side(self.over_seeds, self.over_clients)
@@ -115,8 +115,8 @@ def spread(first: np.ndarray, second: np.ndarray, *, resamples: int = 2000) -> S
     ratio, over_clients = float(widths[0] / widths[1]) if widths[1] > 0 else math.inf, (-1.0, 1.0)
     if clients > 1:
         drawn = np.random.default_rng(0).integers(0, clients, (resamples, clients))
-        anew = [np.array([each[:, chosen].mean(axis=1) for chosen in drawn]) for each in (first, second)]
-        low, high = np.quantile(_tilt(*anew), [0.025, 0.975])
+        resampled = [np.array([each[:, chosen].mean(axis=1) for chosen in drawn]) for each in (first, second)]
+        low, high = np.quantile(_tilt(*resampled), [0.025, 0.975])
         over_clients = float(low), float(high)
     return Spread(ratio, _by_seeds(*means), over_clients, len(first))
 

@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from headstart.reports.format import format_share
 from headstart.statistics.verdicts import Difference, decide, difference, t_interval
-from headstart.studies.evidence import Claim, Result, percent, spoken
+from headstart.studies.evidence import Claim, Result, format_difference
 
 What = Literal["initial", "personalized"]
 BOTH: tuple[What, What] = ("initial", "personalized")
@@ -37,7 +38,7 @@ def better(found: Mapping[str, Result], best: str, others: Sequence[str], what: 
 
 def claim(text: str, paper: str, compared: Compared) -> Claim:
     """A claim that holds if all of these differences are positive."""
-    sentences = tuple(spoken(name, each) for name, each in compared)
+    sentences = tuple(format_difference(name, each) for name, each in compared)
     return Claim(text, paper, decide([each.sign for _, each in compared]), sentences)
 
 
@@ -47,5 +48,5 @@ def accuracies(result: Result) -> tuple[str, str]:
 
 
 def _with_interval(values: np.ndarray) -> str:
-    low, high = (percent(end).removesuffix(" %") for end in t_interval(values.mean(axis=1)))
-    return f"{percent(float(values.mean()))} [{low}, {high}]"
+    low, high = (format_share(end).removesuffix(" %") for end in t_interval(values.mean(axis=1)))
+    return f"{format_share(float(values.mean()))} [{low}, {high}]"

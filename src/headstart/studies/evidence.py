@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headstart.reports.format import format_points, format_share
 from headstart.reports.style import FigureSpec
 from headstart.statistics.verdicts import Decision, Difference, Power, Spread
 
@@ -97,7 +98,7 @@ class Evidence(NamedTuple):
 def lower_accuracy(result: Result) -> str:
     """The share of clients with lower accuracy after personalization, and that expected from test noise."""
     share = float((result.personalized < result.initial).mean())
-    return f"{100 * share:.1f} / {100 * float(result.by_chance.mean()):.1f} %"
+    return f"{100 * share:.1f} / {format_share(float(result.by_chance.mean()))}"
 
 
 def mean_gain(result: Result) -> str:
@@ -107,41 +108,31 @@ def mean_gain(result: Result) -> str:
 
 def foreseen(estimates: Mapping[str, Power]) -> str:
     """The power of comparisons in a sentence."""
-    each = "; ".join(spoken_power(name, power) for name, power in estimates.items())
+    each = "; ".join(format_power(name, power) for name, power in estimates.items())
     return (
         f"Differences that are decided four times in five, expected from runs with other seeds that measure validation"
         f" clients alone: {each}."
     )
 
 
-def percent(value: float) -> str:
-    """A share as per cent: `71.3 %`."""
-    return f"{100 * value:.1f} %"
-
-
-def points(value: float) -> str:
-    """A difference of shares: `+1.3`."""
-    return f"{100 * value:+.2f}"
-
-
-def spoken(what: str, found: Difference) -> str:
+def format_difference(what: str, found: Difference) -> str:
     """A difference in a sentence, with both intervals."""
-    seeds, clients = (f"[{points(low)}, {points(high)}]" for low, high in (found.over_seeds, found.over_clients))
+    seeds, clients = (f"[{', '.join(map(format_points, ends))}]" for ends in (found.over_seeds, found.over_clients))
     return (
-        f"{what}: {points(found.mean)} points, {seeds} over {found.seeds} seeds, {clients} over {found.clients}"
-        f" clients{'' if found.sign else ' (not decided)'}"
+        f"{what}: {format_points(found.mean)} points, {seeds} over {found.seeds} seeds, {clients} over {found.clients}"
+        f" clients{'' if found.sign else ' (inconclusive)'}"
     )
 
 
-def spoken_spread(what: str, found: Spread) -> str:
+def format_spread(what: str, found: Spread) -> str:
     """A comparison of spreads in a sentence."""
     (a, b), (c, d) = found.over_seeds, found.over_clients
-    decided = "" if found.sign else " (not decided)"
+    decided = "" if found.sign else " (inconclusive)"
     times = f"{found.ratio:.1f} times as wide over {found.seeds} seeds"
     return f"{what}: {times}, correlation [{a:.2f}, {b:.2f}] over seeds, [{c:.2f}, {d:.2f}] over clients{decided}"
 
 
-def spoken_power(what: str, found: Power) -> str:
+def format_power(what: str, found: Power) -> str:
     """A power estimate in a sentence."""
     return (
         f"{what}: {100 * found.smallest:.2f} points ({100 * found.by_seeds:.2f} by {found.seeds} seeds,"

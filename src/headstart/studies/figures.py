@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from headstart.reports.style import FigureSpec, Theme, series_color, titled
+from headstart.reports.format import typeset
+from headstart.reports.style import FigureSpec, Theme, plot_seeds, series_color, titled
 from headstart.statistics.verdicts import Difference
 
 Line = tuple[str, np.ndarray, np.ndarray]
@@ -55,14 +56,14 @@ def _forest_figure(
 ) -> Figure:
     labels = [textwrap.fill(label, LABEL_WIDTH) for label, _ in rows]
     heights = [max(1.0, 0.55 * (label.count("\n") + 1)) for label in labels]
-    places = -np.cumsum(heights) + np.array(heights) / 2
+    positions = -np.cumsum(heights) + np.array(heights) / 2
     figure = Figure(figsize=(WIDTH, 1.35 + 0.36 * sum(heights)))
     axes = figure.add_subplot(xlabel=f"difference ({unit})")
     axes.axvline(0, color=theme.text, linewidth=1)
-    for place, (_, found), sure in zip(places, rows, decided, strict=True):
+    for position, (_, found), sure in zip(positions, rows, decided, strict=True):
         color = theme.series[0] if sure else theme.muted
-        _interval_bars(axes, float(place), found, 100.0 if unit == "points" else 1.0, theme, color)
-    axes.set_yticks(places, labels, color=theme.text)
+        _interval_bars(axes, float(position), found, 100.0 if unit == "points" else 1.0, theme, color)
+    axes.set_yticks(positions, labels, color=theme.text)
     axes.set_ylim(-sum(heights), 0)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
@@ -72,25 +73,25 @@ def _forest_figure(
     return figure
 
 
-def _interval_bars(axes: Axes, place: float, found: Difference, scale: float, theme: Theme, color: str) -> None:
+def _interval_bars(axes: Axes, position: float, found: Difference, scale: float, theme: Theme, color: str) -> None:
     for offset, width, interval in ((0.13, 2.8, found.over_seeds), (-0.13, 1.2, found.over_clients)):
         if all(map(math.isfinite, interval)):
             ends = [scale * end for end in interval]
-            axes.plot(ends, [place + offset] * 2, color=color, linewidth=width, solid_capstyle="butt")
+            axes.plot(ends, [position + offset] * 2, color=color, linewidth=width, solid_capstyle="butt")
     known = math.isfinite(found.mean)
     if known:
         mean = scale * found.mean
-        axes.plot(mean, place, "o", color=color, markersize=7, markeredgecolor=theme.background, zorder=3)
-    shown = f"{scale * found.mean:+.2f}".replace("-", "−") if known else "no value"
+        axes.plot(mean, position, "o", color=color, markersize=7, markeredgecolor=theme.background, zorder=3)
+    text = typeset(f"{scale * found.mean:+.2f}") if known else "no value"
     at = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
-    axes.annotate(shown, (1, place), xycoords=("axes fraction", "data"), color=color, annotation_clip=False, **at)
+    axes.annotate(text, (1, position), xycoords=("axes fraction", "data"), color=color, annotation_clip=False, **at)
 
 
 def _forest_handles(theme: Theme) -> list[Artist]:
     dot = {"marker": "o", "markersize": 7, "linestyle": ""}
     return [
         Line2D([], [], color=theme.series[0], label="decided", **dot),
-        Line2D([], [], color=theme.muted, label="not decided", **dot),
+        Line2D([], [], color=theme.muted, label="inconclusive", **dot),
         Line2D([], [], color=theme.text, linewidth=2.8, label="95 % over seeds"),
         Line2D([], [], color=theme.text, linewidth=1.2, label="95 % over clients"),
     ]
@@ -108,7 +109,7 @@ def curves(
 ) -> FigureSpec:
     """Panels side by side, of the same y: the mean over seeds, and from the lowest to the highest of them a band.
 
-    panels: titles and lines; a line is its label, x `[n]` and values `[seeds, n]`; its look goes by its label.
+    panels: titles and lines; a line is its label, which its colour and dashes go by, x `[n]` and values `[seeds, n]`.
     share: the values are shares, to be shown as per cent. NaN: the mean is of those seeds that have a value.
     """
     label = _in_percent(y_label) if share else y_label
@@ -136,7 +137,7 @@ def _curves_figure(
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (panel, lines) in zip(grid, panels, strict=True):
         for label, x, values in lines:
-            _seeds_line(axes, x, scale * values, theme, labels.index(label))
+            plot_seeds(axes, x, scale * values, *_line_style(theme, labels.index(label)))
         axes.set(xlabel=x_label, title=textwrap.fill(panel, int(11 * WIDTH / len(panels))))
         if all(np.equal(np.mod(x, 1), 0).all() for _, x, _ in lines):
             axes.xaxis.set_major_locator(MaxNLocator(6 if len(panels) > 1 else 9, integer=True))
@@ -146,23 +147,14 @@ def _curves_figure(
     return figure
 
 
-def _look(theme: Theme, number: int) -> tuple[str, Dashes]:
-    """Colour and dashes of line number so-and-so: where colours repeat, dashes do not."""
+def _line_style(theme: Theme, number: int) -> tuple[str, Dashes]:
+    """Colour and dashes of a numbered line: where colours repeat, dashes do not."""
     return series_color(theme, number), _STYLES[number // len(theme.series) % len(_STYLES)]
 
 
 def _line_handle(theme: Theme, number: int, label: str) -> Line2D:
-    color, style = _look(theme, number)
+    color, style = _line_style(theme, number)
     return Line2D([], [], color=color, linestyle=style, linewidth=2, label=label)
-
-
-def _seeds_line(axes: Axes, x: np.ndarray, values: np.ndarray, theme: Theme, number: int) -> None:
-    known = np.ma.masked_invalid(np.atleast_2d(values).astype(float))
-    mean, low, high = (np.ma.filled(of, np.nan) for of in (known.mean(axis=0), known.min(axis=0), known.max(axis=0)))
-    color, style = _look(theme, number)
-    axes.plot(x, mean, style, color=color, linewidth=2, marker="o" if len(x) < 3 else None)
-    if len(known) > 1:
-        axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
 
 
 def _legend_below(figure: Figure, handles: Sequence[Line2D]) -> None:
@@ -204,10 +196,10 @@ def _epochs_figure(
     axes = figure.add_subplot(xlabel="local epochs E", ylabel=y_label, xscale="log")
     groups = list(dict.fromkeys(row.partition(", ")[0] for row in rows))
     handles = []
-    for place, (row, values) in enumerate(rows.items()):
+    for index, (row, values) in enumerate(rows.items()):
         color = series_color(theme, groups.index(row.partition(", ")[0]))
-        # Side by side, so that error bars of rows that agree can be told apart.
-        x = np.asarray(epochs) * 1.02 ** (place - (len(rows) - 1) / 2)
+        # Side by side, so that error bars of rows that agree can be distinguished.
+        x = np.asarray(epochs) * 1.02 ** (index - (len(rows) - 1) / 2)
         _epochs_row(axes, x, 100 * np.asarray(values), color, row)
         if row in paper:
             axes.plot(x, 100 * np.asarray(paper[row], float), color=color, **_PAPER)

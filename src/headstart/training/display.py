@@ -81,7 +81,7 @@ def describe(record: Record) -> str:
     """A record as one plain line; empty for those not worth one."""
     match record["event"]:
         case "round":
-            metrics = " ".join(f"{name} {_number(value)}" for name, value in record["training"].items())
+            metrics = " ".join(f"{name} {_format_value(value)}" for name, value in record["training"].items())
             pace = f"{record['clients'] / record['seconds']:.1f} clients/s"
             return ", ".join([f"{_position(record)}: training {metrics}", pace, *_losses(record), *_traffic(record)])
         case "evaluation":
@@ -116,7 +116,7 @@ def _traffic(record: Record) -> list[str]:
     return [f"{decimal(record['sent_bytes'])} sent", f"{decimal(record['received_bytes'])} received"]
 
 
-def _number(value: float | None) -> str:
+def _format_value(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
@@ -157,7 +157,7 @@ def _status(follower: Follower) -> Table:
     """Seed, stage, training metrics and pace; then the time left, and the latest note."""
     table = Table.grid(padding=(0, 3))
     training: dict[str, Any] = follower.round.get("training", {})
-    metrics = [f"{name} {_number(value)}" for name, value in training.items()]
+    metrics = [f"{name} {_format_value(value)}" for name, value in training.items()]
     seed = f"seed {follower.round.get('seed', follower.first_seed)}"
     # Names are the user's, and may hold what looks like markup.
     cells = (seed, follower.round.get("stage", ""), *metrics, f"{follower.clients_per_second:.1f} clients/s")

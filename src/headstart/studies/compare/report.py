@@ -1,9 +1,8 @@
-"""What a comparison found, as evidence: tables, figures, notes; as a page, as JSON, and as lines for a terminal."""
+"""Evidence of a comparison: tables, figures, notes; as a page, as JSON, and as lines for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,26 @@ from rich.text import Text
 from headstart.console import echo
 from headstart.files import write_bytes, write_json
 from headstart.learning.tasks import Metric
-from headstart.reports.html import paragraph, section
+from headstart.reports.format import (
+    GainFormat,
+    format_count,
+    format_mean,
+    format_share,
+    format_value,
+    format_worse,
+)
 from headstart.reports.style import FigureSpec, axis_name
-from headstart.studies.compare.board import amounts_table, cost_table, values_table
+from headstart.runs.results import Estimate
+from headstart.statistics.verdicts import TwoWay
 from headstart.studies.compare.leaderboard import Row, SizeGroups, group_means, size_groups, values_of
 from headstart.studies.compare.methods import BASELINE, FEDAVG, LEARNING_RATE, SERVERS
-from headstart.studies.compare.protocol import FIRST_STAGE_SHARE, Compared, Entry, Protocol
-from headstart.studies.compare.words import LOCAL, Speech, claims
+from headstart.studies.compare.protocol import FIRST_STAGE_SHARE, LOCAL_EPOCHS_FACTOR, Compared, Entry, Protocol
+from headstart.studies.compare.words import LOCAL, claims
 from headstart.studies.evidence import Evidence, Table
 from headstart.studies.figures import curves, forest
-from headstart.studies.html import as_document, draw, environment_table, plain, sentence, shown, whole
+from headstart.studies.html import as_content, as_document, draw, plain, render_study, settings_rows
 
-# So many lines can be told apart in one figure.
+# More lines cannot be distinguished in one figure.
 _LINES = 6
 
 
@@ -38,11 +45,11 @@ def evidence(
     metric: Metric,
     adapt_sizes: np.ndarray,
 ) -> Evidence:
-    """All that was found.
+    """The evidence of a whole comparison.
 
-    adapt_sizes: `[clients]`: how many examples each test client has to adapt on.
+    adapt_sizes: `[clients]`: how many local training (support) examples each test client has.
     """
-    speech, groups, entries = Speech(metric), size_groups(adapt_sizes), compared.entries
+    formats, groups, entries = GainFormat(metric), size_groups(adapt_sizes), compared.entries
     fedavg = values_of(entries[FEDAVG])
     gains = {
         row.name: group_means(metric.sign * (values_of(entries[row.name]) - fedavg), groups)
@@ -53,12 +60,116 @@ def evidence(
         "compare",
         "How much of personalized federated learning is just fine-tuning?",
         claims(rows, metric),
-        (values_table(rows, speech), cost_table(rows, protocol, adapt_sizes), amounts_table(gains, groups, speech)),
+        (
+            _values_table(rows, formats),
+            _cost_table(rows, protocol, adapt_sizes),
+            _amounts_table(gains, groups, formats),
+        ),
         _figure_specs(entries, rows, gains, groups, metric),
         tuple(compared.choices),
         _notes(protocol, compared),
         {name: entry.result.command for name, entry in entries.items()},
     )
+
+
+def _values_table(rows: Sequence[Row], formats: GainFormat) -> Table:
+    """Values, differences and harm."""
+    metric = formats.metric
+    worse = format_worse(metric)
+    direction = worse.split()[0]
+
+    def value(found: TwoWay) -> str:
+        return format_mean(metric, Estimate(found.mean, *found.interval()))
+
+    def against(found: TwoWay, decided: int, *, itself: bool) -> str:
+        verdict = {1: " better", -1: " worse", 0: ""}[decided]
+        return "–" if itself else f"{formats.change(found.mean)} {formats.interval(*found.interval())}{verdict}"
+
+    head = "method", "initial", "personalized", "against FedAvg + fine-tuning", "against FedAvg (global model)"
+    harm = f"{direction} after personalization / expected from test noise", f"{direction} than FedAvg"
+    lines = tuple(
+        (
+            row.name,
+            value(row.initial),
+            value(row.personalized),
+            against(row.versus, row.decided, itself=row.name == BASELINE),
+            against(row.over_fedavg, row.over_fedavg_decided, itself=row.name == FEDAVG),
+            "–" if row.beyond_chance is None else _harm(row),
+            "–" if row.name == FEDAVG else format_share(row.below_fedavg),
+            format_value(metric, row.worst_tenth),
+        )
+        for row in rows
+    )
+    return Table("Leaderboard", (*head, *harm, "bottom 10 % of clients"), lines, _values_note(formats, direction))
+
+
+def _values_note(formats: GainFormat, direction: str) -> str:
+    metric = formats.metric
+    sign = "" if metric.higher_is_better else ", of which less is better"
+    return (
+        f"{metric.name.capitalize()}, means over seeds and test clients, with two-way (seeds × clients) 95 %"
+        f" intervals. Differences in {formats.unit}{sign}; better and worse: decided, corrected for the number of"
+        f" methods (Holm), while intervals are not. {direction.capitalize()} after personalization: clients with"
+        f" {format_worse(metric)} than that of their initial model; expected from test noise: those that would have it"
+        " if every client's true gain were the mean one and test items independent; * more than that in most seeds."
+        f" {direction.capitalize()} than FedAvg: clients measured {direction} than with its best global model, by test"
+        " noise or not. A client whose value is not finite counts as both. Bottom 10 % of clients: the mean of the"
+        " tenth of clients that ends worst."
+    )
+
+
+def _harm(row: Row) -> str:
+    return f"{100 * row.harmed:.1f}{'*' if row.beyond_chance else ''} / {format_share(row.by_chance)}"
+
+
+def _cost_table(rows: Sequence[Row], protocol: Protocol, support_sizes: np.ndarray) -> Table:
+    """What training and personalization cost.
+
+    support_sizes: `[clients]`: how many local training (support) examples each test client has.
+    """
+    lines = tuple(
+        (
+            row.name,
+            f"{row.rounds:,}",
+            f"{row.gradients:,.0f}",
+            f"{row.sent / 1e6:,.1f}",
+            f"{row.seconds:.1f}",
+            f"{row.epochs * support_sizes.mean():,.0f}",
+            _recipe(row),
+        )
+        for row in rows
+    )
+    head = "method", "rounds", "gradients", "megabytes sent", "seconds", "gradients to personalize", "personalization"
+    return Table(
+        "Costs",
+        head,
+        lines,
+        "Of one run in training: rounds; gradients of single examples that clients compute, with second derivatives,"
+        " evaluations of further models and the cheaper steps on a head counted in; bytes between server and clients,"
+        " both ways, without parameters that are not trained; seconds, the median of the seeds, with other runs beside"
+        " and compilation in them. Then what a test client computes to personalize, in the mean, which no budget"
+        f" bounds: of epochs {protocol.epochs} at most, {LOCAL_EPOCHS_FACTOR} times that for local-only training, at a"
+        " learning rate; both are chosen on validation clients in every seed.",
+    )
+
+
+def _recipe(row: Row) -> str:
+    if not row.epochs:
+        return "–"
+    learning_rates = " to ".join(f"{each:g}" for each in dict.fromkeys(row.rates))
+    return f"{row.epochs:.1f} epochs at {learning_rates}"
+
+
+def _amounts_table(gains: Mapping[str, np.ndarray], groups: SizeGroups, formats: GainFormat) -> Table:
+    """Gains by the number of support examples. gains: by method, `[seeds, groups]`."""
+    sizes = zip(groups.sizes, groups.clients, strict=True)
+    head = ("method", *(f"{size:.0f} examples ({count} clients)" for size, count in sizes))
+    lines = tuple((name, *map(formats.change, gain.mean(axis=0).tolist())) for name, gain in gains.items())
+    note = (
+        f"The gain of each over FedAvg (global model), in {formats.unit}, for clients in groups, with their mean number"
+        " of examples. It compares clients with each other, who differ in more than that."
+    )
+    return Table("Gain against local training (support) examples", head, lines, note)
 
 
 def _figure_specs(
@@ -68,36 +179,34 @@ def _figure_specs(
     groups: SizeGroups,
     metric: Metric,
 ) -> tuple[FigureSpec, ...]:
-    share, told = metric.unit == "share", _most_telling(rows)
-    by_size = [(name, groups.sizes, gains[name]) for name in told]
-    epochs = [
-        (name, np.arange(entries[name].result.curves.shape[2]), np.nanmean(entries[name].result.curves, axis=1))
-        for name in told
-    ]
+    share, drawn = metric.unit == "share", _most_telling(rows)
+    means = {name: np.nanmean(entries[name].result.curves, axis=1) for name in drawn}
+    by_epoch = [(name, np.arange(each.shape[1]), each) for name, each in means.items()]
+    others = [row for row in rows if row.name != BASELINE]
     unit = "points" if share else f"{metric.name}, positive is better"
     return (
         forest(
             "versus",
             f"Difference of {metric.name} to FedAvg + fine-tuning, for every method",
             "Better or worse than FedAvg + fine-tuning",
-            [(row.name, row.by_seeds_and_clients) for row in rows if row.name != BASELINE],
+            [(row.name, row.by_seeds_and_clients) for row in others],
             unit=unit,
-            decided=[row.decided != 0 for row in rows if row.name != BASELINE],
+            decided=[row.decided != 0 for row in others],
         ),
         curves(
             "amounts",
-            f"Gain of {metric.name} over FedAvg against the number of examples to adapt on",
-            "Who gains: by the number of examples to adapt on",
-            [("", by_size)],
-            x_label="examples to adapt on",
+            f"Gain of {metric.name} over FedAvg against the number of local training (support) examples",
+            "Gain by the number of local training (support) examples",
+            [("", [(name, groups.sizes, gains[name]) for name in drawn])],
+            x_label="local training (support) examples",
             y_label="gain over FedAvg" if share else f"gain over FedAvg ({unit})",
             share=share,
         ),
         curves(
             "epochs",
             f"{metric.name} of test clients after every epoch of personalization",
-            "What every epoch of personalization brings",
-            [("", epochs)],
+            "Every epoch of personalization",
+            [("", by_epoch)],
             x_label="epochs of personalization",
             y_label=metric.name if share else axis_name(metric),
             share=share,
@@ -106,7 +215,7 @@ def _figure_specs(
 
 
 def _most_telling(rows: Sequence[Row]) -> list[str]:
-    """Fine-tuning and the best others; training alone is so far off that nobody could tell the rest apart beside it."""
+    """Fine-tuning and the best others; beside local-only training, which is far off, the rest would look alike."""
     rest = [row.name for row in rows if row.name not in (BASELINE, LOCAL, FEDAVG)]
     return [BASELINE, *rest[: _LINES - 1]]
 
@@ -114,11 +223,11 @@ def _most_telling(rows: Sequence[Row]) -> list[str]:
 def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
     two = [name for name, entry in compared.entries.items() if len(entry.stages) > 1]
     return (
-        f"Every run may use the client arithmetic of {protocol.budget} rounds of FedAvg with one epoch; each method"
-        f" tries {protocol.tries} settings, or all it has if those are fewer, less those of which one round is dearer"
-        f" than the budget, with {_seeds(protocol.tuning_seeds)} on validation clients, every try on the full budget."
-        f" What is told comes of {_seeds(protocol.seeds, 'other ')}, and test clients are measured once. All is of one"
-        " split of the clients.",
+        f"Every run may use the client compute of {protocol.budget} rounds of FedAvg with one epoch; each method"
+        f" tries {protocol.tries} settings, or all it has if those are fewer, less those of which one round exceeds"
+        f" the budget, with {format_count(protocol.tuning_seeds, 'seed')} on validation clients, every try on the full"
+        f" budget. Results are of {format_count(protocol.seeds, 'other seed')}, and test clients are measured once. All"
+        " is of one split of the clients.",
         f"The clients' learning rate ({_listed(compared.learning_rates)}) and the server's optimizer"
         f" ({'; '.join(SERVERS)}; its rate decays to zero by a cosine) run through the same values for every method;"
         f" {FEDAVG} is chosen by its initial value, everything else by its personalized one, at the best rate"
@@ -133,16 +242,12 @@ def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
     )
 
 
-def _seeds(count: int, kind: str = "") -> str:
-    return f"{count} {kind}seed{'s' if count > 1 else ''}"
-
-
 def _listed(rates: Sequence[float]) -> str:
     return ", ".join(f"{rate:g}" for rate in rates)
 
 
 def _edges(compared: Compared) -> list[str]:
-    """What was chosen at the end of what could be."""
+    """Sentences on what was chosen at an edge of its candidates."""
     least, most = min(compared.learning_rates), max(compared.learning_rates)
     trained = {
         name: each.settings[LEARNING_RATE]
@@ -151,12 +256,12 @@ def _edges(compared: Compared) -> list[str]:
     }
     personal = {name: each.result for name, each in compared.entries.items() if each.method.personalizes}
     at = {
-        "The smallest client rate": [name for name, rate in trained.items() if rate == least],
-        "The largest client rate": [name for name, rate in trained.items() if rate == most],
+        "The smallest client learning rate": [name for name, rate in trained.items() if rate == least],
+        "The largest client learning rate": [name for name, rate in trained.items() if rate == most],
         "The most epochs of personalization, in some seed,": [
             name for name, result in personal.items() if result.epochs.max() == result.curves.shape[2] - 1
         ],
-        "The largest rate of personalization, in some seed,": [
+        "The largest learning rate of personalization, in some seed,": [
             name for name, result in personal.items() if result.personal_rates.max() == max(compared.personal_rates)
         ],
     }
@@ -176,24 +281,25 @@ def write(
     environment: Mapping[str, Any],
 ) -> Path:
     """Write `report.html`, `figures/` and `leaderboard.json` into the folder `out`; returns the page."""
-    drawn = [draw(federation, found, figure_spec, out) for figure_spec in found.figure_specs]
+    pictures = [draw(federation, found, figure_spec, out) for figure_spec in found.figure_specs]
     numbers = {
         "conclusion": sentences,
         "rows": rows,
         "tried": {name: each.method.resolved(each.settings) for name, each in entries.items()},
     }
     write_json(out / "leaderboard.json", as_document(found) | plain(numbers))
-    head = f"<h1>{escape(found.question)}</h1>\n" + paragraph(
-        f"{len(rows)} methods on {federation}, at equal client arithmetic.", "lead"
+    content = render_study(
+        "compare.html",
+        title=f"headstart: methods on {federation}",
+        question=found.question,
+        methods=len(rows),
+        federation=federation,
+        conclusion=sentences,
+        found=as_content(found, pictures),
+        environment=settings_rows(environment),
+        command=command,
     )
-    head += section("Conclusion", *(f"<p>{sentence(each)}</p>" for each in sentences))
-    tail = section("The environment", environment_table(environment))
-    tail += section("Make this page again", f"<pre>{escape(command)}</pre>")
-
-    def content(dark: bool) -> str:
-        return "\n".join((head, section("Evidence", shown(found, drawn, dark)), tail))
-
-    write_bytes(out / "report.html", whole(f"headstart: methods on {federation}", content))
+    write_bytes(out / "report.html", content)
     return out / "report.html"
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from headstart.learning.tasks import Metric
 from headstart.methods import LocalOnly
-from headstart.reports.tables import shown
-from headstart.statistics.verdicts import LEAST_SEEDS, Decision, TwoWay
+from headstart.reports.format import GainFormat, format_value
+from headstart.statistics.verdicts import LEAST_SEEDS, Decision
 from headstart.studies.compare.leaderboard import GroupGain, Row
 from headstart.studies.compare.methods import BASELINE, FEDAVG
 from headstart.studies.evidence import Claim
@@ -16,50 +16,15 @@ from headstart.studies.evidence import Claim
 LOCAL = LocalOnly.title
 
 
-class Speech:
-    """Differences of a metric as text: with its own sign, though in the numbers given better is positive."""
-
-    def __init__(self, metric: Metric) -> None:
-        self.metric, self.share = metric, metric.unit == "share"
-
-    def change(self, better: float) -> str:
-        """`+1.3`: points of a share, or units of the metric, of which fewer may be better."""
-        value = self.metric.sign * better
-        text = f"{100 * value:+z.1f}" if self.share else f"{value:+z.3g}"
-        return text.replace("inf", "∞")
-
-    def amount(self, better: float) -> str:
-        """`1.3 points`, without a sign."""
-        return f"{100 * better:.1f} points" if self.share else f"{better:.3g}"
-
-    @property
-    def unit(self) -> str:
-        """The unit of a difference."""
-        return "points" if self.share else self.metric.name
-
-    def all(self, rows: Sequence[Row]) -> str:
-        """Methods with their differences to FedAvg + fine-tuning."""
-        return ", ".join(f"{row.name} {self.change(row.versus.mean)}" for row in rows)
-
-    def interval(self, low: float, high: float) -> str:
-        """The interval of a difference: `[+1.2, +3.4]`."""
-        ends = (low, high) if self.metric.sign > 0 else (high, low)
-        return f"[{', '.join(map(self.change, ends))}]"
-
-    def difference(self, found: TwoWay) -> str:
-        """A difference with its unit and its interval."""
-        return f"{self.change(found.mean)} {self.unit} {self.interval(*found.interval())}"
-
-
 def claims(rows: Sequence[Row], metric: Metric) -> tuple[Claim, ...]:
     """The questions of the title, each with its decision, by the leaderboard's rule, and its evidence."""
-    speech, by_name = Speech(metric), {row.name: row for row in rows}
+    formats, by_name = GainFormat(metric), {row.name: row for row in rows}
     found = [
         Claim(
             "Fine-tuning helps: FedAvg + fine-tuning is better than FedAvg (global model)",
             None,
             _helps(by_name[FEDAVG]),
-            (f"FedAvg + fine-tuning less {FEDAVG}: {_tuned_over(by_name[FEDAVG], speech)}", _harm(by_name[BASELINE])),
+            (f"FedAvg + fine-tuning less {FEDAVG}: {_tuned_over(by_name[FEDAVG], formats)}", _harm(by_name[BASELINE])),
         )
     ]
     if LOCAL in by_name:
@@ -68,14 +33,14 @@ def claims(rows: Sequence[Row], metric: Metric) -> tuple[Claim, ...]:
                 "Federated over local-only training: FedAvg + fine-tuning is better than local training alone",
                 None,
                 _helps(by_name[LOCAL]),
-                (f"FedAvg + fine-tuning less {LOCAL}: {_tuned_over(by_name[LOCAL], speech)}",),
+                (f"FedAvg + fine-tuning less {LOCAL}: {_tuned_over(by_name[LOCAL], formats)}",),
             )
         )
     ahead, level, behind = _others(rows)
     if ahead or level or behind:
-        decision: Decision = "holds" if ahead else "not decided" if level else "does not hold"
-        evidence = [f"{row.name}: {speech.difference(row.versus)}" for row in ahead]
-        evidence += [f"not decided: {', '.join(row.name for row in level)}"] if level else []
+        decision: Decision = "holds" if ahead else "inconclusive" if level else "does not hold"
+        evidence = [f"{row.name}: {formats.difference(row.versus)}" for row in ahead]
+        evidence += [f"inconclusive: {', '.join(row.name for row in level)}"] if level else []
         text = "Some method is better than FedAvg + fine-tuning at equal client compute in training"
         found.append(Claim(text, None, decision, tuple(evidence)))
     return tuple(found)
@@ -88,12 +53,12 @@ def conclusion(
 
     groups: gains of clients by their number of examples. left_out: the reason, by the name of a method that was.
     """
-    speech, by_name = Speech(metric), {row.name: row for row in rows}
-    sentences = [_fine_tuning(by_name[BASELINE], by_name[FEDAVG], speech), *_by_data_size(groups, speech)]
+    formats, by_name = GainFormat(metric), {row.name: row for row in rows}
+    sentences = [_fine_tuning(by_name[BASELINE], by_name[FEDAVG], formats), *_by_data_size(groups, formats)]
     ahead, level, behind = _others(rows)
     if ahead or level or behind:
-        sentences += [*_beside_fine_tuning(ahead, level, behind, speech), *_beside_fedavg(rows, speech)]
-        answer = _just_fine_tuning(by_name[BASELINE], by_name[FEDAVG], ahead, level, speech)
+        sentences += [*_beside_fine_tuning(ahead, level, behind, formats), *_beside_fedavg(rows, formats)]
+        answer = _just_fine_tuning(by_name[BASELINE], by_name[FEDAVG], ahead, level, formats)
         sentences += [f"How much of personalization is just fine-tuning? {answer}", _costs(rows)]
     if left_out:
         sentences.append(f"Left out: {'; '.join(f'{name}, since {reason}' for name, reason in left_out.items())}.")
@@ -104,45 +69,56 @@ def conclusion(
     return sentences
 
 
-def _fine_tuning(tuned: Row, plain: Row, speech: Speech) -> str:
+def _fine_tuning(tuned: Row, plain: Row, formats: GainFormat) -> str:
     opening = {
         "holds": "For these clients, fine-tuning helps",
         "does not hold": "For these clients, fine-tuning does harm",
-        "not decided": "For these clients it is not decided whether fine-tuning helps",
+        "inconclusive": "For these clients it is inconclusive whether fine-tuning helps",
     }[_helps(plain)]
-    metric = speech.metric
+    metric = formats.metric
+    before, after = (format_value(metric, row.personalized.mean) for row in (plain, tuned))
     return (
-        f"{opening}: FedAvg's best global model has {metric.name} {shown(metric, plain.personalized.mean)}, and its"
-        f" best model to fine-tune {shown(metric, tuned.personalized.mean)} after it, {_tuned_over(plain, speech)}."
-        f" Against the model that it starts from, the gain from fine-tuning is {speech.difference(tuned.gain)}."
+        f"{opening}: FedAvg's best global model has {metric.name} {before}, and its best model to fine-tune {after}"
+        f" after it, {_tuned_over(plain, formats)}."
+        f" Against the model that it starts from, the gain from fine-tuning is {formats.difference(tuned.gain)}."
         f" {_harm(tuned)}"
     )
 
 
-def _by_data_size(groups: Sequence[GroupGain], speech: Speech) -> list[str]:
+def _by_data_size(groups: Sequence[GroupGain], formats: GainFormat) -> list[str]:
     if len(groups) < 2:
         return []
     few, many = (
-        f"{speech.difference(group.gain)} for the {group.clients} clients with {group.size:.0f} local training examples"
+        f"{formats.difference(group.gain)} for the {group.clients} clients with {group.size:.0f} local training"
+        " examples"
         for group in (groups[0], groups[-1])
     )
     return [f"By data size (means): over FedAvg (global model), the gain from fine-tuning is {few}, and {many}."]
 
 
-def _beside_fine_tuning(ahead: Sequence[Row], level: Sequence[Row], behind: Sequence[Row], speech: Speech) -> list[str]:
-    unit = f" (in {speech.unit})"
+def _beside_fine_tuning(
+    ahead: Sequence[Row], level: Sequence[Row], behind: Sequence[Row], formats: GainFormat
+) -> list[str]:
+    unit = f" (in {formats.unit})"
     sentences = [
         "No method is shown to be better than well-tuned FedAvg + fine-tuning at equal client compute in training."
     ]
     if ahead:
-        sentences = [f"Better than well-tuned FedAvg + fine-tuning at equal client compute{unit}: {speech.all(ahead)}."]
-    sentences += [f"Worse{unit}: {speech.all(behind)}."] if behind else []
+        sentences = [
+            f"Better than well-tuned FedAvg + fine-tuning at equal client compute{unit}: {_listed(ahead, formats)}."
+        ]
+    sentences += [f"Worse{unit}: {_listed(behind, formats)}."] if behind else []
     if level:
         most = _largest_lead(level)
-        bound = f" None of these leads by more than {speech.amount(most)} (95 %, for all of them at once)."
+        bound = f" None of these leads by more than {formats.amount(most)} (95 %, for all of them at once)."
         bound = " All of these look worse." if most <= 0 else bound if math.isfinite(most) else ""
-        sentences.append(f"Not decided{unit}: {speech.all(level)}.{bound}")
+        sentences.append(f"Inconclusive{unit}: {_listed(level, formats)}.{bound}")
     return sentences
+
+
+def _listed(rows: Sequence[Row], formats: GainFormat) -> str:
+    """Methods with their differences to FedAvg + fine-tuning."""
+    return ", ".join(f"{row.name} {formats.change(row.versus.mean)}" for row in rows)
 
 
 def _largest_lead(level: Sequence[Row]) -> float:
@@ -150,7 +126,7 @@ def _largest_lead(level: Sequence[Row]) -> float:
     return max(row.versus.interval(1 - 0.1 / len(level))[1] for row in level)
 
 
-def _beside_fedavg(rows: Sequence[Row], speech: Speech) -> list[str]:
+def _beside_fedavg(rows: Sequence[Row], formats: GainFormat) -> list[str]:
     better, worse = (
         [row.name for row in rows if row.name != FEDAVG and row.over_fedavg_decided == sign] for sign in (1, -1)
     )
@@ -159,14 +135,14 @@ def _beside_fedavg(rows: Sequence[Row], speech: Speech) -> list[str]:
     return [f"Against FedAvg (global model), without personalization, {answer}."]
 
 
-def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], level: Sequence[Row], speech: Speech) -> str:
+def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], level: Sequence[Row], formats: GainFormat) -> str:
     gained, helps = -plain.versus.mean, _helps(plain)
-    beyond = f" {ahead[0].name} gains {speech.amount(ahead[0].versus.mean)} more than it." if ahead else ""
+    beyond = f" {ahead[0].name} gains {formats.amount(ahead[0].versus.mean)} more than it." if ahead else ""
     if helps == "does not hold":
         return f"Nothing: FedAvg (global model) does better.{beyond}"
-    if helps == "not decided":
-        found = _tuned_over(plain, speech)
-        return f"Not decided: the gain from fine-tuning over FedAvg (global model), {found}, may be nothing.{beyond}"
+    if helps == "inconclusive":
+        found = _tuned_over(plain, formats)
+        return f"Inconclusive: the gain from fine-tuning over FedAvg (global model), {found}, may be nothing.{beyond}"
     if ahead:
         share = 100 * gained / (gained + ahead[0].versus.mean)
         return f"{share:.0f} % of what {ahead[0].name}, the best that is decided, gains over FedAvg (global model)."
@@ -189,7 +165,7 @@ def _costs(rows: Sequence[Row]) -> str:
 
 
 def _others(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
-    """The methods beside FedAvg that are better than FedAvg + fine-tuning, not decided, and worse."""
+    """The methods beside FedAvg that are better than FedAvg + fine-tuning, inconclusive, and worse."""
     others = [row for row in rows if row.name not in (BASELINE, FEDAVG)]
     ahead, level, behind = ([row for row in others if row.decided == sign] for sign in (1, 0, -1))
     return ahead, level, behind
@@ -197,12 +173,12 @@ def _others(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
 
 def _helps(other: Row) -> Decision:
     """Whether FedAvg + fine-tuning is better than this method."""
-    return "holds" if other.decided < 0 else "does not hold" if other.decided > 0 else "not decided"
+    return "holds" if other.decided < 0 else "does not hold" if other.decided > 0 else "inconclusive"
 
 
-def _tuned_over(other: Row, speech: Speech) -> str:
+def _tuned_over(other: Row, formats: GainFormat) -> str:
     """The lead of FedAvg + fine-tuning over this method."""
-    return speech.difference(other.versus._replace(mean=-other.versus.mean))
+    return formats.difference(other.versus._replace(mean=-other.versus.mean))
 
 
 def _harm(row: Row) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from headstart.experiment.experiment import Centralized, Experiment
 from headstart.learning.optimizers import Optimizer
+from headstart.reports.format import format_share
 from headstart.reports.style import FigureSpec
 from headstart.statistics.verdicts import Difference, decide, power
 from headstart.studies.comparisons import BOTH, What, accuracies, over
@@ -18,10 +19,9 @@ from headstart.studies.evidence import (
     Result,
     Table,
     foreseen,
+    format_difference,
     lower_accuracy,
     mean_gain,
-    percent,
-    spoken,
 )
 from headstart.studies.figures import curves, forest
 from headstart.studies.paper.study import Setting, Study
@@ -60,7 +60,7 @@ def datacenter(setting: Setting, runs: Runs) -> Evidence:
         (
             f"FedAvg({setting.local_epochs}), {setting.rounds} rounds, {setting.cohort} clients each; {seeds} seeds."
             " The centralized models stop at the first of their evaluations at which half of the validation clients"
-            f" find an initial accuracy of {percent(target)}, that of FedAvg in {setting.tuning_seeds} runs for"
+            f" find an initial accuracy of {format_share(target)}, that of FedAvg in {setting.tuning_seeds} runs for"
             " choosing; the other half chooses the epochs of personalization. All are personalized with the client's"
             " rate of training.",
             foreseen(estimates),
@@ -117,7 +117,7 @@ def _claim(compared: Mapping[str, Mapping[What, Difference]], missed: Mapping[st
     for name, each in compared.items():
         comparable = abs(each["initial"].mean) <= SAME and not missed[name]
         signs.append(each["personalized"].sign if comparable else 0)
-        sentences += [spoken(f"{what}: FedAvg over {name}", each[what]) for what in BOTH]
+        sentences += [format_difference(f"{what}: FedAvg over {name}", each[what]) for what in BOTH]
         if missed[name]:
             sentences.append(f"{name} did not reach the target in {missed[name]} seeds: it decides nothing")
         elif not comparable:

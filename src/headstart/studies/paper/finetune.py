@@ -11,7 +11,16 @@ from headstart.methods.paper import FedAvg, FedSGD, Reptile
 from headstart.reports.style import FigureSpec
 from headstart.statistics.verdicts import Difference, difference, power
 from headstart.studies.comparisons import BOTH, Compared, What, accuracies, against, better, claim, over
-from headstart.studies.evidence import Claim, Evidence, Result, Table, foreseen, lower_accuracy, mean_gain, spoken
+from headstart.studies.evidence import (
+    Claim,
+    Evidence,
+    Result,
+    Table,
+    foreseen,
+    format_difference,
+    lower_accuracy,
+    mean_gain,
+)
 from headstart.studies.figures import forest
 from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.tuning import first_stage, tuned
@@ -223,7 +232,7 @@ def change_cell(found: Mapping[str, Result], name: str, what: What) -> str:
 
 
 def _effect_table(effects: Compared) -> Table:
-    rows = tuple((spoken(name, each),) for name, each in effects)
+    rows = tuple((format_difference(name, each),) for name, each in effects)
     return Table("The update and the optimizer, separated", ("effect",), rows)
 
 

@@ -129,7 +129,7 @@ def decision(errors: np.ndarray, shares: np.ndarray) -> Decision:
     shares: `[checkpoints, repetitions]`; the t-interval over repetitions must exclude one half at every checkpoint.
     """
     if shares.shape[1] < LEAST_SEEDS or not (np.isfinite(errors).all() and np.isfinite(shares).all()):
-        return "not decided"
+        return "inconclusive"
     signs = [1 if error < TOLERANCE else -1 for error in errors]
     intervals = [t_interval(each) for each in shares]
     return decide([*signs, *(int(low > 0.5) - int(high < 0.5) for low, high in intervals)])

@@ -7,9 +7,10 @@ import os
 import jax
 import numpy as np
 
+from headstart.reports.format import format_share
 from headstart.reports.style import FigureSpec
 from headstart.statistics.verdicts import t_interval
-from headstart.studies.evidence import Table, percent
+from headstart.studies.evidence import Table
 from headstart.studies.figures import curves
 from headstart.studies.paper.pseudo_gradients import Measured, parts
 
@@ -37,7 +38,7 @@ def shares_table(measured: Measured) -> Table:
             str(rounds),
             str(k + 1),
             share_interval(found.fomaml_share[index, :, k]),
-            percent(k / (k + 1)),
+            format_share(k / (k + 1)),
             *(interval(each[index, :, k]) for each in found[2:]),
         )
         for index, rounds in enumerate(measured.rounds)
@@ -103,7 +104,7 @@ def interval(values: np.ndarray) -> str:
 def share_interval(values: np.ndarray) -> str:
     """The mean of shares and its interval, as per cent."""
     low, high = t_interval(values)
-    return f"{percent(float(values.mean()))} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{format_share(float(values.mean()))} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def figures(measured: Measured) -> tuple[FigureSpec, ...]:

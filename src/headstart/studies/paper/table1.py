@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from headstart.learning.tasks import Classification
+from headstart.reports.format import format_share
 from headstart.statistics.verdicts import Difference, decide, decide_most, difference, spread
-from headstart.studies.evidence import Claim, Evidence, Result, Table, percent, spoken, spoken_spread
+from headstart.studies.evidence import Claim, Evidence, Result, Table, format_difference, format_spread
 from headstart.studies.figures import by_epochs
 from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.tuning import first_stage, tuned
@@ -63,7 +64,7 @@ def table1(setting: Setting, runs: Runs) -> Evidence:
         (measured_table(rows, target),),
         (_figure(setting, rows),),
         choices,
-        (f"{setting.rounds} rounds, {setting.spread_seeds} seeds; the target is {percent(target)}.",),
+        (f"{setting.rounds} rounds, {setting.spread_seeds} seeds; the target is {format_share(target)}.",),
         {name: result.command for name, result in found.items()},
     )
 
@@ -89,11 +90,11 @@ def _best_epochs(setting: Setting, rows: Rows, m: int, what: str) -> Claim:
     measured = max(values, key=lambda e: float(np.nanmean(values[e])))
     return Claim(
         f"With {m} clients per round, E = {best} gives a better {what} model than few epochs and than many",
-        f"best E = {best}: {percent(printed[best])}" if printed else "not known",
+        f"best E = {best}: {format_share(printed[best])}" if printed else "not known",
         decide([each.sign for each in found]),
         (
-            f"best here: E = {measured}, {percent(float(np.nanmean(values[measured])))}",
-            *(spoken(f"E = {best} over E = {e}", each) for e, each in zip(ends, found, strict=True)),
+            f"best here: E = {measured}, {format_share(float(np.nanmean(values[measured])))}",
+            *(format_difference(f"E = {best} over E = {e}", each) for e, each in zip(ends, found, strict=True)),
         ),
     )
 
@@ -112,8 +113,8 @@ def _more_clients(setting: Setting, rows: Rows) -> Claim:
         _printed_help(few, many),
         decide([found.sign, help_["initial"].sign]),
         (
-            *(spoken(f"{what}, mean over E", each) for what, each in help_.items()),
-            spoken("help for the initial model less help for the personalized one", found),
+            *(format_difference(f"{what}, mean over E", each) for what, each in help_.items()),
+            format_difference("help for the initial model less help for the personalized one", found),
         ),
     )
 
@@ -168,14 +169,14 @@ def sooner(result: Result, target: float, *, resamples: int = 1000) -> Differenc
 def _sooner(rows: Rows, target: float) -> Claim:
     found = {key: sooner(result, target) for key, result in rows.items()}
     return Claim(
-        f"Personalized accuracy reaches the target ({percent(target)}) in fewer rounds than initial accuracy",
+        f"Personalized accuracy reaches the target ({format_share(target)}) in fewer rounds than initial accuracy",
         "0.8 in 1.7 to 4.9 times fewer rounds",
         decide([each.sign for each in found.values()]),
-        tuple(_spoken_rounds(*key, rows[key], target, each) for key, each in found.items()),
+        tuple(_format_rounds(*key, rows[key], target, each) for key, each in found.items()),
     )
 
 
-def _spoken_rounds(m: int, e: int, result: Result, target: float, found: Difference) -> str:
+def _format_rounds(m: int, e: int, result: Result, target: float, found: Difference) -> str:
     initial, personalized = rounds_to(result, target).mean(axis=1)
     (a, b), (c, d) = found.over_seeds, found.over_clients
     missing = " or never" if (rounds_to(result, target) > result.rounds[-1]).any() else ""
@@ -191,7 +192,7 @@ def _steadier(rows: Rows) -> Claim:
         "Personalized accuracy varies less over seeds than initial accuracy",
         "2 to 16 times less",
         decide_most([each.sign for each in found.values()]),
-        tuple(spoken_spread(f"M = {m}, E = {e}, initial", each) for (m, e), each in found.items()),
+        tuple(format_spread(f"M = {m}, E = {e}, initial", each) for (m, e), each in found.items()),
     )
 
 
@@ -199,7 +200,7 @@ def measured_table(rows: Rows, target: float) -> Table:
     """The paper's table beside the measured one."""
     head = (
         "M", "E", "initial", "paper", "personalized", "paper",
-        f"rounds to {percent(target)}", "paper, to 80 %", "epochs chosen",
+        f"rounds to {format_share(target)}", "paper, to 80 %", "epochs chosen",
     )  # fmt: skip
     return Table(
         "Table 1, measured and as printed for EMNIST-62",
@@ -216,8 +217,8 @@ def _row(m: int, e: int, result: Result, target: float) -> tuple[str, ...]:
     rounds = " / ".join(_mean_rounds(each, result.rounds[-1]) for each in by_model)
     cells = [str(m), str(e), _measured(initial), "–", _measured(personalized), "–", rounds, "–", _epochs(result)]
     if printed:
-        cells[3] = f"{percent(printed.initial)} ({100 * printed.initial_spread:.1f})"
-        cells[5] = f"{percent(printed.personalized)} ({100 * printed.personalized_spread:.1f})"
+        cells[3] = f"{format_share(printed.initial)} ({100 * printed.initial_spread:.1f})"
+        cells[5] = f"{format_share(printed.personalized)} ({100 * printed.personalized_spread:.1f})"
         cells[7] = f"{printed.initial_rounds:g} / {printed.personalized_rounds:g}"
     return tuple(cells)
 
@@ -228,7 +229,7 @@ def _mean_rounds(rounds: np.ndarray, last: int) -> str:
 
 
 def _measured(values: np.ndarray) -> str:
-    return f"{percent(float(values.mean()))} ({100 * values.std(ddof=1):.1f})"
+    return f"{format_share(float(values.mean()))} ({100 * values.std(ddof=1):.1f})"
 
 
 def _epochs(result: Result) -> str:
