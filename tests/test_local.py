@@ -98,14 +98,14 @@ def test_the_gradient_on_all_examples_does_not_depend_on_how_they_are_batched(fl
 
 def test_a_small_client_takes_all_steps_and_wraps_at_its_own_epoch_length(float64):
     # Five examples in batches of 2: an epoch is 3 steps, of which the last has one example.
-    adapt, params, rate = tiny.one(tiny.federation(), 4), tiny.theta(), 0.3
-    local_sgd = LocalSGD(Classification(), tiny.SOFTMAX, optax.sgd(rate), 2)
+    adapt, params, learning_rate = tiny.one(tiny.federation(), 4), tiny.theta(), 0.3
+    local_sgd = LocalSGD(Classification(), tiny.SOFTMAX, optax.sgd(learning_rate), 2)
     local_state = tiny.descend(local_sgd, local_sgd.init(params), adapt, KEY, 10)
     assert int(local_state.step) == 10
     path = tiny.drawn(adapt, KEY, range(10), 2)
     assert [len(y) for _, y in path] == [2, 2, 1, 2, 2, 1, 2, 2, 1, 2]
     problem = reference.softmax_regression(tiny.FEATURES, tiny.CLASSES)
-    expected = reference.iterates(problem, tiny.flat(params), path, rate)[-1]
+    expected = reference.iterates(problem, tiny.flat(params), path, learning_rate)[-1]
     np.testing.assert_allclose(tiny.flat(local_state.params), expected, rtol=1e-12)
     assert float(local_state.metrics["loss"][1]) == sum(len(y) for _, y in path)
 

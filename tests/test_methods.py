@@ -66,9 +66,9 @@ def near(centre, anchor, strength):
     return np.linalg.solve(tiny.CURVATURE + strength * np.eye(3), tiny.CURVATURE @ centre + strength * anchor)
 
 
-def personal(method, client, broadcast, *, epochs, rate=RATE, task=TASK, model=MODEL, batch_size=BATCH):
+def personal(method, client, broadcast, *, epochs, learning_rate=RATE, task=TASK, model=MODEL, batch_size=BATCH):
     """A held-out client's own parameters."""
-    recipe = Personalization(Optimizer("sgd", rate), batch_size, epochs)
+    recipe = Personalization(Optimizer("sgd", learning_rate), batch_size, epochs)
     adapted = jax.jit(partial(adapt_client, task, model, recipe, epochs=epochs, method=method))
     return adapted(method.init_server(broadcast), client, KEY)
 
@@ -112,7 +112,13 @@ def test_a_strong_proximal_term_keeps_the_model(float64):
     (client, _), start = quadratic(1), np.array([0.5, 0.5, -0.5])
     method = Ditto(strength=1e6)
     found = personal(
-        method, client, {"theta": jnp.asarray(start)}, epochs=50, rate=1e-6, task=tiny.Quadratic(), model=tiny.POINT
+        method,
+        client,
+        {"theta": jnp.asarray(start)},
+        epochs=50,
+        learning_rate=1e-6,
+        task=tiny.Quadratic(),
+        model=tiny.POINT,
     )
     np.testing.assert_allclose(found["theta"], start, atol=1e-5)
 
@@ -207,7 +213,9 @@ def test_anil_takes_inner_steps_on_the_head_and_one_gradient_of_all(float64):
 @pytest.mark.parametrize("method", [FedRep(head=HEAD), FedBABU(head=HEAD), ANIL(head=HEAD)], ids=lambda m: str(type(m)))
 def test_a_held_out_client_fits_the_head_alone(method, float64):
     broadcast = {"body": jnp.asarray([1.0, -1.0]), "head": jnp.zeros(())}
-    found = personal(method, affine_client(4.0), broadcast, epochs=200, rate=0.1, task=Regression(), model=AFFINE)
+    found = personal(
+        method, affine_client(4.0), broadcast, epochs=200, learning_rate=0.1, task=Regression(), model=AFFINE
+    )
     np.testing.assert_array_equal(found["body"], [1.0, -1.0])
     np.testing.assert_allclose(found["head"], 4.0, rtol=1e-6)
 

@@ -146,7 +146,7 @@ def test_maml_is_the_derivative_of_the_loss_after_the_steps(float64, name):
     client = examples()
     model = build(client)
     params = generic(model, seed=4)
-    steps, rate, batch_size = 2, 0.5, 3
+    steps, learning_rate, batch_size = 2, 0.5, 3
     support, query = jax.jit(support_and_query, static_argnums=1)(client, share, KEY)
     order_key, _ = step_keys(KEY, 0)
     path = [tiny.gather_batch(support, number, order_key, batch_size=batch_size) for number in range(steps)]
@@ -155,14 +155,14 @@ def test_maml_is_the_derivative_of_the_loss_after_the_steps(float64, name):
         query = query._replace(size=jnp.minimum(query.size, batch_size))
     last = tiny.gather_batch(query, steps, order_key, batch_size=batch_size)
     loss = jax.jit(lambda p, e: mean_loss(task, model, p, e, None)[0])
-    descend = jax.jit(lambda p, e: jax.tree.map(lambda p, g: p - rate * g, p, jax.grad(loss)(p, e)))
+    descend = jax.jit(lambda p, e: jax.tree.map(lambda p, g: p - learning_rate * g, p, jax.grad(loss)(p, e)))
 
     def loss_after_steps(params):
         for examples in path:
             params = descend(params, examples)
         return loss(params, last)
 
-    update = MAML(steps, rate, batch_size, share)
+    update = MAML(steps, learning_rate, batch_size, share)
     reply = jax.jit(lambda params, client: update(task, model, params, client, None, KEY))(params, client)
     leaves, structure = jax.tree.flatten(params)
     generator = np.random.default_rng(5)
@@ -175,4 +175,4 @@ def test_maml_is_the_derivative_of_the_loss_after_the_steps(float64, name):
         slope = (loss_after_steps(along(1e-6)) - loss_after_steps(along(-1e-6))) / 2e-6
         found = sum(np.vdot(g, d) for g, d in zip(jax.tree.leaves(reply.delta), direction, strict=True))
         assert abs(slope) > 1e-4
-        np.testing.assert_allclose(found, rate * slope, rtol=1e-6)
+        np.testing.assert_allclose(found, learning_rate * slope, rtol=1e-6)

@@ -35,10 +35,10 @@ def _cnn(params: Params, x: Array, key: Array | None) -> Array:
     return _dense(params, 1, _dropout(jax.nn.relu(_dense(params, 0, x)), 0.5, key, 1))
 
 
-def _dropout(x: Array, rate: float, key: Array | None, number: int) -> Array:
+def _dropout(x: Array, dropout: float, key: Array | None, number: int) -> Array:
     if key is None:
         return x
-    return jnp.where(jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, x.shape), x / (1 - rate), 0)
+    return jnp.where(jax.random.bernoulli(jax.random.fold_in(key, number), 1 - dropout, x.shape), x / (1 - dropout), 0)
 
 
 def _lstm(params: Params, x: Array) -> Array:

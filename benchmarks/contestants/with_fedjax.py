@@ -37,7 +37,7 @@ class FedJax:
         self.given = given
         self.clients = _clients(given)
         hparams = fedjax.ShuffleRepeatBatchHParams(batch_size=settings.batch_size, num_epochs=1)
-        client, server = (fedjax.optimizers.sgd(rate) for rate in (settings.learning_rate, 1.0))
+        client, server = (fedjax.optimizers.sgd(learning_rate) for learning_rate in (settings.learning_rate, 1.0))
         self.algorithm = fed_avg.federated_averaging(_gradient(settings.model), client, server, hparams)
         self.state = self.algorithm.init({name: jnp.asarray(value) for name, value in given.parameters.items()})
 
