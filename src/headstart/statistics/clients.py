@@ -61,8 +61,11 @@ def bootstrap(values: np.ndarray, *, seed: int = 0, resamples: int = 2000, level
     With the same seed and number of clients the same clients are drawn, so intervals of two quantities are paired.
     """
     generator = np.random.default_rng(seed)
-    # One resample at a time: all of them together would not fit in memory for a million clients.
-    means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+    # Some resamples at a time: all of them together would not fit in memory for a million clients.
+    count, size = max(1, 2**16 // len(values)), len(values)
+    starts = range(0, resamples, count)
+    drawn = (values[generator.integers(0, size, (min(count, resamples - start), size))] for start in starts)
+    means = np.concatenate([clients.mean(axis=1) for clients in drawn])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
