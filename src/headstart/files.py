@@ -1,19 +1,26 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Files of which nobody ever sees half, and locks that keep two writers apart."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import filelock
+
 from headstart.errors import UserError
+
+# What file systems answer that have no locks.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 @contextmanager
@@ -63,6 +70,33 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def file_name(text: str) -> str:
     """A text as one that suits a file: what it may not hold becomes a hyphen."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.") or "run"
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool, on_note: Callable[[str], None] = warnings.warn) -> Iterator[None]:
+    """A lock file at `path`, held for the time of the block, among processes and threads alike.
+
+    Where the file system has no locks the block is entered without one, and `on_note` gets a sentence that says so.
+
+    wait: whether to wait for another holder.
+
+    Raises:
+        TimeoutError: if there is another holder, and one does not wait.
+        OSError: if the file cannot be written.
+    """
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except TimeoutError:
+        raise
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        on_note(f"{path.parent} is on a file system without locks; see to it that no other process writes there")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

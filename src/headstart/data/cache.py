@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 
 from headstart.data.readers.rows import Rows
 
@@ -32,7 +33,7 @@ def cache_root() -> Path:
     """`HEADSTART_CACHE`, or `headstart` where the system keeps caches."""
     if "HEADSTART_CACHE" in os.environ:
         return Path(os.environ["HEADSTART_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
+    return platformdirs.user_cache_path("headstart", appauthor=False)
 
 
 def cached(files: Sequence[Path], options: Mapping[str, Any], build: Callable[[], Rows]) -> Rows:

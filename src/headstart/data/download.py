@@ -17,12 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from headstart.errors import UserError
-from headstart.files import sha256_of, write_bytes
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks; two downloads of one file at once are then the user's to avoid.
-    fcntl = None
+from headstart.files import locked, sha256_of, write_bytes
 
 _CHUNK = 1 << 18
 _TIMEOUT_SECONDS = 30
@@ -31,7 +26,7 @@ _TIMEOUT_SECONDS = 30
 def download(url: str, path: str | os.PathLike[str], *, sha256: str | None = None, progress: bool = True) -> Path:
     """The file at `url`, under `path`; fetched only if it is not there.
 
-    An interrupted download leaves `path` + ".part" and goes on from there the next time, where the server allows.
+    An interrupted download leaves `path` + ".part" and resumes from there the next time, where the server allows.
     The file gets its name when it is whole. Its SHA-256 is kept in `path` + ".sha256" and checked on every use.
 
     sha256: what it should be, if it is published. progress: show a bar, on a terminal.
@@ -44,11 +39,16 @@ def download(url: str, path: str | os.PathLike[str], *, sha256: str | None = Non
     if not path.exists():
         with _disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(_beside(path, ".part")) as part:
+            lock = _beside(path, ".part.lock")
+            with locked(lock, wait=True):
                 # Another program may have finished it while this one waited.
                 if not path.exists():
-                    _fetch(url, part, path, progress)
-                    _place(url, path, sha256)
+                    with _beside(path, ".part").open("ab") as part:
+                        _fetch(url, part, path, progress)
+                    _finish(url, path, sha256)
+            # The file is there, so who holds the lock from now on has nothing to do; Windows keeps it for as long.
+            with contextlib.suppress(OSError):
+                lock.unlink()
     with _disk(path):
         _verify(path, sha256)
     return path
@@ -67,14 +67,6 @@ def _disk(path: Path) -> Iterator[None]:
             f"{path} cannot be written or read ({error.strerror or error}); free some space, choose another folder or"
             " set HEADSTART_CACHE"
         ) from error
-
-
-@contextlib.contextmanager
-def _locked(part: Path) -> Iterator[IO[bytes]]:
-    with part.open("ab") as file:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
 
 
 def _fetch(url: str, part: IO[bytes], path: Path, progress: bool) -> None:
@@ -96,7 +88,7 @@ def _fetch(url: str, part: IO[bytes], path: Path, progress: bool) -> None:
             validator.write_text(response.headers.get("ETag", ""))
         have = _copy(response, part, path, have, total, progress)
     if total is not None and have != total:
-        raise UserError(f"{url} ended after {have:,} of {total:,} bytes; run it again to go on from there")
+        raise UserError(f"{url} ended after {have:,} of {total:,} bytes; run it again to resume from there")
 
 
 def _request(url: str, have: int, validator: Path) -> Any:
@@ -161,7 +153,7 @@ def _bar(name: str, have: int, total: int | None, progress: bool) -> Iterator[An
         yield lambda amount: bar.advance(task, amount)
 
 
-def _place(url: str, path: Path, sha256: str | None) -> None:
+def _finish(url: str, path: Path, sha256: str | None) -> None:
     part = _beside(path, ".part")
     found = sha256_of(part)
     if sha256 and found != sha256:

@@ -12,13 +12,13 @@ seed-0/stage-0.safetensors  the initial model, or whatever the method shares
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from headstart.data.federation import Federation, Tree
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.loading import document_of, read
-from headstart.files import atomic, write_json
+from headstart.files import atomic, locked, write_json
 from headstart.learning.personalization import Curves
 from headstart.runs import checkpoint
 from headstart.runs.log import Record
@@ -42,27 +42,31 @@ Group = Literal["validation", "test"]
 
 @contextmanager
 def claimed(
-    out: Path, experiment: Experiment, federation: Federation, *, allowed_modules: Collection[str] = ()
+    out: Path,
+    experiment: Experiment,
+    federation: Federation,
+    *,
+    allowed_modules: Collection[str] = (),
+    on_note: Callable[[str], None] = warnings.warn,
 ) -> Iterator[None]:
     """Make the folder this experiment's own for the time of the block.
 
     allowed_modules: modules that the experiment in it may be imported from.
+    on_note: gets a sentence where the file system cannot lock the folder, and the block goes on without a lock.
 
     Raises:
         UserError: if it cannot be written, holds another experiment or other data, or another process writes it.
     """
     document = document_of(experiment)
     _check_same(out, document, allowed_modules)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = open(out / ".lock", "w")  # noqa: SIM115 (held for the whole block)
-    except OSError as error:
-        raise UserError(f"cannot write the folder {out}: {error.strerror}; choose another with --out") from error
-    with lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(out / ".lock", wait=False, on_note=on_note))
+        except TimeoutError as error:
             raise UserError(f"another process is writing {out}; wait for it, or choose another --out") from error
+        except OSError as error:
+            raise UserError(f"cannot write the folder {out}: {error.strerror}; choose another with --out") from error
         data = _same_data(out, federation)
         for leftover in (path for path in out.rglob(".*") if path.is_file() and path.name != ".lock"):
             leftover.unlink()  # of a process that was killed while it wrote

@@ -153,7 +153,13 @@ def run_into(
     prepared = _prepared(experiment, allowed_modules, cache, federation, model)
     _check_together(prepared, seeds, options)
     writing = (
-        claimed(out, prepared.experiment, prepared.federation, allowed_modules=allowed_modules)
+        claimed(
+            out,
+            prepared.experiment,
+            prepared.federation,
+            allowed_modules=allowed_modules,
+            on_note=lambda text: on_event({"event": "note", "text": text}),
+        )
         if cluster.is_first()
         else nullcontext()
     )
