@@ -2,12 +2,14 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headstart import run
+from headstart import __version__, run
 from headstart.experiment.serialization import to_json
 from headstart.files import write_json
 from headstart.runs.checkpoint import read_arrays
@@ -33,6 +35,48 @@ def test_help_explains_with_examples(command):
     }.items():
         code, out, _ = command(*words)
         assert code == 0 and expected in " ".join(out.split()), words
+
+
+@pytest.mark.parametrize(
+    "words", [("-c", "import headstart"), ("-m", "headstart", "--help"), ("-m", "headstart", "--version")]
+)
+def test_what_answers_at_once_imports_nothing_heavy(words):
+    ended = subprocess.run([sys.executable, "-X", "importtime", *words], capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in ended.stderr.splitlines()}
+    assert "headstart" in imported
+    assert not imported & {"jax", "jaxlib", "numpy", "scipy", "matplotlib", "flax", "optax", "pyarrow"}
+
+
+def test_the_version_is_printed(command):
+    assert command("--version") == (0, f"headstart {__version__}\n", "")
+
+
+def test_a_quiet_command_prints_only_its_results(command, finished, tmp_path):
+    data, folder = finished
+    write_json(tmp_path / "mine.json", to_json(experiment(data)))
+    code, out, err = command("--quiet", "run", "mine.json", "--set", "stages.0.rounds=2", "--out", "runs/a")
+    assert (code, err) == (0, "")
+    assert "training accuracy" not in out and "headstart report" not in out
+    assert all("initial accuracy" in line for line in out.splitlines()) and out
+    code, out, err = command("-q", "personalize", folder, "--data", data, "--out", "mine")
+    assert (code, err) == (0, "") and "mine/clients.csv" in out and "personalizing" not in out
+    code, _, err = command("--quiet", "report", "nothing")
+    assert code == 2 and "nothing is no run folder" in err
+
+
+def test_a_verbose_command_tells_files_programs_and_time(command, finished, tmp_path):
+    data, folder = finished
+    code, out, err = command("--verbose", "personalize", folder, "--data", data, "--out", "mine")
+    assert (code, err) == (0, "")
+    for detail in (f"files in {tmp_path / 'mine'}: clients.csv", "programs: ", "devices: ", "time: "):
+        assert detail in out
+    code, out, _ = command("personalize", folder, "--data", data, "--out", "mine")
+    assert code == 0 and "programs: " not in out
+
+
+def test_quiet_and_verbose_contradict_each_other(command):
+    code, _, err = command("-q", "-v", "data", "glyphs")
+    assert code == 2 and "give one of them" in err
 
 
 def test_a_run_prints_plain_lines_in_a_pipe_and_its_result(command, finished, tmp_path):

@@ -166,7 +166,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
     assert process.wait() == 130, lines
-    assert "Repeat the same command to go on" in rest
+    assert "Repeat the same command to resume" in rest
     assert not (out / "seed-0" / "stage-1.json").exists()
     process = start(file, out)
     assert process.stdout is not None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import traceback
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
+from headstart._version import __version__
 from headstart.cli.options import (
     ClientColumn,
     DataOptions,
@@ -28,6 +28,8 @@ from headstart.cli.options import (
     numbers,
     overrides,
 )
+from headstart.cli.output import Level, Output, files_in, output_of
+from headstart.cli.run import join_cluster, run_on_console
 from headstart.cli.studies import app as studies
 from headstart.console import echo
 from headstart.errors import UserError
@@ -35,13 +37,35 @@ from headstart.errors import UserError
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.callback()
-def headstart() -> None:
-    """Train one initial model across a federation, make it each client's own, and measure how well that works.
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"headstart {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Examples: [bold]headstart --quiet run fedavg[/bold] · "
+    "[bold]headstart --verbose personalize runs/fedavg --data mine.npz[/bold] · "
+    "[bold]headstart --version[/bold]"
+)
+def headstart(
+    context: typer.Context,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print file paths, compiled programs and timing, too.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train one initial model across a federation, personalize it for each client, and measure how well that works.
 
     Start with [bold]headstart run personalized_fedavg[/bold]; then
     [bold]headstart report runs/personalized_fedavg[/bold].
     """
+    if quiet and verbose:
+        raise UserError("--quiet and --verbose contradict each other; give one of them")
+    context.obj = Output(Level.QUIET if quiet else Level.VERBOSE if verbose else Level.NORMAL)
 
 
 @app.command(
@@ -51,6 +75,7 @@ def headstart() -> None:
     "[bold]headstart run fedavg --data emnist --model mymodels:Net[/bold]"
 )
 def run(
+    context: typer.Context,
     experiment: Annotated[
         str, typer.Argument(metavar="NAME|FILE", help="An experiment's name, or its .py or .json file.")
     ],
@@ -63,7 +88,7 @@ def run(
     model: ModelName = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder; default runs/NAME.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The first seed.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, one run each.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, one run each.")] = 1,
     lanes: Lanes = 1,
     devices: Devices = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="The least time between saved states.")] = 30.0,
@@ -73,27 +98,30 @@ def run(
         str | None, typer.Option(metavar="HOST:PORT", help="Join a cluster: where its process 0 listens.")
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="How many processes the cluster has.")
+        int | None, typer.Option(min=1, metavar="N", help="Number of processes of the cluster.")
     ] = None,
     process_id: Annotated[int | None, typer.Option(min=0, metavar="I", help="Which of them this is, from 0.")] = None,
     patience: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="How long a cluster waits for a process that hangs.")
     ] = 40.0,
 ) -> None:
-    """Run an experiment into a folder. Ctrl-C saves; the same command goes on where it stopped.
+    """Run an experiment into a folder. Ctrl-C saves; the same command resumes where it stopped.
 
     Started by SLURM, Open MPI or Kubernetes as several processes, or with --coordinator, these share the clients.
     """
     from headstart.training.seed_run import Options
 
-    _join(coordinator, processes, process_id)
+    join_cluster(coordinator, processes, process_id)
     _prepare(devices)
     allowed_modules = modules_named(imports, model)
     options_of_data = data_options(client, target, features, data_option)
     loaded = named_experiment(experiment, data, options_of_data, overrides(settings, seed, model), allowed_modules)
     folder = out or Path("runs") / loaded.name
     options = Options(lanes=lanes, devices=devices, checkpoint_seconds=checkpoint_seconds)
-    _run(loaded, folder, seeds, options, tensorboard, allowed_modules, patience)
+    output = output_of(context)
+    with output.measured():
+        run_on_console(output, loaded, folder, seeds, options, tensorboard, allowed_modules, patience)
+    output.detail(files_in(folder))
 
 
 def _prepare(devices: int | None) -> None:
@@ -102,60 +130,18 @@ def _prepare(devices: int | None) -> None:
     prepare_devices(devices)
 
 
-def _join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
-    """Become a member of a cluster, if this process is to be one; its work is done by a child."""
-    from headstart.training import cluster
-    from headstart.training import supervisor as supervise
-
-    member = cluster.membership(coordinator, processes, process_id)
-    if member is None:
-        return
-    if not supervise.is_child():
-        raise typer.Exit(supervise.supervise(sys.argv[1:]))
-    supervise.follow_parent()
-    cluster.join(member)
-
-
-def _run(
-    experiment: Any, out: Path, seeds: int, options: Any, tensorboard: bool, allowed_modules: set[str], patience: float
-) -> None:
-    from headstart.cli.tensorboard import also_events
-    from headstart.reports.tables import print_rows, rows
-    from headstart.training import cluster
-    from headstart.training.display import Follower, live_display
-    from headstart.training.run import run_into, to_all
-
-    console = Console()
-    follower = Follower(rounds=sum(s.rounds for s in experiment.stages), seeds=seeds, first_seed=experiment.seed)
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(cluster.as_one(patience))]
-        if cluster.is_first():
-            show = stack.enter_context(live_display(console, follower, f"{experiment.name} → {out}"))
-            listeners.append(stack.enter_context(also_events(show, out)) if tensorboard else show)
-        on_event = to_all(listeners)
-        finished = run_into(
-            experiment, out, seeds=seeds, options=options, on_event=on_event, allowed_modules=allowed_modules
-        )
-    if not cluster.is_first():
-        raise typer.Exit(0 if finished else 130)
-    if not finished:
-        console.print(f"Stopped; everything is saved in {out}. Repeat the same command to go on.", markup=False)
-        raise typer.Exit(130)
-    print_rows(console, rows([out], allowed_modules=allowed_modules))
-    echo(console, f"For figures and a page: headstart report {out}")
-
-
 @app.command(
     epilog="Example: [bold]headstart personalize runs/personalized_fedavg --data mine.npz --out personalized[/bold]"
 )
 def personalize(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
     data: Annotated[str, typer.Option("--data", metavar="PATH|NAME", help="Your clients.")],
     client: ClientColumn = None,
     target: TargetColumn = None,
     features: Features = None,
     data_option: DataOptions = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and adapted parameters go.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and personalized parameters go.")] = Path(
         "personalized"
     ),
     epochs: Annotated[
@@ -165,14 +151,14 @@ def personalize(
     devices: Devices = None,
     imports: Imports = None,
 ) -> None:
-    """Personalize a run's initial model on your own clients: per-client results and adapted parameters."""
+    """Personalize a run's initial model on your own clients: per-client results and personalized parameters."""
     from headstart.deploy.adapt import personalize_run
     from headstart.reports.tables import print_summary
 
     _prepare(devices)
-    console = Console()
+    output = output_of(context)
     options = data_options(client, target, features, data_option)
-    with console.status("personalizing") as status:
+    with output.measured(), output.status("personalizing") as update:
         summary, task = personalize_run(
             run,
             data,
@@ -182,10 +168,11 @@ def personalize(
             lanes=lanes,
             devices=devices,
             allowed_modules=modules_named(imports, None),
-            progress=lambda done, of: status.update(f"personalizing clients, {of} in all"),
+            progress=lambda done, of: update(f"personalizing clients, {of} in all"),
         )
-    print_summary(console, summary, task.metrics)
-    echo(console, f"{out}/clients.csv and {out}/parameters written")
+    print_summary(output.console, summary, task.metrics)
+    output.result(f"{out}/clients.csv and {out}/parameters written")
+    output.detail(files_in(out))
 
 
 @app.command(
@@ -193,6 +180,7 @@ def personalize(
     "[bold]headstart export runs/mine --out artifact --platforms cpu,cuda --import mymodels[/bold]"
 )
 def export(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the artifact.")] = Path("artifact"),
     platforms: Annotated[str, typer.Option(metavar="A,B", help="What its programs can run on.")] = "cpu,cuda,rocm,tpu",
@@ -204,11 +192,12 @@ def export(
     chosen = [name.strip() for name in platforms.split(",") if name.strip()]
     sizes = export_run(run, out, platforms=chosen, allowed_modules=modules_named(imports, None))
     lines = [f"{out}/{name}: {size:,} bytes" for name, size in sizes.items()]
-    echo(Console(), "\n".join(lines))
+    output_of(context).result("\n".join(lines))
 
 
 @app.command(epilog="Example: [bold]headstart report runs/fedavg runs/personalized_fedavg --out report.html[/bold]")
 def report(
+    context: typer.Context,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, to be compared.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; default RUN/report.html.")] = None,
     imports: Imports = None,
@@ -217,11 +206,13 @@ def report(
     from headstart.reports.page import write
     from headstart.reports.tables import print_rows, rows
 
-    console = Console()
+    output = output_of(context)
     allowed_modules = modules_named(imports, None)
-    page = write(runs, out, allowed_modules=allowed_modules)
-    print_rows(console, rows(runs, allowed_modules=allowed_modules))
-    echo(console, f"The report: {page}")
+    with output.measured():
+        page = write(runs, out, allowed_modules=allowed_modules)
+    print_rows(output.console, rows(runs, allowed_modules=allowed_modules))
+    output.result(f"The report: {page}")
+    output.detail(files_in(page.parent / "figures"))
 
 
 @app.command(
@@ -229,7 +220,10 @@ def report(
     "[bold]headstart data visits.csv --client hospital --target days --picture visits.png[/bold]"
 )
 def data(
-    source: Annotated[str, typer.Argument(metavar="PATH|NAME", help="A file, or glyphs, emnist, shakespeare.")],
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="PATH|NAME", help="A file, or a built-in name: glyphs, emnist, shakespeare.")
+    ],
     client: ClientColumn = None,
     target: TargetColumn = None,
     features: Features = None,
@@ -240,11 +234,11 @@ def data(
     from headstart.cli.overview import draw, print_overview
     from headstart.data.load import load
 
-    console = Console()
+    output = output_of(context)
     federation = load(source, **data_options(client, target, features, data_option))
-    print_overview(console, federation)
+    print_overview(output.console, federation)
     path = draw(federation, picture or Path(f"{Path(federation.name).name}.png"))
-    echo(console, f"A picture: {path}")
+    output.result(f"A picture: {path}")
 
 
 @app.command(
@@ -253,6 +247,7 @@ def data(
     "[bold]headstart bench --models mlp,logistic --devices 1 --json bench.json[/bold]"
 )
 def bench(
+    context: typer.Context,
     models: Annotated[str, typer.Option(metavar="A,B", help="The models to measure.")] = "cnn,char_lstm,mlp,logistic",
     cohort: Annotated[int, typer.Option(help="Clients per round.")] = 20,
     lanes: Annotated[
@@ -270,20 +265,18 @@ def bench(
     from headstart.bench.table import print_report
     from headstart.files import write_json
 
-    names, tried = [name.strip() for name in models.split(",")], numbers(lanes)
-    check(names, cohort, tried, seconds)
+    names, lane_counts = [name.strip() for name in models.split(",")], numbers(lanes)
+    check(names, cohort, lane_counts, seconds)
     _prepare(devices)
-    console = Console()
+    output = output_of(context)
     if json is not None and not json.exists():
         write_json(json, {})  # better now than after a minute, if it cannot be written
-    with console.status("measuring") as status:
-        report = measure(
-            names, cohort=cohort, lanes=tried, devices=devices, seconds=seconds, log=lambda text: status.update(text)
-        )
-    print_report(console, report)
+    with output.measured(), output.status("measuring") as update:
+        report = measure(names, cohort=cohort, lanes=lane_counts, devices=devices, seconds=seconds, log=update)
+    print_report(output.console, report)
     if json is not None:
         write_json(json, as_document(report))
-        echo(console, f"All numbers: {json}")
+        output.result(f"All numbers: {json}")
 
 
 app.add_typer(studies)
@@ -291,17 +284,28 @@ app.add_typer(studies)
 
 def main() -> None:
     """Run the command; a user's mistake is one sentence and exit code 2."""
-    from headstart.training.supervisor import is_child, leave
-
     try:
         app()
     except UserError as error:
         echo(Console(stderr=True), f"headstart: {error}", style="bold red")
-        leave(2)
+        _leave(2)
     except KeyboardInterrupt:
-        leave(130)
+        _leave(130)
     except Exception:  # of a member of a cluster, which must say what went wrong before it waits for the others
+        if "headstart.training.supervisor" not in sys.modules:
+            raise
+        from headstart.training.supervisor import is_child
+
         if not is_child():
             raise
         traceback.print_exc()
-        leave(1)
+        _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
+    """End this process, as a member of a cluster does where it may be one; JAX is not imported for the end alone."""
+    if "headstart.training.supervisor" in sys.modules:
+        from headstart.training.supervisor import leave
+
+        leave(status)
+    sys.exit(status)

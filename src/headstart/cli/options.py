@@ -1,4 +1,4 @@
-"""Options that several commands share, and what their words mean."""
+"""Options that several commands share, and their values as Python has them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one setting, e.g. stages.0.update.epochs=5.")
 ]
 Source = Annotated[
-    str | None, typer.Option("--data", metavar="PATH|NAME", help="A file, or glyphs, emnist, shakespeare.")
+    str | None,
+    typer.Option("--data", metavar="PATH|NAME", help="A file, or a built-in name: glyphs, emnist, shakespeare."),
 ]
 ClientColumn = Annotated[
     str | None, typer.Option("--client", metavar="COLUMN", help="The column with the client's id.")
@@ -29,30 +30,31 @@ DataOptions = Annotated[
     typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the reader or generator, e.g. writers=500."),
 ]
 Imports = Annotated[
-    list[str] | None, typer.Option("--import", metavar="MODULE", help="Let a saved experiment use code of this module.")
+    list[str] | None,
+    typer.Option("--import", metavar="MODULE", help="Allow a saved experiment to use code of this module."),
 ]
-Lanes = Annotated[int, typer.Option(min=1, help="Clients side by side on each device; 1 is best on a CPU.")]
+Lanes = Annotated[int, typer.Option(min=1, help="Clients vectorized on each device; 1 is best on a CPU.")]
 Devices = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Devices that share the work; default: all cores of a CPU, or all GPUs."),
 ]
 ModelName = Annotated[
     str | None,
-    typer.Option("--model", metavar="NAME|MODULE:NAME", help="cnn, char_lstm, logistic, linear, mlp, or your own."),
+    typer.Option("--model", metavar="NAME|MODULE:NAME", help="cnn, char_lstm, logistic, linear, mlp, or a custom one."),
 ]
 Processes = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Runs beside each other; default: one per core, 1 on a GPU.")
+    int | None, typer.Option(min=1, metavar="N", help="Runs in parallel; default: one per core, 1 on a GPU.")
 ]
 Number = TypeVar("Number", int, float)
 
 
 def numbers(text: str | None) -> list[int] | None:
-    """Of `--lanes 1,2,4`."""
+    """The numbers of `--lanes 1,2,4`."""
     return None if text is None else _listed("--lanes", text, int, "1,2,4")
 
 
 def rates_given(text: str | None) -> tuple[float, ...]:
-    """Of `--rates 0.01,0.1`."""
+    """The learning rates of `--rates 0.01,0.1`."""
     rates = () if text is None else tuple(_listed("--rates", text, float, "0.01,0.1"))
     if any(not 0 < rate < float("inf") for rate in rates):
         raise UserError(f"--rates {text} has a rate that is not positive; rates are numbers above 0")
@@ -77,7 +79,7 @@ def overrides(settings: list[str] | None, seed: int | None, model: str | None) -
 def named_experiment(
     name: str, data: str | None, data_options: dict[str, Any], settings: list[str], allowed_modules: set[str]
 ) -> Any:
-    """The experiment that a command names, changed as it says; a file of one's own is allowed_modules from then on."""
+    """The experiment that a command names, changed as it says; a custom file is an allowed module from then on."""
     from headstart.experiment.loading import load
 
     experiment = load(name, data=data, data_options=data_options, settings=settings, allowed_modules=allowed_modules)
@@ -87,7 +89,7 @@ def named_experiment(
 
 
 def modules_named(imports: list[str] | None, model: str | None) -> set[str]:
-    """The modules the command names; they are looked for in the current folder too."""
+    """The allowed modules that a command names; they are looked for in the current folder too."""
     sys.path.append(os.getcwd())
     return {*(imports or []), *([model.partition(":")[0]] if model and ":" in model else [])}
 
@@ -95,7 +97,7 @@ def modules_named(imports: list[str] | None, model: str | None) -> set[str]:
 def data_options(
     client: str | None, target: str | None, features: str | None, more: list[str] | None
 ) -> dict[str, Any]:
-    """What the data's reader or generator is told."""
+    """The options for the data's reader or generator."""
     from headstart.experiment.serialization import parse
 
     options = {"client": client, "target": target, "features": features.split(",") if features else None}

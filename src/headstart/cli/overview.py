@@ -19,20 +19,21 @@ MOST_CLIENTS = 200
 
 
 def metadata(federation: Federation) -> list[tuple[str, str]]:
-    """What there is to say in words."""
+    """Names and values: sizes, shapes and the federation's metadata."""
     sizes = federation.sizes.sum(axis=1)
     x, y = federation.example()
     shape = "×".join(map(str, x.shape[1:])) or "one number"
-    split = "by the source" if federation.has_predefined_split else "drawn by headstart, stable"
+    split = "predefined by the source" if federation.has_predefined_split else "at random by headstart, always the same"
+    train, test = federation.sizes.sum(axis=0)
     quartiles = " / ".join(f"{value:.0f}" for value in np.percentile(sizes, [0, 25, 50, 75, 100]))
     return [
         ("federation", federation.name),
         ("clients", f"{len(federation):,}"),
         (
             "examples",
-            f"{sizes.sum():,}: {federation.sizes[:, 0].sum():,} to adapt, {federation.sizes[:, 1].sum():,} to test",
+            f"{sizes.sum():,}: {train:,} for local training (support), {test:,} for local tests (query)",
         ),
-        ("adapt and test parts", split),
+        ("split of examples", split),
         ("examples per client", f"{quartiles} (least, quartiles, most), mean {sizes.mean():.1f}"),
         ("an input", f"{shape} {x.dtype}"),
         ("a target", f"{'×'.join(map(str, y.shape[1:])) or 'one'} {y.dtype}"),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from headstart.cli.options import (
     ClientColumn,
@@ -27,7 +25,7 @@ from headstart.cli.options import (
     overrides,
     rates_given,
 )
-from headstart.console import echo
+from headstart.cli.output import output_of
 
 app = typer.Typer()
 
@@ -38,6 +36,7 @@ app = typer.Typer()
     "[bold]headstart reproduce --scale full --data emnist[/bold]"
 )
 def reproduce(
+    context: typer.Context,
     studies: Annotated[
         list[str] | None,
         typer.Argument(
@@ -56,17 +55,18 @@ def reproduce(
     from headstart.studies.pool import free_cores
     from headstart.training.compilation_cache import prepare_devices
 
-    console = Console()
+    output = output_of(context)
     prepare_devices(None)
-    page = run_studies(
-        studies or (),
-        scale=scale,
-        data=data or ("glyphs",),
-        out=out,
-        processes=processes or free_cores(),
-        log=partial(echo, console),
-    )
-    echo(console, f"The report: {page}")
+    with output.measured():
+        page = run_studies(
+            studies or (),
+            scale=scale,
+            data=data or ("glyphs",),
+            out=out,
+            processes=processes or free_cores(),
+            log=output.note,
+        )
+    output.result(f"The report: {page}")
 
 
 @app.command(
@@ -75,6 +75,7 @@ def reproduce(
     "[bold]headstart compare fedavg --methods my_method:Mine[/bold]"
 )
 def compare(
+    context: typer.Context,
     experiment: Annotated[
         str,
         typer.Argument(metavar="NAME|FILE", help="What brings data, model, task and cohort: as for [bold]run[/bold]."),
@@ -114,17 +115,18 @@ def compare(
     allowed_modules = modules_named(imports, model)
     options_of_data = data_options(client, target, features, data_option)
     base = named_experiment(experiment, data, options_of_data, overrides(settings, None, model), allowed_modules)
-    console = Console()
-    page, board, sentences = compare_methods(
-        Protocol(base, budget, tries, seeds, tuning_seeds, epochs, rates_given(rates)),
-        methods=methods.split(","),
-        out=out,
-        processes=processes or free_cores(),
-        log=partial(echo, console),
-        allowed_modules=allowed_modules,
-        command=shlex.join(["headstart", *sys.argv[1:]]),
-    )
-    print_board(console, board)
+    output = output_of(context)
+    with output.measured():
+        page, board, sentences = compare_methods(
+            Protocol(base, budget, tries, seeds, tuning_seeds, epochs, rates_given(rates)),
+            methods=methods.split(","),
+            out=out,
+            processes=processes or free_cores(),
+            log=output.note,
+            allowed_modules=allowed_modules,
+            command=shlex.join(["headstart", *sys.argv[1:]]),
+        )
+    print_board(output.console, board)
     for sentence in sentences:
-        echo(console, sentence)
-    echo(console, f"The report: {page}")
+        output.result(sentence)
+    output.result(f"The report: {page}")

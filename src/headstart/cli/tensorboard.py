@@ -13,7 +13,7 @@ from headstart.runs.log import OnEvent, Record
 
 @contextmanager
 def also_events(on_event: OnEvent, out: Path) -> Iterator[OnEvent]:
-    """A listener that passes everything on and writes training and validation metrics as events under `out/seed-n`.
+    """A listener that passes every record on and writes training and validation metrics as events under `out/seed-n`.
 
     Raises:
         UserError: if the extra is not installed.
@@ -24,7 +24,7 @@ def also_events(on_event: OnEvent, out: Path) -> Iterator[OnEvent]:
         raise UserError("--tensorboard needs an extra package; install headstart[tensorboard]") from error
     writers: dict[int, Any] = {}
 
-    def heard(record: Record) -> None:
+    def write_events(record: Record) -> None:
         on_event(record)
         scalars = _scalars(record)
         if not scalars or record.get("past"):
@@ -36,7 +36,7 @@ def also_events(on_event: OnEvent, out: Path) -> Iterator[OnEvent]:
             writers[seed].add_scalar(name, value, record["round"])
 
     try:
-        yield heard
+        yield write_events
     finally:
         for writer in writers.values():
             writer.close()

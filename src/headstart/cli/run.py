@@ -1,0 +1,64 @@
+"""The work of `headstart run`: a member of a cluster or not, shown on the console."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from headstart.cli.output import Output
+
+
+def join_cluster(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
+    """Become a member of a cluster, if this process is to be one; its work is done by a child."""
+    from headstart.training import cluster
+    from headstart.training import supervisor as supervise
+
+    member = cluster.membership(coordinator, processes, process_id)
+    if member is None:
+        return
+    if not supervise.is_child():
+        raise typer.Exit(supervise.supervise(sys.argv[1:]))
+    supervise.follow_parent()
+    cluster.join(member)
+
+
+def run_on_console(
+    output: Output,
+    experiment: Any,
+    out: Path,
+    seeds: int,
+    options: Any,
+    tensorboard: bool,
+    allowed_modules: set[str],
+    patience: float,
+) -> None:
+    """Run the experiment, show how it proceeds, and print its results."""
+    from headstart.cli.tensorboard import also_events
+    from headstart.reports.tables import print_rows, rows
+    from headstart.training import cluster
+    from headstart.training.display import Follower, live_display
+    from headstart.training.run import run_into, to_all
+
+    follower = Follower(rounds=sum(s.rounds for s in experiment.stages), seeds=seeds, first_seed=experiment.seed)
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(cluster.as_one(patience))]
+        if cluster.is_first():
+            title = f"{experiment.name} → {out}"
+            show = to_all([]) if output.quiet else stack.enter_context(live_display(output.console, follower, title))
+            listeners.append(stack.enter_context(also_events(show, out)) if tensorboard else show)
+
+        on_event = to_all(listeners)
+        finished = run_into(
+            experiment, out, seeds=seeds, options=options, on_event=on_event, allowed_modules=allowed_modules
+        )
+    if not cluster.is_first():
+        raise typer.Exit(0 if finished else 130)
+    if not finished:
+        output.result(f"Stopped; everything is saved in {out}. Repeat the same command to resume.")
+        raise typer.Exit(130)
+    print_rows(output.console, rows([out], allowed_modules=allowed_modules))
+    output.note(f"For figures and a page: headstart report {out}")
