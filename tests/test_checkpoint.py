@@ -35,12 +35,12 @@ def test_only_the_two_newest_states_are_kept(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("place", [0.1, 0.5, 0.9, 0.999])
-def test_a_changed_byte_anywhere_is_noticed(tmp_path, place):
+@pytest.mark.parametrize("position", [0.1, 0.5, 0.9, 0.999])
+def test_a_changed_byte_anywhere_is_noticed(tmp_path, position):
     path = tmp_path / "state.safetensors"
     checkpoint.write(path, state(1), {"round": 1})
     content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 0x55
+    content[int(position * len(content))] ^= 0x55
     path.write_bytes(content)
     with pytest.raises(UserError):
         checkpoint.read(path, state(0))

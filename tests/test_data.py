@@ -125,7 +125,7 @@ def test_rows_are_the_same_whether_they_stay_on_the_device_or_stream(part):
 
 
 @pytest.mark.parametrize("limit", [0, 2**30])
-def test_parts_drawn_together_are_those_drawn_apart_and_their_rows_are_fetched_once(limit):
+def test_parts_gathered_together_are_those_gathered_apart_and_their_rows_are_fetched_once(limit):
     federation, chosen, fetched = tiny.federation(), np.array([[4, 0], [2, -1]]), []
 
     def fetch(clients):
@@ -172,10 +172,10 @@ def test_a_clients_key_is_a_hash_of_its_id():
 
 
 def test_a_cohort_is_distinct_and_a_function_of_seed_and_round():
-    drawn = [sample(0, number, 5, 12) for number in range(200)]
-    assert all(len(set(clients)) == 5 and set(clients) <= set(range(12)) for clients in drawn)
-    np.testing.assert_array_equal(sample(0, 17, 5, 12), drawn[17])
-    counts = np.bincount(np.concatenate(drawn), minlength=12)
+    cohorts = [sample(0, number, 5, 12) for number in range(200)]
+    assert all(len(set(clients)) == 5 and set(clients) <= set(range(12)) for clients in cohorts)
+    np.testing.assert_array_equal(sample(0, 17, 5, 12), cohorts[17])
+    counts = np.bincount(np.concatenate(cohorts), minlength=12)
     assert counts.min() > 50 and counts.max() < 120
     assert (sample(1, 17, 12, 12) != sample(0, 17, 12, 12)).any()
 

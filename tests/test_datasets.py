@@ -240,7 +240,7 @@ def test_leaf_windows_become_shifted_rows(tmp_path):
 
 
 def test_leaf_passages_are_never_both_adapted_to_and_tested_on(tmp_path):
-    # Three characters tell a place in the passage: one counts on, two count its turns.
+    # Three characters tell a position in the passage: one counts on, two count its turns.
     alphabet = "abcdefghijklmnopqrstuvwxyz"
     passages = [
         "".join(alphabet[i % 26] + first + alphabet[i // 26] for i in range(n)) for first, n in (("A", 150), ("B", 200))
@@ -253,7 +253,7 @@ def test_leaf_passages_are_never_both_adapted_to_and_tested_on(tmp_path):
     rows, targets = federation.fetch(np.arange(1))
     labels = federation.metadata["labels"]
     adapt, test = (
-        [places("".join(labels[i] for i in (row[0], *target) if i), passages) for row, target in part]
+        [positions("".join(labels[i] for i in (row[0], *target) if i), passages) for row, target in part]
         for part in np.split(list(zip(rows, targets, strict=True)), [federation.sizes[0, 0]])
     )
     adapt, test = (set().union(*part) for part in (adapt, test))
@@ -261,7 +261,7 @@ def test_leaf_passages_are_never_both_adapted_to_and_tested_on(tmp_path):
     assert adapt | test == {(k, i) for k, text in enumerate(passages) for i in range(1, len(text))}
 
 
-def places(row, passages):
+def positions(row, passages):
     """Where in which passage the characters that this row predicts stand."""
     number = next(k for k, text in enumerate(passages) if row in text)
     start = passages[number].index(row)

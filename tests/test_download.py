@@ -25,7 +25,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 @contextmanager
-def serving(content=CONTENT, *, place="/file", ranges=True, stop_after=None, etag='"1"', length=True):
+def serving(content=CONTENT, *, path="/file", ranges=True, stop_after=None, etag='"1"', length=True):
     """A server of one file; yields its address and the list of the ranges that were asked for.
 
     stop_after: how many bytes each answer holds before the connection is cut.
@@ -36,7 +36,7 @@ def serving(content=CONTENT, *, place="/file", ranges=True, stop_after=None, eta
         def do_GET(self):
             wanted = self.headers.get("Range")
             asked.append(wanted)
-            if self.path != place:
+            if self.path != path:
                 return self.send_error(404)
             valid = self.headers.get("If-Range") in (None, etag)
             start = int(re.findall(r"\d+", wanted)[0]) if wanted and ranges and valid else 0
@@ -62,7 +62,7 @@ def serving(content=CONTENT, *, place="/file", ranges=True, stop_after=None, eta
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}{place}", asked
+            yield f"http://127.0.0.1:{server.server_port}{path}", asked
         finally:
             server.shutdown()
             thread.join()
@@ -193,7 +193,7 @@ def test_published_data_sets_come_from_the_address_in_the_environment(tmp_path, 
 def test_published_data_sets_are_fetched_once_and_read(name, content, tmp_path, monkeypatch):
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
     packed = write(tmp_path, "tff-lzma", content).read_bytes()
-    with serving(packed, place=f"/{name}.sqlite.lzma") as (url, asked):
+    with serving(packed, path=f"/{name}.sqlite.lzma") as (url, asked):
         monkeypatch.setenv("HEADSTART_DATA_URL", url.rpartition("/")[0])
         found = [datasets.load(name.removesuffix("_all")) for _ in range(2)]
     assert len(asked) == 1

@@ -99,27 +99,27 @@ def test_writers_differ_in_how_often_they_write_a_character():
     assert spread > 1.5 * np.sqrt(1000 * 0.05 * 0.95), "more than the chance of drawing alone"
 
 
-def test_one_writers_tries_are_more_alike_than_different_writers():
+def test_one_writers_examples_are_more_alike_than_different_writers():
     x, y = glyphs(writers=12, examples=400).fetch(np.arange(12))
     means, within = {}, []
     for writer in range(12):
         rows = slice(400 * writer, 400 * (writer + 1))
         for label in range(10):
-            tries = x[rows][y[rows] == label].astype(np.float64)
-            means[writer, label] = tries[::2].mean(axis=0)
-            within.append(np.square(tries[1::2].mean(axis=0) - means[writer, label]).mean())
+            examples = x[rows][y[rows] == label].astype(np.float64)
+            means[writer, label] = examples[::2].mean(axis=0)
+            within.append(np.square(examples[1::2].mean(axis=0) - means[writer, label]).mean())
     between = [np.square(means[a, d] - means[b, d]).mean() for a in range(12) for b in range(a) for d in range(10)]
     assert np.median(between) > 4 * np.median(within)
 
 
-def test_tries_of_one_character_differ():
+def test_examples_of_one_character_differ():
     x, y = rows_of(glyphs(writers=1, examples=300), 0)
     fives = x[y == 5].reshape(-1, 784)
     assert len(np.unique(fives, axis=0)) == len(fives) > 5
 
 
 def own_shape_error(writers, **options):
-    """How often the nearest mean of the same writer's other tries is another character's."""
+    """How often the nearest mean of the same writer's other examples is another character's."""
     x, y = glyphs(writers=writers, examples=600, **options).fetch(np.arange(writers))
     return np.mean([_errors(*pair) for pair in zip(np.split(x, writers), np.split(y, writers), strict=True)])
 

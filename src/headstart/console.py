@@ -1,4 +1,4 @@
-"""Words on a terminal."""
+"""Text on a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exception for whatever the user can mend."""
 
 
 class UserError(Exception):

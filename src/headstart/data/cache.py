@@ -84,7 +84,7 @@ def _write(folder: Path, rows: Rows, stamp: list[list[int]]) -> bool:
             "ids": rows.ids,
         }
         (building / "meta.json").write_text(json.dumps(meta))
-        _place(building, folder)
+        _publish(building, folder)
         return True
     except OSError:
         return False
@@ -92,7 +92,7 @@ def _write(folder: Path, rows: Rows, stamp: list[list[int]]) -> bool:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _place(building: Path, folder: Path) -> None:
+def _publish(building: Path, folder: Path) -> None:
     """Rename; what is there is an outdated or damaged folder, or one that another program has just finished."""
     try:
         building.rename(folder)

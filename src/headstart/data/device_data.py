@@ -1,4 +1,4 @@
-"""FigureSpec: a federation's rows go to the devices, and cohorts are row numbers among them.
+"""Gathering: a federation's rows go to the devices, and cohorts are row numbers among them.
 
 One path for all sizes: a flat block of rows is on the devices, and batches are gathered from it by row number. A
 federation that fits is one block for good; of a larger one each gather brings the rows of its own clients.
@@ -42,12 +42,12 @@ class Gather:
         return self.parts(clients, part)[0]
 
     def parts(self, clients: np.ndarray, *parts: Part) -> tuple[Client, ...]:
-        """Several parts of the same clients, each what a gather of its own would be, over one block."""
+        """Several parts of the same clients, each as a gather of its own would return it, over one block."""
         clients = np.asarray(clients, np.int64)
         block, starts = self._bring(clients) if self.resident is None else self._find(clients, self.resident)
         given = [self._rows(clients, starts, part) for part in parts], self._key_data(clients)
-        drawn, keys = _place(given, self.mesh, PartitionSpec(*[None] * (clients.ndim - 1), "clients"))
-        return tuple(Client(block, rows, size, keys) for rows, size in drawn)
+        gathered, keys = _put(given, self.mesh, PartitionSpec(*[None] * (clients.ndim - 1), "clients"))
+        return tuple(Client(block, rows, size, keys) for rows, size in gathered)
 
     def everything(self) -> Block:
         """The rows of all clients, client after client."""
@@ -75,42 +75,42 @@ class Gather:
 
         In a cluster every process brings those of its own devices' clients alone, all of them into equal blocks.
         """
-        shares = _shares(clients, self.mesh)
-        place = jax.process_index() if len(shares) > 1 else 0
-        mine = shares[place]
-        counts = [int(self.federation.sizes[share[share >= 0]].sum()) for share in shares]
-        # Counted for all places: how many of them are empty differs from call to call.
-        usual = clients.size * int(self.federation.sizes.sum()) // len(self.federation) // len(shares)
-        room = 1 << max(max(counts) - 1, usual, 1).bit_length()
+        assigned = _by_process(clients, self.mesh)
+        process = jax.process_index() if len(assigned) > 1 else 0
+        mine = assigned[process]
+        counts = [int(self.federation.sizes[part[part >= 0]].sum()) for part in assigned]
+        # Counted for all positions of the cohort: how many of them are empty differs from call to call.
+        usual = clients.size * int(self.federation.sizes.sum()) // len(self.federation) // len(assigned)
+        capacity = 1 << max(max(counts) - 1, usual, 1).bit_length()
         present, starts = mine[mine >= 0], np.zeros(clients.shape, np.int64)
         starts[mine >= 0] = starts_of(self.federation, present)
 
         def fill(leaf: np.ndarray) -> np.ndarray:
-            rows = leaf[: counts[place]]
-            return np.concatenate([rows, np.zeros((room - len(rows), *leaf.shape[1:]), leaf.dtype)])
+            rows = leaf[: counts[process]]
+            return np.concatenate([rows, np.zeros((capacity - len(rows), *leaf.shape[1:]), leaf.dtype)])
 
-        # Who has nothing to do still wants to know what rows look like: from one of the others'.
+        # A process without clients needs to know what rows look like, too: from those of another.
         fetched = self.federation.fetch(present if len(present) else clients[clients >= 0][:1])
         block = jax.tree.map(fill, Block(*fetched))
-        return Resident(_place_block(block, self.mesh), starts)
+        return Resident(_put_block(block, self.mesh), starts)
 
 
 def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None = None) -> Gather:
-    """Put a federation on the device; returns what draws cohorts of it.
+    """Put a federation on the device; returns what gathers cohorts of it.
 
-    limit: a federation of at most so many bytes goes there whole, once; of a larger one each call brings its own rows.
+    limit: a federation of at most this size in bytes is put there whole; of a larger one each call brings its rows.
     mesh: the devices that share the work, as `devices.all_devices` gives them: each gets the rows and its own clients.
         Processes of a cluster read the clients they train and no others, so that each gather brings its own rows.
     """
     if spans_processes(mesh) or federation.nbytes > limit:
         return Gather(federation, mesh, None)
     everyone = np.arange(len(federation))
-    block = _place_block(Block(*federation.fetch(everyone)), mesh)
+    block = _put_block(Block(*federation.fetch(everyone)), mesh)
     return Gather(federation, mesh, Resident(block, starts_of(federation, everyone)))
 
 
-def _shares(clients: np.ndarray, mesh: Mesh | None) -> list[np.ndarray]:
-    """The clients (int `[..., n]`) that each process trains, -1 in the places of others."""
+def _by_process(clients: np.ndarray, mesh: Mesh | None) -> list[np.ndarray]:
+    """The clients (int `[..., n]`) that each process trains, -1 at the positions of the others'."""
     if not spans_processes(mesh):
         return [clients]
     owners = [device.process_index for device in mesh.devices.flat]
@@ -131,32 +131,32 @@ def starts_of(federation: Federation, clients: np.ndarray) -> np.ndarray:
     return np.cumsum(totals) - totals
 
 
-def _place(tree: Tree, mesh: Mesh | None, split: PartitionSpec) -> Tree:
+def _put(tree: Tree, mesh: Mesh | None, split: PartitionSpec) -> Tree:
     """Host arrays on the devices: whole on each, or split among them along an axis."""
     aligned = jax.tree.map(_aligned, tree)
     return jax.device_put(aligned) if mesh is None else on_mesh(aligned, mesh, split)
 
 
-def _place_block(block: Block, mesh: Mesh | None) -> Block:
+def _put_block(block: Block, mesh: Mesh | None) -> Block:
     """A block on the devices of this process, as `devices.block_spec` says."""
     if not spans_processes(mesh):
-        return _place(block, mesh, PartitionSpec())
+        return _put(block, mesh, PartitionSpec())
     sharding = NamedSharding(mesh, block_spec(mesh))
 
-    def place(leaf: np.ndarray) -> jax.Array:
+    def put(leaf: np.ndarray) -> jax.Array:
         mine = [jax.device_put(leaf, device) for device in mesh.local_devices]
         return jax.make_array_from_single_device_arrays((len(leaf) * mesh.size, *leaf.shape[1:]), sharding, mine)
 
-    return jax.tree.map(place, jax.tree.map(_aligned, block))
+    return jax.tree.map(put, jax.tree.map(_aligned, block))
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:
     """The array where a CPU's devices can read it in place: then all of them share one copy."""
     if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous:
         return array
-    room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    buffer = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 

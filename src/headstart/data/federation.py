@@ -58,8 +58,8 @@ class Client(NamedTuple):
     block: the rows this client's are among.
     rows: int32 `[capacity]`; entries from `size` on are padding.
     size: int32, the number of the client's examples.
-    key_data: uint32 `[2]`, 64 bits of a hash of the client's id. Randomness derives from it, not from a place in a
-        cohort.
+    key_data: uint32 `[2]`, 64 bits of a hash of the client's id. Randomness derives from it, not from a position
+        in a cohort.
     """
 
     block: Block
@@ -67,9 +67,9 @@ class Client(NamedTuple):
     size: Array
     key_data: Array
 
-    def at(self, place: Array | int) -> Client:
+    def at(self, index: Array | int) -> Client:
         """One client of a cohort, or one cohort of several."""
-        rows, size, key_data = (leaf[place] for leaf in (self.rows, self.size, self.key_data))
+        rows, size, key_data = (leaf[index] for leaf in (self.rows, self.size, self.key_data))
         return Client(self.block, rows, size, key_data)
 
     def examples(self, positions: Array, mask: Array) -> Examples:
@@ -121,12 +121,12 @@ class Federation:
 
     name: what to call it in a report.
     ids: one string per client, unique.
-    sizes: int `[clients, 2]`: how many examples of each client are for adapting (training) and for testing.
+    sizes: int `[clients, 2]`: the numbers of local training (support) and local test (query) examples of each client.
     fetch: maps client numbers (int array `[n]`) to `(x, y)`, trees of numpy arrays: all rows of the first
-        client, then of the next one; a client's rows for adapting come before its rows for testing.
+        client, then of the next one; a client's local training rows come before its local test rows.
     has_predefined_split: whether the source itself separates the two parts. If not, `split_examples` made them,
-        and a client that trains may use all of its rows.
-    metadata: what is known of the examples: `kind` ("image", "text" or "features"), `classes` (how many),
+        and a training client may use all of its rows.
+    metadata: what is known of the examples: `kind` ("image", "text" or "features"), `classes` (their number),
         `labels` (a string or list with the name of each class), `source` (where they come from).
     """
 
@@ -146,14 +146,14 @@ class Federation:
 
     @cached_property
     def _capacities(self) -> Mapping[Part, int]:
-        # Every draw asks, and a million clients are many to look through.
+        # Every gather asks, and a million clients are many to look through.
         adapt, test = self.sizes.T
         parts: Mapping[Part, np.ndarray] = {"adapt": adapt, "test": test, "all": adapt + test}
         return {part: int(sizes.max(initial=1)) for part, sizes in parts.items()}
 
     @property
     def training_part(self) -> Part:
-        """What a client trains on: its adapt part if the source keeps another for testing, else all of its rows."""
+        """The part that clients train on: "adapt" (local training) if the source has a predefined split, else "all"."""
         return "adapt" if self.has_predefined_split else "all"
 
     @property
@@ -172,7 +172,7 @@ class Federation:
         clients = np.asarray(clients, np.int64)
         return replace(
             self,
-            ids=Ids(len(clients), lambda place: self.ids[int(clients[place])]),
+            ids=Ids(len(clients), lambda index: self.ids[int(clients[index])]),
             sizes=self.sizes[clients],
             fetch=lambda inner: self.fetch(clients[np.asarray(inner, np.int64)]),
         )
@@ -195,7 +195,7 @@ def from_arrays(
 ) -> Federation:
     """A federation over flat arrays, in memory or memory-mapped.
 
-    x, y: trees of arrays `[rows, ...]`: client after client, and of each the rows for adapting first.
+    x, y: trees of arrays `[rows, ...]`: client after client, and of each the local training rows first.
     sizes: int `[clients, 2]`, whose sum is the number of rows.
     """
     sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
@@ -222,9 +222,9 @@ def from_arrays(
 
 
 def split_examples(federation: Federation, *, test_fraction: float = 0.2, seed: int = 0) -> Federation:
-    """Give every client an adapt and a test part: a permutation of its rows drawn from (seed, its id).
+    """Give every client local training and local test examples: its rows, permuted by (seed, its id).
 
-    For sources without a split of their own. A client of two or more examples tests on at least one.
+    For sources without a predefined split. A client of two or more examples tests on at least one.
     """
     totals = federation.sizes.sum(axis=1)
     test = np.clip(np.round(totals * test_fraction).astype(np.int64), np.minimum(1, totals // 2), None)
@@ -242,10 +242,10 @@ def split_examples(federation: Federation, *, test_fraction: float = 0.2, seed: 
 
 
 def limited(federation: Federation, adapt_examples: float, *, seed: int = 0) -> Federation:
-    """The federation with fewer examples of each client to adapt on, drawn from (seed, its id).
+    """The federation with fewer local training (support) examples of each client, sampled by (seed, its id).
 
-    adapt_examples: at most so many if at least 1, this share of them, and one at least, if below. The test parts stay
-        whole; where the source has no split of its own, who trains uses them too.
+    adapt_examples: at most n of them for a number n of at least 1, or this share of them, at least one, for a number
+        below. Local test examples stay; where the source has no predefined split, training clients use them too.
     """
     all_of_it = federation.sizes[:, 0]
     share = np.maximum(np.round(adapt_examples * all_of_it), 1)
@@ -295,7 +295,7 @@ def split_clients(federation: Federation, *, train: float = 0.7, validation: flo
 
 
 def _order(texts: Iterable[str]) -> np.ndarray:
-    """int64 `[n]`: the places of the texts in the order of their digests."""
+    """int64 `[n]`: the indices of the texts in the order of their digests."""
     # A digest as four numbers: the first decides, but for a chance that is hardly ever met.
     words = np.frombuffer(b"".join(map(_digest, texts)), ">u8").astype(np.uint64).reshape(-1, 4)
     order = np.argsort(words[:, 0], kind="stable")

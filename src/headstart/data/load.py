@@ -28,11 +28,11 @@ NAMES = ("glyphs", *_PUBLISHED)
 
 
 def load(name_or_path: str | os.PathLike[str], **options: Any) -> Federation:
-    """A federation: `glyphs` is drawn, `emnist` and `shakespeare` are downloaded, anything else is a path.
+    """A federation: `glyphs` is generated, `emnist` and `shakespeare` are downloaded, anything else is a path.
 
     The format of a file is recognised from what is in it: TFF sqlite (also packed by lzma) and h5, FedJAX sqlite,
     LEAF JSON, npz, Parquet, CSV. Where train and test examples have files of their own, one of them is enough, or
-    their folder. Sources without a split of their own get one by `split_examples`.
+    their folder. Sources without a predefined split get one by `split_examples`.
 
     options: those of `glyphs`; `digits_only=True` for TFF's EMNIST; those of `tables.read_table`, such as
         `regression=True`, without which whole numbers are classes. They may be text, as a command line gives them.

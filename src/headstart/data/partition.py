@@ -24,7 +24,7 @@ def by_dirichlet(x: Tree, y: np.ndarray, *, clients: int, alpha: float, seed: in
 
 
 def by_classes(x: Tree, y: np.ndarray, *, clients: int, classes_per_client: int, seed: int = 0) -> Federation:
-    """Clients that each hold examples of so many classes; the examples of a class are dealt evenly to its holders."""
+    """Clients that each hold examples of n classes; the examples of a class are divided evenly among its holders."""
     owners = classes_owners(y, clients, classes_per_client=classes_per_client, seed=seed)
     return _federation(f"classes({classes_per_client})", x, y, owners, seed)
 
@@ -63,7 +63,7 @@ def classes_owners(y: np.ndarray, clients: int, *, classes_per_client: int, seed
             f"{clients} clients of {classes_per_client} classes each cannot hold all {len(pools)} classes; raise one"
         )
     owners = np.empty(len(y), np.int64)
-    held = _deal(generator, len(pools), clients, classes_per_client)
+    held = _assign_classes(generator, len(pools), clients, classes_per_client)
     for label, pool in enumerate(pools):
         holders = np.flatnonzero((held == label).any(axis=1))
         if len(pool) < len(holders):
@@ -143,23 +143,23 @@ def _take(generator: np.random.Generator, left: np.ndarray, mixture: np.ndarray,
         weights = np.where(left > 0, mixture, 0)
         # Nothing is left of what this client wants: it takes what there is.
         weights = weights if weights.sum() > 0 else left
-        drawn = np.minimum(generator.multinomial(missing, weights / weights.sum()), left)
-        taken += drawn
-        left -= drawn
+        counts = np.minimum(generator.multinomial(missing, weights / weights.sum()), left)
+        taken += counts
+        left -= counts
     return taken
 
 
-def _deal(generator: np.random.Generator, classes: int, clients: int, each: int) -> np.ndarray:
+def _assign_classes(generator: np.random.Generator, classes: int, clients: int, each: int) -> np.ndarray:
     """Different classes for every client, int `[clients, each]`; each class equally often, give or take one."""
-    hands = []
+    assigned = []
     deck = np.zeros(0, np.int64)
     for _ in range(clients):
-        hand, deck = deck[:each], deck[each:]
-        if len(hand) < each:
+        own, deck = deck[:each], deck[each:]
+        if len(own) < each:
             fresh = generator.permutation(classes)
             # What the client holds already goes to the bottom of the new deck.
-            fresh = fresh[np.argsort(np.isin(fresh, hand), kind="stable")]
-            missing = each - len(hand)
-            hand, deck = np.concatenate([hand, fresh[:missing]]), fresh[missing:]
-        hands.append(hand)
-    return np.stack(hands)
+            fresh = fresh[np.argsort(np.isin(fresh, own), kind="stable")]
+            missing = each - len(own)
+            own, deck = np.concatenate([own, fresh[:missing]]), fresh[missing:]
+        assigned.append(own)
+    return np.stack(assigned)

@@ -25,7 +25,7 @@ class LSTM(nn.Module):
         gates = 4 * self.width
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), (x.shape[-1], gates))
         recurrent = self.param("recurrent_kernel", nn.initializers.orthogonal(), (self.width, gates))
-        bias = self.param("bias", _remember, (gates,))
+        bias = self.param("bias", _forget_bias, (gates,))
         # The inputs of all time steps in one product, outside the scan.
         inputs = multiply(x.swapaxes(0, 1), kernel) + bias
         return recur(inputs, recurrent).swapaxes(0, 1)
@@ -129,6 +129,6 @@ def _quarters(weights: Array) -> tuple[Array, ...]:
     return jax.lax.optimization_barrier(tuple(jnp.array_split(weights, 4, axis=-1)))
 
 
-def _remember(_: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """A bias of 1 for the forget gate, which remembers at first, and 0 for the others."""
+def _forget_bias(_: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """A bias of 1 for the forget gate, which keeps the state at first, and of 0 for the others."""
     return jnp.zeros((4, shape[0] // 4), dtype).at[1].set(1).reshape(shape)

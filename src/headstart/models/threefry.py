@@ -33,11 +33,11 @@ def _is_threefry(key: Array) -> bool:
 
 
 def _bits(key: Array, shape: tuple[int, ...]) -> Array:
-    """uint32: each element is the hash of its own place, so a prefix does not depend on what follows."""
+    """uint32: each element is the hash of its own position, so a prefix does not depend on what follows."""
     data = jax.random.key_data(key)
     keys = data[0], data[1], data[0] ^ data[1] ^ jnp.uint32(_PARITY)
-    place = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
-    high, low = jnp.zeros_like(place) + keys[0], place + keys[1]
+    position = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+    high, low = jnp.zeros_like(position) + keys[0], position + keys[1]
     for turn in range(5):
         for rotation in _ROTATIONS[turn % 2]:
             high = high + low

@@ -1,4 +1,4 @@
-"""Models: two functions, whatever they were written with; and the five that headstart brings along."""
+"""Models: two functions, whatever they were written with; and the five built-in ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def as_model(thing: Any, example_x: Tree) -> Model:
 
     thing: a `Model`; a pair of functions `init(key) -> params` and `apply(params, x) -> output`, which may also take
         `key=`; a Flax linen module; a Flax nnx module, or what makes one when called with `rngs=`. An nnx module
-        that is made already brings its own parameters: every key gives them.
+        that is made already has its own parameters: every key gives them.
     example_x: a tree of arrays `[batch, ...]`, read for shapes and dtypes only.
 
     Raises:

@@ -1,8 +1,8 @@
 """`glyphs`: a federation of handwritten-looking characters that needs no download.
 
 The 62 characters 0-9, A-Z, a-z of FEMNIST (Caldas et al. 2018, "LEAF"), drawn from the outlines of the fonts that
-matplotlib ships, by as many writers as asked, each with a hand of his own. A writer's habits contradict other writers'
-(one's 0 is another's O), so one model for all is imperfect and a model of one's own is better.
+matplotlib ships, by as many writers as asked, each with their own style. A writer's habits contradict other writers'
+(one's 0 is another's O), so one model for all is imperfect and a model for each is better.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from headstart.data.federation import Federation, Ids
 from headstart.data.glyphs.atlas import CHARACTERS, atlas
 from headstart.data.glyphs.draws import bits, normal, streams, uniform
 from headstart.data.glyphs.pen import draw
-from headstart.data.glyphs.styles import hands, write
+from headstart.data.glyphs.styles import write, writer_styles
 from headstart.errors import UserError
 
 _SHARE_OF_FIRST_HUMP = 0.65  # with humps at 170 and 340: mean 230, deviation 87; FEMNIST has 227 and 89
-_SPREAD = 0.12  # deviation of a hump, as a share of its place
-_SIZE_STREAM = 2**40  # apart from the streams of the hands
+_SPREAD = 0.12  # deviation of a hump, as a share of its centre
+_SIZE_STREAM = 2**40  # apart from the streams of the styles
 _GROUP = 16  # writers whose styles are made at once: bounds the memory of a fetch
 
 
@@ -45,13 +45,13 @@ def glyphs(
 
     Writer i depends on (seed, i) and the options below alone, not on who else takes part. Rows are drawn when fetched.
     With the usual options a small CNN trained on the pooled data of 150 writers reaches 0.78 on others, and 0.88 after
-    five epochs on the adapt part of each.
+    five epochs on the local training examples of each.
 
     humps: where the numbers of examples per writer cluster.
-    examples: gives every writer exactly so many instead.
+    examples: the number of examples of every writer, in place of the humps.
     test_fraction: share of a writer's examples that are for testing; at least one of two or more.
     habits: share of the characters that a writer draws in an unusual shape, often that of another character.
-    variation: how far hands differ in slant, width, size, position, pen and deformation; at 0 only in fonts.
+    variation: how far styles differ in slant, width, size, position, pen and deformation; at 0 only in fonts.
 
     Raises:
         UserError: if an option is out of its range.
@@ -121,7 +121,7 @@ def _keys(seed: int, writers: np.ndarray) -> np.ndarray:
 def _sizes(
     seed: int, writers: int, humps: tuple[float, float], examples: int | None, test_fraction: float
 ) -> np.ndarray:
-    """int64 `[writers, 2]`: examples for adapting and for testing."""
+    """int64 `[writers, 2]`: the numbers of local training and of local test examples."""
     if examples is None:
         draws = bits(streams(_keys(seed, np.arange(writers)), _SIZE_STREAM), 2)
         hump = np.where(uniform(draws[:, 0]) < _SHARE_OF_FIRST_HUMP, *humps)
@@ -142,7 +142,7 @@ def _fetch(
     for first in range(0, len(clients), _GROUP):
         group = slice(first, first + _GROUP)
         rows = slice(ends[first] - counts[first], ends[group][-1])
-        styles = hands(_keys(seed, clients[group]), habits=habits, variation=variation)
+        styles = writer_styles(_keys(seed, clients[group]), habits=habits, variation=variation)
         strokes = write(styles, counts[group])
         x[rows], y[rows] = draw(strokes, atlas()), strokes.labels
     return x, y

@@ -68,16 +68,16 @@ def _sample(fields: np.ndarray, fonts: np.ndarray, shapes: np.ndarray, u: np.nda
     flat = fields.reshape(-1)
     np.clip(u, 0, SIDE - 1.001, out=u)
     np.clip(v, 0, SIDE - 1.001, out=v)
-    column, place = u.astype(np.intp), v.astype(np.intp)
+    column, index = u.astype(np.intp), v.astype(np.intp)
     u -= column
-    v -= place
-    place *= SIDE
-    place += column
-    place += ((fonts * fields.shape[1] + shapes) * SIDE**2)[:, None, None]
+    v -= index
+    index *= SIDE
+    index += column
+    index += ((fonts * fields.shape[1] + shapes) * SIDE**2)[:, None, None]
     # Half of all time goes here: `take` that clips is twice as fast as indexing, which checks.
-    upper = _between(flat.take(place, mode="clip"), flat.take(place + 1, mode="clip"), u)
-    place += SIDE
-    lower = _between(flat.take(place, mode="clip"), flat.take(place + 1, mode="clip"), u)
+    upper = _between(flat.take(index, mode="clip"), flat.take(index + 1, mode="clip"), u)
+    index += SIDE
+    lower = _between(flat.take(index, mode="clip"), flat.take(index + 1, mode="clip"), u)
     return _between(upper, lower, v)
 
 

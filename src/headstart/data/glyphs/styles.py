@@ -1,4 +1,4 @@
-"""Hands: how a writer writes, which characters he writes how often, and what changes from one try to the next."""
+"""Writer styles: how writers write, how often they write which character, and how their examples of one differ."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _HABITS = {
 }
 
 
-class Hands(NamedTuple):
-    """Writers' styles.
+class WriterStyles(NamedTuple):
+    """The styles of some writers.
 
-    keys: uint64 `[writers]`, the streams that they are drawn from.
+    keys: uint64 `[writers]`, the streams of random numbers that they come from.
     traits: `[writers, 7]`: slant, log stretch, rotation (radians), log size, shift right and down (output pixels),
         half the thickness of the pen (output pixels).
     normalized: `[writers]`: 1 where every character fills the same box, 0 where small letters stay small.
@@ -59,15 +59,15 @@ class Strokes(NamedTuple):
     bends: np.ndarray
 
 
-# Deviation between writers, then between one writer's tries, in the order of the traits.
+# Deviation between writers, then between one writer's examples, in the order of the traits.
 _BETWEEN = np.array([0.16, 0.10, 0.06, 0.07, 0.7, 0.7, 0.22])
 _WITHIN = np.array([0.05, 0.05, 0.05, 0.05, 0.6, 0.6, 0.10])
 _MEAN = np.array([0.10, 0.0, 0.0, 0.0, 0.0, 0.0, 1.4])
 _WAVE_SIZES = np.tile([0.8, 0.6, 0.4], 4)
 
 
-def hands(keys: np.ndarray, *, habits: float, variation: float) -> Hands:
-    """The hands of the writers whose streams are `keys` (uint64 `[writers]`)."""
+def writer_styles(keys: np.ndarray, *, habits: float, variation: float) -> WriterStyles:
+    """The styles of the writers whose streams are `keys` (uint64 `[writers]`)."""
     own = bits(streams(keys, 0), _TRAITS + _BENDS + 4)
     traits = _MEAN + variation * _BETWEEN * normal(own[:, :_TRAITS])
     bend = normal(own[:, _TRAITS : _TRAITS + _BENDS])
@@ -76,7 +76,7 @@ def hands(keys: np.ndarray, *, habits: float, variation: float) -> Hands:
     mixed, odd, which = np.moveaxis(uniform(letters[..., _BENDS : _BENDS + 3]), -1, 0)
     pair = (np.stack([font, second], axis=1) * len(FONTS)).astype(np.int64)
     uses_second = mixed < (0.6 * mixing)[:, None]
-    return Hands(
+    return WriterStyles(
         keys=keys,
         traits=traits,
         normalized=0.4 + 0.6 * normalized,
@@ -87,7 +87,7 @@ def hands(keys: np.ndarray, *, habits: float, variation: float) -> Hands:
     )
 
 
-def write(writers: Hands, counts: np.ndarray) -> Strokes:
+def write(writers: WriterStyles, counts: np.ndarray) -> Strokes:
     """What the writers write: `counts[i]` examples of writer `i`, one writer after the other."""
     owner = np.repeat(np.arange(len(counts)), counts)
     number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)

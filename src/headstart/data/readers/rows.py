@@ -21,11 +21,11 @@ _DAMAGE = (ValueError, KeyError, EOFError, OSError, lzma.LZMAError, zlib.error, 
 
 
 class Rows(NamedTuple):
-    """A federation's examples before they are one.
+    """The examples of all clients, as a reader has found them.
 
     ids: one per client, sorted.
-    sizes: int64 `[clients, 2]`: rows for adapting and for testing.
-    x, y: `[rows, ...]`, client after client, of each the rows for adapting first.
+    sizes: int64 `[clients, 2]`: the numbers of local training and of local test rows.
+    x, y: `[rows, ...]`, client after client, of each the local training rows first.
     has_predefined_split: whether the files separate the two parts; if not, the second column of `sizes` is zero.
     metadata: as in `Federation.metadata`; JSON values only.
     """
@@ -77,9 +77,9 @@ def arrange(
     metadata: Mapping[str, Any],
     has_predefined_split: bool,
 ) -> Rows:
-    """Sort rows by client id, then adapt before test; equal rows keep their order.
+    """Sort rows by client id, then local training before local test rows; equal rows keep their order.
 
-    ids: every client has at least one row. codes: int `[rows]`, the place of each row's client in `ids`.
+    ids: every client has at least one row. codes: int `[rows]`, the index of each row's client in `ids`.
     """
     by_id = sorted(range(len(ids)), key=ids.__getitem__)
     rank = np.empty(len(ids), np.int64)

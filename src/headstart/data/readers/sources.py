@@ -27,7 +27,7 @@ _PART = re.compile(r"(train|test)(?!.*(train|test))")
 class Sources(NamedTuple):
     """The files of a data set.
 
-    path: the one to speak of in messages, and the only one that TFF's sqlite reads.
+    path: the one that messages name, and the only one that TFF's sqlite reads.
     train, test: a pair, or several; one of them empty if the other part has no file.
     """
 
@@ -69,13 +69,13 @@ def _partner(path: Path) -> list[Path]:
     other = "test" if part == "train" else "train"
     name = _PART.sub(other, path.name)
     # Absolute, for a path may begin inside LEAF's folder `train`.
-    places = [path.with_name(name), path.absolute().parent.parent / other / name]
-    return [place for place in places if place.is_file()][:1]
+    candidates = [path.with_name(name), path.absolute().parent.parent / other / name]
+    return [candidate for candidate in candidates if candidate.is_file()][:1]
 
 
 def _find_in_folder(folder: Path) -> Sources:
-    places = [folder, folder / "train", folder / "test"]
-    files = sorted(f for place in places if place.is_dir() for f in place.iterdir() if _is_data(f))
+    folders = [folder, folder / "train", folder / "test"]
+    files = sorted(f for each in folders if each.is_dir() for f in each.iterdir() if _is_data(f))
     # LEAF numbers the files of one data set.
     names = {re.sub(r"\d+", "#", _PART.sub("", file.name)) for file in files}
     if len(names) != 1 or (len(files) > 1 and not all(_part(file) for file in files)):

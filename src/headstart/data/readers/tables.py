@@ -26,7 +26,7 @@ Columns = Mapping[str, np.ndarray]
 
 
 def read_table(sources: Sources, form: str, options: Mapping[str, Any]) -> Rows:
-    """Rows of a table; of a pair of files those for adapting and those for testing.
+    """Rows of a table; of a pair of files, those for local training and those for local tests.
 
     Options: `client`, `target`, `features`, `split` name columns (by default `client`, `y`, and `x` in npz or all
     other columns, and none); a column `split` says train or test. Text and whole numbers are classes, in sorted order;
@@ -49,8 +49,8 @@ def read_table(sources: Sources, form: str, options: Mapping[str, Any]) -> Rows:
     test = _test_rows(path, columns, str(split)) if split else of_test
     taken = {str(options.get("client", "client")), target, str(split)}
     x, metadata = _features(path, columns, _feature_names(form, columns, options, taken), owners)
-    y, target_facts = _targets(path, target, y, options, owners)
-    metadata |= target_facts | {"source": f"{form} {' and '.join(file.name for file in files)}"}
+    y, target_metadata = _targets(path, target, y, options, owners)
+    metadata |= target_metadata | {"source": f"{form} {' and '.join(file.name for file in files)}"}
     rows = arrange(ids, codes, test, x, y, metadata=metadata, has_predefined_split=bool(split) or pair)
     return joined_unless_split(rows) if pair else rows
 
@@ -295,14 +295,14 @@ def _named_classes(
     path: str, name: str, values: Sequence[str], labels: Any, owners: Sequence[str]
 ) -> tuple[np.ndarray, dict[str, Any]]:
     order = _names(labels)
-    places = {label: i for i, label in enumerate(order)}
+    indices = {label: i for i, label in enumerate(order)}
     for row, value in enumerate(values):
-        if value not in places:
+        if value not in indices:
             raise UserError(
                 f"{path} has the target {value!r} in column {name!r} of client {owners[row]}, which is not among the"
                 f" {len(order)} labels given; add it or leave out the row"
             )
-    return np.array([places[value] for value in values], np.int32), {"classes": len(order), "labels": order}
+    return np.array([indices[value] for value in values], np.int32), {"classes": len(order), "labels": order}
 
 
 def _texts(values: np.ndarray) -> list[str]:

@@ -52,7 +52,7 @@ def windows(owner: str, test: bool, texts: Sequence[str]) -> Chunk:
     """Rows from texts of 80 characters and the one that comes next; the targets are all 80 next characters.
 
     LEAF's windows slide over a passage by one character. Such a passage becomes rows that follow one another, every
-    80th window and the rest, so that each character is a target once and none is both adapted to and tested on.
+    80th window and the rest, so that each character is a target once, in local training or in the local test.
     """
     if {len(each) for each in texts} - {LENGTH + 1}:
         raise ValueError(f"a text that is not {LENGTH} characters and the next one")

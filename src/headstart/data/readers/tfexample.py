@@ -59,9 +59,9 @@ def images(messages: Sequence[bytes], *, size: int) -> tuple[np.ndarray, np.ndar
     lengths = defaultdict(list)
     for i, message in enumerate(messages):
         lengths[len(message)].append(i)
-    for length, places in lengths.items():
-        left = np.array(places)
-        table = np.frombuffer(b"".join([messages[i] for i in places]), np.uint8).reshape(-1, length)
+    for length, rows in lengths.items():
+        left = np.array(rows)
+        table = np.frombuffer(b"".join([messages[i] for i in rows]), np.uint8).reshape(-1, length)
         while len(left):
             same, found = _alike(table, size) or (np.ones(len(left), bool), _one_by_one(table, size))
             pixels[left[same]], labels[left[same]] = found

@@ -24,11 +24,13 @@ def read_whole(open_clients: Callable[[Path], Clients], train: Sequence[Path], t
     files = [(file, False) for file in train] + [(file, has_predefined_split) for file in test]
     clients = _all_clients(open_clients, files)
     first = next(clients, None)
-    keep = {"source": f"{what} {path.name}", "own_split": has_predefined_split}
+    source = f"{what} {path.name}"
     chunks = (_chunk(*client) for client in chain([first] if first else [], clients))
     if first and "pixels" not in first[2]:
-        return joined_unless_split(text.passage(chunks, **keep))
-    return joined_unless_split(images.handwriting(chunks, path, **keep))
+        return joined_unless_split(text.passage(chunks, source=source, has_predefined_split=has_predefined_split))
+    return joined_unless_split(
+        images.handwriting(chunks, path, source=source, has_predefined_split=has_predefined_split)
+    )
 
 
 def _all_clients(
