@@ -111,7 +111,7 @@ def test_own_data_and_own_model_without_registration(command, tmp_path):
     assert "mean squared error" in out
     saved = json.loads((tmp_path / "runs/days/experiment.json").read_text())
     assert saved["model"]["path"] == "mymodels:line"
-    assert saved["task"]["type"] == "headstart.tasks.Regression"
+    assert saved["task"]["type"] == "headstart.Regression"
     code, out, err = command(
         "personalize", "runs/days", "--data", "visits.csv", "--client", "hospital", "--target", "days"
     )
