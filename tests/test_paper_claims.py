@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headstart.statistics.verdicts import difference
-from headstart.studies.evidence import Result, spoken
+from headstart.studies.evidence import Result, format_difference
 from headstart.studies.paper import datacenter, finetune, table1
 from headstart.studies.paper.settings import setting_of
 
@@ -74,7 +74,7 @@ def test_rounds_to_the_target_count_one_evaluation_more_where_it_is_never_reache
 
 def test_spread_needs_ten_seeds():
     rows = paper_like()
-    few = {key: each._replace(curves=each.curves[:9], epochs=each.lengths[:9]) for key, each in rows.items()}
+    few = {key: each._replace(curves=each.curves[:9], epochs=each.epochs[:9]) for key, each in rows.items()}
     assert table1._steadier(rows).decision == "holds"
     assert table1._steadier(few).decision == "inconclusive"
 
@@ -106,7 +106,7 @@ def test_a_datacenter_that_personalizes_better_refutes_the_claim():
 
 
 def test_a_difference_is_told_with_both_intervals():
-    text = spoken("after over before", difference(np.random.default_rng(0).normal(0.1, 0.01, (5, 40))))
+    text = format_difference("after over before", difference(np.random.default_rng(0).normal(0.1, 0.01, (5, 40))))
     assert text.startswith("after over before: +10.")
     assert "over 5 seeds" in text
     assert "over 40 clients" in text
