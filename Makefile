@@ -3,18 +3,24 @@ PYTHON ?= python3
 BIN := .venv/bin
 export XLA_PYTHON_CLIENT_PREALLOCATE = false
 
-.PHONY: demo test check lint types links clean
+# Files and tests go to whichever worker is free.
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
+
+.PHONY: demo test test-all check lint types links clean clean-cache
 
 demo: .venv/installed ## Train, personalize and report on the embedded data
 	$(BIN)/headstart run fedavg --out runs/demo/fedavg
 	$(BIN)/headstart run personalized_fedavg --out runs/demo/personalized_fedavg
 	$(BIN)/headstart report runs/demo/fedavg runs/demo/personalized_fedavg --out runs/demo/report.html
 
-test: .venv/tested ## All tests and doctests
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: .venv/tested ## The quick tests: units, doctests, and one real case of all that starts processes
+	$(PYTEST)
+
+test-all: .venv/tested ## Every test
+	$(PYTEST) -m ""
 
 check: lint types links ## What CI runs
-	$(MAKE) test
+	$(MAKE) test-all
 
 lint: .venv/tested
 	$(BIN)/ruff format --check
@@ -42,5 +48,8 @@ links: .venv/tested
 	$(BIN)/python -m pip install --quiet --group test
 	@touch $@
 
-clean:
+clean: clean-cache
 	rm -rf .venv runs
+
+clean-cache: ## Compiled programs, which the tests keep from session to session
+	rm -rf .cache

@@ -59,9 +59,9 @@ class Point:
 
     @property
     def name(self) -> str:
-        """The line and the place on it."""
-        place = {"cohort": self.cohort, "model": self.model, "epochs": self.epochs}.get(self.line, self.clients)
-        return f"{self.line}-{place}"
+        """The line and the value on it."""
+        value = {"cohort": self.cohort, "model": self.model, "epochs": self.epochs}.get(self.line, self.clients)
+        return f"{self.line}-{value}"
 
 
 POINTS = (
@@ -100,7 +100,7 @@ def _measure_all(given: argparse.Namespace) -> list[Row]:
     for number, point in enumerate(todo, 1):
         print(f"{number} of {len(todo)}: {point.name}", file=sys.stderr, flush=True)
         row = _in_own_process(point, given.seconds)
-        print(f"  {_told(row)}", file=sys.stderr, flush=True)
+        print(f"  {_summary(row)}", file=sys.stderr, flush=True)
         rows.append(row)
         if given.json:
             given.json.write_text(json.dumps(rows, indent=1) + "\n")
@@ -202,7 +202,7 @@ def _peak_bytes() -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def _told(row: Row) -> str:
+def _summary(row: Row) -> str:
     if "failed" in row:
         return "failed"
     return f"{row['seconds']:.4f} s per round, {row['peak_bytes'] / 1e6:.0f} MB, start {row['start_seconds']:.1f} s"

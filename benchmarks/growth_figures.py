@@ -110,8 +110,8 @@ def _model(rows: Sequence[Row], theme: Theme) -> Figure:
             (panels[1], bytes_sent / 1e6, row["peak_bytes"] / 1e6),
         ):
             _curve(panel, [x], [y], theme, number)
-            place = {"xytext": (0, 7 if number % 2 else -14), "textcoords": "offset points", "ha": "center"}
-            panel.annotate(row["model"], (x, y), color=theme.text, **place)
+            offset = {"xytext": (0, 7 if number % 2 else -14), "textcoords": "offset points", "ha": "center"}
+            panel.annotate(row["model"], (x, y), color=theme.text, **offset)
     _axes(panels[0], "arithmetic per client (million operations)", "time per client (ms)", log="both")
     _axes(panels[1], "parameters (MB)", "peak memory (MB)", log="")
     low, high = panels[0].get_xlim()

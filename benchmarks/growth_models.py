@@ -12,6 +12,7 @@ import optax
 from headstart.bench.workload import ARITHMETIC
 from headstart.data.federation import Block, Client
 from headstart.experiment.experiment import ModelSpec
+from headstart.learning.parallel import Parallel
 from headstart.learning.rounds import Cohort, federated
 from headstart.learning.tasks import Classification, NextCharacter
 from headstart.methods.paper import FedAvg
@@ -48,7 +49,7 @@ def working_bytes(name: str, lanes: int) -> int:
     """What one device needs beside the block and the states to work on clients, by the compiler's own account."""
     text, model = name == "lstm", _model_of(name)
     task, batch_size = (NextCharacter(), 10) if text else (Classification(), 20)
-    algorithm = federated(task, model, FedAvg(1, 0.02, batch_size), optax.sgd(1.0), lanes=lanes)
+    algorithm = federated(task, model, FedAvg(1, 0.02, batch_size), optax.sgd(1.0), parallel=Parallel(lanes))
     rows = 4 * EXAMPLES
     x, y = (
         (jnp.zeros((rows, 80), jnp.int32),) * 2

@@ -31,7 +31,7 @@ PRODUCTS = 8
 PRODUCT_FLOPS = 2 * 11520 * 288 * 64
 
 
-class Contender(NamedTuple):
+class Candidate(NamedTuple):
     """`items` examples of `flops` useful operations each, in one call of `run`."""
 
     run: Callable[[], Any]
@@ -43,19 +43,19 @@ def main() -> None:
     """Measure in alternation and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=9)
-    contenders = _contenders()
-    measured = _measure(contenders, parser.parse_args().repetitions)
+    candidates = _candidates()
+    measured = _measure(candidates, parser.parse_args().repetitions)
     print(f"{'':32} {'items/s':>9} {'GFLOP/s':>9} {'share':>7} {'CPU share':>9}")
     for name, rows in measured.items():
-        rate, share, cpu_share = np.median(np.array(rows), axis=0)
-        print(f"{name:32} {rate:9.1f} {rate * contenders[name].flops / 1e9:9.1f} {share:7.2f} {cpu_share:9.2f}")
+        speed, share, cpu_share = np.median(np.array(rows), axis=0)
+        print(f"{name:32} {speed:9.1f} {speed * candidates[name].flops / 1e9:9.1f} {share:7.2f} {cpu_share:9.2f}")
     products = [
-        rate / share * contenders[name].flops / 1e9 for name, rows in measured.items() for rate, share, _ in rows
+        speed / share * candidates[name].flops / 1e9 for name, rows in measured.items() for speed, share, _ in rows
     ]
     print(f"matrix product: {np.median(products):.1f} GFLOP/s")
 
 
-def _contenders() -> dict[str, Contender]:
+def _candidates() -> dict[str, Candidate]:
     images = np.random.default_rng(0).random((STEPS, 20, 28, 28, 1), np.float32)
     labels = np.random.default_rng(1).integers(0, 62, (STEPS, 20))
     text = np.random.default_rng(2).integers(0, 90, (STEPS, 10, 80))
@@ -66,14 +66,14 @@ def _contenders() -> dict[str, Contender]:
     }
     lstm = {"LSTM": recurrent.recur, "LSTM, autodiff of a scan": _scanned}
     found = {
-        name: Contender(
+        name: Candidate(
             _trainer(model, images, labels, (conv, "convolve", function)), 20 * STEPS, ARITHMETIC["cnn"].training
         )
         for name, (model, function) in cnn.items()
     }
     for name, function in lstm.items():
         run = _trainer(CharLSTM(), text, text, (recurrent, "recur", function))
-        found[name] = Contender(run, 10 * STEPS, ARITHMETIC["char_lstm"].training)
+        found[name] = Candidate(run, 10 * STEPS, ARITHMETIC["char_lstm"].training)
     return found
 
 
@@ -106,13 +106,13 @@ def _scanned(inputs: jax.Array, weights: jax.Array) -> jax.Array:
     return recurrent._forward(inputs, weights)[0]
 
 
-def _measure(contenders: dict[str, Contender], repetitions: int) -> dict[str, list[tuple[float, float, float]]]:
-    """For each contender and repetition (items per second, share of the product's rate, the same by CPU time)."""
+def _measure(candidates: dict[str, Candidate], repetitions: int) -> dict[str, list[tuple[float, float, float]]]:
+    """For each candidate and repetition (items per second, share of the product's rate, the same by CPU time)."""
     left, right = jnp.ones((11520, 288)), jnp.ones((288, 64))
     product = jax.jit(jnp.matmul)
-    measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
+    measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in candidates}
     for repetition in range(-1, repetitions):
-        for name, (run, items, flops) in contenders.items():
+        for name, (run, items, flops) in candidates.items():
             before = _timed(lambda: [product(left, right) for _ in range(PRODUCTS)])
             wall, cpu = _timed(run)
             after = _timed(lambda: [product(left, right) for _ in range(PRODUCTS)])

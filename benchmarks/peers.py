@@ -9,7 +9,7 @@ weighted by examples. Sizes of clients are like FEMNIST's, 104 examples on avera
 The plain loop comes twice: `torch` is one process, of all threads or of one, whichever is faster; `torch_processes` is
 one process of one thread for each core.
 
-First everybody trains, untimed, which warms up what is compiled. In the first cohort of each workload that goes on
+First everybody trains, untimed, which warms up what is compiled. In the first cohort of each workload that lasts
 until there is something to see, and everybody must reach about the same accuracy; who learns less has failed, and the
 exit status is 1. Then the contestants train in turn, each for some whole rounds that last about --seconds, which is
 repeated. Data lie in memory, nothing is evaluated meanwhile, and who waits does not compute. Printed are medians over
@@ -36,7 +36,7 @@ from typing import Any
 
 from contestants import federations, workload
 from contestants.environments import ENVIRONMENTS, PEERS, EnvironmentFailedError, interpreter
-from contestants.match import OURS, TOLERANCE, Match, Row, tell
+from contestants.match import OURS, TOLERANCE, Match, Row, log
 from contestants.table import table
 
 _COHORTS = {"cnn": (5, 20), "cnn_dropout": (5, 20), "lstm": (5, 20), "logistic": (5, 20, 100), "mlp": (5, 20, 100)}
@@ -57,7 +57,7 @@ def main() -> None:
     for name in given.workloads:
         examples = federations.examples_of(name)
         for number, cohort in enumerate(given.cohorts or _COHORTS[name]):
-            tell(f"{name}, cohorts of {cohort}")
+            log(f"{name}, cohorts of {cohort}")
             made = federations.workload_of(name, examples, cohort, given.threads)
             rows += _rows(made, pythons, given, check=number == 0)
             if given.json:
@@ -103,7 +103,7 @@ def _pythons(given: argparse.Namespace) -> dict[str, str | None]:
         try:
             found[name] = interpreter(name, given.environments)
         except EnvironmentFailedError as error:
-            tell(f"{name} is left out: {error}")
+            log(f"{name} is left out: {error}")
             found[name] = None
     return found
 

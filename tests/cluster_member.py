@@ -21,7 +21,7 @@ if __name__ == "__main__":
         cluster.join(cluster.Membership(address, processes, process_id))
 
 import tiny
-from headstart import FOMAML, MAML, Classification, FedAvg, FedSGD, Optimizer, Reptile, Stage
+from headstart import FOMAML, MAML, Classification, FedAvg, FedSGD, Optimizer, Parallel, Reptile, Stage
 from headstart.data.device_data import on_device
 from headstart.data.federation import Federation
 from headstart.devices import all_devices, replicated
@@ -52,23 +52,24 @@ def watched(federation: Federation, read: list[int]) -> Federation:
 
 def trained(update, read: list[int], devices: int | None = 1) -> np.ndarray:
     """The parameters after some rounds of an update on cohorts of five clients, momentum on the server."""
-    federation, mesh = watched(tiny.federation(SIZES), read), all_devices(devices)
-    algorithm = federated(Classification(), tiny.SOFTMAX, update, optax.sgd(1.0, momentum=0.9), mesh=mesh)
+    federation, parallel = watched(tiny.federation(SIZES), read), Parallel(mesh=all_devices(devices))
+    algorithm = federated(Classification(), tiny.SOFTMAX, update, optax.sgd(1.0, momentum=0.9), parallel=parallel)
     stage = Stage("stage", update, Optimizer("sgd", 1.0), ROUNDS, 5)
-    gather = on_device(federation, mesh=mesh)
-    cohort = cohorts(stage, np.arange(len(SIZES)), gather, seed=0, first_round=1)(1, ROUNDS, ROUNDS).cohort
+    gather = on_device(federation, mesh=parallel.mesh)
+    everyone = np.arange(len(SIZES))
+    cohort = cohorts(stage, everyone, gather, seed=0, first_round=1, parallel=parallel)(1, ROUNDS, ROUNDS).cohort
     key = jax.random.key(3, impl="threefry2x32")
-    state, _ = run_rounds(algorithm)(replicated(algorithm.init(tiny.theta()), mesh), cohort, key, 1, ROUNDS)
+    state, _ = run_rounds(algorithm)(replicated(algorithm.init(tiny.theta()), parallel.mesh), cohort, key, 1, ROUNDS)
     return np.asarray(state.params["theta"])
 
 
 def personalized(devices: int | None = 1) -> np.ndarray:
     """The accuracies of all clients along personalization, and how far their losses moved."""
-    mesh, recipe = all_devices(devices), Personalization(Optimizer("sgd", 0.1), 3, 2)
-    watch = personalizer(Classification(), tiny.SOFTMAX, recipe, mesh=mesh)
-    gather = on_device(tiny.federation(SIZES), mesh=mesh)
+    parallel, recipe = Parallel(mesh=all_devices(devices)), Personalization(Optimizer("sgd", 0.1), 3, 2)
+    personalize = personalizer(Classification(), tiny.SOFTMAX, recipe, parallel=parallel)
+    gather = on_device(tiny.federation(SIZES), mesh=parallel.mesh)
     key = jax.random.key(4, impl="threefry2x32")
-    curves = watch(tiny.theta(), np.arange(len(SIZES)), gather, key)
+    curves = personalize(tiny.theta(), np.arange(len(SIZES)), gather, key)
     return np.concatenate([curves.metrics["accuracy"][0], curves.gain], axis=1)
 
 

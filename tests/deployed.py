@@ -46,7 +46,7 @@ server = ServerApp()
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     config = context.run_config
-    config = ServerConfig(nodes=int(config["nodes"]), deadline=float(config["deadline"]), patience=200.0)
+    config = ServerConfig(nodes=int(config["nodes"]), deadline=float(config["deadline"]), patience=900.0)
     with jax.enable_x64(bool(config["x64"])):
         experiment = load(str(config["experiment"]), allowed_modules=("tiny",))
         serve(grid, experiment, str(config["out"]), config=config, allowed_modules=("tiny",))

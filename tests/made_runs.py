@@ -122,7 +122,7 @@ def write_run(
 
 
 def level(kind: str, number: int, lift: float) -> tuple[float, float]:
-    """Initial and personalized level of a kind after so many rounds."""
+    """Initial and personalized level of a kind after a number of rounds."""
     progress = 1 - np.exp(-number / 25)
     if kind == "features":
         return 4 - 2 * progress, 4 - 2 * progress - 10 * lift * progress

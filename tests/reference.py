@@ -1,4 +1,4 @@
-"""The paper in plain numpy (PAPER, Mathematics): paths, updates, rounds and server optimizers, all by hand.
+"""The paper (arXiv:1909.12488) in plain numpy: local SGD, updates, rounds and server optimizers, all by hand.
 
 Parameters are one flat vector. A batch is whatever the problem's functions take; a path is a list of batches.
 """
@@ -65,43 +65,45 @@ def with_one(x: np.ndarray) -> np.ndarray:
     return np.concatenate([x, np.ones((len(x), 1))], axis=1)
 
 
-def iterates(problem: Problem, theta: np.ndarray, path: Sequence[Batch], rate: float) -> list[np.ndarray]:
+def iterates(problem: Problem, theta: np.ndarray, path: Sequence[Batch], learning_rate: float) -> list[np.ndarray]:
     """θ_0 … θ_K of local SGD on the batches of a path."""
     visited = [theta]
     for batch in path:
-        visited.append(visited[-1] - rate * problem.gradient(visited[-1], batch))
+        visited.append(visited[-1] - learning_rate * problem.gradient(visited[-1], batch))
     return visited
 
 
-def fedsgd(problem: Problem, theta: np.ndarray, everything: Batch, rate: float) -> np.ndarray:
+def fedsgd(problem: Problem, theta: np.ndarray, everything: Batch, learning_rate: float) -> np.ndarray:
     """β g_1 on one batch."""
-    return rate * problem.gradient(theta, everything)
+    return learning_rate * problem.gradient(theta, everything)
 
 
-def fedavg(problem: Problem, theta: np.ndarray, path: Sequence[Batch], rate: float) -> np.ndarray:
+def fedavg(problem: Problem, theta: np.ndarray, path: Sequence[Batch], learning_rate: float) -> np.ndarray:
     """θ - θ_K; Reptile is the same with another K."""
-    return theta - iterates(problem, theta, path, rate)[-1]
+    return theta - iterates(problem, theta, path, learning_rate)[-1]
 
 
-def fomaml(problem: Problem, theta: np.ndarray, path: Sequence[Batch], query: Batch, rate: float) -> np.ndarray:
+def fomaml(
+    problem: Problem, theta: np.ndarray, path: Sequence[Batch], query: Batch, learning_rate: float
+) -> np.ndarray:
     """β g_{K+1}."""
-    return rate * problem.gradient(iterates(problem, theta, path, rate)[-1], query)
+    return learning_rate * problem.gradient(iterates(problem, theta, path, learning_rate)[-1], query)
 
 
-def maml(problem: Problem, theta: np.ndarray, path: Sequence[Batch], query: Batch, rate: float) -> np.ndarray:
+def maml(problem: Problem, theta: np.ndarray, path: Sequence[Batch], query: Batch, learning_rate: float) -> np.ndarray:
     """β (I - β H_1) … (I - β H_K) g_{K+1}: the chain rule, written out."""
-    visited = iterates(problem, theta, path, rate)
+    visited = iterates(problem, theta, path, learning_rate)
     vector = problem.gradient(visited[-1], query)
     for point, batch in reversed(list(zip(visited[:-1], path, strict=True))):
-        vector = vector - rate * problem.hessian(point, batch) @ vector
-    return rate * vector
+        vector = vector - learning_rate * problem.hessian(point, batch) @ vector
+    return learning_rate * vector
 
 
-def fedprox(problem: Problem, theta: np.ndarray, path: Sequence[Batch], rate: float, mu: float) -> np.ndarray:
+def fedprox(problem: Problem, theta: np.ndarray, path: Sequence[Batch], learning_rate: float, mu: float) -> np.ndarray:
     """θ - θ_K on the local loss plus μ/2 ‖θ_j - θ‖²."""
     current = theta
     for batch in path:
-        current = current - rate * (problem.gradient(current, batch) + mu * (current - theta))
+        current = current - learning_rate * (problem.gradient(current, batch) + mu * (current - theta))
     return theta - current
 
 
@@ -114,20 +116,20 @@ def mean_delta(replies: Sequence[Reply], weighting: str) -> np.ndarray:
 class Sgd:
     """θ ← θ - η v, v ← momentum · v + g (undamped)."""
 
-    def __init__(self, rate: float, momentum: float = 0.0):
-        self.rate, self.momentum, self.velocity = rate, momentum, 0.0
+    def __init__(self, learning_rate: float, momentum: float = 0.0):
+        self.learning_rate, self.momentum, self.velocity = learning_rate, momentum, 0.0
 
     def step(self, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         """One step."""
         self.velocity = self.momentum * self.velocity + gradient
-        return theta - self.rate * self.velocity
+        return theta - self.learning_rate * self.velocity
 
 
 class Adam:
     """Kingma & Ba 2015, Algorithm 1."""
 
-    def __init__(self, rate: float, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8):
-        self.rate, self.beta1, self.beta2, self.epsilon = rate, beta1, beta2, epsilon
+    def __init__(self, learning_rate: float, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8):
+        self.learning_rate, self.beta1, self.beta2, self.epsilon = learning_rate, beta1, beta2, epsilon
         self.first, self.second, self.count = 0.0, 0.0, 0
 
     def step(self, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -137,14 +139,14 @@ class Adam:
         self.second = self.beta2 * self.second + (1 - self.beta2) * gradient**2
         first = self.first / (1 - self.beta1**self.count)
         second = self.second / (1 - self.beta2**self.count)
-        return theta - self.rate * first / (np.sqrt(second) + self.epsilon)
+        return theta - self.learning_rate * first / (np.sqrt(second) + self.epsilon)
 
 
 class Yogi:
     """Zaheer et al. 2018, with the bias correction and the initial value of both moments that optax has."""
 
-    def __init__(self, rate: float, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-3):
-        self.rate, self.beta1, self.beta2, self.epsilon = rate, beta1, beta2, epsilon
+    def __init__(self, learning_rate: float, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-3):
+        self.learning_rate, self.beta1, self.beta2, self.epsilon = learning_rate, beta1, beta2, epsilon
         self.first, self.second, self.count = 1e-6, 1e-6, 0
 
     def step(self, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -155,16 +157,16 @@ class Yogi:
         self.second = self.second - (1 - self.beta2) * np.sign(self.second - squared) * squared
         first = self.first / (1 - self.beta1**self.count)
         second = self.second / (1 - self.beta2**self.count)
-        return theta - self.rate * first / (np.sqrt(second) + self.epsilon)
+        return theta - self.learning_rate * first / (np.sqrt(second) + self.epsilon)
 
 
 class Adagrad:
     """Duchi et al. 2011, the sum of squares beginning at 0.1."""
 
-    def __init__(self, rate: float, epsilon: float = 1e-7):
-        self.rate, self.epsilon, self.squares = rate, epsilon, 0.1
+    def __init__(self, learning_rate: float, epsilon: float = 1e-7):
+        self.learning_rate, self.epsilon, self.squares = learning_rate, epsilon, 0.1
 
     def step(self, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         """One step."""
         self.squares = self.squares + gradient**2
-        return theta - self.rate * gradient / np.sqrt(self.squares + self.epsilon)
+        return theta - self.learning_rate * gradient / np.sqrt(self.squares + self.epsilon)

@@ -2,10 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from headstart import Data, Experiment, FedAvg, ModelSpec, Optimizer, Personalization, Reptile, Stage
+from headstart import Data, Experiment, FedAvg, ModelSpec, Optimizer, Personalization, Reptile, Run, Stage, open_run
+from headstart.training.run import ProgramCache, run_into
+from headstart.training.seed_run import Options
+
+EVERY_ROUND = Options(checkpoint_seconds=0)
+PROGRAMS = ProgramCache()
 
 
 def federation_file(path: Path, *, clients: int = 12, seed: int = 0) -> Path:
@@ -40,3 +46,9 @@ def experiment(data: Path, *, rounds: tuple[int, int] = (6, 4)) -> Experiment:
 def first_stage_only(whole: Experiment) -> Experiment:
     """Its first stage."""
     return replace(whole, stages=whole.stages[:1])
+
+
+def run(plan: Experiment, out: Path, *, options: Options = EVERY_ROUND, **more: Any) -> Run:
+    """`headstart.run`, saved every round, with what earlier runs of this process have compiled: most of its time."""
+    run_into(plan, out, options=options, cache=PROGRAMS, **more)
+    return open_run(out)

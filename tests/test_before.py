@@ -50,6 +50,7 @@ def test_an_experiment_saved_by_module_paths_is_read_with_all_its_values():
     assert stopped.personalization.unit == "steps"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stopped", "whole", "stage"),
     [("stopped", "whole", 0), ("stopped_second", "finished", 1)],

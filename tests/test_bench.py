@@ -10,9 +10,10 @@ import pytest
 from headstart.bench.measure import Report, Result, Tried, sensible_lanes, spread
 from headstart.bench.table import clipped
 from headstart.bench.timing import PERSONAL_EPOCHS, machine_of, personal_operations, timed
-from headstart.bench.workload import ARITHMETIC, client_sizes, padding, rows_computed, trimmed_rows, work_of
+from headstart.bench.workload import ARITHMETIC, client_sizes, padded_rows, padding, rows_computed, work_of
 from headstart.data.federation import Examples
 from headstart.learning.local_sgd import mean_loss
+from headstart.learning.parallel import Parallel
 from headstart.learning.tasks import Classification
 
 
@@ -38,7 +39,7 @@ def test_the_arithmetic_of_the_large_models_is_the_closed_form():
 
 def test_rows_computed_are_those_of_a_hand_count():
     # Batches of 20 are cut to 5, 10 or 20 rows; 0 examples are 0 rows.
-    assert trimmed_rows(np.array([0, 3, 5, 6, 10, 11, 20, 25, 47]), 20).tolist() == [0, 5, 5, 10, 10, 20, 20, 25, 50]
+    assert padded_rows(np.array([0, 3, 5, 6, 10, 11, 20, 25, 47]), 20).tolist() == [0, 5, 5, 10, 10, 20, 20, 25, 50]
     assert rows_computed(np.array([[45, 20], [7, 0]]), 20, 1) == 45 + 20 + 10
     # Side by side: 3 batches beside 1, then nothing on the first device; 1 beside 0 on the second.
     assert rows_computed(np.array([[45, 0, 20, 0], [7, 0, 0, 0]]), 20, 2) == 2 * 3 * 20 + 2 * 1 * 20
@@ -46,7 +47,7 @@ def test_rows_computed_are_those_of_a_hand_count():
 
 def test_lanes_waste_more_than_one_client_after_another():
     work = work_of("mlp", 20)
-    alone, beside = (padding(work, range(1, 9), lanes=lanes, mesh=None) for lanes in (1, 4))
+    alone, beside = (padding(work, range(1, 9), Parallel(lanes)) for lanes in (1, 4))
     assert 0 < alone < 0.05 < beside < 0.5
 
 
@@ -74,7 +75,7 @@ def test_matrix_products_are_really_computed():
     timed(lambda: product(*factors))
     single = max(2 * 11520 * 288 * 64 / timed(lambda: product(*factors)) for _ in range(5))
     # A loop from which XLA took the product would be thousands of times faster.
-    assert 0.02 < machine_of(1).rate() / single < 50
+    assert 0.02 < machine_of(1).operations_per_second() / single < 50
 
 
 def test_lanes_worth_trying():
@@ -83,7 +84,7 @@ def test_lanes_worth_trying():
     assert spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0, 3)
 
 
-def test_lanes_that_no_client_is_left_for_are_told():
+def test_lanes_that_no_client_is_left_for_are_reported():
     one = spread([1.0])
     tried = tuple(Tried(lanes, one, one, 0.0, one, 0.0) for lanes in (2, 4))
     report = Report("cpu", "cpu", 3, 10, one, (Result("mlp", tried, (), one, 0.0),), 1.0)
@@ -93,6 +94,7 @@ def test_lanes_that_no_client_is_left_for_are_told():
     ]
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes_its_numbers(command, tmp_path):
     path = tmp_path / "bench.json"
     words = ("bench", "--models", "logistic", "--seconds", 1, "--cohort", 3, "--lanes", "1", "--json", path)
@@ -102,10 +104,10 @@ def test_the_command_measures_and_writes_its_numbers(command, tmp_path):
     report = json.loads(path.read_text())
     (result,) = report["results"]
     (tried,) = result["tried"]
-    rate, share = tried["examples_per_second"]["median"], tried["machine_share"]["median"]
+    speed, share = tried["examples_per_second"]["median"], tried["machine_share"]["median"]
     operations = ARITHMETIC["logistic"].training
     product = report["product_flops"]
-    assert product["low"] * share * 0.99 < rate * operations < product["high"] * share * 1.01
+    assert product["low"] * share * 0.99 < speed * operations < product["high"] * share * 1.01
     assert tried["lanes"] == 1 and 0 < tried["padding"] < 0.2 and result["personalize_cost"]["median"] > 0
     assert tried["outside"]["median"] < 1 and tried["compile_seconds"] > 0 and report["cohort"] == 3
 

@@ -9,20 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headstart import __version__, run
+from headstart import __version__
 from headstart.experiment.serialization import to_json
 from headstart.files import write_json
 from headstart.runs.checkpoint import read_arrays
-from small import experiment, federation_file
+from small import experiment
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, Path]:
+@pytest.fixture
+def finished(small_data, small_run) -> tuple[Path, Path]:
     """A federation file, and a finished run on it."""
-    folder = tmp_path_factory.mktemp("finished")
-    data = federation_file(folder / "small.npz")
-    assert run(experiment(data), folder / "run").finished
-    return data, folder / "run"
+    return small_data, small_run
 
 
 def test_help_explains_with_examples(command):

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -25,6 +24,7 @@ from headstart.experiment.serialization import to_json
 from headstart.files import write_json
 from headstart.training.cluster import LOST, Membership, means_loss, membership
 from headstart.training.sampling import sample
+from patience import HANGS, factor, until
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
@@ -74,9 +74,9 @@ def members(count: int, *arguments: object, out: Path) -> list[list[object]]:
     return [[*run, "--process-id", i, "--out", out / f"run-{i}"] for i in range(count)]
 
 
-def finished(processes: Sequence[subprocess.Popen], seconds: float = 200) -> list[tuple[int, str]]:
+def finished(processes: Sequence[subprocess.Popen]) -> list[tuple[int, str]]:
     """Exit status and errors of each."""
-    ends = [process.communicate(timeout=seconds) for process in processes]
+    ends = [process.communicate(timeout=HANGS) for process in processes]
     return [(process.returncode, errors) for process, (_, errors) in zip(processes, ends, strict=True)]
 
 
@@ -106,17 +106,10 @@ def log(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "seed-0" / "metrics.jsonl").read_text().splitlines()]
 
 
-def until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
-    """Wait for what other processes do."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.05)
-
-
 EVERY = list(cluster_member.UPDATES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "devices", "updates"), [(2, 1, EVERY), (4, 1, ["fedavg"]), (1, 8, EVERY)])
 def test_every_update_is_the_same_to_rounding_and_processes_read_their_own_clients(count, devices, updates, tmp_path):
     port = free_port()
@@ -153,6 +146,7 @@ def test_an_experiment_of_two_stages_is_that_of_one_process_and_only_the_first_w
     assert [r["round"] for r in log(tmp_path / "run-0")] == [r["round"] for r in log(whole)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "rounds", "mark", "count"),
     [
@@ -166,7 +160,7 @@ def test_an_interrupted_cluster_resumes_with_more_or_fewer_processes(
 ):
     file = experiment_file(tmp_path, rounds=rounds)
     with started(members(2, file, "--checkpoint-seconds", 0.1, out=tmp_path)) as processes:
-        until(lambda: any((tmp_path / "run-0").glob(f"seed-0/{mark}")), processes[0])
+        until(lambda: any((tmp_path / "run-0").glob(f"seed-0/{mark}")), lambda: processes[0].poll() is None)
         processes[1].send_signal(number)
         assert [code for code, _ in finished(processes)] == [130, 130]
     assert not (tmp_path / "run-0" / "seed-0" / "stage-1.json").exists()
@@ -179,6 +173,7 @@ def test_an_interrupted_cluster_resumes_with_more_or_fewer_processes(
     np.testing.assert_allclose(parameters(tmp_path / "run-0"), parameters(whole), rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lost", "blow"),
     [(1, signal.SIGKILL), (0, signal.SIGKILL), (0, signal.SIGSTOP)],
@@ -188,9 +183,9 @@ def test_when_one_is_lost_the_others_leave_with_a_sentence(lost, blow, tmp_path)
     file = experiment_file(tmp_path, rounds=(100_000, 4))
     with started(members(2, file, "--checkpoint-seconds", 0.1, out=tmp_path)) as processes:
         saved = tmp_path / "run-0" / "seed-0" / "checkpoints"
-        until(lambda: saved.exists() and any(saved.glob("round-*")), processes[0])
+        until(lambda: saved.exists() and any(saved.glob("round-*")), lambda: processes[0].poll() is None)
         os.kill(children(processes[lost])[0], blow)
-        ((code, errors),) = finished([processes[1 - lost]], seconds=60)
+        ((code, errors),) = finished([processes[1 - lost]])
         assert code == LOST
         assert len(errors.strip().splitlines()) == 1
         assert "what was saved last is kept" in errors
@@ -209,22 +204,24 @@ def test_only_the_runtimes_own_errors_mean_that_a_process_is_lost(error, loss):
     assert means_loss(error) is loss
 
 
+@pytest.mark.slow
 def test_a_process_that_sleeps_with_its_heart_beating_is_given_up(tmp_path):
     whole = json.loads(experiment_file(tmp_path, rounds=(100_000, 4)).read_text())
     whole["model"]["path"] = "hanging:SOFTMAX"
     write_json(tmp_path / "hanging.json", whole)
     words = tmp_path / "hanging.json", "--import", "hanging"
     first, second = members(2, *words, out=tmp_path)
-    # Only one of them may lose patience: which watch is first is not decided, and the other sees its connection end.
-    with started([[*first, "--patience", 2], [*second, "--patience", 600]]) as processes:
+    # Only one of them may lose patience: which watch is first is left to chance, and the other sees its connection end.
+    with started([[*first, "--patience", 2 * factor()], [*second, "--patience", HANGS]]) as processes:
         records = tmp_path / "run-0" / "seed-0" / "metrics.jsonl"
-        until(lambda: records.exists() and records.read_bytes().count(b"\n") > 40, processes[0])
+        until(lambda: records.exists() and records.read_bytes().count(b"\n") > 40, lambda: processes[0].poll() is None)
         os.kill(children(processes[1])[0], signal.SIGUSR1)
-        ((code, errors),) = finished([processes[0]], seconds=60)
+        ((code, errors),) = finished([processes[0]])
     assert code == LOST
     assert "a process hangs" in errors and len(errors.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_processes_that_differ_are_refused(tmp_path):
     file = experiment_file(tmp_path)
     first, second = members(2, file, out=tmp_path)

@@ -19,9 +19,18 @@ from headstart.methods import ANIL, IFCA, FedPer, FedRep, LocalOnly, PFedMe, Sca
 from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD
 from headstart.reports.format import typeset
 from headstart.studies.compare.arithmetic import SAMPLE, Cost, cost, representative, sampled
-from headstart.studies.compare.contenders import BASELINE, FEDAVG, RATE, SERVER, SERVERS, Contender, contenders, known
 from headstart.studies.compare.design import design
-from headstart.studies.compare.leaderboard import amounts, by_amount, leaderboard, values_of, whom
+from headstart.studies.compare.leaderboard import gain_by_data_size, group_means, leaderboard, size_groups, values_of
+from headstart.studies.compare.methods import (
+    BASELINE,
+    FEDAVG,
+    LEARNING_RATE,
+    SERVER,
+    SERVERS,
+    MethodSpec,
+    built_in_methods,
+    select_methods,
+)
 from headstart.studies.compare.protocol import Entry
 from headstart.studies.compare.words import claims, conclusion
 from headstart.studies.evidence import Result
@@ -80,32 +89,35 @@ def test_the_clients_whose_cost_is_counted_are_like_all_in_size():
     assert sizes[chosen].mean() == pytest.approx(sizes[train].mean(), rel=0.05)
 
 
-@pytest.mark.parametrize("name", known())
+@pytest.mark.parametrize("name", built_in_methods())
 @pytest.mark.parametrize(
     ("rates", "count"), [((0.01, 0.03, 0.1), 12), ((0.01, 0.03, 0.1), 9), ((1.0, 3.0), 8), ((1.0, 3.0), 5)]
 )
 def test_all_methods_try_the_same_rates_and_servers_and_no_setting_stands_for_another(name, rates, count):
-    contender = known()[name]
-    tries = contender.tries(rates, count)
-    assert len({json.dumps(tried) for tried in tries}) == len(tries)
+    method = built_in_methods()[name]
+    candidates = method.candidates(rates, count)
+    assert len({json.dumps(settings) for settings in candidates}) == len(candidates)
     if name == "localonly":
         # Nothing is trained at any rate.
-        assert len(tries) == 4
+        assert len(candidates) == 4
         return
-    pairs = Counter((tried[SERVER], tried[RATE]) for tried in tries)
-    assert pairs == Counter((tried[SERVER], tried[RATE]) for tried in known()["fedavg"].tries(rates, count))
-    values = {RATE: rates, SERVER: tuple(SERVERS), **getattr(contender.kind, "tries", {})}
+    pairs = Counter((settings[SERVER], settings[LEARNING_RATE]) for settings in candidates)
+    assert pairs == Counter(
+        (settings[SERVER], settings[LEARNING_RATE])
+        for settings in built_in_methods()["fedavg"].candidates(rates, count)
+    )
+    values = {LEARNING_RATE: rates, SERVER: tuple(SERVERS), **method.kind.search_space}
     for one, other in combinations(values, 2):
-        met = Counter((tried[one], tried[other]) for tried in tries)
+        met = Counter((settings[one], settings[other]) for settings in candidates)
         cells = len(values[one]) * len(values[other])
         # As evenly as whole numbers can, give or take one.
         assert max(met.values()) <= -(-count // cells) + 1
         assert len(met) >= min(cells, count) - 3, (one, other, met)
     for setting, given in values.items():
-        seen = Counter(tried[setting] for tried in tries)
+        seen = Counter(settings[setting] for settings in candidates)
         assert set(seen) == set(given) and max(seen.values()) - min(seen.values()) <= 1
-    for tried in tries:
-        assert contender.update(tried, 7).batch_size == 7
+    for settings in candidates:
+        assert method.update(settings, 7).batch_size == 7
 
 
 def test_a_design_that_has_room_for_all_has_all():
@@ -116,11 +128,11 @@ def test_a_design_that_has_room_for_all_has_all():
     assert len({tuple(each.values()) for each in design({"a": (1, 2), "b": (3, 4)}, {"c": (True, False)}, 7)}) == 7
 
 
-def test_settings_are_told_as_they_run():
-    contender = known()["ditto"]
-    assert contender.told({SERVER: "averaging", RATE: 0.03, "epochs": 5, "strength": 0.001}) == {
+def test_settings_are_resolved_as_they_run():
+    method = built_in_methods()["ditto"]
+    assert method.resolved({SERVER: "averaging", LEARNING_RATE: 0.03, "epochs": 5, "strength": 0.001}) == {
         SERVER: "averaging",
-        RATE: 0.03,
+        LEARNING_RATE: 0.03,
         "epochs": 5,
         "strength": 0.0333333,
     }
@@ -128,23 +140,23 @@ def test_settings_are_told_as_they_run():
 
 @pytest.mark.parametrize("name", ["fedprox", "ditto", "pfedme", "perfedavg"])
 def test_a_methods_own_rates_and_pulls_are_tried_in_units_of_the_clients_rate(name):
-    contender = known()[name]
-    for tried in contender.tries((0.01, 0.1), 6):
-        update = contender.update(tried, 7)
-        for field, power in contender.kind.relative.items():
-            assert getattr(update, field) == pytest.approx(tried[field] * tried[RATE] ** power)
+    method = built_in_methods()[name]
+    for settings in method.candidates((0.01, 0.1), 6):
+        update = method.update(settings, 7)
+        for field, power in method.kind.scaled_by_learning_rate.items():
+            assert getattr(update, field) == pytest.approx(settings[field] * settings[LEARNING_RATE] ** power)
         pull = getattr(update, "strength", getattr(update, "mu", 0.0))
         # A step of a pulled local_sgd must not throw the model to the other side.
-        assert pull * tried[RATE] < 1 and pull * getattr(update, "outer_rate", 0.0) < 1
+        assert pull * settings[LEARNING_RATE] < 1 and pull * getattr(update, "outer_rate", 0.0) < 1
 
 
 def test_every_method_is_known_and_fedavg_is_always_there():
-    assert {contender.kind for contender in known().values()} >= set(METHODS.values())
-    assert [contender.name for contender in contenders(["Fed_Rep"])] == [FEDAVG, BASELINE, "FedRep"]
-    assert len(contenders([])) == len(known())
+    assert {method.kind for method in built_in_methods().values()} >= set(METHODS.values())
+    assert [method.name for method in select_methods(["Fed_Rep"])] == [FEDAVG, BASELINE, "FedRep"]
+    assert len(select_methods([])) == len(built_in_methods())
 
 
-def entry(contender: Contender, initial: np.ndarray, personalized: np.ndarray) -> Entry:
+def entry(method: MethodSpec, initial: np.ndarray, personalized: np.ndarray) -> Entry:
     """A method of so many seeds and clients, which chose one epoch."""
     seeds, clients = initial.shape
     result = Result(
@@ -162,19 +174,21 @@ def entry(contender: Contender, initial: np.ndarray, personalized: np.ndarray) -
         np.full(seeds, 0.1),
     )
     stage = Stage("plain", FedAvg(), Optimizer(), 7, 3)
-    return Entry(contender, result, {}, ((stage, Cost(10.0, 1e6, 1e6)),))
+    return Entry(method, result, {}, ((stage, Cost(10.0, 1e6, 1e6)),))
 
 
 def made(shifts: dict[str, float], *, seeds: int = 5, clients: int = 40, sign: float = 1.0) -> dict[str, Entry]:
     """Methods whose clients all end so much better than with FedAvg + fine-tuning, give or take a little."""
     generator = np.random.default_rng(0)
     base = generator.normal(0.6, 0.1, (1, clients))
-    table = {name: Contender(name, FedAvg) for name in shifts} | {FEDAVG: Contender(FEDAVG, FedAvg, personalizes=False)}
+    table = {name: MethodSpec(name, FedAvg) for name in shifts} | {
+        FEDAVG: MethodSpec(FEDAVG, FedAvg, personalizes=False)
+    }
     entries = {}
-    for name, contender in table.items():
+    for name, method in table.items():
         noise = generator.normal(0, 0.01, (seeds, clients))
         final = base + sign * shifts.get(name, -0.2) + noise
-        entries[name] = entry(contender, final if name == FEDAVG else base + np.zeros((seeds, 1)), final)
+        entries[name] = entry(method, final if name == FEDAVG else base + np.zeros((seeds, 1)), final)
     return entries
 
 
@@ -213,24 +227,24 @@ CASES = [
             "No method is shown",
             "Inconclusive (in {unit}): ",
             "None of these leads by more than",
-            "? All of it, as far as these runs can log, and no less than 9",
+            "? All of it, as far as these runs can tell, and no less than 9",
         ),
     ),
     ({"worse": -0.05}, "does not hold", ("No method is shown to be better", "All of it: every other")),
 ]
 
 
-@pytest.mark.parametrize(("shifts", "decision", "said"), CASES, ids=["better", "same", "worse"])
+@pytest.mark.parametrize(("shifts", "decision", "expected"), CASES, ids=["better", "same", "worse"])
 @pytest.mark.parametrize(("metric", "sign"), [(ACCURACY, 1.0), (ERROR, -1.0)], ids=["accuracy", "error"])
-def test_the_conclusion_says_what_was_decided(metric, sign, shifts, decision, said):
+def test_the_conclusion_says_what_was_decided(metric, sign, shifts, decision, expected):
     rows = leaderboard(made({BASELINE: 0.0, **shifts}, sign=sign), metric)
     helps, beaten = claims(rows, metric)
     assert (helps.decision, beaten.decision) == ("holds", decision)
     text = " ".join(conclusion(rows, metric))
     assert "For these clients, fine-tuning helps" in text
-    # An error that falls by 0.05 is said to fall.
+    # An error that falls by 0.05 is reported to fall.
     signs = {"+5.": "+" if metric is ACCURACY else "-0.0", "-5.": "-" if metric is ACCURACY else "+0.0"}
-    for part in said:
+    for part in expected:
         filled = part.replace("{unit}", "points" if metric is ACCURACY else "mean squared error")
         for mark, shown in signs.items():
             filled = filled.replace(f"{{{mark}}}", shown)
@@ -246,39 +260,42 @@ def test_a_gain_that_is_chance_is_not_decided():
 @pytest.mark.parametrize(
     ("fedavg", "answer"),
     [
-        (0.0, "Inconclusive: what fine-tuning gains over FedAvg as it is, "),
-        (0.03, "Nothing: FedAvg as it is does better. better gains 5.0 points more than it."),
+        (0.0, "Inconclusive: the gain from fine-tuning over FedAvg (global model), "),
+        (0.03, "Nothing: FedAvg (global model) does better. better gains 5.0 points more than it."),
     ],
 )
 def test_without_a_gain_of_fine_tuning_there_is_nothing_to_divide(fedavg, answer):
     entries = made({BASELINE: 0.0, "better": 0.05})
     final = values_of(entries[BASELINE])
     noise = np.random.default_rng(5).normal(0, 0.01, final.shape)
-    entries[FEDAVG] = entry(Contender(FEDAVG, FedAvg, personalizes=False), final + fedavg + noise, final)
+    entries[FEDAVG] = entry(MethodSpec(FEDAVG, FedAvg, personalizes=False), final + fedavg + noise, final)
     rows = leaderboard(entries, ACCURACY)
     text = " ".join(conclusion(rows, ACCURACY))
     assert (f"just fine-tuning? {answer}" in text and "does harm" in text) or fedavg == 0.0
     # What is better than fine-tuning may be better than FedAvg as well, whatever fine-tuning is.
-    assert "Against FedAvg's best model as it is, which nobody personalizes, better are better" in text
+    assert "Against FedAvg (global model), without personalization, better are better" in text
 
 
-def test_what_fine_tuning_adds_is_told_with_intervals_to_its_own_model_and_by_what_there_is_to_adapt_on():
+def test_the_gain_from_fine_tuning_is_reported_with_intervals_to_its_own_model_and_by_data_size():
     entries = made({BASELINE: 0.0})
     initial, final = entries[BASELINE].result.initial, entries[BASELINE].result.personalized
-    entries[BASELINE] = entry(Contender(BASELINE, FedAvg), initial - 0.1, final)
+    entries[BASELINE] = entry(MethodSpec(BASELINE, FedAvg), initial - 0.1, final)
     rows = leaderboard(entries, ACCURACY)
     (row,) = (row for row in rows if row.name == BASELINE)
     assert row.gain.mean == pytest.approx((final - initial).mean() + 0.1)
     low, high = row.gain.interval()
     sizes = np.repeat([4, 30], 20)
-    groups = whom(entries, sizes, ACCURACY)
+    groups = gain_by_data_size(entries, sizes, ACCURACY)
     gains = final - entries[FEDAVG].result.initial
     assert [group.gain.mean for group in groups] == pytest.approx([gains[:, :20].mean(), gains[:, 20:].mean()])
     text = " ".join(conclusion(rows, ACCURACY, groups, {"FedPer": "the head is all of the model"}))
-    assert f"fine-tuning makes {100 * row.gain.mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]. " in text
     assert (
-        f"makes {100 * groups[0].gain.mean:+.1f} points [" in text
-        and "for the 20 with 30 to adapt on in the mean" in text
+        f"the gain from fine-tuning is {100 * row.gain.mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]. "
+        in text
+    )
+    assert (
+        f"fine-tuning is {100 * groups[0].gain.mean:+.1f} points [" in text
+        and "for the 20 clients with 30 local training examples" in text
     )
     assert "Left out: FedPer, since the head is all of the model." in text
 
@@ -304,21 +321,22 @@ def test_lost_clients_never_speak_for_the_method_that_lost_them():
 
 def test_clients_are_grouped_by_what_they_adapt_on():
     sizes = np.array([5, 5, 5, 5, 5, 8, 9, 20])
-    groups = amounts(sizes)
+    groups = size_groups(sizes)
     assert sum(groups.clients) == len(sizes)
-    for place, size in enumerate(groups.sizes):
-        assert sizes[groups.group == place].mean() == size
+    for index, size in enumerate(groups.sizes):
+        assert sizes[groups.group == index].mean() == size
     # Those with five examples are in one group, whatever the quartiles say.
     assert len(set(groups.group[:5])) == 1 and list(groups.sizes) == sorted(groups.sizes)
     values = np.tile(sizes / 10, (3, 1))
-    np.testing.assert_allclose(by_amount(values, groups), np.tile(groups.sizes / 10, (3, 1)))
-    assert len(amounts(np.full(6, 4)).sizes) == 1
+    np.testing.assert_allclose(group_means(values, groups), np.tile(groups.sizes / 10, (3, 1)))
+    assert len(size_groups(np.full(6, 4)).sizes) == 1
 
 
 WORDS = "--set", "data.train=0.6", "--set", "data.validation=0.2", "--set", "stages.0.clients_per_round=3"
-SHORT = *WORDS, "--tries", 1, "--seeds", 2, "--budget", 4, "--length", 1, "--rates", 0.1
+SHORT = *WORDS, "--tries", 1, "--seeds", 2, "--budget", 4, "--epochs", 1, "--learning-rates", 0.1
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_guides_method_is_on_the_leaderboard_and_nothing_is_run_again(command, tmp_path):
     federation_file(tmp_path / "data.npz")
     guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text()
@@ -340,33 +358,35 @@ def test_the_guides_method_is_on_the_leaderboard_and_nothing_is_run_again(comman
     assert json.loads(Path("compared/leaderboard.json").read_text()) == document
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_a_regression_federation_is_compared_by_its_error(command, tmp_path):
     runpy.run_path(str(Path(__file__).parents[1] / "examples" / "farms.py"))["write"](tmp_path / "farms.npz")
-    words = "compare", "fedavg", "--data", "farms.npz", "--methods", "localonly", *SHORT[:-4], "--length", 5
-    code, _, errors = command(*words, "--rates", "0.1", "--budget", 30, "--processes", 1)
+    words = "compare", "fedavg", "--data", "farms.npz", "--methods", "localonly", *SHORT[:-4], "--epochs", 5
+    code, _, errors = command(*words, "--learning-rates", "0.1", "--budget", 30, "--processes", 1)
     assert (code, errors) == (0, "")
     document = json.loads(Path("compared/leaderboard.json").read_text())
     rows = {row[0]: row for row in document["tables"][0]["rows"]}
     values = {name: float(row[2].split()[0]) for name, row in rows.items()}
-    # Their slopes differ, so a model of one's own has the smaller error.
+    # Their slopes differ, so a local model has the smaller error.
     assert values[BASELINE] < values[FEDAVG]
     assert "has mean squared error" in document["conclusion"][0]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (("--methods", "fedmagic"), "there is no method 'fedmagic'; give some of fedavg, fedavg+ft"),
         (("--methods", "nowhere:Mine"), "cannot import the method 'nowhere:Mine'"),
         (("--methods", "json:dumps"), "json:dumps is no method; make it a frozen dataclass"),
-        (("--rates", "fast"), "--rates 'fast' is no list of numbers"),
-        (("--rates", "-1"), "a rate that is not positive"),
+        (("--learning-rates", "fast"), "--learning-rates 'fast' is no list of numbers"),
+        (("--learning-rates", "-1"), "a rate that is not positive"),
         (("--set", "data.validation=0"), "no validation client has examples to test on"),
     ],
 )
-def test_what_cannot_be_compared_is_told_in_a_sentence(command, tmp_path, words, said):
+def test_what_cannot_be_compared_is_refused_in_a_sentence(command, tmp_path, words, expected):
     federation_file(tmp_path / "data.npz")
     code, _, errors = command("compare", "fedavg", "--data", "data.npz", *WORDS, *words)
     assert code == 2
-    assert said in " ".join(errors.split())
+    assert expected in " ".join(errors.split())
     assert not Path("compared").exists()

@@ -16,6 +16,7 @@ from headstart.data.device_data import on_device
 from headstart.data.federation import from_arrays
 from headstart.learning.local_sgd import LocalSGD, mean_loss
 from headstart.learning.method import ClientUpdate, Reply
+from headstart.learning.parallel import Parallel
 from headstart.learning.rounds import Cohort, client_key, federated
 from headstart.learning.tasks import Classification, Regression
 from headstart.methods import Ditto, Scaffold
@@ -42,13 +43,13 @@ def test_batch_statistics_are_averaged_like_parameters():
     x, _ = federation.fetch(np.arange(3))
     model = as_model(Normalized(), x[:1].astype(np.float32))
     algorithm = federated(TASK, model, Reptile(1, 0.1, 6), optax.sgd(1.0))
-    begin = algorithm.init(model.init(jax.random.key(0)))
-    state, info = jax.jit(algorithm.step)(begin, Cohort(on_device(federation)(np.arange(3))), KEY)
+    start = algorithm.init(model.init(jax.random.key(0)))
+    state, info = jax.jit(algorithm.step)(start, Cohort(on_device(federation)(np.arange(3))), KEY)
     found = state.params["batch_stats"]["BatchNorm_0"]
     groups = x.reshape(3, 6, tiny.FEATURES)
     np.testing.assert_allclose(found["mean"], 0.25 * groups.mean(axis=1).mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(found["var"], 0.75 + 0.25 * groups.var(axis=1).mean(axis=0), rtol=1e-5)
-    kernels = (s.params["params"]["Dense_0"]["kernel"] for s in (state, begin))
+    kernels = (s.params["params"]["Dense_0"]["kernel"] for s in (state, start))
     assert np.abs(np.subtract(*kernels)).max() > 1e-3 and int(info.clients) == 3
 
 
@@ -116,8 +117,8 @@ class PickOne(ClientUpdate):
     inner: Any
 
     def __call__(self, task, model, broadcast, client, client_state, key):
-        room = jnp.arange(client.rows.shape[0])
-        examples = client.examples(room, room < client.size)
+        positions = jnp.arange(client.rows.shape[0])
+        examples = client.examples(positions, positions < client.size)
         losses = jax.vmap(lambda params: mean_loss(task, model, params, examples, None)[0])(broadcast)
         best = losses.argmin()
         reply = self.inner(task, model, jax.tree.map(lambda leaf: leaf[best], broadcast), client, client_state, key)
@@ -183,7 +184,7 @@ def test_every_update_keeps_the_contract_and_is_traced_once_for_cohorts_of_one_s
 
 
 def test_a_round_is_compiled_once_for_cohorts_of_one_shape():
-    algorithm = federated(TASK, MODEL, Reptile(2, RATE, BATCH), optax.adam(0.1), lanes=2)
+    algorithm = federated(TASK, MODEL, Reptile(2, RATE, BATCH), optax.adam(0.1), parallel=Parallel(2))
     step, state, gather = jax.jit(algorithm.step), algorithm.init(tiny.theta()), on_device(tiny.federation())
     for number, clients in enumerate([[0, 1, 2], [4, 3, 0], [2, 1, 4]]):
         state, _ = step(state, Cohort(gather(np.array(clients))), jax.random.fold_in(KEY, number))
@@ -207,7 +208,7 @@ def call(self, task, model, broadcast, client, client_state, key): ...
         ({"__call__": lambda self, task, model: None}, r"Mine\.__call__ must be a function of \(self, task, model"),
     ],
 )
-def test_a_hook_that_nobody_would_call_is_refused(parts, complaint):
+def test_a_hook_that_would_never_be_called_is_refused(parts, complaint):
     with pytest.raises(UserError, match=complaint):
         type("Mine", (ClientUpdate,), {"__call__": call, **parts})
 

@@ -26,7 +26,7 @@ from headstart.learning.rounds import seed_key
 from headstart.runs import checkpoint
 from headstart.runs.directory import claimed, read_json, write_samples
 from headstart.training.seed_run import Options
-from small import experiment, federation_file, first_stage_only
+from small import experiment, first_stage_only
 
 PROGRAM = Path(__file__).parents[1] / "examples" / "on_device" / "adapt.py"
 # What a device has beside Python: the four packages, and what JAX itself cannot do without.
@@ -61,14 +61,16 @@ def adapt(invoke, tmp_path):
     return lambda *words: invoke(program, PROGRAM, *words, "--out", tmp_path / "adapted")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, Path, Path]:
+@pytest.fixture(scope="session")
+def finished(made_once, small_data) -> tuple[Path, Path, Path]:
     """A federation file, a finished run on it, and its artifact."""
-    folder = tmp_path_factory.mktemp("finished")
-    data = federation_file(folder / "small.npz")
-    assert run(first_stage_only(experiment(data)), folder / "run", options=Options(devices=1)).finished
-    export_run(folder / "run", folder / "artifact")
-    return data, folder / "run", folder / "artifact"
+
+    def make(folder: Path) -> None:
+        assert run(first_stage_only(experiment(small_data)), folder / "run", options=Options(devices=1)).finished
+        export_run(folder / "run", folder / "artifact")
+
+    folder = made_once("exported", make)
+    return small_data, folder / "run", folder / "artifact"
 
 
 def own_examples(path: Path, federation, client: int) -> Path:
@@ -162,7 +164,7 @@ def descended(parameters: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray, *
     return [bias, kernel]
 
 
-@pytest.mark.parametrize("name", ["linear", "cnn", "char_lstm"])
+@pytest.mark.parametrize("name", ["linear", *(pytest.param(n, marks=pytest.mark.slow) for n in ("cnn", "char_lstm"))])
 def test_every_kind_of_model_adapts_on_a_device_to_the_same_bits(name, tmp_path):
     made = kind(name, tmp_path)
     folder = untrained(tmp_path / "run", made)

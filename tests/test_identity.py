@@ -106,7 +106,7 @@ def test_the_identity_holds_to_rounding(params):
     assert errors.max() < 1e-13
 
 
-def test_distances_are_told(float64):
+def test_distances_of_vectors(float64):
     fedsgd, terms = np.array([1.0, 0.0]), np.array([[0.0, 2.0], [1.0, 1.0]])
     steps = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 2.0]])
     deltas = np.array([[1.0, 0.0], [3.0, 4.0]])
@@ -133,15 +133,17 @@ def test_maml_beside_fomaml(params, steps):
 
 def test_measurements_are_of_their_checkpoint_and_repetition(params):
     cohorts = [on_device(tiny.federation())(np.array(chosen)) for chosen in ((0, 2, 1, 4), (4, 1, 2, 2), (2, 4, 0, 0))]
-    models = {(rounds, place): tiny.theta(10 * rounds + place) for rounds in (0, 7) for place in range(3)}
-    measured = measure(LOCAL, STEPS, LENGTHS, cohorts, (0, 7), lambda rounds, place: models[rounds, place])
+    models = {
+        (rounds, repetition): tiny.theta(10 * rounds + repetition) for rounds in (0, 7) for repetition in range(3)
+    }
+    measured = measure(LOCAL, STEPS, LENGTHS, cohorts, (0, 7), lambda *key: models[key])
     assert measured.rounds == (0, 7)
     assert measured.products.shape == (2, 3, STEPS + 1, STEPS + 1)
     assert measured.errors.shape == (2, 3, min(4, WITNESSES), 2, 2)
     assert measured.cosines.shape == measured.norm_ratios.shape == (2, 3, 2)
     assert measured.seconds.shape == (2, 3, 2, 2)
     # On the models of another checkpoint alone, what is measured stays the same.
-    alone = measure(LOCAL, STEPS, LENGTHS, cohorts, (7,), lambda rounds, place: models[rounds, place])
+    alone = measure(LOCAL, STEPS, LENGTHS, cohorts, (7,), lambda *key: models[key])
     np.testing.assert_allclose(measured.products[1], alone.products[0], rtol=1e-12)
     np.testing.assert_allclose(measured.cosines[1], alone.cosines[0], rtol=1e-12)
     assert len(np.unique(measured.products[..., 0, 0])) == 6
@@ -195,6 +197,7 @@ def small_result(name):
     return Result(("a",), one[None], nothing, nothing, one, nothing, nothing, nothing, f"headstart run {name}")
 
 
+@pytest.mark.slow
 def test_the_study_gives_its_evidence(tmp_path):
     setting = Setting(
         scale="smoke",

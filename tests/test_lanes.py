@@ -1,4 +1,4 @@
-"""Clients side by side: who works where, and that it changes nothing but the time."""
+"""Parallelism over clients: who works where, and that it changes nothing but the time."""
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,7 @@ from headstart import (
 )
 from headstart.data.device_data import on_device
 from headstart.devices import all_devices
-from headstart.learning.parallel import assign_clients
+from headstart.learning.parallel import Parallel, assign_clients
 from headstart.learning.partial_batches import with_partial_batches
 from headstart.learning.personalization import Personalization, personalizer
 from headstart.learning.rounds import Cohort, federated, round_key, run_rounds
@@ -36,23 +36,23 @@ UPDATES = [FedSGD(), FedAvg(2, 0.1, 3), Reptile(4, 0.1, 3), FOMAML(2, 0.1, 3), M
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 @pytest.mark.parametrize("devices", [1, 3])
 @pytest.mark.parametrize("count", [1, 5, 12])
-def test_everyone_is_dealt_once(lanes, devices, count):
-    mesh, clients = all_devices(devices), np.arange(count) + 100
-    assigned = assign_clients(clients, np.random.default_rng(count).integers(1, 90, count), lanes=lanes, mesh=mesh)
+def test_everyone_is_assigned_once(lanes, devices, count):
+    parallel, clients = Parallel(lanes, all_devices(devices)), np.arange(count) + 100
+    assigned = assign_clients(clients, np.random.default_rng(count).integers(1, 90, count), parallel)
     assert sorted(assigned[assigned >= 0]) == clients.tolist()
     assert len(assigned) % devices == 0
 
 
 def test_devices_get_about_as_much_to_do():
     sizes = np.random.default_rng(0).lognormal(4.5, 0.6, 30).astype(int)
-    assigned = assign_clients(np.arange(30), sizes, mesh=all_devices(3)).reshape(3, -1)
+    assigned = assign_clients(np.arange(30), sizes, Parallel(mesh=all_devices(3))).reshape(3, -1)
     loads = np.array([sizes[row[row >= 0]].sum() for row in assigned])
     assert loads.max() < 1.03 * loads.mean()
 
 
 def test_lanes_run_clients_of_one_size_side_by_side():
     sizes = np.array([10, 90, 11, 91, 12, 92])
-    lanes = assign_clients(np.arange(6), sizes, lanes=3).reshape(3, 2)
+    lanes = assign_clients(np.arange(6), sizes, Parallel(3)).reshape(3, 2)
     assert [set(column) for column in lanes.T] == [{1, 3, 5}, {0, 2, 4}]
 
 
@@ -65,12 +65,10 @@ def test_more_devices_than_there_are_are_refused():
 def test_devices_and_lanes_change_a_round_by_rounding_only(update, float64):
     federation, results = tiny.federation(), []
     for devices, lanes in ((1, 1), (3, 1), (2, 2)):
-        mesh = all_devices(devices)
-        algorithm = federated(
-            Classification(), tiny.SOFTMAX, update, optax.sgd(1.0, momentum=0.9), lanes=lanes, mesh=mesh
-        )
-        clients = assign_clients(np.arange(5), federation.sizes[:, 0], lanes=lanes, mesh=mesh)
-        cohort = Cohort(on_device(federation, mesh=mesh)(clients))
+        parallel = Parallel(lanes, all_devices(devices))
+        algorithm = federated(Classification(), tiny.SOFTMAX, update, optax.sgd(1.0, momentum=0.9), parallel=parallel)
+        clients = assign_clients(np.arange(5), federation.sizes[:, 0], parallel)
+        cohort = Cohort(on_device(federation, mesh=parallel.mesh)(clients))
         state, info = jax.jit(algorithm.step)(algorithm.init(tiny.theta()), cohort, KEY)
         results.append(jax.device_get((state.params, info.metrics, info.clients)))
     for other in results[1:]:
@@ -84,11 +82,11 @@ def test_several_rounds_in_one_program_are_the_same_bits_as_one_after_another():
         on_device(federation),
     )
     cohorts = [np.array([4, 0]), np.array([1, 2]), np.array([2, -1])]
-    program, room = run_rounds(algorithm), np.full((1, 2), -1)
-    together, infos = program(algorithm.init(tiny.theta()), Cohort(gather(np.stack([*cohorts, room[0]]))), KEY, 7, 3)
+    program, empty = run_rounds(algorithm), np.full((1, 2), -1)
+    together, infos = program(algorithm.init(tiny.theta()), Cohort(gather(np.stack([*cohorts, empty[0]]))), KEY, 7, 3)
     state, counted = algorithm.init(tiny.theta()), []
     for number, clients in enumerate(cohorts, start=7):
-        drawn = Cohort(gather(np.concatenate([clients[None], room, room, room])))
+        drawn = Cohort(gather(np.concatenate([clients[None], empty, empty, empty])))
         state, info = program(state, drawn, KEY, number, 1)
         counted.append(int(info.clients[0]))
     jax.tree.map(np.testing.assert_array_equal, together, state)
@@ -101,11 +99,12 @@ def test_several_rounds_in_one_program_are_the_same_bits_as_one_after_another():
 
 
 def test_clients_personalized_on_several_devices_come_back_in_their_order():
-    federation, recipe, curves = tiny.federation(), Personalization(batch_size=3, length=2), []
+    federation, recipe, curves = tiny.federation(), Personalization(batch_size=3, epochs=2), []
     for devices in (1, 3):
-        mesh = all_devices(devices)
-        watch = personalizer(Classification(), tiny.SOFTMAX, recipe, mesh=mesh, clients_at_once=4)
-        curves.append(watch(tiny.theta(), np.array([3, 0, 4, 1, 2]), on_device(federation, mesh=mesh), KEY))
+        parallel = Parallel(mesh=all_devices(devices))
+        personalize = personalizer(Classification(), tiny.SOFTMAX, recipe, parallel=parallel, clients_at_once=4)
+        gather = on_device(federation, mesh=parallel.mesh)
+        curves.append(personalize(tiny.theta(), np.array([3, 0, 4, 1, 2]), gather, KEY))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *curves)
 
 
@@ -150,7 +149,7 @@ def test_batch_statistics_of_a_partial_batch_do_not_depend_on_lanes():
     federation, results = tiny.federation(), []
     model = as_model(Normalized(), np.zeros((1, 3), np.float32))
     for lanes in (1, 3):
-        algorithm = federated(Classification(), model, FedAvg(2, 0.1, 8), optax.sgd(1.0), lanes=lanes)
+        algorithm = federated(Classification(), model, FedAvg(2, 0.1, 8), optax.sgd(1.0), parallel=Parallel(lanes))
         cohort = Cohort(on_device(federation)(np.arange(5)))
         state, _ = jax.jit(algorithm.step)(algorithm.init(model.init(KEY)), cohort, KEY)
         results.append(state.params)

@@ -1,4 +1,4 @@
-"""The local path: order, wrapping, padding, keys, and the mean of a partial batch."""
+"""Local SGD: order, wrapping, padding, keys, and the mean of a partial batch."""
 
 from itertools import chain
 
@@ -119,11 +119,11 @@ def test_a_path_may_be_walked_in_pieces(float64):
     jax.tree.map(np.testing.assert_array_equal, whole, piece)
 
 
-def test_adjust_bends_the_gradient_that_the_optimizer_gets(float64):
+def test_a_gradient_transform_changes_the_gradient_that_the_optimizer_gets(float64):
     adapt, params = tiny.one(tiny.federation(), 0), tiny.theta()
     start = params["theta"]
-    adjust = lambda gradient, at: {"theta": gradient["theta"] + 0.5 * (at["theta"] - start) + 1}  # noqa: E731
-    local_sgd = LocalSGD(Classification(), tiny.SOFTMAX, optax.sgd(0.1), 3, adjust=adjust)
+    transform = lambda gradient, at: {"theta": gradient["theta"] + 0.5 * (at["theta"] - start) + 1}  # noqa: E731
+    local_sgd = LocalSGD(Classification(), tiny.SOFTMAX, optax.sgd(0.1), 3, gradient_transform=transform)
     found = tiny.descend(local_sgd, local_sgd.init(params), adapt, KEY, 4).params
     problem = reference.softmax_regression(tiny.FEATURES, tiny.CLASSES)
     expected = tiny.flat(params)
@@ -139,8 +139,8 @@ def noting(length):
         output, _ = tiny.SOFTMAX.apply(variables, x)
         if key is None:
             return output, variables
-        place = (jnp.arange(length) == variables["count"]).astype(output.dtype)
-        draws = variables["draws"] + place * jax.random.uniform(key, dtype=output.dtype)
+        position = (jnp.arange(length) == variables["count"]).astype(output.dtype)
+        draws = variables["draws"] + position * jax.random.uniform(key, dtype=output.dtype)
         return output, {**variables, "draws": draws, "count": variables["count"] + 1}
 
     start = {"draws": jnp.zeros(length), "count": jnp.zeros(())}
@@ -148,16 +148,16 @@ def noting(length):
 
 
 NOTING = noting(6)
-NOTING_DESCENT = LocalSGD(Classification(), NOTING, optax.sgd(0.1), 3)
+NOTING_SGD = LocalSGD(Classification(), NOTING, optax.sgd(0.1), 3)
 
 
 def draws_of(federation, client, key):
     adapt, start = tiny.one(federation, client), NOTING.init(KEY)
-    local_state = tiny.descend(NOTING_DESCENT, NOTING_DESCENT.begin(start), adapt, client_key(key, adapt), 6)
+    local_state = tiny.descend(NOTING_SGD, NOTING_SGD.init(start), adapt, client_key(key, adapt), 6)
     return np.asarray(local_state.params["draws"])
 
 
-def test_the_keys_of_a_model_differ_by_client_step_and_round_and_follow_the_id_not_the_place():
+def test_the_keys_of_a_model_differ_by_client_step_and_round_and_follow_the_id_not_the_position():
     federation = tiny.federation()
     a, c = draws_of(federation, 0, KEY), draws_of(federation, 2, KEY)
     other_round = draws_of(federation, 0, jax.random.key(8))

@@ -10,7 +10,7 @@ import pytest
 import headstart.methods
 import small
 import tiny
-from headstart import Experiment, Optimizer, Stage, UserError, run
+from headstart import Experiment, Optimizer, Stage, UserError
 from headstart.data.device_data import on_device
 from headstart.deploy.export import export_run
 from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
@@ -21,21 +21,21 @@ from headstart.methods import FedPer, Scaffold
 from headstart.methods.paper import FedAvg
 from headstart.runs.checkpoint import read, read_arrays, write
 from headstart.runs.directory import read_curves
-from headstart.training.seed_run import Options
+from small import run
 
 TASK, MODEL, KEY = Classification(), tiny.SOFTMAX, jax.random.key(11)
 METHODS = {name: getattr(headstart.methods, name)() for name in headstart.methods.__all__}
 
 
 def test_a_memory_has_room_for_those_who_took_part_and_comes_back_from_disk(tmp_path):
-    blank = {"head": np.full(2, 7.0, np.float32)}
-    client_state = ClientStates(blank)
+    default_state = {"head": np.full(2, 7.0, np.float32)}
+    client_state = ClientStates(default_state)
     np.testing.assert_array_equal(client_state.of(np.array([5, -1]))["head"], [[7, 7], [7, 7]])
     for number, clients in enumerate([[9, 3], [3, -1], [1, 2]]):
         left = np.array([[number, client] for client in clients], np.float32)
         client_state.put(np.array(clients), {"head": left})
     write(tmp_path / "memory.safetensors", client_state.as_tree(), {})
-    again = from_tree(read(tmp_path / "memory.safetensors", tree_shapes(blank, len(client_state))).tree)
+    again = from_tree(read(tmp_path / "memory.safetensors", tree_shapes(default_state, len(client_state))).tree)
     for one in (client_state, again):
         found = one.of(np.array([[9, 3], [1, 8]]))["head"]
         np.testing.assert_array_equal(found, [[[0, 9], [1, 3]], [[2, 1], [7, 7]]])
@@ -43,9 +43,9 @@ def test_a_memory_has_room_for_those_who_took_part_and_comes_back_from_disk(tmp_
 
 def test_what_is_not_finite_is_not_kept():
     def spoiling(task, model, broadcast, client, client_state, key):
-        kept = jnp.where(client.size > 5, jnp.nan, client_state + 1)
+        left = jnp.where(client.size > 5, jnp.nan, client_state + 1)
         return Reply(
-            jax.tree.map(jnp.zeros_like, broadcast), client.size.astype(jnp.float32), no_sums(task, kept.dtype), kept
+            jax.tree.map(jnp.zeros_like, broadcast), client.size.astype(jnp.float32), no_sums(task, left.dtype), left
         )
 
     algorithm = federated(TASK, MODEL, spoiling, Optimizer("sgd", 1.0).build())
@@ -55,15 +55,19 @@ def test_what_is_not_finite_is_not_kept():
     np.testing.assert_array_equal(info.client_state, [0, 1, 0, 0, 1])
 
 
-def experiment(tmp_path, method, **changes) -> Experiment:
-    whole = small.experiment(small.federation_file(tmp_path / "small.npz"))
+def experiment(data, method, **changes) -> Experiment:
+    whole = small.experiment(data)
     stage = Stage(type(method).__name__, method, Optimizer("sgd", 1.0, {"momentum": 0.9}), 6, 3)
     return replace(whole, stages=(stage,), **changes)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_runs_and_personalizes(name, tmp_path):
-    assert run(experiment(tmp_path, METHODS[name]), tmp_path / "out").finished
+# A personal head and a model beside the shared one stand for all, where time is short.
+QUICK = "FedPer", "Ditto"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in METHODS])
+def test_every_method_runs_and_personalizes(name, small_data, tmp_path):
+    assert run(experiment(small_data, METHODS[name]), tmp_path / "out").finished
     _, curves = read_curves(tmp_path / "out" / "seed-0" / "stage-0.npz", "test")
     assert np.isfinite(curves.gain).all() and curves.gain.shape[1] == 3
 
@@ -73,8 +77,8 @@ def test_every_method_runs_and_personalizes(name, tmp_path):
     [(FedPer(2, 0.1, 4), 2), (Scaffold(3, 0.1, 4), 0)],
     ids=["FedPer after FedAvg", "SCAFFOLD"],
 )
-def test_a_run_with_memory_goes_on_with_the_same_bits(method, before, tmp_path):
-    plan = experiment(tmp_path, method)
+def test_a_run_with_memory_goes_on_with_the_same_bits(method, before, small_data, tmp_path):
+    plan = experiment(small_data, method)
     if before:
         first = Stage("first", FedAvg(1, 0.1, 4), Optimizer("sgd", 1.0), before, 3)
         plan = replace(plan, stages=(first, *plan.stages))
@@ -84,15 +88,14 @@ def test_a_run_with_memory_goes_on_with_the_same_bits(method, before, tmp_path):
         if record["event"] == "round" and record["round"] == before + 4:
             raise KeyboardInterrupt
 
-    every = Options(checkpoint_seconds=0.0)
     with pytest.raises(KeyboardInterrupt):
-        run(plan, tmp_path / "parts", on_event=on_event, options=every)
+        run(plan, tmp_path / "parts", on_event=on_event)
     newest = max((tmp_path / "parts" / "seed-0" / "checkpoints").iterdir())
     assert newest.name == f"round-{before + 3:07d}.safetensors" and any(
         "kept" in name for name in read_arrays(newest)[0]
     )
     newest.write_bytes(newest.read_bytes()[:-100])  # a damaged one is passed over, with what it says of the clients
-    assert run(plan, tmp_path / "parts", options=every).finished
+    assert run(plan, tmp_path / "parts").finished
     last = f"stage-{len(plan.stages) - 1}.safetensors"
     ends = [read_arrays(tmp_path / out / "seed-0" / last)[0] for out in ("whole", "parts")]
     assert ends[0].keys() == ends[1].keys()
@@ -100,8 +103,8 @@ def test_a_run_with_memory_goes_on_with_the_same_bits(method, before, tmp_path):
         np.testing.assert_array_equal(array, ends[1][name])
 
 
-def test_what_cannot_be_is_refused(tmp_path):
-    plan = experiment(tmp_path, Scaffold(3, 0.1, 4))
+def test_what_cannot_be_is_refused(small_data, tmp_path):
+    plan = experiment(small_data, Scaffold(3, 0.1, 4))
     after = Stage("then", FedAvg(1, 0.1, 4), Optimizer("sgd", 1.0), 2, 3)
     with pytest.raises(UserError, match="shares more than one model"):
         run(replace(plan, stages=(*plan.stages, after)), tmp_path / "two")

@@ -66,6 +66,7 @@ def test_parameter_counts_and_output_shapes(module, x, parameters, output):
     assert jax.eval_shape(model.apply, variables, x)[0].shape == output
 
 
+@pytest.mark.slow
 def test_initial_values_are_those_of_keras():
     variables = as_model(CharLSTM(), TOKENS).init(KEY)["params"]
     recurrent = variables["LSTM_0"]["recurrent_kernel"]

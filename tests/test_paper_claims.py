@@ -10,7 +10,7 @@ from headstart.studies.evidence import Result, format_difference
 from headstart.studies.paper import datacenter, finetune, table1
 from headstart.studies.paper.settings import setting_of
 
-CLIENTS, LENGTH, SEEDS = 60, 3, 10
+CLIENTS, EPOCHS, SEEDS = 60, 3, 10
 SETTING = replace(setting_of("small", "glyphs", {}), spread_seeds=SEEDS, target=0.5)
 
 
@@ -18,14 +18,14 @@ def result(initial, personalized, *, wobble=0.0, generator=None, rounds=(0, 10, 
     """A run whose clients have these accuracies, seeds that differ by `wobble` before, and a tenth of it after."""
     generator = generator or np.random.default_rng(0)
     shifts = generator.normal(0, 1, (SEEDS, 1, 1)) * wobble
-    curves = np.full((SEEDS, CLIENTS, LENGTH + 1), float(initial)) + shifts
+    curves = np.full((SEEDS, CLIENTS, EPOCHS + 1), float(initial)) + shifts
     curves[:, :, 1:] = personalized + shifts / 10
     curves += generator.normal(0, 0.01, curves.shape)
-    history = np.zeros((SEEDS, len(rounds), 12, LENGTH + 1))
-    for place, number in enumerate(rounds):
-        history[:, place, :, 0] = 0.6 if number >= reach[0] else 0.1
-        history[:, place, :, 1:] = 0.6 if number >= reach[1] else 0.1
-    fields = np.full(SEEDS, LENGTH), np.array(rounds), history, np.full(SEEDS, 1000.0), np.full(SEEDS, 30)
+    history = np.zeros((SEEDS, len(rounds), 12, EPOCHS + 1))
+    for index, number in enumerate(rounds):
+        history[:, index, :, 0] = 0.6 if number >= reach[0] else 0.1
+        history[:, index, :, 1:] = 0.6 if number >= reach[1] else 0.1
+    fields = np.full(SEEDS, EPOCHS), np.array(rounds), history, np.full(SEEDS, 1000.0), np.full(SEEDS, 30)
     ids = tuple(map(str, range(CLIENTS)))
     return Result(ids, curves, *fields, np.full(SEEDS, 0.1), "headstart run made")
 
@@ -79,7 +79,7 @@ def test_spread_needs_ten_seeds():
     assert table1._steadier(few).decision == "inconclusive"
 
 
-def test_update_and_optimizer_are_told_apart():
+def test_update_and_optimizer_are_separated():
     update, optimizer, both = 0.02, 0.05, 0.03
     cells = finetune._cells(SETTING)[:4]
     gains = dict(zip(cells, (0.0, optimizer, update, update + optimizer + both), strict=True))
@@ -96,16 +96,16 @@ def test_a_datacenter_that_personalizes_better_refutes_the_claim():
         name: datacenter._compare(federated, result(0.5, after))
         for name, after in (("SGD", 0.6), ("momentum", 0.8), ("Adam", 0.7))
     }
-    reached = dict.fromkeys(compared, 0)
-    assert datacenter._claim(compared, reached).decision == "does not hold"
+    missed = dict.fromkeys(compared, 0)
+    assert datacenter._claim(compared, missed).decision == "does not hold"
     only = {"SGD": compared["SGD"]}
-    assert datacenter._claim(only, reached).decision == "holds"
+    assert datacenter._claim(only, missed).decision == "holds"
     assert datacenter._claim(only, {"SGD": 1}).decision == "inconclusive"
     unlike = {"SGD": datacenter._compare(federated, result(0.4, 0.6))}
-    assert datacenter._claim(unlike, reached).decision == "inconclusive"
+    assert datacenter._claim(unlike, missed).decision == "inconclusive"
 
 
-def test_a_difference_is_told_with_both_intervals():
+def test_a_difference_is_reported_with_both_intervals():
     text = format_difference("after over before", difference(np.random.default_rng(0).normal(0.1, 0.01, (5, 40))))
     assert text.startswith("after over before: +10.")
     assert "over 5 seeds" in text

@@ -18,43 +18,44 @@ from headstart.runs.directory import read_curves
 from headstart.studies.pool import Job, run_jobs
 from headstart.studies.runner import TUNING_SEED, Runs
 from headstart.training.compilation_cache import crowded
-from headstart.training.run import run
+from headstart.training.run import ProgramCache, run_into
 from small import experiment, federation_file, first_stage_only
 
 
 @pytest.fixture
 def plain(tmp_path):
-    """One stage of six rounds, watched."""
+    """One stage of six rounds, evaluated along training."""
     return first_stage_only(experiment(federation_file(tmp_path / "data.npz")))
 
 
 @pytest.fixture
-def told():
+def messages():
     return []
 
 
 @pytest.fixture
-def runs(tmp_path, told):
-    return Runs(tmp_path / "runs", seeds=2, log=told.append)
+def runs(tmp_path, messages):
+    return Runs(tmp_path / "runs", seeds=2, log=messages.append)
 
 
 def with_server(plain, rate):
     return replace(plain, stages=(replace(plain.stages[0], server=Optimizer("sgd", rate)),))
 
 
-def test_what_is_finished_is_not_run_again_and_more_seeds_add_to_it(runs, told, plain):
+def test_what_is_finished_is_not_run_again_and_more_seeds_add_to_it(runs, messages, plain):
     first = runs.finish({"a": plain})["a"]
-    assert len(told) == 2
+    assert len(messages) == 2
     again = runs.finish({"a": plain}, seeds=3)["a"]
-    assert len(told) == 3
+    assert len(messages) == 3
     np.testing.assert_array_equal(again.curves[:2], first.curves)
     assert first.curves.shape[::2] == (2, 3)
     assert first.history.shape[:2] == (2, len(first.rounds))
     np.testing.assert_array_equal(first.initial, first.curves[:, :, 0])
-    for seed, length in enumerate(first.epochs):
-        np.testing.assert_array_equal(first.personalized[seed], first.curves[seed, :, length])
+    for seed, epochs in enumerate(first.epochs):
+        np.testing.assert_array_equal(first.personalized[seed], first.curves[seed, :, epochs])
 
 
+@pytest.mark.slow
 def test_the_results_are_those_of_the_command_that_is_told(runs, plain, command):
     result = runs.finish({"a": plain}, seeds=2)["a"]
     words = result.command.split()
@@ -67,7 +68,7 @@ def test_the_results_are_those_of_the_command_that_is_told(runs, plain, command)
         np.testing.assert_allclose(values, result.curves[seed], rtol=1e-6)
 
 
-def test_a_choice_sees_validation_clients_alone_and_passes_over_what_diverges(runs, told, plain):
+def test_a_choice_sees_validation_clients_alone_and_passes_over_what_diverges(runs, messages, plain):
     candidates = {"slow": with_server(plain, 1e-3), "good": plain, "wild": with_server(plain, 1e30)}
     choice, results = runs.choose("rate", candidates, seeds=2)
     assert np.isnan(choice.values["wild"])
@@ -78,9 +79,9 @@ def test_a_choice_sees_validation_clients_alone_and_passes_over_what_diverges(ru
     for folder in (runs.root).glob(f"*/{TUNING_SEED}/seed-*"):
         report = json.loads((folder / "stage-0.json").read_text()) if (folder / "stage-0.json").exists() else {}
         assert "test" not in report
-    count = len(told)
+    count = len(messages)
     runs.choose("rate", candidates, seeds=2)
-    assert len(told) == count
+    assert len(messages) == count
 
 
 def test_a_choice_in_which_all_diverge_says_so(runs, plain):
@@ -88,6 +89,7 @@ def test_a_choice_in_which_all_diverge_says_so(runs, plain):
         runs.choose("rate", {"wild": with_server(plain, 1e30)}, seeds=1)
 
 
+@pytest.mark.slow
 def test_an_experiment_goes_on_where_another_ended_seed_by_seed(runs, plain):
     runs.finish({"first": plain})
     second = runs.finish({"second": replace(plain, start=runs.start(plain))})["second"]
@@ -103,9 +105,10 @@ def test_the_folder_does_not_depend_on_where_the_runs_are(tmp_path, plain):
     assert one.folder(plain).name != one.folder(replace(plain, test=False)).name
 
 
-def test_processes_side_by_side_come_to_the_same(runs, plain, tmp_path, told):
+@pytest.mark.slow
+def test_processes_side_by_side_come_to_the_same(runs, plain, tmp_path, messages):
     alone = runs.finish({"a": plain})["a"]
-    beside = Runs(tmp_path / "beside", seeds=2, processes=2, log=told.append)
+    beside = Runs(tmp_path / "beside", seeds=2, processes=2, log=messages.append)
     together = beside.finish({"a": plain})["a"]
     np.testing.assert_allclose(together.curves, alone.curves, rtol=1e-5)
     assert subprocess.run(
@@ -120,9 +123,10 @@ def test_a_run_that_fails_elsewhere_is_told_with_its_reason(plain, tmp_path):
         runs.finish({"a": broken})
 
 
-def test_ctrl_c_stops_the_runs_and_the_next_call_goes_on(runs, plain, told):
+@pytest.mark.slow
+def test_ctrl_c_stops_the_runs_and_the_next_call_goes_on(runs, plain, messages):
     def stop(text: str) -> None:
-        told.append(text)
+        messages.append(text)
         signal.raise_signal(signal.SIGINT)
 
     jobs = [Job(replace(plain, seed=seed), runs.root / "a.json", runs.root / str(seed)) for seed in range(2)]
@@ -133,22 +137,23 @@ def test_ctrl_c_stops_the_runs_and_the_next_call_goes_on(runs, plain, told):
     finally:
         signal.signal(signal.SIGINT, earlier)
     assert [job.done for job in jobs] == [True, False]
-    run_jobs([job for job in jobs if not job.done], processes=1, log=told.append)
+    run_jobs([job for job in jobs if not job.done], processes=1, log=messages.append)
     assert all(job.done for job in jobs)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are counted on Linux")
 def test_programs_are_let_go_before_a_process_has_no_room_for_more(plain, tmp_path, monkeypatch):
     def maps() -> int:
         return len(Path("/proc/self/maps").read_bytes().splitlines())
 
-    cache: dict = {}
+    cache = ProgramCache()
     for number, rate in enumerate((0.1, 0.2, 0.3)):
-        run(with_server(plain, rate), tmp_path / str(number), cache=cache)
+        run_into(with_server(plain, rate), tmp_path / str(number), cache=cache)
     many = maps()
     # As if there were room for a few more.
-    monkeypatch.setattr(sys.modules[run.__module__], "crowded", lambda: maps() > many - 100)
-    run(with_server(plain, 0.1), tmp_path / "again", cache=cache)
+    monkeypatch.setattr(sys.modules[run_into.__module__], "crowded", lambda: maps() > many - 100)
+    run_into(with_server(plain, 0.1), tmp_path / "again", cache=cache)
     assert maps() < many - 100
     first, again = (load_file(tmp_path / folder / "seed-0" / "stage-0.safetensors") for folder in ("0", "again"))
     assert first.keys() == again.keys()

@@ -13,6 +13,7 @@ import reference
 import tiny
 from headstart.data.device_data import on_device
 from headstart.learning.optimizers import Optimizer
+from headstart.learning.parallel import Parallel
 from headstart.learning.personalization import (
     Curves,
     Personalization,
@@ -29,7 +30,7 @@ TASK, MODEL, BATCH = Classification(), tiny.SOFTMAX, 3
 ACCURACY, LOSS = TASK.metrics
 PROBLEM = reference.softmax_regression(tiny.FEATURES, tiny.CLASSES)
 KEY = jax.random.key(9)
-# The third client has more test items than fit a batch of evaluation; the last two lack a test and an adapt part.
+# The third client has more test items than fit a batch of evaluation; the last two lack query and support examples.
 FEDERATION = tiny.federation(((7, 3), (1, 2), (5, 40), (5, 0), (0, 4)))
 EVERYONE = np.arange(5)
 
@@ -45,7 +46,7 @@ class Measured(NamedTuple):
 
 RECIPES = {
     "epochs of sgd": (Personalization(Optimizer("sgd", 0.3), BATCH, 3), lambda: reference.Sgd(0.3)),
-    "steps of adam": (Personalization(Optimizer("adam", 0.1), BATCH, 4, "steps"), lambda: reference.Adam(0.1)),
+    "steps of adam": (Personalization(Optimizer("adam", 0.1), BATCH, steps=4), lambda: reference.Adam(0.1)),
 }
 
 
@@ -55,9 +56,9 @@ def by_hand(recipe, server, start, number):
     rows = np.asarray(test.rows)[: int(test.size)]
     x, y = np.asarray(test.block.x)[rows], np.asarray(test.block.y)[rows]
     per_unit = -(-int(adapt.size) // BATCH) if recipe.unit == "epochs" else 1
-    batches = tiny.drawn(adapt, client_key(KEY, adapt), range(recipe.epochs * per_unit), BATCH)
+    batches = tiny.drawn(adapt, client_key(KEY, adapt), range(recipe.most * per_unit), BATCH)
     theta, optimizer, columns = start, server(), [start]
-    for unit in range(recipe.epochs):
+    for unit in range(recipe.most):
         for batch in batches[unit * per_unit : (unit + 1) * per_unit]:
             if len(batch[1]):
                 theta = optimizer.step(theta, PROBLEM.gradient(theta, batch))
@@ -88,11 +89,11 @@ def test_the_curves_are_those_of_a_plain_loop_with_a_fresh_optimizer_for_every_c
     np.testing.assert_allclose(means[2], correct[2] / 40)
 
 
-def test_lanes_and_the_number_of_clients_at_once_change_nothing_and_progress_is_told(float64):
-    recipe, start, gather, told = RECIPES["steps of adam"][0], tiny.theta(), on_device(FEDERATION), []
-    one_by_one = personalizer(TASK, MODEL, recipe, clients_at_once=2)(start, EVERYONE, gather, KEY, told.append)
-    assert told == [2, 2, 1]
-    beside = personalizer(TASK, MODEL, recipe, lanes=3, clients_at_once=7)(start, EVERYONE, gather, KEY)
+def test_lanes_and_the_number_of_clients_at_once_change_nothing_and_progress_is_reported(float64):
+    recipe, start, gather, reported = RECIPES["steps of adam"][0], tiny.theta(), on_device(FEDERATION), []
+    one_by_one = personalizer(TASK, MODEL, recipe, clients_at_once=2)(start, EVERYONE, gather, KEY, reported.append)
+    assert reported == [2, 2, 1]
+    beside = personalizer(TASK, MODEL, recipe, parallel=Parallel(3), clients_at_once=7)(start, EVERYONE, gather, KEY)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), one_by_one, beside)
 
 
@@ -125,7 +126,7 @@ def curves_of(metric, sums):
     return Curves({metric.name: (sums, np.array([2.0, 4.0, 0.0]))}, nothing, nothing)
 
 
-def test_the_length_chosen_is_the_best_of_the_uniform_mean_in_the_direction_of_the_metric():
+def test_the_number_of_epochs_chosen_is_the_best_of_the_uniform_mean_in_the_direction_of_the_metric():
     # Means over the two tested clients: 0.375, 0.75, 0.625; pooled over items the last would win.
     curves = curves_of(ACCURACY, [[1, 2, 1], [1, 2, 3], [0, 0, 0]])
     assert choose_epochs(curves, TASK) == 1
@@ -134,11 +135,11 @@ def test_the_length_chosen_is_the_best_of_the_uniform_mean_in_the_direction_of_t
     assert choose_epochs(curves_of(error, [[4, 2, 1], [4, 2, 3], [0, 0, 0]]), Regression()) == 2
 
 
-def test_of_several_rates_the_best_is_chosen_with_its_length():
+def test_of_several_rates_the_best_is_chosen_with_its_epochs():
     recipe = Personalization(Optimizer("sgd", 9.0, {"momentum": 0.5}), 4, 2, learning_rates=(0.1, 0.3))
-    assert recipe.tried == (0.1, 0.3) and Personalization(Optimizer("sgd", 9.0)).tried == (9.0,)
-    at = recipe.at(0.3)
-    assert (at.optimizer, at.length, at.rates) == (Optimizer("sgd", 0.3, {"momentum": 0.5}), 2, ())
+    assert recipe.candidate_rates == (0.1, 0.3) and Personalization(Optimizer("sgd", 9.0)).candidate_rates == (9.0,)
+    at = recipe.with_learning_rate(0.3)
+    assert (at.optimizer, at.epochs, at.learning_rates) == (Optimizer("sgd", 0.3, {"momentum": 0.5}), 2, ())
     low, high = [[1, 2, 1], [1, 2, 3], [0, 0, 0]], [[1, 2, 2], [1, 2, np.nan], [0, 0, 0]]
     assert choose_recipe([curves_of(ACCURACY, each) for each in (low, high)], TASK) == (0, 1)
     assert choose_recipe([curves_of(ACCURACY, each) for each in (high[::-1], low)], TASK) == (1, 1)
@@ -161,8 +162,11 @@ def test_rates_share_a_program_and_differ_in_nothing_else(float64):
     )
     found = several(start, EVERYONE, gather, KEY)
     once = len(traces)
-    for rate in (0.1, 0.3):
-        alone = personalizer(TASK, MODEL, recipe.at(rate), clients_at_once=5)(start, EVERYONE, gather, KEY)
-        found = several(start, EVERYONE, gather, KEY, rate=rate)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), found, alone)
+    for learning_rate in (0.1, 0.3):
+        alone = personalizer(TASK, MODEL, recipe.with_learning_rate(learning_rate), clients_at_once=5)(
+            start, EVERYONE, gather, KEY
+        )
+        found = several(start, EVERYONE, gather, KEY, learning_rate=learning_rate)
+        expected = alone(start, EVERYONE, gather, KEY)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), found, expected)
     assert len(traces) == once

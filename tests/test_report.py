@@ -24,11 +24,7 @@ from headstart.reports.style import LIGHT
 from headstart.statistics.clients import bootstrap
 from made_runs import EPOCHS, ROUNDS, experiment, write_run
 
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures have tests of their own; a page is quicker without them."""
-    monkeypatch.setattr(report, "save", lambda figure_spec, folder: [(b"light", 990), (b"dark", 990)])
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 class Resources(HTMLParser):

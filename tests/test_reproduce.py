@@ -7,6 +7,8 @@ import pytest
 
 from small import federation_file
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def test_a_study_runs_reports_and_is_not_run_again(command):
     words = ("reproduce", "table1", "--scale", "smoke", "--out", "out", "--processes", "1")
@@ -27,6 +29,7 @@ def test_a_study_runs_reports_and_is_not_run_again(command):
     assert json.loads(Path("out/results/table1-glyphs.json").read_text()) == document
 
 
+@pytest.mark.slow
 def test_a_centralized_model_is_stopped_and_compared(command):
     code, _, errors = command("reproduce", "datacenter", "--scale", "smoke", "--out", "out", "--processes", "1")
     assert (code, errors) == (0, "")
@@ -38,8 +41,9 @@ def test_a_centralized_model_is_stopped_and_compared(command):
     assert max(ends) <= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("study", "claims", "told"),
+    ("study", "claims", "names"),
     [
         (
             "finetune",
@@ -50,16 +54,16 @@ def test_a_centralized_model_is_stopped_and_compared(command):
         ("server", 1, ["SGD", "momentum", "Adam", "Yogi", "Adagrad"]),
     ],
 )
-def test_every_study_runs_at_the_smallest_scale(command, study, claims, told):
+def test_every_study_runs_at_the_smallest_scale(command, study, claims, names):
     code, _, errors = command("reproduce", study, "--scale", "smoke", "--out", "out", "--processes", "1")
     assert (code, errors) == (0, "")
     document = json.loads(Path(f"out/results/{study}-glyphs.json").read_text())
     assert len(document["claims"]) == claims
-    assert {row[0] for row in document["tables"][0]["rows"]} >= set(told)
+    assert {row[0] for row in document["tables"][0]["rows"]} >= set(names)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (("table2",), "there is no study 'table2'; give some of identity, table1"),
         (("--scale", "huge"), "there is no scale 'huge'; give one of smoke, small, full"),
@@ -67,9 +71,9 @@ def test_every_study_runs_at_the_smallest_scale(command, study, claims, told):
         (("--data", "glyphs", "--data", "glyphs"), "two of the federations glyphs, glyphs have the same name"),
     ],
 )
-def test_what_cannot_be_asked_is_told_in_a_sentence(command, tmp_path, words, said):
+def test_what_cannot_be_asked_is_refused_in_a_sentence(command, tmp_path, words, expected):
     federation_file(tmp_path / "data.npz")
     code, _, errors = command("reproduce", *words)
     assert code == 2
-    assert said in " ".join(errors.split())
+    assert expected in " ".join(errors.split())
     assert not Path("reproduction").exists()

@@ -16,6 +16,7 @@ from headstart.data.device_data import on_device
 from headstart.learning.local_sgd import gradient_at
 from headstart.learning.method import Reply
 from headstart.learning.optimizers import Optimizer
+from headstart.learning.parallel import Parallel
 from headstart.learning.rounds import Cohort, all_finite, centralized, client_key, federated, to_totals
 from headstart.learning.tasks import Classification, no_sums
 from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD, Reptile
@@ -97,8 +98,8 @@ def selected(*servers):
     return optax.GradientTransformation(init, update)
 
 
-@pytest.mark.parametrize("weighting", ["examples", "uniform"])
-@pytest.mark.parametrize("name", CASES)
+# How replies are weighted is no matter of the update.
+@pytest.mark.parametrize(("name", "weighting"), [*((name, "examples") for name in CASES), ("FedAvg", "uniform")])
 def test_three_rounds_with_every_server_optimizer_are_those_of_numpy(float64, name, weighting):
     update, by_hand = CASES[name]
     federation, start = tiny.federation(), tiny.theta()
@@ -146,29 +147,32 @@ def in_order(task, model, broadcast, client, client_state, key):
 
 
 def test_the_number_of_lanes_changes_nothing(float64):
-    cohort, begin = Cohort(on_device(tiny.federation())(EVERYONE)), ALGORITHM.init(tiny.theta())
-    lanes_of = lambda update, lanes: federated(TASK, MODEL, update, optax.adam(0.1), lanes=lanes)  # noqa: E731
-    assert_same(jax.jit(lanes_of(FedAvg(1, RATE, BATCH), 2).step)(begin, cohort, KEY), STEP(begin, cohort, KEY))
-    alone, *beside = (jax.jit(lanes_of(in_order, lanes).step)(begin, cohort, KEY) for lanes in (1, 2, 3, 5, 8))
+    cohort, start = Cohort(on_device(tiny.federation())(EVERYONE)), ALGORITHM.init(tiny.theta())
+
+    def lanes_of(update, lanes):
+        return federated(TASK, MODEL, update, optax.adam(0.1), parallel=Parallel(lanes))
+
+    assert_same(jax.jit(lanes_of(FedAvg(1, RATE, BATCH), 2).step)(start, cohort, KEY), STEP(start, cohort, KEY))
+    alone, *beside = (jax.jit(lanes_of(in_order, lanes).step)(start, cohort, KEY) for lanes in (1, 2, 8))
     assert alone[1].client_state.shape == (5,) and len(np.unique(alone[1].client_state)) == 5
     for found in beside:
         assert_same(found, alone)
 
 
 def test_the_order_of_the_clients_changes_nothing_and_padding_not_even_a_bit(float64):
-    gather, begin = on_device(tiny.federation()), ALGORITHM.init(tiny.theta())
+    gather, start = on_device(tiny.federation()), ALGORITHM.init(tiny.theta())
     clients = gather(EVERYONE)
-    expected = STEP(begin, Cohort(clients), KEY)
-    assert_same(STEP(begin, Cohort(gather(EVERYONE[::-1])), KEY), expected)
+    expected = STEP(start, Cohort(clients), KEY)
+    assert_same(STEP(start, Cohort(gather(EVERYONE[::-1])), KEY), expected)
     wide = clients._replace(rows=jnp.concatenate([clients.rows, jnp.full((5, 50), 2, jnp.int32)], axis=1))
-    jax.tree.map(np.testing.assert_array_equal, STEP(begin, Cohort(wide), KEY), expected)
+    jax.tree.map(np.testing.assert_array_equal, STEP(start, Cohort(wide), KEY), expected)
 
 
 def test_an_empty_client_weighs_nothing(float64):
     # Number 3 has nothing to train on; of the three that are drawn in its stead, two only fill up the cohort.
-    gather, begin = on_device(tiny.federation()), ALGORITHM.init(tiny.theta())
+    gather, start = on_device(tiny.federation()), ALGORITHM.init(tiny.theta())
     with_one_of_its_own, filled_up = (
-        STEP(begin, Cohort(gather(np.array(c))), KEY) for c in ([3, 0, 2, 4, -1], [0, 2, 4, -1, -1])
+        STEP(start, Cohort(gather(np.array(c))), KEY) for c in ([3, 0, 2, 4, -1], [0, 2, 4, -1, -1])
     )
     assert_same(with_one_of_its_own, filled_up)
     assert int(filled_up[1].clients) == 3 and int(filled_up[1].dropped) == 0
@@ -204,7 +208,7 @@ def counting(task, model, broadcast, client, client_state, key):
 
 
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])
-def test_a_transform_changes_each_reply_before_it_is_folded(weighting):
+def test_a_transform_changes_each_reply_before_it_is_aggregated(weighting):
     def doubled_without_the_large(reply):
         return reply._replace(
             delta=jax.tree.map(lambda d: 2 * d, reply.delta), weight=reply.weight * (reply.weight < 7)

@@ -2,38 +2,43 @@
 
 import os
 import resource
+import shutil
 import signal
-import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import numpy as np
 import pytest
 
 import headstart
-from headstart import Centralized, Data, Optimizer, Reptile, UserError, load, run
-from headstart.deploy.adapt import finished
+from headstart import Centralized, Data, Optimizer, Reptile, UserError, load
 from headstart.experiment.serialization import to_json
 from headstart.runs.checkpoint import read_arrays
 from headstart.runs.directory import read_curves, read_json
 from headstart.runs.log import read_records
 from headstart.training.seed_run import Options
-from small import experiment, federation_file, first_stage_only
+from small import experiment, federation_file, first_stage_only, run
 
-EVERY_ROUND = Options(checkpoint_seconds=0)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return federation_file(tmp_path_factory.mktemp("data") / "small.npz")
+KILLED = Path(__file__).parent / "killed.py"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(data, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert run(experiment(data), out, options=EVERY_ROUND).finished
-    return out
+@pytest.fixture
+def data(small_data) -> Path:
+    return small_data
+
+
+@pytest.fixture
+def undisturbed(small_run) -> Path:
+    return small_run
+
+
+@pytest.fixture
+def own(undisturbed, tmp_path) -> Path:
+    """A copy of the undisturbed run: who writes a folder, or claims to, has one of its own."""
+    return shutil.copytree(undisturbed, tmp_path / "own")
 
 
 def final_parameters(out: Path, seed: int = 0, stage: int = 1) -> dict[str, np.ndarray]:
@@ -73,10 +78,9 @@ def test_the_rate_of_personalization_is_chosen_on_validation_clients_too(data, u
     assert run(replace(plain, personalization=recipe), tmp_path).finished
     for stage in (0, 1):
         one, several = (read_json(out / "seed-0" / f"stage-{stage}.json") for out in (undisturbed, tmp_path))
-        assert one["test"]["length"] > 0  # so that a rate is told from none
+        assert one["test"]["length"] > 0  # so that a rate differs from none
         assert several == one and several["personal_rate"] == 0.1
-    chosen, *_ = finished(tmp_path)
-    assert chosen.personalization == plain.personalization
+    assert headstart.open_run(tmp_path).personal_experiment().personalization == plain.personalization
 
 
 def test_no_client_is_in_two_groups(undisturbed):
@@ -91,10 +95,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(data, undis
     assert any(np.any(other[name] != value) for name, value in final_parameters(undisturbed).items())
 
 
-def test_a_finished_run_is_not_run_again(data, undisturbed):
-    before = (undisturbed / "seed-0" / "metrics.jsonl").stat().st_mtime_ns
-    assert run(experiment(data), undisturbed).finished
-    assert (undisturbed / "seed-0" / "metrics.jsonl").stat().st_mtime_ns == before
+def test_a_finished_run_is_not_run_again(data, own):
+    before = (own / "seed-0" / "metrics.jsonl").stat().st_mtime_ns
+    assert run(experiment(data), own).finished
+    assert (own / "seed-0" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
 def test_a_federation_too_large_for_the_device_gives_the_same_bits(data, undisturbed, tmp_path):
@@ -108,13 +112,11 @@ def test_lanes_change_nothing_but_rounding(data, undisturbed, tmp_path):
         np.testing.assert_allclose(value, final_parameters(undisturbed)[name], atol=1e-4)
 
 
-def start(experiment_file: Path, out: Path, *extra: str) -> subprocess.Popen:
+def start(experiment_file: Path, out: Path, *extra: str, program: Sequence[str] = ("-m", "headstart")) -> Popen:
     """The command in a process group of its own, its lines in a pipe."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(headstart.__file__).parents[1])}
-    command = [sys.executable, "-m", "headstart", "run", str(experiment_file), "--out", str(out), *extra]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True, cwd=out.parent
-    )
+    command = [sys.executable, *program, "run", str(experiment_file), "--out", str(out), *extra]
+    return Popen(command, stdout=PIPE, text=True, env=environment, start_new_session=True, cwd=out.parent)
 
 
 def experiment_file(whole, folder: Path) -> Path:
@@ -124,37 +126,37 @@ def experiment_file(whole, folder: Path) -> Path:
     return folder / "experiment.json"
 
 
-def test_killed_ten_times_at_random_moments_it_ends_with_the_same_bits(data, tmp_path):
-    whole = experiment(data, rounds=(14, 40))
+# Two kills, one in each stage; and ten, after a random number of lines.
+KILLS = [
+    pytest.param((6, 10), (3, 14), id="twice"),
+    pytest.param((14, 40), tuple(np.random.default_rng(7).integers(1, 8, 10)), id="ten times", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("rounds", "kills"), KILLS)
+def test_killed_at_random_moments_it_ends_with_the_same_bits(data, tmp_path, rounds, kills):
+    whole = experiment(data, rounds=rounds)
     assert run(whole, tmp_path / "undisturbed").finished
     file, out, generator = experiment_file(whole, tmp_path), tmp_path / "killed", np.random.default_rng(7)
-    kills, rounds_at_kill = 0, []
-    for _ in range(40):
-        process = start(file, out, "--checkpoint-seconds", "0")
-        assert process.stdout is not None
-        with process.stdout:
-            if kills < 10:
-                # After a random number of lines, then at a random moment within the rounds that follow.
-                for line, _ in zip(process.stdout, range(int(generator.integers(1, 8))), strict=False):
-                    del line
-                try:
-                    process.wait(timeout=float(generator.uniform(0, 0.02)))
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    kills += 1
-            for _ in process.stdout:
-                pass
-        if process.wait() == 0:
-            break
+    rounds_at_kill = []
+    for lines in kills:
+        # After those lines, then at a random moment within the rounds that follow.
+        doom = str(KILLED), str(lines), str(generator.uniform(0, 0.02))
+        process = start(file, out, "--checkpoint-seconds", "0", program=doom)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"it ended before {rounds_at_kill}"
         records = read_records(out / "seed-0" / "metrics.jsonl") if out.exists() else []
         rounds_at_kill.append(max((r["round"] for r in records), default=0))
-    assert kills >= 10, f"only {kills} kills"
-    assert min(rounds_at_kill) < 14 < max(rounds_at_kill), f"no kills on both sides of the boundary: {rounds_at_kill}"
+    process = start(file, out, "--checkpoint-seconds", "0")
+    process.communicate()
+    assert process.returncode == 0
+    assert min(rounds_at_kill) < rounds[0] < max(rounds_at_kill), f"not both sides of the boundary: {rounds_at_kill}"
     assert_same_bits(final_parameters(tmp_path / "undisturbed"), final_parameters(out))
     log = [[r["round"] for r in read_records(p / "seed-0" / "metrics.jsonl")] for p in (tmp_path / "undisturbed", out)]
     assert log[0] == log[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
     whole = experiment(data, rounds=(30, 10))
     assert run(whole, tmp_path / "undisturbed").finished
@@ -179,7 +181,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
 def damaged_and_resumed(whole, out: Path, damage) -> list[str]:
     """Run the first stage, damage its newest state, then run the whole; returns the notes on the way."""
     half = first_stage_only(whole)
-    assert run(half, out, options=EVERY_ROUND).finished
+    assert run(half, out).finished
     for path in out.glob("seed-0/stage-0.*"):
         path.unlink()
     newest = sorted((out / "seed-0" / "checkpoints").glob("*"))[-1]
@@ -206,11 +208,11 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(data, undisturbed, tm
     assert_same_bits(final_parameters(undisturbed, stage=0), final_parameters(tmp_path / "out", stage=0))
 
 
-def test_a_folder_of_another_experiment_is_left_alone(data, undisturbed):
-    before = (undisturbed / "experiment.json").read_bytes()
+def test_a_folder_of_another_experiment_is_left_alone(data, own):
+    before = (own / "experiment.json").read_bytes()
     with pytest.raises(UserError, match=r"another experiment \(evaluate_every was 2, now 3\)"):
-        run(replace(experiment(data), evaluate_every=3), undisturbed)
-    assert (undisturbed / "experiment.json").read_bytes() == before
+        run(replace(experiment(data), evaluate_every=3), own)
+    assert (own / "experiment.json").read_bytes() == before
 
 
 def test_a_folder_with_other_files_is_left_alone(data, tmp_path):
@@ -220,14 +222,14 @@ def test_a_folder_with_other_files_is_left_alone(data, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_two_runs_cannot_write_one_folder(data, undisturbed):
+def test_two_runs_cannot_write_one_folder(data, own):
     from headstart.runs.directory import claimed
 
-    whole, federation = experiment_of(undisturbed), load(str(data))
+    whole, federation = experiment_of(own), load(str(data))
     with (
-        claimed(undisturbed, whole, federation),
+        claimed(own, whole, federation),
         pytest.raises(UserError, match="another process is writing"),
-        claimed(undisturbed, whole, federation),
+        claimed(own, whole, federation),
     ):
         pass
 
@@ -235,10 +237,10 @@ def test_two_runs_cannot_write_one_folder(data, undisturbed):
 def test_data_that_changed_behind_the_same_path_are_another_run(tmp_path):
     whole = experiment(federation_file(tmp_path / "data.npz"))
     whole = first_stage_only(whole)
-    assert run(whole, tmp_path / "out").finished
+    assert headstart.run(whole, tmp_path / "out", progress=False).finished
     federation_file(tmp_path / "data.npz", seed=1)
     with pytest.raises(UserError, match="have changed since"):
-        run(whole, tmp_path / "out")
+        headstart.run(whole, tmp_path / "out", progress=False)
 
 
 def experiment_of(out: Path):
@@ -267,10 +269,10 @@ def test_a_split_that_leaves_nobody_to_test_on_is_refused(data, tmp_path):
         run(replace(experiment(data), data=Data(str(data), train=11, validation=1)), tmp_path / "out")
 
 
-@pytest.mark.parametrize("place", ["under a file", "of the system"])
-def test_a_folder_that_cannot_be_written_is_refused(data, tmp_path, place):
+@pytest.mark.parametrize("where", ["under a file", "of the system"])
+def test_a_folder_that_cannot_be_written_is_refused(data, tmp_path, where):
     (tmp_path / "file").write_text("")
-    out = {"under a file": tmp_path / "file" / "out", "of the system": Path("/proc/headstart")}[place]
+    out = {"under a file": tmp_path / "file" / "out", "of the system": Path("/proc/headstart")}[where]
     with pytest.raises(UserError, match="cannot write the folder"):
         run(experiment(data), out)
 
@@ -281,7 +283,7 @@ def test_a_full_disk_leaves_what_was_saved_and_the_run_goes_on_later(data, undis
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write .*; make room"):
-            run(experiment(data), tmp_path / "out", options=EVERY_ROUND)
+            run(experiment(data), tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)

@@ -12,13 +12,13 @@ from headstart.data.load import load
 from headstart.errors import UserError
 from headstart.runs import checkpoint
 from headstart.runs.log import read_records
-from small import experiment, federation_file, first_stage_only
+from small import experiment, federation_file, first_stage_only, run
 
 
 @pytest.fixture
-def plain(tmp_path):
+def plain(small_data):
     """One stage of six rounds."""
-    return first_stage_only(experiment(federation_file(tmp_path / "data.npz")))
+    return first_stage_only(experiment(small_data))
 
 
 def params(folder, number=0):
@@ -31,9 +31,9 @@ def evaluations(folder):
 
 
 def test_a_run_starts_from_the_parameters_of_another(plain, tmp_path):
-    hs.run(plain, tmp_path / "first")
+    run(plain, tmp_path / "first")
     start = str(tmp_path / "first" / "seed-{seed}" / "stage-0.safetensors")
-    hs.run(replace(plain, start=start), tmp_path / "second")
+    run(replace(plain, start=start), tmp_path / "second")
     ended, began = evaluations(tmp_path / "first")[-1], evaluations(tmp_path / "second")[0]
     assert (ended["round"], began["round"]) == (6, 0)
     assert ended["validation"]["accuracy"] == began["validation"]["accuracy"]
@@ -42,27 +42,27 @@ def test_a_run_starts_from_the_parameters_of_another(plain, tmp_path):
 
 
 def test_a_start_that_is_of_another_model_is_refused(plain, tmp_path):
-    hs.run(plain, tmp_path / "first")
+    run(plain, tmp_path / "first")
     start = str(tmp_path / "first" / "seed-0" / "stage-0.safetensors")
     other = replace(plain, start=start, model=hs.ModelSpec("mlp", {"widths": (5,)}))
     with pytest.raises(UserError, match="another model"):
-        hs.run(other, tmp_path / "second")
+        run(other, tmp_path / "second")
 
 
 def test_a_stage_ends_at_its_target_and_stays_ended(plain, tmp_path):
-    hs.run(plain, tmp_path / "whole")
+    run(plain, tmp_path / "whole")
     target = evaluations(tmp_path / "whole")[1]["validation"]["accuracy"][0]
     assert target > evaluations(tmp_path / "whole")[0]["validation"]["accuracy"][0], "the test needs some progress"
     stages = (replace(plain.stages[0], stop_at=target),)
-    hs.run(replace(plain, stages=stages), tmp_path / "ended")
+    run(replace(plain, stages=stages), tmp_path / "ended")
     report = json.loads((tmp_path / "ended" / "seed-0" / "stage-0.json").read_text())
     assert report["round"] == evaluations(tmp_path / "ended")[-1]["round"] == 2
     assert evaluations(tmp_path / "ended")[-1]["validation"]["accuracy"] == [target]
 
-    # Killed after the target was reached, before the stage was told: it ends at the same round.
+    # Killed after the target was reached, before the stage was written: it ends at the same round.
     for name in ("stage-0.json", "stage-0.npz", "stage-0.safetensors"):
         (tmp_path / "ended" / "seed-0" / name).unlink()
-    hs.run(replace(plain, stages=stages), tmp_path / "ended")
+    run(replace(plain, stages=stages), tmp_path / "ended")
     again = json.loads((tmp_path / "ended" / "seed-0" / "stage-0.json").read_text())
     assert again == report
 
@@ -70,18 +70,19 @@ def test_a_stage_ends_at_its_target_and_stays_ended(plain, tmp_path):
 def test_a_target_needs_somebody_who_looks(plain, tmp_path):
     blind = replace(plain, stages=(replace(plain.stages[0], stop_at=0.5),), evaluate_every=0)
     with pytest.raises(UserError, match="never evaluated"):
-        hs.run(blind, tmp_path / "out")
+        run(blind, tmp_path / "out")
 
 
-def test_only_the_last_stage_may_end_early(tmp_path):
-    both = experiment(federation_file(tmp_path / "data.npz"))
+def test_only_the_last_stage_may_end_early(small_data, tmp_path):
+    both = experiment(small_data)
     stages = (replace(both.stages[0], stop_at=0.5), both.stages[1])
     with pytest.raises(UserError, match="only the last"):
-        hs.run(replace(both, stages=stages), tmp_path / "out")
+        run(replace(both, stages=stages), tmp_path / "out")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_test_clients_are_left_alone_where_settings_are_chosen(plain, tmp_path, command):
-    hs.run(replace(plain, test=False), tmp_path / "out")
+    run(replace(plain, test=False), tmp_path / "out")
     report = json.loads((tmp_path / "out" / "seed-0" / "stage-0.json").read_text())
     assert "validation" in report
     assert "test" not in report
@@ -92,7 +93,7 @@ def test_test_clients_are_left_alone_where_settings_are_chosen(plain, tmp_path, 
 
 
 def test_a_log_tells_every_client_and_how_much_was_trained_on(plain, tmp_path):
-    hs.run(plain, tmp_path / "out")
+    run(plain, tmp_path / "out")
     for record in evaluations(tmp_path / "out"):
         means = np.mean(record["clients_values"], axis=0)
         np.testing.assert_allclose(means, record["validation"]["accuracy"], rtol=1e-5)
@@ -121,6 +122,6 @@ def test_limited_clients_keep_some_of_their_own_examples_and_all_tests(tmp_path)
 
 
 def test_a_run_uses_the_limited_federation(plain, tmp_path):
-    hs.run(replace(plain, data=replace(plain.data, adapt_examples=3)), tmp_path / "out")
+    run(replace(plain, data=replace(plain.data, adapt_examples=3)), tmp_path / "out")
     with np.load(tmp_path / "out" / "seed-0" / "stage-0.npz") as arrays:
         assert arrays["test/sizes"][:, 0].max() == 3

@@ -231,16 +231,19 @@ def test_a_pilot_without_seeds_or_clients_promises_nothing(pilot: np.ndarray) ->
 def test_an_interval_over_seeds_and_clients_holds_the_truth_as_often_as_it_says() -> None:
     """Where both vary, intervals over either alone do not: another run is of other clients too."""
     generator = np.random.default_rng(2)
-    held = {"both": 0, "seeds": 0, "clients": 0}
-    for _ in range(600):
+    held: dict[str, list[bool]] = {"both": [], "seeds": [], "clients": []}
+    for number in range(600):
         values = generator.normal(0, 1, (6, 1)) + generator.normal(0, 2.5, (1, 40)) + generator.normal(0, 3, (6, 40))
-        found = difference(values)
         low, high = two_way(values).interval()
-        held["both"] += low < 0 < high
-        held["seeds"] += found.over_seeds[0] < 0 < found.over_seeds[1]
-        held["clients"] += found.over_clients[0] < 0 < found.over_clients[1]
-    assert 0.93 < held["both"] / 600 < 0.99
-    assert held["clients"] < held["seeds"] < held["both"]
+        held["both"].append(low < 0 < high)
+        # These take their time, and are off by more than a hundred of them can miss.
+        if number < 100:
+            found = difference(values)
+            held["seeds"].append(found.over_seeds[0] < 0 < found.over_seeds[1])
+            held["clients"].append(found.over_clients[0] < 0 < found.over_clients[1])
+    both, seeds, clients = (np.mean(each) for each in held.values())
+    assert 0.93 < both < 0.99
+    assert clients < seeds < both
 
 
 def test_where_only_seeds_or_only_clients_vary_it_is_an_ordinary_t_test() -> None:

@@ -51,13 +51,13 @@ def interpreter(peer: str, folder: Path) -> str:
     name = PEERS[peer].environment
     if name is None:
         return sys.executable
-    place = folder / name
-    python, marker = place / "bin" / "python", place / "headstart.json"
+    environment = folder / name
+    python, marker = environment / "bin" / "python", environment / "headstart.json"
     wanted = [list(packages) for packages in ENVIRONMENTS[name]]
     if not (marker.exists() and json.loads(marker.read_text()) == wanted):
-        print(f"{peer}: making its environment in {place}", file=sys.stderr, flush=True)
-        shutil.rmtree(place, ignore_errors=True)
-        _call([sys.executable, "-m", "venv", str(place)])
+        print(f"{peer}: making its environment in {environment}", file=sys.stderr, flush=True)
+        shutil.rmtree(environment, ignore_errors=True)
+        _call([sys.executable, "-m", "venv", str(environment)])
         for packages in wanted:
             _call([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages])
         marker.write_text(json.dumps(wanted))

@@ -20,8 +20,8 @@ OURS = "headstart"
 TOLERANCE = 0.1
 LEARNED = 0.2  # how far above the initial accuracy everybody must be
 WARM_UP = 2  # rounds, where accuracy is not compared
-_PATIENCE = 600.0  # seconds that an answer may take
-# How many rounds are trained before accuracy is compared: so many clients', but at least so many.
+_ANSWER_SECONDS = 600.0  # the longest that an answer may take
+# How many rounds are trained before accuracy is compared: by the number of clients, and at least how many.
 _CHECK = {"cnn": (75, 6), "cnn_dropout": (75, 6), "lstm": (40, 6), "logistic": (200, 10), "mlp": (200, 10)}
 
 Row = dict[str, Any]
@@ -62,7 +62,7 @@ class Match:
                     act(name)
                 except ContestantFailedError as error:
                     self.failed[name] = str(error)
-                    tell(f"  {name} failed: {error}")
+                    log(f"  {name} failed: {error}")
 
     def start(self, name: str) -> None:
         """Start it, and wait until it is ready: some try out then which number of threads is the fastest."""
@@ -70,7 +70,7 @@ class Match:
         assert python is not None
         cores = _cores(self.settings.threads)
         self.processes[name] = Process(python, PEERS[name].module, self.path, cores)
-        self.processes[name].answer(timeout=_PATIENCE)
+        self.processes[name].answer(timeout=_ANSWER_SECONDS)
 
     def check(self, name: str) -> None:
         """Warm up, and see what it has learnt."""
@@ -79,7 +79,7 @@ class Match:
         self.initial = self.initial or self.ask_accuracy(name)
         self.run(name, 0, rounds)
         self.accuracy[name] = self.ask_accuracy(name)
-        tell(f"  {name}: accuracy {self.accuracy[name]:.3f} after {rounds} rounds")
+        log(f"  {name}: accuracy {self.accuracy[name]:.3f} after {rounds} rounds")
 
     def warm_up(self, name: str) -> None:
         """Train a little, so that what is compiled is compiled."""
@@ -99,29 +99,29 @@ class Match:
 
     def look_at_memory(self, name: str) -> None:
         """Ask for the peak of its memory."""
-        self.memory[name] = self.processes[name].ask("memory", timeout=_PATIENCE)["bytes"]
+        self.memory[name] = self.processes[name].ask("memory", timeout=_ANSWER_SECONDS)["bytes"]
 
     def run(self, name: str, first: int, count: int) -> Row:
         """Train some rounds."""
-        return self.processes[name].ask(f"run {first} {count}", timeout=_PATIENCE)
+        return self.processes[name].ask(f"run {first} {count}", timeout=_ANSWER_SECONDS)
 
     def ask_accuracy(self, name: str) -> float:
         """Its current accuracy."""
-        return self.processes[name].ask("accuracy", timeout=_PATIENCE)["accuracy"]
+        return self.processes[name].ask("accuracy", timeout=_ANSWER_SECONDS)["accuracy"]
 
     def row(self, name: str) -> Row:
         """What was measured of a contestant."""
         found: Row = {"workload": self.settings.model, "cohort": self.settings.cohort, "contestant": name}
         if name in self.failed:
             return {**found, "failed": self.failed[name]}
-        rates = [run["examples"] / run["seconds"] for run in self.runs[name]]
+        speeds = [run["examples"] / run["seconds"] for run in self.runs[name]]
         ours = [run["examples"] / run["seconds"] for run in self.runs[OURS]]
         return {
             **found,
             "runs": self.runs[name],
-            "examples_per_second": rates,
+            "examples_per_second": speeds,
             "rounds_per_second": [run["rounds"] / run["seconds"] for run in self.runs[name]],
-            "ratios": [a / b for a, b in zip(ours, rates, strict=False)],
+            "ratios": [a / b for a, b in zip(ours, speeds, strict=False)],
             "peak_bytes": self.memory[name],
             "initial_accuracy": self.initial,
             "accuracy": self.accuracy.get(name),
@@ -143,8 +143,8 @@ class Match:
             process.close()
 
 
-def tell(text: str) -> None:
-    """Say how far it is."""
+def log(text: str) -> None:
+    """Print a line on the progress."""
     print(text, file=sys.stderr, flush=True)
 
 

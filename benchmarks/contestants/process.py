@@ -39,7 +39,7 @@ class Process:
         if cores is not None:
             os.sched_setaffinity(self.process.pid, cores)
         self.answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._read_answers, daemon=True).start()
 
     def ask(self, command: str, *, timeout: float) -> dict[str, Any]:
         """Send a command and wait for the answer.
@@ -78,7 +78,7 @@ class Process:
         self.process.wait()
         self.errors.close()
 
-    def _listen(self) -> None:
+    def _read_answers(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.answers.put(line)

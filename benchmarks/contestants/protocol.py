@@ -22,10 +22,10 @@ from .workload import Workload
 
 
 class Contestant(Protocol):
-    """Someone who trains."""
+    """A library that trains."""
 
     def run(self, first: int, count: int) -> None:
-        """Go on training with the cohorts of the rounds `first … first + count - 1`; return when that is done."""
+        """Continue training with the cohorts of the rounds `first … first + count - 1`; return when that is done."""
         ...
 
     def accuracy(self) -> float:
@@ -34,7 +34,7 @@ class Contestant(Protocol):
 
 
 def serve(make: Callable[[Workload], Contestant]) -> None:
-    """Make a contestant for the workload named on the command line, and have it obey until it is told to quit."""
+    """Make a contestant for the workload named on the command line, and have it obey until the command to quit."""
     answers = private_output()
     given = workload.read(sys.argv[1])
     obey(given, make(given), answers)

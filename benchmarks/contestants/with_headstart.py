@@ -12,6 +12,7 @@ import optax
 from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Federation, from_arrays
 from headstart.devices import all_devices, cores_as_devices
+from headstart.learning.parallel import Parallel
 from headstart.learning.rounds import Algorithm, Cohort, State, federated, run_rounds
 from headstart.learning.tasks import Classification, NextCharacter, Task
 from headstart.methods.paper import FedAvg
@@ -31,9 +32,9 @@ class Headstart:
         task: Task = NextCharacter() if settings.model == "lstm" else Classification()
         self.given, self.model = given, model_of(settings.model, given.x)
         update = FedAvg(1, settings.learning_rate, settings.batch_size)
-        mesh = all_devices()
-        algorithm = federated(task, self.model, update, optax.sgd(1.0), mesh=mesh)
-        self.gather = on_device(_federation(given), mesh=mesh)
+        parallel = Parallel(mesh=all_devices())
+        algorithm = federated(task, self.model, update, optax.sgd(1.0), parallel=parallel)
+        self.gather = on_device(_federation(given), mesh=parallel.mesh)
         self.state = algorithm.init(jax.tree.map(jnp.asarray, nested(given.parameters)))
         self.train = trainer(algorithm, self.gather, given)
 
@@ -48,13 +49,13 @@ class Headstart:
 
 
 def trainer(algorithm: Algorithm, gather: Gather, given: Workload) -> Callable[[State, int, int], State]:
-    """What trains some rounds: `(state, first, count) -> state`."""
-    program, key = run_rounds(algorithm), jax.random.key(0)
+    """The function that trains some rounds: `(state, first, count) -> state`."""
+    program, key, parallel = run_rounds(algorithm), jax.random.key(0), Parallel(mesh=gather.mesh)
 
     def train(state: State, first: int, count: int) -> State:
         for start in range(first, first + count, CALL_ROUNDS):
             numbers = range(start, min(start + CALL_ROUNDS, first + count))
-            assigned = assign_rounds(map(given.cohort, numbers), given.sizes, CALL_ROUNDS, mesh=gather.mesh)
+            assigned = assign_rounds(map(given.cohort, numbers), given.sizes, CALL_ROUNDS, parallel)
             state, _ = program(state, Cohort(gather(assigned)), key, start, len(numbers))
         return jax.block_until_ready(state)
 

@@ -40,7 +40,7 @@ class Adapted(nn.Module):
 
 
 class Pfl:
-    """One algorithm that goes on from call to call: the first iteration of each new one would evaluate every client."""
+    """One algorithm, kept from call to call: the first iteration of each new one would evaluate every client."""
 
     def __init__(self, given: Workload) -> None:
         torch.manual_seed(0)

@@ -55,9 +55,9 @@ def shares(given: Workload, clients: np.ndarray, count: int) -> list[list[int]]:
     found: list[list[int]] = [[] for _ in range(count)]
     load = [0] * count
     for client in sorted(map(int, clients), key=lambda client: -given.sizes[client]):
-        place = load.index(min(load))
-        found[place].append(client)
-        load[place] += -(-int(given.sizes[client]) // given.settings.batch_size)
+        index = load.index(min(load))
+        found[index].append(client)
+        load[index] += -(-int(given.sizes[client]) // given.settings.batch_size)
     return found
 
 

@@ -19,8 +19,8 @@ from credentials import write_certificates, write_node_key
 
 from headstart.errors import UserError
 
-# Seconds to start and to end in; then a process is taken not to.
-START, END = 60.0, 8.0
+# Seconds in which a program must have started or answered, and a process have ended before it is made to.
+START, END = 300.0, 8.0
 
 
 class Loopback:
@@ -70,7 +70,7 @@ class Loopback:
         words += ["--database", str(self.folder / "link.db")] if self._database else []
         words += ["--port", str(self.port), "--disable-runtime-dependency-installation"]
         self._start("link", "flower-superlink", *words)
-        _wait_for_port(self.port, self.log("link"))
+        _wait_for_port(self.port, self._processes["link"], self.log("link"))
 
     def register(self, name: str) -> None:
         """Write a node's key, and register it with the SuperLink."""
@@ -106,7 +106,8 @@ class Loopback:
             UserError: if it fails.
         """
         command = [_program("flwr"), *words[:-1], words[-1], "--format", "json"]
-        done = subprocess.run(command, env=self.environment("user"), capture_output=True, cwd=self.folder, timeout=120)
+        environment = self.environment("user")
+        done = subprocess.run(command, env=environment, capture_output=True, cwd=self.folder, timeout=START)
         text = done.stdout.decode(errors="replace")
         try:
             document = json.loads(text[text.index("{") :])
@@ -126,7 +127,7 @@ class Loopback:
         children = _descendants({process.pid})
         for pid in {process.pid, *children} if number == signal.SIGKILL else {process.pid}:
             _signal(pid, number)
-        process.wait(END)
+        process.wait(START)
 
     def running(self) -> set[int]:
         """The ids of the processes, and of all that they have started."""
@@ -146,7 +147,7 @@ class Loopback:
         for pid in everything - ended:
             _signal(pid, signal.SIGKILL)
         for process in running.values():
-            process.wait(END)
+            process.wait(START)
         self._processes.clear()
 
     def _start(self, name: str, program: str, *arguments: str) -> None:
@@ -192,14 +193,15 @@ def _free_port() -> int:
         return found.getsockname()[1]
 
 
-def _wait_for_port(port: int, log: Path) -> None:
+def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + START
-    while time.monotonic() < until:
+    while time.monotonic() < until and process.poll() is None:
         with socket.socket() as attempt:
             if attempt.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise UserError(f"the SuperLink did not start in {START:g} s; {log} says why")
+    ended = process.returncode is not None
+    raise UserError(f"the SuperLink {'has ended' if ended else f'did not start in {START:g} s'}; {log} says why")
 
 
 def _descendants(roots: set[int]) -> set[int]:

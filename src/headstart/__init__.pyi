@@ -18,6 +18,7 @@ from .learning.method import ClientUpdate as ClientUpdate
 from .learning.method import Reply as Reply
 from .learning.optimizers import Optimizer as Optimizer
 from .learning.optimizers import Schedule as Schedule
+from .learning.parallel import Parallel as Parallel
 from .learning.personalization import Personalization as Personalization
 from .learning.personalization import choose_epochs as choose_epochs
 from .learning.personalization import personalize as personalize

@@ -15,20 +15,21 @@ from headstart.errors import UserError
 Tree = Any
 
 # A device that has done its part waits for the others, however long their clients take; XLA would end the process.
-PATIENCE = (
+COLLECTIVE_TIMEOUT_FLAGS = (
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=2000000"
     " --xla_cpu_collective_call_terminate_timeout_seconds=2000000"
 )
 
 
 def cores_as_devices(count: int | None = None) -> None:
-    """Have JAX take this machine's cores for devices, if it computes on a CPU; before anything else is asked of JAX.
+    """Make JAX take this machine's cores for devices where it computes on a CPU; to be called before JAX starts.
 
-    count: at most so many; by default all that this process may use. A number in the user's own environment stays.
+    count: the largest number of cores; by default all that this process may use. A number in the user's own environment
+        has precedence.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "collective_call" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {COLLECTIVE_TIMEOUT_FLAGS}".strip()
     if "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in flags:
         return
     available = len(cores())
@@ -36,7 +37,7 @@ def cores_as_devices(count: int | None = None) -> None:
 
 
 def cores() -> list[int]:
-    """The cores this process may use, where the system tells; macOS and Windows tell only how many there are."""
+    """The cores this process may use; on macOS and Windows, which say no more, as many numbers as there are cores."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
@@ -44,7 +45,7 @@ def all_devices(count: int | None = None) -> Mesh | None:
     """The first `count` devices of every process, by default all, as the axis `clients`; None if that is one.
 
     Raises:
-        UserError: if this process has not so many.
+        UserError: if this process has fewer.
     """
     here = len(jax.local_devices())
     if count is not None and count > here:
@@ -55,7 +56,7 @@ def all_devices(count: int | None = None) -> Mesh | None:
 
 
 def device_count(mesh: Mesh | None) -> int:
-    """How many devices share the clients."""
+    """The number of devices that share the clients."""
     return 1 if mesh is None else mesh.size
 
 
@@ -70,18 +71,18 @@ def replicated(tree: Tree, mesh: Mesh | None) -> Tree:
 
 
 def on_mesh(tree: Tree, mesh: Mesh, spec: P) -> Tree:
-    """Arrays that every process has, on the devices of the mesh: whole on each or split among them along an axis."""
+    """The arrays, which every process has, on the devices of the mesh: whole on each, or split along an axis."""
     sharding = NamedSharding(mesh, spec)
     if not spans_processes(mesh):
         return jax.device_put(tree, sharding)
 
-    def place(leaf: Any) -> jax.Array:
+    def put(leaf: Any) -> jax.Array:
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(put, tree)
 
 
 def block_spec(mesh: Mesh) -> P:
-    """How a block lies on the devices: whole on each; in a cluster every process has a block of its own clients."""
+    """The partition of a block: whole on each device; in a cluster every process has a block of its own clients."""
     return P("clients") if spans_processes(mesh) else P()

@@ -1,4 +1,4 @@
-"""How fast this machine trains: what `headstart bench` measures.
+"""Measurements of `headstart bench`: how fast this machine trains.
 
 Every number is taken beside the machine's own matrix products, timed before and after it: other programs on the
 machine slow down both. Compilation is timed by itself.
@@ -21,10 +21,10 @@ from headstart.training.loop import CALL_SECONDS
 LEAST, MOST = 2, 9  # repetitions
 # A number of lanes that is so much slower than the best in its first round is timed only once more.
 HOPELESS = 0.8
-# How the time is shared: a call of a large model takes longer.
-PATIENCE = {"cnn": 3, "char_lstm": 3, "mlp": 1, "logistic": 1}
+# How the time is shared among models: a call of a large one takes longer.
+TIME_SHARES = {"cnn": 3, "char_lstm": 3, "mlp": 1, "logistic": 1}
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Spread(NamedTuple):
@@ -59,7 +59,7 @@ class Result(NamedTuple):
 
     tried: the fastest first. untried: numbers of lanes for which no time was left.
     personalize_cost: the time to personalize and test held-out clients, as a multiple of the time that its useful
-        arithmetic takes at the rate of training.
+        arithmetic takes at the speed of training.
     personalize_compile_seconds: until that program was ready.
     """
 
@@ -76,7 +76,10 @@ class Result(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Everything measured. product_flops: of matrix products on all devices in use, float32 operations per second."""
+    """Report of all measurements.
+
+    product_flops: of float32 matrix products on all devices in use, operations per second.
+    """
 
     platform: str
     device: str
@@ -94,12 +97,12 @@ def bench(
     lanes: Sequence[int] | None = None,
     devices: int | None = None,
     seconds: float = 60.0,
-    log: Tell = lambda text: None,
+    log: Log = lambda text: None,
 ) -> Report:
     """Measure this machine.
 
     models: of `MODELS`. cohort: clients per round. lanes: numbers to try; by default a few that make sense here.
-    devices: how many share the work; by default all. seconds: about how long in all. log: hears what is being done.
+    devices: how many share the work; by default all. seconds: about how long in all. log: is given what is being done.
 
     Raises:
         UserError: for a model, a number of lanes or a number of devices that there is not.
@@ -110,19 +113,19 @@ def bench(
     machine, results = machine_of(devices), []
     numbers = list(lanes or sensible_lanes(machine.devices[0].platform, len(machine.devices), cohort))
     while left:
-        patience = PATIENCE[left[0]] / sum(PATIENCE[name] for name in left)
+        share = TIME_SHARES[left[0]] / sum(TIME_SHARES[name] for name in left)
         remaining = max(0.0, seconds - (time.monotonic() - began))
-        results.append(_measure(work_of(left.pop(0), cohort), machine, numbers, remaining * patience, log))
+        results.append(_measure(work_of(left.pop(0), cohort), machine, numbers, remaining * share, log))
     device, count = machine.devices[0], len(machine.devices)
-    product, elapsed = spread(machine.rates), time.monotonic() - began
+    product, elapsed = spread(machine.measured), time.monotonic() - began
     return Report(device.platform, device.device_kind, count, cohort, product, tuple(results), elapsed)
 
 
 def check(models: Sequence[str], cohort: int, lanes: Sequence[int] | None, seconds: float) -> None:
-    """Say what cannot be measured, before a minute is spent.
+    """Refuse what cannot be measured, before a minute is spent.
 
     Raises:
-        UserError: if anything cannot.
+        UserError: for the first such thing.
     """
     for name in models or [""]:
         if name not in MODELS:
@@ -160,15 +163,15 @@ def as_document(report: Report) -> dict[str, Any]:
     return plain(report)
 
 
-def _measure(work: Work, machine: Machine, lanes: Sequence[int], seconds: float, log: Tell) -> Result:
-    """One model, in about so many seconds: a third each for compilation, training and personalization."""
+def _measure(work: Work, machine: Machine, lanes: Sequence[int], seconds: float, log: Log) -> Result:
+    """Measurements of one model, in about `seconds`: a third each for compilation, training and personalization."""
     began, call_seconds = time.monotonic(), min(CALL_SECONDS, seconds / 8)
     trainers = _trainers(work, on_device(work.federation, mesh=machine.mesh), lanes, began + seconds / 3, log)
     rows: list[list[Repetition]] = [[] for _ in trainers]
     for number in _repetitions(began + seconds * 2 / 3):
         for trainer, row in zip(trainers, rows, strict=True):
             if number == 0 or _hopeful(trainer, trainers):
-                log(f"{work.name}: training, {plural(trainer.lanes, 'lane')}, repetition {number + 1}")
+                log(f"{work.name}: training, {plural(trainer.parallel.lanes, 'lane')}, repetition {number + 1}")
                 row.append(trainer.repeat(number, call_seconds, machine))
     tried = [_tried(trainer, row) for trainer, row in zip(trainers, rows, strict=True)]
     order = np.argsort([-one.examples_per_second.median for one in tried])
@@ -180,8 +183,8 @@ def _measure(work: Work, machine: Machine, lanes: Sequence[int], seconds: float,
     return Result(work.name, tuple(tried[i] for i in order), untried, spread(costs), personal.compile_seconds)
 
 
-def _trainers(work: Work, gather: Gather, lanes: Sequence[int], deadline: float, log: Tell) -> list[Trainer]:
-    """With these numbers of lanes, as far as the time reaches, but one at least."""
+def _trainers(work: Work, gather: Gather, lanes: Sequence[int], deadline: float, log: Log) -> list[Trainer]:
+    """Trainers with these numbers of lanes, as far as the time reaches, but one at least."""
     trainers: list[Trainer] = []
     for number in lanes:
         if trainers and time.monotonic() > deadline:
@@ -193,11 +196,11 @@ def _trainers(work: Work, gather: Gather, lanes: Sequence[int], deadline: float,
 
 def _hopeful(trainer: Trainer, trainers: Sequence[Trainer]) -> bool:
     """Whether it may turn out to be the fastest."""
-    return trainer.first_rate >= HOPELESS * max(other.first_rate for other in trainers)
+    return trainer.first_speed >= HOPELESS * max(other.first_speed for other in trainers)
 
 
 def _repetitions(deadline: float) -> Iterator[int]:
-    """Numbers from 0, until the time is over."""
+    """Numbers of repetitions, from 0 until the time is over."""
     for number in range(MOST):
         if number >= LEAST and time.monotonic() >= deadline:
             return
@@ -205,9 +208,9 @@ def _repetitions(deadline: float) -> Iterator[int]:
 
 
 def _tried(trainer: Trainer, row: Sequence[Repetition]) -> Tried:
-    rate, share, outside = (spread(column) for column in zip(*row, strict=True))
-    lost = padding(trainer.work, range(1, 33), lanes=trainer.lanes, mesh=trainer.drawer.mesh)
-    return Tried(trainer.lanes, rate, share, lost, outside, trainer.compile_seconds)
+    speed, share, outside = (spread(column) for column in zip(*row, strict=True))
+    lost = padding(trainer.work, range(1, 33), trainer.parallel)
+    return Tried(trainer.parallel.lanes, speed, share, lost, outside, trainer.compile_seconds)
 
 
 def plural(number: int, noun: str) -> str:

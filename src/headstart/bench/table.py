@@ -1,4 +1,4 @@
-"""How `headstart bench` tells what it measured."""
+"""Table and sentences of what `headstart bench` measured."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def clipped(report: Report) -> list[str]:
 
 
 def hint(report: Report) -> str:
-    """How to set what was found best."""
+    """A line on how to set what was found best."""
     best = {result.model: result.best.lanes for result in report.results}
     parts = [f"headstart run … --model {name} --lanes {lanes}" for name, lanes in best.items()]
     return f"To use it: {'; '.join(parts)}"

@@ -1,4 +1,4 @@
-"""What `headstart bench` times: matrix products of the machine, and training as a run does it."""
+"""Timings of `headstart bench`: matrix products of the machine, and training as a run does it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from headstart.bench.workload import LEARNING_RATE, SEED, Work
 from headstart.data.device_data import Gather
 from headstart.devices import all_devices, device_count, replicated
 from headstart.learning.optimizers import Optimizer
+from headstart.learning.parallel import Parallel
 from headstart.learning.personalization import Personalization, personalizer
 from headstart.learning.rounds import Cohort, Info, run_rounds, seed_key
 from headstart.training.loop import CALL_ROUNDS
@@ -27,17 +28,17 @@ PERSONAL_EPOCHS = 2
 
 
 class Machine(NamedTuple):
-    """The devices in use. products: times matrix products. rates: what it found so far, in operations per second."""
+    """The devices in use. products: times matrix products. measured: found so far, in operations per second."""
 
     mesh: Mesh | None
     devices: list[Any]
     products: Callable[[], float]
-    rates: list[float]
+    measured: list[float]
 
-    def rate(self) -> float:
+    def operations_per_second(self) -> float:
         """Operations per second of float32 matrix products, just now."""
-        self.rates.append(self.products())
-        return self.rates[-1]
+        self.measured.append(self.products())
+        return self.measured[-1]
 
 
 def machine_of(count: int | None) -> Machine:
@@ -48,7 +49,7 @@ def machine_of(count: int | None) -> Machine:
 
 
 def _products(mesh: Mesh | None) -> Callable[[], float]:
-    """What times matrix products, on all devices at once, and returns their operations per second."""
+    """A function that times matrix products, on all devices at once, and returns their operations per second."""
     rows, inner, columns = PRODUCT_SHAPE
     count, program = device_count(mesh), _product_program(mesh)
     factors = jnp.full((count, rows, inner), 1 / inner), jnp.ones((count, inner, columns))
@@ -63,7 +64,7 @@ def _products(mesh: Mesh | None) -> Callable[[], float]:
 
 
 def _product_program(mesh: Mesh | None) -> Callable[..., jax.Array]:
-    """`(left [devices, m, n], right [devices, n, k], number)`: every device multiplies its own `number` times."""
+    """A program of `(left [devices, m, n], right [devices, n, k], number)`: each device multiplies `number` times."""
 
     def multiply(left: jax.Array, right: jax.Array, number: jax.Array) -> jax.Array:
         def one(_: jax.Array, right: jax.Array) -> jax.Array:
@@ -87,7 +88,7 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 class Repetition(NamedTuple):
-    """One call. examples_per_second: of real examples. machine_share, outside: as in `bench.Tried`."""
+    """One call. examples_per_second: of real examples. machine_share, outside: as in `measure.Tried`."""
 
     examples_per_second: float
     machine_share: float
@@ -101,47 +102,47 @@ class Trainer:
     """
 
     def __init__(self, work: Work, gather: Gather, lanes: int) -> None:
-        self.work, self.lanes, self.drawer = work, lanes, gather
-        algorithm = work.stage.algorithm(work.task, work.model, lanes=lanes, mesh=gather.mesh)
+        self.work, self.parallel, self.gather = work, Parallel(lanes, gather.mesh), gather
+        algorithm = work.stage.algorithm(work.task, work.model, parallel=self.parallel)
         self.program, self.key = run_rounds(algorithm), seed_key(SEED)
         self.state = replicated(algorithm.init(work.model.init(self.key)), gather.mesh)
-        self.cohorts = cohorts(work.stage, work.training, gather, seed=SEED, first_round=1, lanes=lanes)
-        drawn = self.gather(1, 1)
-        self.compile_seconds = timed(lambda: self.advance(drawn, 1, 0))
-        self.round_seconds = timed(lambda: self.advance(drawn, 1, 1))
-        self.first_rate = work.examples(1, 1) / self.round_seconds
+        self.cohorts = cohorts(work.stage, work.training, gather, seed=SEED, first_round=1, parallel=self.parallel)
+        cohort = self.cohort_of(1, 1)
+        self.compile_seconds = timed(lambda: self.advance(cohort, 1, 0))
+        self.round_seconds = timed(lambda: self.advance(cohort, 1, 1))
+        self.first_speed = work.examples(1, 1) / self.round_seconds
 
-    def gather(self, first: int, count: int) -> Cohort:
+    def cohort_of(self, first: int, count: int) -> Cohort:
         """The cohorts of `count` rounds."""
         return self.cohorts(first, count, CALL_ROUNDS).cohort
 
-    def advance(self, drawn: Cohort, first: int, count: int) -> Info:
-        """Train; what the rounds tell, which may still be computed when this returns."""
-        self.state, infos = self.program(self.state, drawn, self.key, first, count)
+    def advance(self, cohort: Cohort, first: int, count: int) -> Info:
+        """Train; returns the rounds' diagnostics, which may still be computed then."""
+        self.state, infos = self.program(self.state, cohort, self.key, first, count)
         return infos
 
-    def call(self, drawn: Cohort, first: int, count: int) -> None:
-        """One turn of a run's loop: train, gather the next cohorts meanwhile, fetch what the rounds tell."""
-        infos = self.advance(drawn, first, count)
-        self.gather(first + count, count)
+    def call(self, cohort: Cohort, first: int, count: int) -> None:
+        """One turn of a run's loop: train, gather the next cohorts meanwhile, fetch the diagnostics."""
+        infos = self.advance(cohort, first, count)
+        self.cohort_of(first + count, count)
         jax.device_get(infos)
 
-    def rate(self, number: int, seconds: float) -> float:
-        """Examples per second in call `number`, of about so many seconds."""
+    def examples_per_second(self, number: int, seconds: float) -> float:
+        """Examples per second in call `number`, of about `seconds` seconds."""
         first, count = self._rounds(number, seconds)
-        drawn = jax.block_until_ready(self.gather(first, count))
-        return self.work.examples(first, count) / timed(lambda: self.call(drawn, first, count))
+        cohort = jax.block_until_ready(self.cohort_of(first, count))
+        return self.work.examples(first, count) / timed(lambda: self.call(cohort, first, count))
 
     def repeat(self, number: int, seconds: float, machine: Machine) -> Repetition:
         """The same call between matrix products, and its program alone."""
         first, count = self._rounds(number, seconds)
-        drawn = jax.block_until_ready(self.gather(first, count))
-        before = machine.rate()
-        wall = timed(lambda: self.call(drawn, first, count))
-        product = (before + machine.rate()) / 2
-        alone = timed(lambda: self.advance(drawn, first, count))
-        rate = self.work.examples(first, count) / wall
-        return Repetition(rate, rate * self.work.arithmetic.training / product, 1 - alone / wall)
+        cohort = jax.block_until_ready(self.cohort_of(first, count))
+        before = machine.operations_per_second()
+        wall = timed(lambda: self.call(cohort, first, count))
+        product = (before + machine.operations_per_second()) / 2
+        alone = timed(lambda: self.advance(cohort, first, count))
+        speed = self.work.examples(first, count) / wall
+        return Repetition(speed, speed * self.work.arithmetic.training / product, 1 - alone / wall)
 
     def _rounds(self, number: int, seconds: float) -> tuple[int, int]:
         count = max(1, min(CALL_ROUNDS, int(seconds / self.round_seconds)))
@@ -155,18 +156,18 @@ class Personal:
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        work, gather = trainer.work, trainer.drawer
+        work, gather = trainer.work, trainer.gather
         recipe = Personalization(Optimizer("sgd", LEARNING_RATE), work.batch_size, PERSONAL_EPOCHS)
-        watch = personalizer(work.task, work.model, recipe, lanes=trainer.lanes, mesh=gather.mesh)
-        self.trainer, self.run = trainer, partial(watch, gather=gather, key=trainer.key)
+        personalize = personalizer(work.task, work.model, recipe, parallel=trainer.parallel)
+        self.trainer, self.run = trainer, partial(personalize, gather=gather, key=trainer.key)
         self.compile_seconds = self._seconds(work.held_out[:1])
 
     def cost(self, number: int, seconds: float) -> float:
-        """Its time, as a multiple of what its useful arithmetic takes at the rate of training before and after it."""
-        work, before = self.trainer.work, self.trainer.rate(number, seconds)
+        """Its time, as a multiple of what its useful arithmetic takes at the speed of training before and after it."""
+        work, before = self.trainer.work, self.trainer.examples_per_second(number, seconds)
         wall = self._seconds(work.held_out)
-        rate = (before + self.trainer.rate(number, seconds)) / 2
-        return wall * rate * work.arithmetic.training / personal_operations(work)
+        speed = (before + self.trainer.examples_per_second(number, seconds)) / 2
+        return wall * speed * work.arithmetic.training / personal_operations(work)
 
     def _seconds(self, clients: np.ndarray) -> float:
         return timed(lambda: self.run(self.trainer.state.params, clients)[0])

@@ -1,4 +1,4 @@
-"""What `headstart bench` works on: a synthetic federation, and how much arithmetic its training needs."""
+"""Workload of `headstart bench`: a synthetic federation, and how much arithmetic its training needs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 
 from headstart.data.federation import Federation, from_arrays
-from headstart.devices import device_count
 from headstart.experiment.experiment import Stage
 from headstart.learning.optimizers import Optimizer
-from headstart.learning.parallel import assign_clients
+from headstart.learning.parallel import Parallel, assign_clients
 from headstart.learning.partial_batches import PARTS
 from headstart.learning.tasks import Classification, NextCharacter, Task
 from headstart.methods.paper import FedAvg
@@ -48,7 +46,7 @@ class Arithmetic(NamedTuple):
 
 ARITHMETIC = {
     "cnn": Arithmetic((26**2 * 9 * 32, 24**2 * 288 * 64, 9216 * 128, 128 * CLASSES)),
-    # Each place of the snippet; the embedding before the first layer learns too.
+    # Each position of the snippet; the embedding before the first layer learns too.
     "char_lstm": Arithmetic(
         tuple(SNIPPET * n for n in (8 * 1024, 256 * 1024, 256 * 1024, 256 * 1024, 256 * 90)), False
     ),
@@ -61,7 +59,7 @@ MODELS = tuple(ARITHMETIC)
 class Work(NamedTuple):
     """A model and what it trains on.
 
-    training, held_out: client numbers int64 `[n]`; those held out have a test part, a fifth of their examples.
+    training, held_out: client numbers int64 `[n]`; those held out have a fifth of their examples for tests.
     cohort: clients per round. batch_size: of local training.
     """
 
@@ -76,7 +74,7 @@ class Work(NamedTuple):
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """What an example needs."""
+        """The arithmetic of one example."""
         return ARITHMETIC[self.name]
 
     @property
@@ -90,7 +88,7 @@ class Work(NamedTuple):
         return self.training[sample(SEED, number, self.cohort, len(self.training))]
 
     def examples(self, first: int, count: int) -> int:
-        """How many examples `count` rounds from round `first` on train on."""
+        """The number of examples that `count` rounds from round `first` on train on."""
         return sum(int(self.federation.sizes[self.chosen(n), 0].sum()) for n in range(first, first + count))
 
 
@@ -110,7 +108,7 @@ def work_of(name: str, cohort: int) -> Work:
 
 
 def client_sizes(count: int, *, mean: float, low: int, high: int) -> np.ndarray:
-    """int64 `[count]`: log-normal draws, as skewed as the writers of FEMNIST, scaled to a mean and cut at both ends."""
+    """Log-normal sizes, int64 `[count]`, as skewed as the writers of FEMNIST, scaled to a mean and clipped."""
     draws = np.random.default_rng(SEED).lognormal(0.0, 0.6, count)
     return np.clip(np.round(draws / draws.mean() * mean), low, high).astype(np.int64)
 
@@ -131,36 +129,36 @@ def _model(name: str, x: np.ndarray) -> Model:
     return as_model(ALIASES[name](**options), x[:1].astype(np.float32) if x.dtype == np.uint8 else x[:1])
 
 
-def padding(work: Work, rounds: Sequence[int], *, lanes: int, mesh: Mesh | None) -> float:
+def padding(work: Work, rounds: Sequence[int], parallel: Parallel) -> float:
     """The share of the rows computed in these rounds that are padding."""
     sizes = work.federation.sizes[:, 0]
     computed = examples = 0
     for number in rounds:
         chosen = work.chosen(number)
-        places = assign_clients(chosen, sizes[chosen], lanes=lanes, mesh=mesh)
-        beside = np.where(places >= 0, sizes[places], 0).reshape(device_count(mesh), -1)
-        computed += rows_computed(beside, work.batch_size, lanes)
+        slots = assign_clients(chosen, sizes[chosen], parallel)
+        beside = np.where(slots >= 0, sizes[slots], 0).reshape(parallel.devices, -1)
+        computed += rows_computed(beside, work.batch_size, parallel.lanes)
         examples += int(sizes[chosen].sum())
     return 1 - examples / computed
 
 
 def rows_computed(sizes: np.ndarray, batch_size: int, lanes: int) -> int:
-    """How many rows one epoch of every client computes.
+    """The number of rows that are computed in one epoch of every client.
 
-    sizes: int `[devices, places]`: examples of the clients as they were assigned, 0 for an empty place.
+    sizes: int `[devices, slots]`: examples of the clients as they were assigned, 0 for an empty slot.
 
     In a lane by itself the last batch is computed in part. Lanes side by side compute whole batches, and wait for the
     one that has most of them.
     """
     lanes = min(lanes, sizes.shape[1])
     if lanes == 1:
-        return int(trimmed_rows(sizes, batch_size).sum())
+        return int(padded_rows(sizes, batch_size).sum())
     batches = -(-sizes.reshape(len(sizes), lanes, -1) // batch_size)
     return int(batches.max(axis=1).sum()) * lanes * batch_size
 
 
-def trimmed_rows(sizes: np.ndarray, batch_size: int) -> np.ndarray:
-    """int, the shape of `sizes`: rows computed when the last batch is cut as `trim.with_partial_batches` cuts it."""
+def padded_rows(sizes: np.ndarray, batch_size: int) -> np.ndarray:
+    """The rows computed of each size when the last batch is cut as `partial_batches.with_partial_batches` cuts it."""
     lengths = np.array([0, *sorted({-(-batch_size // part) for part in PARTS})])
     whole, rest = np.divmod(sizes, batch_size)
     return whole * batch_size + lengths[np.searchsorted(lengths, rest)]

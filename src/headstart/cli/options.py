@@ -54,10 +54,10 @@ def numbers(text: str | None) -> list[int] | None:
 
 
 def rates_given(text: str | None) -> tuple[float, ...]:
-    """The learning rates of `--rates 0.01,0.1`."""
-    rates = () if text is None else tuple(_listed("--rates", text, float, "0.01,0.1"))
+    """The learning rates of `--learning-rates 0.01,0.1`."""
+    rates = () if text is None else tuple(_listed("--learning-rates", text, float, "0.01,0.1"))
     if any(not 0 < rate < float("inf") for rate in rates):
-        raise UserError(f"--rates {text} has a rate that is not positive; rates are numbers above 0")
+        raise UserError(f"--learning-rates {text} has a rate that is not positive; rates are numbers above 0")
     return rates
 
 

@@ -1,4 +1,4 @@
-"""The commands that run many runs: reproduce | compare."""
+"""The commands that start many runs: reproduce | compare."""
 
 from __future__ import annotations
 
@@ -47,10 +47,12 @@ def reproduce(
     data: Annotated[
         list[str] | None, typer.Option("--data", metavar="PATH|NAME", help="A federation; may be repeated.")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs, results and report go.")] = Path("reproduction"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of runs, results and report.")] = Path(
+        "reproduction"
+    ),
     processes: Processes = None,
 ) -> None:
-    """Put the paper's claims to the test, each with a verdict by a rule fixed beforehand. Ctrl-C saves; repeat it."""
+    """Test the paper's claims, each with a verdict by a rule fixed beforehand. Ctrl-C saves; repeat it to resume."""
     from headstart.studies.paper.reproduce import reproduce as run_studies
     from headstart.studies.pool import free_cores
     from headstart.training.compilation_cache import prepare_devices
@@ -78,7 +80,9 @@ def compare(
     context: typer.Context,
     experiment: Annotated[
         str,
-        typer.Argument(metavar="NAME|FILE", help="What brings data, model, task and cohort: as for [bold]run[/bold]."),
+        typer.Argument(
+            metavar="NAME|FILE", help="The experiment with data, model, task and cohort: as for [bold]run[/bold]."
+        ),
     ],
     data: Source = None,
     client: ClientColumn = None,
@@ -88,23 +92,28 @@ def compare(
     settings: Settings = None,
     model: ModelName = None,
     methods: Annotated[
-        str, typer.Option(metavar="A,B", help="all, some, and module:Class of your own: all,mine:Mine.")
+        str, typer.Option(metavar="A,B", help="Built-in methods, and module:Class for custom ones: all,mine:Mine.")
     ] = "all",
     budget: Annotated[
-        int, typer.Option(min=1, help="Client arithmetic of every run, in rounds of FedAvg with one epoch.")
+        int, typer.Option(min=1, help="Client compute of every run, in rounds of FedAvg with one epoch.")
     ] = 200,
-    tries: Annotated[int, typer.Option(min=1, help="Settings that each method tries on validation clients.")] = 12,
-    tuning_seeds: Annotated[int, typer.Option(min=1, help="Seeds of every try.")] = 1,
-    rates: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Client rates tried; default: 0.01,0.03,0.1; text 0.3,1,3.")
+    tries: Annotated[
+        int, typer.Option(min=1, help="Settings of each method that are tried on validation clients.")
+    ] = 12,
+    tuning_seeds: Annotated[int, typer.Option(min=1, help="Seeds of each setting that is tried.")] = 1,
+    learning_rates: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Clients' learning rates; default: 0.01,0.03,0.1; for text 0.3,1,3."),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of personalization, at most.")] = 10,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of what is told; with fewer than 5 nothing is decided.")] = 5,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs and the report go.")] = Path("compared"),
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds of the reported runs; with fewer than 5 nothing is decided.")
+    ] = 5,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of runs and report.")] = Path("compared"),
     processes: Processes = None,
     imports: Imports = None,
 ) -> None:
-    """Ask your federation how much of personalization is just fine-tuning: methods at equal cost. Ctrl-C saves."""
+    """Compare methods on your federation at equal client compute: how much is just fine-tuning? Ctrl-C saves."""
     from headstart.studies.compare.command import compare_methods
     from headstart.studies.compare.protocol import Protocol
     from headstart.studies.compare.report import print_board
@@ -118,7 +127,7 @@ def compare(
     output = output_of(context)
     with output.measured():
         page, board, sentences = compare_methods(
-            Protocol(base, budget, tries, seeds, tuning_seeds, epochs, rates_given(rates)),
+            Protocol(base, budget, tries, seeds, tuning_seeds, epochs, rates_given(learning_rates)),
             methods=methods.split(","),
             out=out,
             processes=processes or free_cores(),

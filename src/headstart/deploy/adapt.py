@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Client, Federation, Tree
@@ -22,7 +21,7 @@ from headstart.errors import UserError
 from headstart.experiment.setup import build_model, check_fit
 from headstart.files import write_bytes, write_json
 from headstart.learning.method import Method
-from headstart.learning.parallel import map_reduce_clients
+from headstart.learning.parallel import Parallel, map_reduce_clients
 from headstart.learning.personalization import Curves, Personalization, adapt_client, personalizer
 from headstart.learning.rounds import client_key, personal_key, seed_key
 from headstart.learning.tasks import Task
@@ -66,12 +65,13 @@ def personalize_run(
     params = _params(model, run.params_path(seed), root, method)
     count = run.chosen_epochs(seed) if epochs is None else epochs
     recipe = experiment.personalization.at_most(count)
-    mesh = all_devices(devices)
-    gather, key = on_device(federation, mesh=mesh), personal_key(root)
-    personalize = personalizer(task, model, recipe, method=method, lanes=lanes, mesh=mesh)
+    parallel = Parallel(lanes, all_devices(devices))
+    gather, key = on_device(federation, mesh=parallel.mesh), personal_key(root)
+    personalize = personalizer(task, model, recipe, method=method, parallel=parallel)
     curves = personalize(params, np.arange(len(federation)), gather, key, lambda done: progress(done, len(federation)))
     summary = summarize(curves, task, epochs=count)
-    _write_parameters(out / "parameters", federation, gather, _adapter(model, task, recipe, params, key, mesh, method))
+    adapted = _adapter(model, task, recipe, params, key, parallel, method)
+    _write_parameters(out / "parameters", federation, gather, adapted)
     write_bytes(out / "clients.csv", _csv(federation, curves, task, count))
     write_json(out / "summary.json", summary)
     return summary, task
@@ -124,7 +124,7 @@ def _adapter(
     recipe: Personalization,
     params: Tree,
     key: jax.Array,
-    mesh: Mesh | None,
+    parallel: Parallel,
     method: Method,
 ) -> Callable[[Client], Tree]:
     """A compiled `clients -> parameters`, both with a leading axis of clients."""
@@ -134,7 +134,8 @@ def _adapter(
         own = client_key(key, client)
         return nothing, adapt_client(task, model, recipe, params, client, own, recipe.most, method)
 
-    return jax.jit(lambda clients: map_reduce_clients(one, (params, key), (), clients, mesh=mesh)[1])
+    one_lane = Parallel(mesh=parallel.mesh)
+    return jax.jit(lambda clients: map_reduce_clients(one, (params, key), (), clients, parallel=one_lane)[1])
 
 
 def _write_parameters(folder: Path, federation: Federation, gather: Gather, adapted: Callable[[Client], Tree]) -> None:

@@ -17,10 +17,18 @@ from jax import export
 
 from headstart.data.federation import Array, Block, Client, Examples, Tree
 from headstart.errors import UserError
-from headstart.learning.local_sgd import batches_per_epoch
+from headstart.learning.local_sgd import batch_in_order, fold_batches
 from headstart.learning.method import PLAIN, Method
 from headstart.learning.partial_batches import with_partial_batches
-from headstart.learning.personalization import EVALUATION_BATCH, Personalization, adapt_client, evaluate
+from headstart.learning.personalization import (
+    EVALUATION_BATCH,
+    Personalization,
+    adapt_client,
+    evaluate,
+    room_for_batches,
+    whole_batch,
+    write_batch,
+)
 from headstart.learning.rounds import client_key
 from headstart.learning.tasks import Task, mean
 from headstart.models.zoo import Model
@@ -105,38 +113,24 @@ def export_predict(model: Model, like: Like, *, platforms: Collection[str] = PLA
 def predict_client(model: Model, params: Tree, client: Client) -> Tree:
     """The model's output for a client's examples, `[capacity, ...]`, batch after batch."""
 
+    @with_partial_batches
     def predicted(examples: Examples, params: Tree) -> Tree:
         output, _ = model.apply(params, examples.x)
-        return jax.tree.map(lambda leaf: _padded(leaf, EVALUATION_BATCH), output)
+        return jax.tree.map(whole_batch, output)
 
-    def predict_batch(number: Array | int) -> Tree:
-        positions = number * EVALUATION_BATCH + jnp.arange(EVALUATION_BATCH)
-        return with_partial_batches(predicted)(client.examples(positions, positions < client.size), params)
+    def collect(outputs: Tree, examples: Examples, number: Array) -> Tree:
+        return write_batch(outputs, predicted(examples, params), number)
 
-    def one(number: Array, outputs: Tree) -> Tree:
-        place = number * EVALUATION_BATCH
-        return jax.tree.map(
-            lambda whole, new: jax.lax.dynamic_update_slice_in_dim(whole, new, place, 0),
-            outputs,
-            predict_batch(number),
-        )
-
-    capacity = client.rows.shape[0]
-    room = EVALUATION_BATCH * -(-capacity // EVALUATION_BATCH)
-    shapes = jax.eval_shape(predict_batch, 0)
-    nothing = jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape[1:]), leaf.dtype), shapes)
-    outputs = jax.lax.fori_loop(0, batches_per_epoch(client, EVALUATION_BATCH), one, nothing)
-    return jax.tree.map(lambda leaf: leaf[:capacity], outputs)
+    first = batch_in_order(client, 0, batch_size=EVALUATION_BATCH)
+    zero = room_for_batches(client, jax.eval_shape(predicted, first, params))
+    outputs = fold_batches(client, EVALUATION_BATCH, collect, zero)
+    return jax.tree.map(lambda leaf: leaf[: client.rows.shape[0]], outputs)
 
 
 def _client(block: Block, size: Array, key_data: Array | None = None) -> Client:
     capacity = jax.tree.leaves(block.x)[0].shape[0]
     words = jnp.zeros(2, jnp.uint32) if key_data is None else key_data
     return Client(block, jnp.arange(capacity, dtype=jnp.int32), size, words)
-
-
-def _padded(leaf: Array, length: int) -> Array:
-    return jnp.pad(leaf, [(0, length - leaf.shape[0]), *[(0, 0)] * (leaf.ndim - 1)])
 
 
 @contextmanager

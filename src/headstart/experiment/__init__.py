@@ -1,1 +1,1 @@
-"""Experiments as values: what they are, how they are read and saved, and what they need to run."""
+"""Experiments as values: their definition, reading and saving, and their preparation for a run."""

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jax.sharding import Mesh
-
 from headstart.fields import at_least, check_fields
 from headstart.learning.method import PLAIN, ClientUpdate, Method, Weighting
 from headstart.learning.optimizers import Optimizer
+from headstart.learning.parallel import Parallel
 from headstart.learning.personalization import Personalization
 from headstart.learning.rounds import Algorithm, centralized, federated
 from headstart.learning.tasks import Task
@@ -37,7 +36,7 @@ class Data:
     train, validation: numbers of clients if at least 1, shares if below; the rest test.
     seed: of the split, apart from the seed of a run, so that all runs share it.
     adapt_examples: how many examples of each client there are to adapt on, and, where the source keeps others for
-        testing, to train on: at most so many if at least 1, a share if below; None: all.
+        testing, to train on: at most this number if at least 1, a share if below; None: all.
     """
 
     source: str = "glyphs"
@@ -76,9 +75,9 @@ class Stage:
         return self.update
 
     def algorithm(
-        self, task: Task, model: Model, *, clients: int | None = None, lanes: int = 1, mesh: Mesh | None = None
+        self, task: Task, model: Model, *, clients: int | None = None, parallel: Parallel = Parallel()
     ) -> Algorithm:
-        """What a round does. clients: how many train in all, by default no more than a cohort."""
+        """The training algorithm of the stage. clients: how many train in all, by default no more than a cohort."""
         return federated(
             task,
             model,
@@ -86,8 +85,7 @@ class Stage:
             self.server.build(),
             weighting=self.weighting,
             participation=self.clients_per_round / (clients or self.clients_per_round),
-            lanes=lanes,
-            mesh=mesh,
+            parallel=parallel,
         )
 
 
@@ -114,9 +112,9 @@ class Centralized:
         return PLAIN
 
     def algorithm(
-        self, task: Task, model: Model, *, clients: int | None = None, lanes: int = 1, mesh: Mesh | None = None
+        self, task: Task, model: Model, *, clients: int | None = None, parallel: Parallel = Parallel()
     ) -> Algorithm:
-        """What a round does, on one device; there are no clients to put side by side."""
+        """The training algorithm of the stage, on one device; there are no clients to put side by side."""
         return centralized(task, model, self.optimizer.build(), batch_size=self.batch_size)
 
 

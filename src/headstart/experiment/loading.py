@@ -78,14 +78,16 @@ def _made(setting: str, allowed_modules: Collection[str]) -> str:
 
 def with_data(experiment: Experiment, source: str | None, options: Mapping[str, Any]) -> Experiment:
     """The experiment on this data (None: its own); other data bring a model and a task that suit them."""
-    own = replace(experiment.data, source=placed(experiment.data.source))
-    if source is None or placed(source) == own.source:
+    own = replace(experiment.data, source=absolute_source(experiment.data.source))
+    if source is None or absolute_source(source) == own.source:
         return replace(experiment, data=replace(own, options={**own.options, **options}))
-    return replace(experiment, task=None, model=None, data=replace(own, source=placed(source), options=options))
+    return replace(
+        experiment, task=None, model=None, data=replace(own, source=absolute_source(source), options=options)
+    )
 
 
-def placed(source: str) -> str:
-    """A path from the root, so that a run can be gone on with from anywhere; the name of a federation as it is."""
+def absolute_source(source: str) -> str:
+    """The absolute path of a file, so that a run resumes from any folder; the name of a federation as it is."""
     return source if source in NAMES or not Path(source).exists() else str(Path(source).resolve())
 
 

@@ -66,37 +66,37 @@ def to_json(value: Any) -> Json:
     raise UserError(f"{value!r} cannot be saved; use numbers, text, lists and dataclasses in an experiment")
 
 
-def from_json(document: Json, *, allowed_modules: Collection[str] = (), place: str = "experiment") -> Any:
+def from_json(document: Json, *, allowed_modules: Collection[str] = (), where: str = "experiment") -> Any:
     """The value of a document from `to_json`.
 
     allowed_modules: modules beside headstart's own that may be imported.
-    place: where in the document this is, for messages.
+    where: the path in the document, for messages.
 
     Raises:
         UserError: for an unknown type, an unknown or missing field, or a value of the wrong type or out of range.
     """
     if isinstance(document, list):
         return tuple(
-            from_json(item, allowed_modules=allowed_modules, place=f"{place}.{i}") for i, item in enumerate(document)
+            from_json(item, allowed_modules=allowed_modules, where=f"{where}.{i}") for i, item in enumerate(document)
         )
     if not isinstance(document, dict):
         return document
     if "type" not in document:
         return {
-            key: from_json(item, allowed_modules=allowed_modules, place=f"{place}.{key}")
+            key: from_json(item, allowed_modules=allowed_modules, where=f"{where}.{key}")
             for key, item in document.items()
         }
-    kind = _dataclass_at(document["type"], allowed_modules, place)
+    kind = _dataclass_at(document["type"], allowed_modules, where)
     given = {
-        k: from_json(v, allowed_modules=allowed_modules, place=f"{place}.{k}")
+        k: from_json(v, allowed_modules=allowed_modules, where=f"{where}.{k}")
         for k, v in document.items()
         if k != "type"
     }
-    _check_fields(kind, given, place)
+    _check_fields(kind, given, where)
     try:
         return kind(**given)
     except FieldError as error:
-        raise UserError(f"{place}.{error.field} {error.complaint}") from error
+        raise UserError(f"{where}.{error.field} {error.complaint}") from error
 
 
 def name_of(kind: type) -> str:
@@ -108,7 +108,7 @@ def name_of(kind: type) -> str:
 
 
 def _public(package: str, name: str) -> Any:
-    """What a package lists by this name; None if nothing."""
+    """The value that a package lists by this name; None without one."""
     module = importlib.import_module(package)
     return getattr(module, name) if name in module.__all__ else None
 
@@ -127,7 +127,7 @@ def current(document: Json) -> Json:
     names = _EARLIER_FIELDS.get(kind, {})
     fields = {names.get(key, key): item for key, item in fields.items()}
     if kind == "headstart.Personalization" and "length" in fields:
-        # It counted what its unit said.
+        # The field `unit` named what `length` counted.
         fields |= {"steps": None, fields.pop("unit", "epochs"): fields.pop("length")}
     return fields
 
@@ -151,52 +151,52 @@ def earlier(document: Json) -> Json:
     return fields
 
 
-def attribute(path: str, allowed_modules: Collection[str], place: str) -> Any:
-    """What `module.name` or `module:name` stands for: a public value of headstart, or code of a allowed_modules module.
+def attribute(path: str, allowed_modules: Collection[str], where: str) -> Any:
+    """The value that `module.name` or `module:name` names: a public one of headstart, or code of an allowed module.
 
     Raises:
-        UserError: if headstart has no such value, the module is not allowed_modules, or there is no such thing in it.
+        UserError: if headstart has no such value, the module is not allowed, or there is no such thing in it.
     """
     module, _, name = path.rpartition(":" if ":" in path else ".")
     if module.split(".")[0] == "headstart":
         found = _public(module, name) if module in _PACKAGES else None
         if found is None:
-            raise UserError(f"{place} is {path!r}, which is not the name of a value such as headstart.FedAvg")
+            raise UserError(f"{where} is {path!r}, which is not the name of a value such as headstart.FedAvg")
         return found
     if module not in allowed_modules:
         raise UserError(
-            f"{place} names code in the module {module!r}, which this command does not bring in;"
+            f"{where} names code in the module {module!r}, which this command does not bring in;"
             f" if you trust it, add --import {module}"
         )
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"{place}: cannot import {path!r} ({error}); give it as module:name, importable from here"
+            f"{where}: cannot import {path!r} ({error}); give it as module:name, importable from here"
         ) from error
 
 
-def _dataclass_at(path: Any, allowed_modules: Collection[str], place: str) -> type:
+def _dataclass_at(path: Any, allowed_modules: Collection[str], where: str) -> type:
     known = isinstance(path, str) and ("." in path or ":" in path)
-    kind = attribute(_EARLIER_NAMES.get(path, path), allowed_modules, f"{place}.type") if known else None
+    kind = attribute(_EARLIER_NAMES.get(path, path), allowed_modules, f"{where}.type") if known else None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise UserError(f"{place}.type is {path!r}, which is not the name of a value such as headstart.FedAvg")
+        raise UserError(f"{where}.type is {path!r}, which is not the name of a value such as headstart.FedAvg")
     return kind
 
 
-def _check_fields(kind: type, given: Mapping[str, Any], place: str) -> None:
+def _check_fields(kind: type, given: Mapping[str, Any], where: str) -> None:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in given:
         if name not in fields:
-            raise UserError(f"unknown setting {place}.{name}; {kind.__name__} accepts {', '.join(fields)}")
+            raise UserError(f"unknown setting {where}.{name}; {kind.__name__} accepts {', '.join(fields)}")
     needed = (dataclasses.MISSING, dataclasses.MISSING)
     for name, field in fields.items():
         if name not in given and (field.default, field.default_factory) == needed:
-            raise UserError(f"missing setting {place}.{name} of {kind.__name__}")
+            raise UserError(f"missing setting {where}.{name} of {kind.__name__}")
     hints = typing.get_type_hints(kind)
     for name, value in given.items():
         if not fits(value, hints[name]):
-            raise UserError(f"{place}.{name} is {json.dumps(to_json(value))}, but must be {_describe(hints[name])}")
+            raise UserError(f"{where}.{name} is {json.dumps(to_json(value))}, but must be {_describe(hints[name])}")
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -237,7 +237,7 @@ def override(document: Json, settings: Collection[str]) -> Json:
     """A copy of a document with settings `a.b.0.c=value` applied; a value is JSON, or else text.
 
     Raises:
-        UserError: if a setting has no "=", or names a place that does not exist.
+        UserError: if a setting has no "=", or names a position that does not exist.
     """
     document = json.loads(json.dumps(document))
     for setting in settings:

@@ -1,4 +1,4 @@
-"""From an experiment's words to things: its data, clients, model and task, checked against each other beforehand."""
+"""Preparation of an experiment: its data, clients, model and task, made and checked against each other."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def prepare(
         built = build_model(experiment.model, federation, allowed_modules=allowed_modules)
     check_fit(experiment.task, built, federation)
     for stage in experiment.stages:
-        jax.eval_shape(partial(_bring, stage.method, built))
+        jax.eval_shape(partial(_method_trees, stage.method, built))
     return Prepared(experiment, experiment.task, built, federation, groups)
 
 
@@ -107,8 +107,8 @@ def _given_model(model: Any, federation: Federation) -> Model:
     return as_model(model, jax.tree.map(lambda leaf: as_input(jnp.asarray(leaf[:1])), x))
 
 
-def _bring(method: Method, model: Model) -> Tree:
-    """What a method makes of the model; where that cannot be, it says so."""
+def _method_trees(method: Method, model: Model) -> Tree:
+    """The server's tree and the client state of a method; raises what the method raises for this model."""
     params = model.init(jax.random.key(0))
     method.personal_gradient(params)
     return method.init_server(params), method.init_client_state(params)
@@ -138,14 +138,14 @@ def check_stages(experiment: Experiment) -> None:
 
 
 def _check_targets(experiment: Experiment, validation: int) -> None:
-    """Refuse a stage that would end early where nothing watches it, or before another."""
-    watched = experiment.evaluate_every and experiment.evaluation_clients and validation
+    """Refuse a stage that would end early without validation clients that decide when, or before another."""
+    monitored = experiment.evaluate_every and experiment.evaluation_clients and validation
     for number, stage in enumerate(experiment.stages):
         if stage.stop_at is None:
             continue
         if number < len(experiment.stages) - 1:
             raise UserError(f"stage {stage.name!r} has `stop_at` and is not the last one; only the last may end early")
-        if not watched:
+        if not monitored:
             raise UserError(
                 f"stage {stage.name!r} has `stop_at`, but validation clients are never evaluated along training; give"
                 " evaluate_every, evaluation_clients and data.validation above 0"
@@ -191,7 +191,7 @@ def _named(path: str, allowed_modules: Collection[str]) -> Any:
 
 
 def _called(thing: Any, model: ModelSpec, federation: Federation) -> Any:
-    """What a class or function gives for the model's options, the number of classes filled in."""
+    """The result of a class or function for the model's options, with the number of classes filled in."""
     is_nnx = isinstance(thing, type) and issubclass(thing, nnx.Module)
     parameters = inspect.signature(thing.__init__ if is_nnx else thing).parameters
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in model.options.items()}

@@ -1,4 +1,4 @@
-"""Personalized FedAvg (PAPER, Algorithm 2): FedAvg(E) with server momentum, then Reptile(K) with server Adam.
+"""Personalized FedAvg: FedAvg(E) under server momentum, then Reptile(K) under Adam (arXiv:1909.12488, Algorithm 2).
 
 Command: headstart run personalized_fedavg
 """

@@ -1,4 +1,4 @@
-"""Next-character prediction by role: FedAvg(1) with server momentum on federated Shakespeare (PAPER, Protocol).
+"""Next-character prediction by role: FedAvg(1) with server momentum on federated Shakespeare.
 
 Command: headstart run shakespeare            (downloads the data)
          headstart run shakespeare --data FILE

@@ -27,6 +27,7 @@ from headstart.experiment.setup import build_model, check_fit, check_stages, sui
 from headstart.flower import wire
 from headstart.flower.wire import Request
 from headstart.learning.method import Reply
+from headstart.learning.parallel import Parallel
 from headstart.learning.personalization import personalizer
 from headstart.learning.rounds import Cohort, Totals, aggregate_clients, no_totals, personal_key, round_key, seed_key
 from headstart.learning.tasks import Task, add
@@ -76,7 +77,7 @@ class Device:
         stage = setup.experiment.stages[request.stage]
         assert isinstance(stage, Stage)
         params, federation = _params(setup.model, content), setup.federation
-        options = {"weighting": stage.weighting, "transform": self.transform, "lanes": self.lanes}
+        options = {"weighting": stage.weighting, "transform": self.transform, "parallel": Parallel(self.lanes)}
         aggregate = jax.jit(aggregate_clients(setup.task, setup.model, stage.update, **options))
         gather, key = on_device(federation), round_key(seed_key(request.seed), request.round)
         totals: Totals = no_totals(params, setup.task)
@@ -90,7 +91,7 @@ class Device:
         """Personalize clients, and send the curves of their metrics; the personalized models stay here."""
         setup = self._setup(request, context)
         recipe = setup.experiment.personalization.at_most(request.epochs)
-        personalize = personalizer(setup.task, setup.model, recipe, lanes=self.lanes)
+        personalize = personalizer(setup.task, setup.model, recipe, parallel=Parallel(self.lanes))
         clients, key = _indices(setup.federation, request.clients), personal_key(seed_key(request.seed))
         curves = personalize(_params(setup.model, content), clients, on_device(setup.federation), key)
         return wire.curves_record(curves)

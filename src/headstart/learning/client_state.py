@@ -1,4 +1,4 @@
-"""What clients keep between rounds: a store beside the server's state, with room for those who have taken part."""
+"""Client states: what stateful methods keep of each client between rounds, beside the server's state."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from headstart.data.federation import Tree
 
 
 class ClientStates:
-    """Trees by client number, on the host. A client is given the default state until it has left one of its own.
+    """Trees by client number, on the host; a client that has taken part in no round has the default state.
 
-    default_state: what a client keeps before its first round, a tree of arrays.
+    default_state: the state before a client's first round, a tree of arrays.
     """
 
     def __init__(self, default_state: Tree) -> None:
@@ -20,58 +20,62 @@ class ClientStates:
         self._states = jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), self._default)
 
     def __len__(self) -> int:
-        """How many clients have left something."""
+        """The number of clients with a state of their own."""
         return len(self._positions)
 
     def of(self, clients: np.ndarray) -> Tree:
-        """What these clients (int `[...]`) keep: a tree with their axes in front; -1 is nobody, with the default."""
+        """The states of these clients (int `[...]`), a tree with their axes in front; the default for -1."""
         positions = np.array([self._positions.get(int(i), -1) for i in clients.ravel()]).reshape(clients.shape)
 
-        def gather(blank: np.ndarray, kept: np.ndarray) -> np.ndarray:
-            gathered = np.broadcast_to(blank, (*positions.shape, *blank.shape)).copy()
-            gathered[positions >= 0] = kept[positions[positions >= 0]]
+        def gather(default: np.ndarray, states: np.ndarray) -> np.ndarray:
+            gathered = np.broadcast_to(default, (*positions.shape, *default.shape)).copy()
+            gathered[positions >= 0] = states[positions[positions >= 0]]
             return gathered
 
         return jax.tree.map(gather, self._default, self._states)
 
     def put(self, clients: np.ndarray, tree: Tree) -> None:
-        """Keep the trees that these clients left; those of -1 are forgotten."""
+        """Store the new states of these clients; those of -1 are dropped."""
         present = clients >= 0
         for client in clients[present]:
             self._positions.setdefault(int(client), len(self._positions))
         positions = [self._positions[int(client)] for client in clients[present]]
 
-        def put(kept: np.ndarray, new: np.ndarray) -> np.ndarray:
-            if len(kept) < len(self):
+        def put(states: np.ndarray, new: np.ndarray) -> np.ndarray:
+            if len(states) < len(self):
                 # Doubled, so that it is seldom copied.
-                room = max(2 * len(kept), len(self)) - len(kept)
-                kept = np.concatenate([kept, np.zeros((room, *kept.shape[1:]), kept.dtype)])
-            kept[positions] = np.asarray(new)[present]
-            return kept
+                more = max(2 * len(states), len(self)) - len(states)
+                states = np.concatenate([states, np.zeros((more, *states.shape[1:]), states.dtype)])
+            states[positions] = np.asarray(new)[present]
+            return states
 
         self._states = jax.tree.map(put, self._states, tree)
 
     def as_tree(self) -> Tree:
-        """All of it as one tree of arrays, to be saved."""
-        kept = jax.tree.map(lambda leaf: leaf[: len(self)], self._states)
-        return {"blank": self._default, "clients": np.array(list(self._positions), np.int32), "kept": kept}
+        """All states as one tree of arrays, to be saved."""
+        states = jax.tree.map(lambda leaf: leaf[: len(self)], self._states)
+        # Names of the file format.
+        return {"blank": self._default, "clients": np.array(list(self._positions), np.int32), "kept": states}
 
 
 def from_tree(tree: Tree) -> ClientStates:
-    """What `as_tree` wrote."""
+    """The client states of a tree from `as_tree`."""
     states = ClientStates(tree["blank"])
     states.put(tree["clients"], tree["kept"])
     return states
 
 
 def tree_shapes(default_state: Tree, clients: int) -> Tree:
-    """What `as_tree` of so many clients looks like, if the default state looks like this (arrays or their shapes)."""
+    """The shapes of `as_tree` for a number of clients.
 
-    def several(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    default_state: arrays or their shapes.
+    """
+
+    def stacked(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((clients, *leaf.shape), leaf.dtype)
 
     return {
         "blank": default_state,
         "clients": jax.ShapeDtypeStruct((clients,), np.int32),
-        "kept": jax.tree.map(several, default_state),
+        "kept": jax.tree.map(stacked, default_state),
     }

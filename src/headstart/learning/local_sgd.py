@@ -1,6 +1,7 @@
-"""The local path: draw batch number t of a client, and descend for some steps.
+"""Local SGD: the order in which a client's examples come, and the steps that a client takes on its batches.
 
-Every first-order update of the paper and personalization are this one path, read differently.
+Every first-order update of arXiv:1909.12488 and personalization run this one loop; they differ in what they read off
+its iterates.
 """
 
 from __future__ import annotations
@@ -21,8 +22,26 @@ from headstart.models.zoo import Model
 
 
 def batches_per_epoch(client: Client, batch_size: int) -> Array:
-    """How many batches make one pass over the client's examples; the last one may be partial."""
+    """The number of batches in one pass over the client's examples; the last one may be partial."""
     return (client.size + batch_size - 1) // batch_size
+
+
+def batch_in_order(client: Client, number: Array | int, *, batch_size: int) -> Examples:
+    """Batch `number` (from 0) of the client's examples in the order of its rows."""
+    positions = number * batch_size + jnp.arange(batch_size)
+    return client.examples(positions, positions < client.size)
+
+
+def fold_batches(client: Client, batch_size: int, fn: Callable[[Tree, Examples, Array], Tree], zero: Tree) -> Tree:
+    """Fold `fn(carry, batch, number)` over the batches of one pass, in the order of the client's rows.
+
+    zero: the carry to start with, and the result for a client without examples.
+    """
+
+    def one(number: Array, carry: Tree) -> Tree:
+        return fn(carry, batch_in_order(client, number, batch_size=batch_size), number)
+
+    return jax.lax.fori_loop(0, batches_per_epoch(client, batch_size), one, zero)
 
 
 def batch(client: Client, number: Array | int, key: Array, *, batch_size: int) -> Examples:
@@ -42,13 +61,13 @@ def position_in_epoch(client: Client, number: Array | int, *, batch_size: int) -
 
 
 def take(client: Client, order: Array, position: Array, *, batch_size: int) -> Examples:
-    """The batch at this position of an epoch, whose order is int32 `[capacity]`."""
+    """The batch at a position of an epoch whose order is int32 `[capacity]`."""
     positions = position * batch_size + jnp.arange(batch_size)
     return client.examples(order[jnp.clip(positions, 0, order.shape[0] - 1)], positions < client.size)
 
 
 def shuffled(client: Client, key: Array) -> Array:
-    """int32 `[capacity]`: a random order of the client's positions, the padding last.
+    """A random order of the client's positions, int32 `[capacity]`, the padding last.
 
     Sorting uniform draws, unlike `jax.random.permutation`, gives the same order whatever the capacity.
     """
@@ -57,9 +76,9 @@ def shuffled(client: Client, key: Array) -> Array:
 
 
 class LocalState(NamedTuple):
-    """Where on its path a client is.
+    """State of local SGD between two steps.
 
-    params: the iterate θ_j. optimizer: the client optimizer's state. step: j. metrics: what training measured so far.
+    params: the iterate θ_j. optimizer: the client optimizer's state. step: j. metrics: sums over the steps so far.
     """
 
     params: Tree
@@ -70,26 +89,29 @@ class LocalState(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalSGD:
-    """How a client descends: one step of `optimizer` for each batch.
+    """Local training of a client: one step of `optimizer` for each batch.
 
-    adjust: maps `(gradient, params)` to the gradient to use instead, where a method bends it (FedProx, SCAFFOLD).
-    differentiable: whether the path itself is to be differentiated, as exact MAML does.
+    gradient_transform: maps `(gradient, params)` to the gradient that the optimizer gets, as FedProx and SCAFFOLD need.
+    differentiable: whether the steps themselves are to be differentiated, as exact MAML does.
     """
 
     task: Task
     model: Model
     optimizer: optax.GradientTransformation
     batch_size: int
-    adjust: Callable[[Tree, Tree], Tree] | None = None
+    gradient_transform: Callable[[Tree, Tree], Tree] | None = None
     differentiable: bool = False
 
     def init(self, params: Tree) -> LocalState:
-        """The start of a path at `params`, with a fresh optimizer state."""
+        """The state before the first step, at `params` and with a fresh optimizer."""
         dtype = jnp.result_type(*jax.tree.leaves(params))
         return LocalState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), no_sums(self.task, dtype))
 
     def run(self, local_state: LocalState, client: Client, key: Array, *, steps: Array | int) -> LocalState:
-        """`steps` further steps (a number that may be traced). The key belongs to (round, client), not to the step."""
+        """The state after `steps` further steps (a number that may be traced).
+
+        key: belongs to (round, client), not to the step.
+        """
 
         def one(_: Array, carry: tuple[LocalState, Array, Array]) -> tuple[LocalState, Array, Array]:
             local_state, order, drawn = carry
@@ -106,21 +128,21 @@ class LocalSGD:
         return jax.lax.fori_loop(0, steps, one, (local_state, *nothing_drawn))[0]
 
     def step(self, local_state: LocalState, examples: Examples, key: Array) -> LocalState:
-        """One step on a batch."""
+        """The state after one more step, on this batch."""
         _, model_key = step_keys(key, local_state.step)
         gradient, (params, metrics) = self.gradient(examples, local_state.params, model_key)
-        if self.adjust is not None:
-            # Statistics of batches are no parameters: what a method does to gradients is not for them.
+        if self.gradient_transform is not None:
+            # Batch statistics are no parameters: they have no gradient that a method could transform.
             statistics = batch_stats_mask(self.model, examples, local_state.params, model_key)
-            bent = self.adjust(gradient, local_state.params)
-            gradient = jax.tree.map(lambda own, old, new: old if own else new, statistics, gradient, bent)
+            transformed = self.gradient_transform(gradient, local_state.params)
+            gradient = jax.tree.map(lambda skip, old, new: old if skip else new, statistics, gradient, transformed)
         updates, optimizer = self.optimizer.update(gradient, local_state.optimizer, params)
         return LocalState(
             optax.apply_updates(params, updates), optimizer, local_state.step + 1, add(local_state.metrics, metrics)
         )
 
     def gradient(self, examples: Examples, params: Tree, key: Array) -> tuple[Tree, tuple[Tree, Sums]]:
-        """What `gradient_at` says of the batch."""
+        """The result of `gradient_at` on the batch, computed without most of its padding where that is possible."""
 
         def at(examples: Examples, params: Tree, key: Array) -> tuple[Tree, tuple[Tree, Sums]]:
             return gradient_at(self.task, self.model, params, examples, key)
@@ -130,75 +152,77 @@ class LocalSGD:
 
 
 def has_batch_stats(model: Model, examples: Examples, params: Tree, key: Array) -> bool:
-    """Whether training renews statistics of the batch: then its rows, padding among them, are not independent."""
+    """Whether training updates batch statistics: then the rows of a batch, padding among them, are not independent."""
     return any(jax.tree.leaves(batch_stats_mask(model, examples, params, key)))
 
 
 def batch_stats_mask(model: Model, examples: Examples, params: Tree, key: Array) -> Tree:
-    """Which leaves training has_batch_stats by themselves, as statistics of the batch: a tree of booleans."""
+    """A tree of booleans: the leaves that the model itself updates in training, as statistics of the batch."""
     found = []
 
-    def look(examples: Examples, params: Tree, key: Array) -> None:
+    def compare(examples: Examples, params: Tree, key: Array) -> None:
         _, after = model.apply(params, examples.x, key=key)
         found.append(jax.tree.map(lambda old, new: old is not new, params, after))
 
-    jax.eval_shape(look, examples, params, key)
+    jax.eval_shape(compare, examples, params, key)
     return found[0]
 
 
 def step_keys(key: Array, step: Array | int) -> tuple[Array, Array]:
-    """The key of the client's order, the same for its whole path, and the key for the model at this step."""
+    """The key of the order of examples, the same for all steps, and the key for the model at this step."""
     return jax.random.fold_in(key, 0), jax.random.fold_in(jax.random.fold_in(key, 1), step)
 
 
 def gradient_at(
     task: Task, model: Model, params: Tree, examples: Examples, key: Array | None
 ) -> tuple[Tree, tuple[Tree, Sums]]:
-    """The gradient of the mean loss, and `(params, metrics)`: the params with the statistics the model renewed."""
+    """The gradient of the mean loss, and `(params, metrics)`, the params with the batch statistics updated."""
     return jax.grad(mean_loss, argnums=2, has_aux=True)(task, model, params, examples, key)
 
 
 def mean_loss(
     task: Task, model: Model, params: Tree, examples: Examples, key: Array | None
 ) -> tuple[Array, tuple[Tree, Sums]]:
-    """The weighted mean of a batch's losses (0 for a batch of padding), with the renewed params and the metrics."""
-    output, renewed = model.apply(params, examples.x, key=key)
+    """The weighted mean of a batch's losses (0 for a batch of padding), with the updated params and the metrics."""
+    output, updated = model.apply(params, examples.x, key=key)
     loss = mean(*weighted_sum(masked(task.loss(output, examples.y), examples.mask)))
-    return loss, (renewed, measure(task, output, examples))
+    return loss, (updated, measure(task, output, examples))
 
 
 def whole_gradient(
     task: Task, model: Model, params: Tree, client: Client, key: Array, *, batch_size: int
 ) -> tuple[Tree, Sums]:
-    """The gradient of the mean loss over all of a client's examples at once, summed over batches to bound memory."""
+    """The gradient of the mean loss over all of a client's examples, summed over batches to bound memory.
+
+    The batches are those of the first epoch of `batch`.
+    """
+    order_key, _ = step_keys(key, 0)
+    first_epoch = client._replace(rows=client.rows[shuffled(client, jax.random.fold_in(order_key, 0))])
 
     def loss_sum(examples: Examples, params: Tree, key: Array) -> tuple[Array, tuple[Array, Sums]]:
         output, _ = model.apply(params, examples.x, key=key)
         total, count = weighted_sum(masked(task.loss(output, examples.y), examples.mask))
         return total, (count, measure(task, output, examples))
 
-    def accumulate(number: Array, sums: Tree) -> Tree:
-        order_key, model_key = step_keys(key, number)
-        examples = batch(client, number, order_key, batch_size=batch_size)
+    def accumulate(sums: Tree, examples: Examples, number: Array) -> Tree:
+        _, model_key = step_keys(key, number)
         gradient = jax.grad(loss_sum, argnums=1, has_aux=True)
         if not has_batch_stats(model, examples, params, model_key):
             gradient = with_partial_batches(gradient)
         return add(sums, gradient(examples, params, model_key))
 
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    nothing = (jax.tree.map(jnp.zeros_like, params), (jnp.zeros((), dtype), no_sums(task, dtype)))
-    total, (count, metrics) = jax.lax.fori_loop(0, batches_per_epoch(client, batch_size), accumulate, nothing)
+    zero = (jax.tree.map(jnp.zeros_like, params), (jnp.zeros((), dtype), no_sums(task, dtype)))
+    total, (count, metrics) = fold_batches(first_epoch, batch_size, accumulate, zero)
     return jax.tree.map(lambda leaf: mean(leaf, count), total), metrics
 
 
 def whole_loss(task: Task, model: Model, params: Tree, client: Client, *, batch_size: int) -> Array:
-    """The mean loss over all of a client's examples, batch after batch; 0 if it has none."""
+    """The mean loss over all of a client's examples; 0 if it has none."""
 
-    def one(number: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        positions = number * batch_size + jnp.arange(batch_size)
-        examples = client.examples(positions, positions < client.size)
+    def accumulate(sums: tuple[Array, Array], examples: Examples, _: Array) -> tuple[Array, Array]:
         output, _ = model.apply(params, examples.x)
         return add(sums, weighted_sum(masked(task.loss(output, examples.y), examples.mask)))
 
-    nothing = jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
-    return mean(*jax.lax.fori_loop(0, batches_per_epoch(client, batch_size), one, (nothing, nothing)))
+    zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
+    return mean(*fold_batches(client, batch_size, accumulate, (zero, zero)))

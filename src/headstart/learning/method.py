@@ -1,7 +1,7 @@
-"""The contract of a method: a client update, and what it may bring beside it.
+"""The contract of a method: a client update, and optional hooks beside it.
 
-A method is the value that trains a client. One that shares more than a model, keeps something with the client, or
-personalizes in a way of its own overrides the hook of that name, and nothing else of headstart need know of it.
+A method is the value that trains a client. One that shares more than a model, has a client state, or personalizes in a
+way of its own overrides the hook of that name, and nothing else of headstart need know of it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from headstart.learning.tasks import Sums, Task
 from headstart.models.zoo import Model
 
 Weighting = Literal["examples", "uniform"]
-# `(gradient, params) -> gradient`, on the way down.
+# `(gradient, params) -> gradient`, applied before the client's optimizer.
 GradientTransform = Callable[[Tree, Tree], Tree]
 
 
 class Reply(NamedTuple):
-    """What a client sends back.
+    """The reply of a client.
 
     delta: Δ, a tree like what was broadcast.
     weight: the number of the client's examples, a scalar; 0 leaves the reply out.
-    metrics: what training measured on the way, `{name: (sum, count)}`.
-    client_state: what this client keeps until it is drawn again, a tree, or None for the methods that keep nothing.
+    metrics: sums over the training steps, `{name: (sum, count)}`.
+    client_state: the client's new state, a tree that stays with it until it is drawn again; None without states.
     """
 
     delta: Tree
@@ -47,10 +47,10 @@ class Method:
     """The optional parts of a method; by default one shared model and no client state.
 
     title: its name in tables; by default that of the class.
-    weighting: how the server weighs replies where a comparison makes the stage: as the method's paper does.
+    weighting: how the server weights replies where a comparison makes the stage: as the method's paper does.
     search_space: values of its own settings that a comparison tries, by field, beside those that all methods have.
     scaled_by_learning_rate: which of these are in units of a power of the client's learning rate β, by field: 1 for a
-        rate in units of β, -1 for a strength λ, of which β λ is the pull of a step.
+        rate in units of β, -1 for the strength λ of a proximal term, which moves a step by β λ.
     """
 
     title: ClassVar[str] = ""
@@ -62,62 +62,62 @@ class Method:
         _check_contract(cls)
 
     def init_server(self, params: Tree) -> Tree:
-        """What the server holds and broadcasts, of the parameters that a stage starts from."""
+        """The tree that the server holds and broadcasts, made of the parameters that a stage starts from."""
         return params
 
     def server_optimizer(
         self, optimizer: optax.GradientTransformation, participation: float
     ) -> optax.GradientTransformation:
-        """What steps the server's tree, of the stage's own optimizer.
+        """The optimizer of the server's tree, made of the stage's own optimizer.
 
         participation: the share of all training clients that is in a cohort.
         """
         return optimizer
 
     def init_client_state(self, params: Tree) -> Tree:
-        """What a client keeps before its first round, a tree of arrays, of the parameters that a stage starts from."""
+        """A client's state before its first round: a tree of arrays, made of the parameters a stage starts from."""
         return None
 
     def personal_init(self, task: Task, model: Model, broadcast: Tree, client: Client, key: Array) -> Tree:
         """The parameters from which a client without a state, as every held-out client, personalizes.
 
-        They are also its initial model. The client holds the examples it adapts on, and the method may look at them.
+        They are also its initial model. The client holds its support examples, which the method may use.
         """
         return broadcast
 
     def personal_gradient(self, start: Tree) -> GradientTransform | None:
-        """What personalization descends by in place of the gradient alone, from these parameters on."""
+        """The gradient transform of a personalization that starts from these parameters; None for plain gradients."""
         return None
 
     def extra_gradients(self, examples: float) -> float:
-        """What a client with so many examples computes beside its steps, in gradients of single examples."""
+        """The cost of a client with n examples beside its steps on batches, in gradients of single examples."""
         return 0.0
 
     @property
     def is_stateful(self) -> bool:
-        """Whether clients keep something between rounds."""
-        return self._brings("init_client_state")
+        """Whether clients have a state between rounds."""
+        return self._overrides("init_client_state")
 
     @property
     def is_single_model(self) -> bool:
         """Whether what is broadcast is one model, from which every client starts."""
-        return not self._brings("init_server", "personal_init")
+        return not self._overrides("init_server", "personal_init")
 
     @property
     def is_plain(self) -> bool:
-        """Whether it brings nothing beside its client update."""
+        """Whether it is a client update alone, without hooks."""
         return (
             self.is_single_model
             and self.for_personalization is PLAIN
-            and not self._brings("server_optimizer", "init_client_state")
+            and not self._overrides("server_optimizer", "init_client_state")
         )
 
     @property
     def for_personalization(self) -> Method:
-        """The method as personalization sees it: those that personalize in the plain way are all the same to it."""
-        return self if self._brings("personal_init", "personal_gradient") else PLAIN
+        """The method, or `PLAIN` where it personalizes in the plain way, so that such methods share programs."""
+        return self if self._overrides("personal_init", "personal_gradient") else PLAIN
 
-    def _brings(self, *hooks: str) -> bool:
+    def _overrides(self, *hooks: str) -> bool:
         return any(getattr(type(self), hook) is not getattr(Method, hook) for hook in hooks)
 
 
@@ -128,10 +128,10 @@ PLAIN = Method()
 
 
 def method_of(update: Any) -> Method:
-    """The method that a client update belongs to; of a plain function, the one that brings nothing beside it.
+    """The method that a client update belongs to; of a plain function, the one without hooks.
 
     Raises:
-        UserError: for an object of another class, whose hooks nobody would call.
+        UserError: for an object of another class, whose hooks would never be called.
     """
     if isinstance(update, Method):
         return update
@@ -141,7 +141,7 @@ def method_of(update: Any) -> Method:
 
 
 def _check_contract(kind: type[Method]) -> None:
-    """Refuse a class with a hook that nobody would call, or call in vain.
+    """Refuse a class with a hook that would never be called, or that cannot be.
 
     Raises:
         UserError: for a hook that is misspelt, is no function, or cannot take what it is called with.
@@ -192,6 +192,6 @@ class ClientUpdate(Method, ABC):
         """Train on the client's examples, starting from what was broadcast.
 
         broadcast: the server's parameters, or whatever `init_server` makes of them; Δ has the same structure.
-        client_state: what this client kept last time, or None.
+        client_state: the client's own state, or None.
         key: belongs to (seed, round, client).
         """

@@ -14,7 +14,7 @@ from headstart.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a learning rate changes with the rounds: a schedule of optax by name.
+    """A schedule of the learning rate over rounds: one of optax by name.
 
     name: for instance "cosine_decay_schedule", "exponential_decay", "linear_schedule".
     options: its keyword arguments; the initial value is the optimizer's learning rate.
@@ -34,7 +34,7 @@ class Schedule:
 
 
 def _whole_keys(option: Any) -> Any:
-    """JSON has only text as keys; a schedule's boundaries are numbers of steps."""
+    """The option with numbers for keys, such as boundaries in steps, which JSON holds as text."""
     if not isinstance(option, Mapping):
         return option
     return {int(key) if str(key).isdigit() else key: value for key, value in option.items()}
@@ -45,7 +45,7 @@ class Optimizer:
     """An optimizer of optax by name.
 
     name: "sgd", "adam", "yogi", "adagrad" or any other that takes a `learning_rate`. Momentum is sgd's option
-        `momentum`, undamped: v <- momentum · v + g (PAPER, Protocol).
+        `momentum`, undamped: v <- momentum · v + g, as in arXiv:1909.12488.
     options: further keyword arguments, such as `momentum`, `b1`, `b2`, `eps`.
     """
 
@@ -60,8 +60,8 @@ class Optimizer:
         Raises:
             UserError: if optax has no such optimizer, or it refuses the options.
         """
-        rate = self.learning_rate if self.schedule is None else self.schedule.build(self.learning_rate)
-        return _call("optimizer", self.name, {"learning_rate": rate, **self.options})
+        learning_rate = self.learning_rate if self.schedule is None else self.schedule.build(self.learning_rate)
+        return _call("optimizer", self.name, {"learning_rate": learning_rate, **self.options})
 
 
 def _call(kind: str, name: str, options: Mapping[str, Any]) -> Any:

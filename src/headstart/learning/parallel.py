@@ -1,13 +1,14 @@
-"""Clients side by side: how many a machine works on at once, and in which order.
+"""Parallelism over clients: how many a machine works on at once, and in which order.
 
 A lane runs its clients one after another, each with its own dynamic number of steps, so a small client costs little.
 Devices split the clients of a cohort among them; on each, lanes run beside each other under `vmap`. A CPU is at its
-best with one lane on each of its cores, which JAX is told to take for devices; an accelerator wants many lanes.
+best with one lane on each of its cores, which JAX takes for devices then; an accelerator wants many lanes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +19,36 @@ from jax.sharding import PartitionSpec as P
 from headstart.data.federation import Client, Tree
 from headstart.devices import block_spec, device_count
 
+
+@dataclass(frozen=True)
+class Parallel:
+    """How many clients are worked on at once. A matter of speed: results agree to rounding.
+
+    lanes: clients side by side on each device.
+    mesh: the devices that share the clients, as `devices.all_devices` gives them; None works on one.
+    """
+
+    lanes: int = 1
+    mesh: Mesh | None = None
+
+    @property
+    def devices(self) -> int:
+        """The number of devices that share the clients."""
+        return device_count(self.mesh)
+
+
 Member = tuple[Client, Tree]
 Step = Callable[[Tree, Tree, Member], tuple[Tree, Tree]]
 
 
-def assign_clients(clients: np.ndarray, sizes: np.ndarray, *, lanes: int = 1, mesh: Mesh | None = None) -> np.ndarray:
-    """The clients (int `[n]`) in the order that serves them best: int `[slots]`, -1 for an empty slot.
+def assign_clients(clients: np.ndarray, sizes: np.ndarray, parallel: Parallel = Parallel()) -> np.ndarray:
+    """The clients (int `[n]`) in the order of the slots they are assigned to: int `[slots]`, -1 for an empty slot.
 
     Clients of one size run side by side, so that lanes wait little for each other, and every device gets about as
     much to do.
     """
-    devices = device_count(mesh)
-    lanes = min(lanes, -(-len(sizes) // devices))
+    devices = parallel.devices
+    lanes = min(parallel.lanes, -(-len(sizes) // devices))
     order = np.argsort(-np.asarray(sizes), kind="stable")
     per_device = -(-len(order) // (devices * lanes))
     assigned, load = np.full((devices, lanes, per_device), -1), np.zeros(devices)
@@ -45,14 +64,7 @@ def assign_clients(clients: np.ndarray, sizes: np.ndarray, *, lanes: int = 1, me
 
 
 def map_reduce_clients(
-    step: Step,
-    shared: Tree,
-    zero: Tree,
-    clients: Client,
-    extra: Tree = None,
-    *,
-    lanes: int = 1,
-    mesh: Mesh | None = None,
+    step: Step, shared: Tree, zero: Tree, clients: Client, extra: Tree = None, *, parallel: Parallel = Parallel()
 ) -> tuple[Tree, Tree]:
     """Fold `step` over the clients: `(sum of the lanes' carries, outputs [clients, ...])`.
 
@@ -60,7 +72,7 @@ def map_reduce_clients(
     shared: a tree that every client gets whole. extra: a tree with the clients' leading axis, handed over one by one.
     zero: the carry each lane starts with; carries of lanes are added, so it must be the zero of a sum.
     """
-    members = clients._replace(block=None), extra
+    members, lanes, mesh = (clients._replace(block=None), extra), parallel.lanes, parallel.mesh
     if mesh is None:
         return _on_one(step, (shared, zero), clients.block, members, lanes)
     count = clients.size.shape[0]

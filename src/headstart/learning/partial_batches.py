@@ -1,4 +1,4 @@
-"""Partial batches at less than the price of whole ones.
+"""Partial batches, computed at less than the price of whole ones.
 
 The last batch of a client's epoch is partial, and with clients of FEMNIST's sizes a twelfth of all rows would be
 padding. A compiled program has fixed shapes, so it holds the same function for a few lengths of batch.
@@ -20,11 +20,11 @@ PARTS = (4, 2, 1)
 
 
 def with_partial_batches(function: Callable[..., Tree]) -> Callable[..., Tree]:
-    """`function(examples, …)` computed on the shortest of a few prefixes of the batch that holds all of its rows.
+    """The function `(examples, …)`, computed on the shortest of a few prefixes of the batch that holds all of its rows.
 
     function: its output must have the same shape for every length of batch. Rows that count come first in a batch.
 
-    Under vmap, where every length would be computed, the whole batch is. What comes out cannot be differentiated again.
+    Under vmap, where every length would be computed, the whole batch is. The result cannot be differentiated again.
     """
 
     @jax.custom_batching.custom_vmap

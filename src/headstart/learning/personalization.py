@@ -1,7 +1,7 @@
-"""Personalization: the same local training, watched.
+"""Personalization: local training of held-out clients, evaluated along the way (arXiv:1909.12488, Algorithm 2, line 3).
 
-Every held-out client starts from the initial model, trains on its own adapt part, and is measured on its own test part
-before the first and after every further epoch (PAPER, Algorithm 2, line 3).
+Every held-out client starts from the initial model, trains on its own support examples, and is measured on its own
+query examples before the first and after every further epoch.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Array, Client, Examples, Federation, Tree
-from headstart.devices import device_count, replicated, spans_processes
+from headstart.devices import replicated, spans_processes
 from headstart.fields import at_least, check_fields
-from headstart.learning.local_sgd import LocalSGD, LocalState, batches_per_epoch
+from headstart.learning.local_sgd import LocalSGD, LocalState, batch_in_order, batches_per_epoch, fold_batches
 from headstart.learning.method import PLAIN, Method
 from headstart.learning.optimizers import Optimizer
-from headstart.learning.parallel import assign_clients, map_reduce_clients
+from headstart.learning.parallel import Parallel, assign_clients, map_reduce_clients
 from headstart.learning.partial_batches import with_partial_batches
 from headstart.learning.rounds import client_key
 from headstart.learning.tasks import Items, Metric, Sums, Task, add, masked, measure
@@ -34,14 +34,14 @@ EVALUATION_BATCH = 32
 
 @dataclass(frozen=True)
 class Personalization:
-    """How a client personalizes.
+    """Recipe of a client's personalization.
 
     optimizer: the client's optimizer; its state is fresh for every client.
     batch_size: of the local training.
     epochs: the largest number of passes over the client's support examples that is tried; the number used is chosen on
         validation clients.
-    steps: the largest number of local steps that is tried, for a recipe that counts steps in start of epochs.
-    learning_rates: tried in start of the optimizer's own; the one used is chosen together with the epochs.
+    steps: the largest number of local steps that is tried, for a recipe that counts steps in place of epochs.
+    learning_rates: tried in place of the optimizer's own; the one used is chosen together with the epochs.
     """
 
     optimizer: Optimizer = Optimizer("sgd", 0.02)
@@ -60,7 +60,7 @@ class Personalization:
 
     @property
     def unit(self) -> Literal["epochs", "steps"]:
-        """What is counted: "epochs", or "steps" where the recipe has them."""
+        """The unit that is counted in: "epochs", or "steps" where the recipe has them."""
         return "epochs" if self.steps is None else "steps"
 
     @property
@@ -79,12 +79,13 @@ class Personalization:
 
 
 class Curves(NamedTuple):
-    """What personalization did to each client; numpy arrays over clients and epochs (or steps).
+    """Metrics of each client along personalization; numpy arrays over clients and epochs (or steps).
 
-    metrics: `{name: (sums [clients, epochs + 1], counts [clients])}` on the client's test part; column 0 is the initial
-        model.
+    metrics: `{name: (sums [clients, epochs + 1], counts [clients])}` on the client's query examples; column 0 is the
+        initial model.
     gain, gain_squared: `[clients, epochs + 1]`: sums over test items of after - before, and of its square, in the
-        task's first metric, its sign turned so that more is better. With the counts they tell chance from harm.
+        task's first metric, its sign turned so that more is better. Together with the counts they separate harm from
+        chance.
     """
 
     metrics: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -107,36 +108,35 @@ def personalizer(
     recipe: Personalization,
     *,
     method: Method = PLAIN,
-    lanes: int = 1,
-    mesh: Mesh | None = None,
+    parallel: Parallel = Parallel(),
     clients_at_once: int | None = None,
 ) -> Personalizer:
-    """A compiled `(params, clients, gather, key, progress, rate) -> Curves`.
+    """A compiled `(params, clients, gather, key, progress, learning_rate) -> Curves`.
 
     params: what the server broadcasts; for most methods the parameters of the initial model.
-    clients: numbers of the clients to personalize (int array `[n]`); one without a test part gets NaN.
-    gather: draws them, from `on_device`. progress: told how many more clients are done.
-    rate: the learning rate, by default the first to try; all of them share the program.
-    method: how its clients personalize. lanes, mesh: as in `rounds.federated`.
-    clients_at_once: how many are drawn together; a matter of memory; by default four for every lane, or 32.
+    clients: numbers of the clients to personalize (int array `[n]`); one without query examples gets NaN.
+    gather: gathers their examples, from `on_device`. progress: called with how many more clients are done.
+    learning_rate: by default the first to try; all of them share the program.
+    method: how its clients personalize. parallel: how many are worked on at once.
+    clients_at_once: how many are gathered together, a matter of memory; by default four for every lane, or 32.
     """
-    at_once = clients_at_once or max(32, 4 * lanes * device_count(mesh))
+    mesh, at_once = parallel.mesh, clients_at_once or max(32, 4 * parallel.lanes * parallel.devices)
 
     # Every process of a cluster wants all results; a single one takes them from where they are.
     everywhere = NamedSharding(mesh, PartitionSpec()) if spans_processes(mesh) else None
 
     @partial(jax.jit, out_shardings=everywhere)
-    def all_curves(params: Tree, adapt: Client, test: Client, key: Array, rate: Array) -> Tree:
-        at_rate = recipe.with_learning_rate(rate)
+    def all_curves(params: Tree, adapt: Client, test: Client, key: Array, learning_rate: Array) -> Tree:
+        chosen = recipe.with_learning_rate(learning_rate)
 
         def one(shared: tuple[Tree, Array], nothing: Tree, member: tuple[Client, Client]) -> tuple[Tree, Tree]:
             (params, key), (adapt_one, test_one) = shared, member
             test_one = test_one._replace(block=adapt_one.block)
             return nothing, client_curves(
-                task, model, at_rate, params, adapt_one, test_one, client_key(key, adapt_one), method
+                task, model, chosen, params, adapt_one, test_one, client_key(key, adapt_one), method
             )
 
-        return map_reduce_clients(one, (params, key), (), adapt, test._replace(block=None), lanes=lanes, mesh=mesh)[1]
+        return map_reduce_clients(one, (params, key), (), adapt, test._replace(block=None), parallel=parallel)[1]
 
     def personalize_all(
         params: Tree,
@@ -144,7 +144,7 @@ def personalizer(
         gather: Gather,
         key: Array,
         progress: Callable[[int], None] = lambda clients: None,
-        rate: float = recipe.candidate_rates[0],
+        learning_rate: float = recipe.candidate_rates[0],
     ) -> Curves:
         pieces = []
         if mesh is not None:
@@ -154,8 +154,8 @@ def personalizer(
             sizes = gather.federation.sizes[chunk, 0]
             missing = at_once - len(chunk)
             filled = np.pad(chunk, (0, missing), constant_values=-1)
-            assigned = assign_clients(filled, np.pad(sizes, (0, missing)), lanes=lanes, mesh=mesh)
-            result = all_curves(params, *gather.parts(assigned, "adapt", "test"), key, rate)
+            assigned = assign_clients(filled, np.pad(sizes, (0, missing)), parallel)
+            result = all_curves(params, *gather.parts(assigned, "adapt", "test"), key, learning_rate)
             order = np.argsort(assigned)
             indices = order[np.searchsorted(assigned, chunk, sorter=order)]
             pieces.append(jax.tree.map(lambda leaf, indices=indices: np.asarray(leaf)[indices], result))
@@ -174,11 +174,11 @@ def personalize(
     recipe: Personalization,
     *,
     key: Array,
-    lanes: int = 1,
+    parallel: Parallel = Parallel(),
 ) -> Curves:
     """Personalize every client of a federation and measure it before and after every epoch."""
-    everyone = np.arange(len(federation))
-    return personalizer(task, model, recipe, lanes=lanes)(params, everyone, on_device(federation), key)
+    everyone, gather = np.arange(len(federation)), on_device(federation, mesh=parallel.mesh)
+    return personalizer(task, model, recipe, parallel=parallel)(params, everyone, gather, key)
 
 
 def client_curves(
@@ -191,28 +191,28 @@ def client_curves(
     key: Array,
     method: Method = PLAIN,
 ) -> tuple[Sums, Array, Array]:
-    """One client: metrics, gain and gain squared, each `[epochs + 1]`, as in `Curves`."""
-    local_sgd, first, steps = _path(task, model, recipe, params, adapt, key, method)
+    """Curves of one client: metrics, gain and gain squared, each `[epochs + 1]`, as in `Curves`."""
+    local_sgd, first, steps = _local_training(task, model, recipe, params, adapt, key, method)
     sign = task.metrics[0].sign
 
     def unit(carry: tuple[LocalState, Array], number: Array) -> tuple[tuple[LocalState, Array], Tree]:
-        progress, before = carry
+        local_state, before = carry
         # Unit 0 takes no step: the initial model is measured by the same code.
-        progress = local_sgd.run(progress, adapt, key, steps=jnp.where(number > 0, steps, 0))
-        metrics, (values, weights) = evaluate(task, model, progress.params, test)
+        local_state = local_sgd.run(local_state, adapt, key, steps=jnp.where(number > 0, steps, 0))
+        metrics, (values, weights) = evaluate(task, model, local_state.params, test)
         before = jnp.where(number > 0, before, values)
         change = jnp.where(weights > 0, sign * (values - before), 0)
-        return (progress, before), (metrics, jnp.sum(weights * change), jnp.sum(weights * change**2))
+        return (local_state, before), (metrics, jnp.sum(weights * change), jnp.sum(weights * change**2))
 
     items = jax.eval_shape(lambda: evaluate(task, model, first.params, test)[1][0])
     start = first, jnp.zeros(items.shape, items.dtype)
     return jax.lax.scan(unit, start, jnp.arange(recipe.most + 1))[1]
 
 
-def _path(
+def _local_training(
     task: Task, model: Model, recipe: Personalization, params: Tree, client: Client, key: Array, method: Method
 ) -> tuple[LocalSGD, LocalState, Array]:
-    """How the client descends, where it begins, and the local steps in one unit of the recipe."""
+    """The client's local SGD, its initial state, and the local steps in one unit of the recipe."""
     start = method.personal_init(task, model, params, client, key)
     local_sgd = LocalSGD(task, model, recipe.optimizer.build(), recipe.batch_size, method.personal_gradient(start))
     return local_sgd, local_sgd.init(start), _steps(recipe, client)
@@ -235,54 +235,59 @@ def adapt_client(
     epochs: Array | int,
     method: Method = PLAIN,
 ) -> Tree:
-    """The client's own parameters after so many epochs (or steps) of the recipe, as `client_curves` measured them."""
-    local_sgd, first, steps = _path(task, model, recipe, params, client, key, method)
+    """The client's own parameters after n epochs (or steps) of the recipe, as `client_curves` measures them."""
+    local_sgd, first, steps = _local_training(task, model, recipe, params, client, key, method)
     return local_sgd.run(first, client, key, steps=epochs * steps).params
 
 
 def evaluate(task: Task, model: Model, params: Tree, client: Client) -> tuple[Sums, Items]:
     """All metrics over a client's examples, and the first metric's items `[capacity rounded up, ...]`."""
 
+    @with_partial_batches
     def measured(examples: Examples, params: Tree) -> tuple[Sums, Items]:
         output, _ = model.apply(params, examples.x)
         items = masked(task.metrics[0].items(output, examples.y), examples.mask)
-        return measure(task, output, examples), jax.tree.map(_whole, items)
+        return measure(task, output, examples), jax.tree.map(whole_batch, items)
 
-    def measure_batch(number: Array | int) -> tuple[Sums, Items]:
-        positions = number * EVALUATION_BATCH + jnp.arange(EVALUATION_BATCH)
-        return with_partial_batches(measured)(client.examples(positions, positions < client.size), params)
+    def accumulate(carry: tuple[Sums, Items], examples: Examples, number: Array) -> tuple[Sums, Items]:
+        (sums, items), (more, new) = carry, measured(examples, params)
+        return add(sums, more), write_batch(items, new, number)
 
-    def one(number: Array, carry: tuple[Sums, Items]) -> tuple[Sums, Items]:
-        sums, kept = carry
-        more, items = measure_batch(number)
-        start = number * EVALUATION_BATCH
-        kept = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0), kept, items)
-        return add(sums, more), kept
-
-    room = EVALUATION_BATCH * -(-client.rows.shape[0] // EVALUATION_BATCH)
-    sums, items = jax.eval_shape(measure_batch, 0)
-    no_measure = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
-    no_items = jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape[1:]), leaf.dtype), items)
-    return jax.lax.fori_loop(0, batches_per_epoch(client, EVALUATION_BATCH), one, (no_measure, no_items))
+    first = batch_in_order(client, 0, batch_size=EVALUATION_BATCH)
+    sums, items = jax.eval_shape(measured, first, params)
+    no_sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
+    return fold_batches(client, EVALUATION_BATCH, accumulate, (no_sums, room_for_batches(client, items)))
 
 
-def _whole(leaf: Array) -> Array:
-    """Values of the items of a batch, with zeros up to the length of a whole one."""
+def room_for_batches(client: Client, batch: Tree) -> Tree:
+    """Zeros `[capacity rounded up, ...]` for what is computed of each batch, which looks like this one."""
+    capacity = EVALUATION_BATCH * -(-client.rows.shape[0] // EVALUATION_BATCH)
+    return jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype), batch)
+
+
+def write_batch(whole: Tree, batch: Tree, number: Array) -> Tree:
+    """The tree of `room_for_batches` with the rows of batch `number` filled in."""
+    start = number * EVALUATION_BATCH
+    return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0), whole, batch)
+
+
+def whole_batch(leaf: Array) -> Array:
+    """What was computed of a batch, with zeros up to the length of a whole one."""
     return jnp.concatenate([leaf, jnp.zeros((EVALUATION_BATCH - leaf.shape[0], *leaf.shape[1:]), leaf.dtype)])
 
 
 def choose_epochs(curves: Curves, task: Task) -> int:
     """The number of epochs (from 0 on) at which the clients' uniform mean of the first metric is best.
 
-    To be asked of validation clients, never of test clients.
+    It is chosen on validation clients, never on test clients.
     """
     return choose_recipe([curves], task)[1]
 
 
 def choose_recipe(curves: Sequence[Curves], task: Task) -> tuple[int, int]:
-    """Which of several learning rates is best, by what each did to the same clients, and after how many epochs.
+    """The index of the best of several learning rates, each given by its curves of the same clients, and its epochs.
 
-    As of `choose_epochs`; of equals the first.
+    The best is that of `choose_epochs`; among equals the first.
     """
     metric = task.metrics[0]
     means = metric.sign * np.stack([mean_over_clients(each, metric) for each in curves])

@@ -1,6 +1,6 @@
-"""Rounds: fold the replies of a cohort, and let the server's optimizer step.
+"""Rounds: aggregate the replies of a cohort, and let the server's optimizer step.
 
-A round folds with a monoid, (Σ w·Δ, Σ w, Σ metrics), so its result is the same, to rounding, in any order of the
+A round aggregates with a monoid, (Σ w·Δ, Σ w, Σ metrics), so its result is the same, to rounding, in any order of the
 clients and on any number of lanes.
 """
 
@@ -12,12 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
-from headstart.data.federation import Array, Client, Tree
-from headstart.learning.local_sgd import batches_per_epoch, gradient_at
+from headstart.data.federation import Array, Client, Examples, Tree
+from headstart.learning.local_sgd import fold_batches, gradient_at
 from headstart.learning.method import ClientUpdate, Reply, Weighting, method_of
-from headstart.learning.parallel import map_reduce_clients
+from headstart.learning.parallel import Parallel, map_reduce_clients
 from headstart.learning.tasks import Sums, Task, add, mean, no_sums
 from headstart.models.zoo import Model
 
@@ -33,7 +32,7 @@ class Cohort(NamedTuple):
     """The clients of a round.
 
     clients: a `Client` with a leading axis of clients.
-    client_state: what each of them kept, a tree with the same leading axis, or None.
+    client_state: the state of each, a tree with the same leading axis, or None.
     """
 
     clients: Client
@@ -46,7 +45,7 @@ class Info(NamedTuple):
     metrics: `{name: (sum, count)}` over the training steps of all clients that count.
     clients: how many replies counted. dropped: how many were left out because they were not finite.
     finite: whether the new parameters are.
-    client_state: what each client of the cohort keeps, in the cohort's order.
+    client_state: the new state of each client of the cohort, in the cohort's order, or None.
     """
 
     metrics: Sums
@@ -57,9 +56,9 @@ class Info(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """A way to train, federated or not: `init(params) -> State` and `step(state, cohort, key) -> (State, Info)`.
+    """A training algorithm, federated or not: `init(params) -> State` and `step(state, cohort, key) -> (State, Info)`.
 
-    init: takes the parameters of a model, and shares what the method makes of them.
+    init: takes the parameters of a model; the state holds what the method's `init_server` makes of them.
     """
 
     init: Callable[[Tree], State]
@@ -67,7 +66,7 @@ class Algorithm(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """The monoid a round folds with."""
+    """The monoid that a round aggregates with."""
 
     delta: Tree
     weight: Array
@@ -85,19 +84,17 @@ def federated(
     weighting: Weighting = "examples",
     transform: Callable[[Reply], Reply] = lambda reply: reply,
     participation: float = 1.0,
-    lanes: int = 1,
-    mesh: Mesh | None = None,
+    parallel: Parallel = Parallel(),
 ) -> Algorithm:
     """Rounds of a client update under a server optimizer.
 
     server: gets the weighted mean of Δ as its gradient; `optax.sgd(1.0)` is plain averaging.
     weighting: of the replies: by number of examples, or uniform over the clients that have any.
-    transform: changes each reply before it is aggregate_clients (clip, quantise, mask).
+    transform: changes each reply before it is aggregated (clip, quantise, mask).
     participation: the share of all training clients that is in a cohort, for methods that want to know.
-    lanes: how many clients a device trains side by side. A matter of speed: results agree to rounding.
-    mesh: the devices that share the clients, as `devices.all_devices` gives them; None works on one.
+    parallel: how many clients are trained at once.
     """
-    fold = aggregate_clients(task, model, update, weighting=weighting, transform=transform, lanes=lanes, mesh=mesh)
+    aggregate = aggregate_clients(task, model, update, weighting=weighting, transform=transform, parallel=parallel)
     method = method_of(update)
     server = method.server_optimizer(server, participation)
 
@@ -106,7 +103,7 @@ def federated(
         return State(shared, server.init(shared))
 
     def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
-        return server_step(server, state, *fold(state.params, cohort, key))
+        return server_step(server, state, *aggregate(state.params, cohort, key))
 
     return Algorithm(init, step)
 
@@ -121,31 +118,31 @@ def aggregate_clients(
     *,
     weighting: Weighting = "examples",
     transform: Callable[[Reply], Reply] = lambda reply: reply,
-    lanes: int = 1,
-    mesh: Mesh | None = None,
+    parallel: Parallel = Parallel(),
 ) -> AggregateClients:
-    """The clients' half of a round: `(params, cohort, key of the round) -> (totals, client_state)`; as in `federated`.
+    """The clients' half of a round: `(params, cohort, key of the round) -> (totals, client states)`.
 
-    Totals of parts of a cohort add up to those of the whole, wherever the parts are.
+    The arguments are those of `federated`. Totals of parts of a cohort add up to those of the whole, wherever the
+    parts are.
     """
 
-    def fold(params: Tree, cohort: Cohort, key: Array) -> tuple[Totals, Tree]:
+    def aggregate(params: Tree, cohort: Cohort, key: Array) -> tuple[Totals, Tree]:
         def one(shared: tuple[Tree, Array], totals: Totals, member: tuple[Client, Tree]) -> tuple[Totals, Tree]:
             (broadcast, key), (client, client_state) = shared, member
             reply = transform(update(task, model, broadcast, client, client_state, client_key(key, client)))
             if weighting == "uniform":
                 reply = reply._replace(weight=(reply.weight > 0).astype(jnp.float32))
-            # What a client keeps must not be spoiled by a reply that is left out.
-            kept = reply.client_state
+            # A client's state must not be spoiled by a reply that is left out.
+            new_state = reply.client_state
             if client_state is not None:
                 usable = all_finite((reply.delta, reply.client_state)) & (reply.weight > 0)
-                kept = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.client_state, client_state)
-            return add(totals, to_totals(reply)), kept
+                new_state = jax.tree.map(lambda new, old: jnp.where(usable, new, old), reply.client_state, client_state)
+            return add(totals, to_totals(reply)), new_state
 
         shared, zero = (params, key), no_totals(params, task)
-        return map_reduce_clients(one, shared, zero, cohort.clients, cohort.client_state, lanes=lanes, mesh=mesh)
+        return map_reduce_clients(one, shared, zero, cohort.clients, cohort.client_state, parallel=parallel)
 
-    return fold
+    return aggregate
 
 
 Rounds = Callable[[State, Cohort, Array, Array | int, Array | int], tuple[State, Info]]
@@ -154,8 +151,8 @@ Rounds = Callable[[State, Cohort, Array, Array | int, Array | int], tuple[State,
 def run_rounds(algorithm: Algorithm) -> Rounds:
     """Rounds in one compiled program: `(state, cohorts, key, first, count) -> (state, infos)`.
 
-    cohorts: of `capacity` rounds, every field of their clients but `block`, and what they keep, with a leading axis
-        `[capacity, ...]`. A client is in one of them only, if it keeps something: rounds do not hand it on.
+    cohorts: of `capacity` rounds, every field of their clients but `block`, and their states, with a leading axis
+        `[capacity, ...]`. A client with a state is in one of them only: rounds do not hand it on.
     key: of the seed. first: the number of the first round. count: how many rounds, at most `capacity`; the same program
         and the same bits whatever it is.
     infos: an `Info` with a leading axis `[capacity]`; only its first `count` entries are valid. `state` is donated.
@@ -179,7 +176,7 @@ def run_rounds(algorithm: Algorithm) -> Rounds:
 
 
 def seed_key(seed: int) -> Array:
-    """The key of a seed, of which all others are made."""
+    """The key of a seed, from which all others derive."""
     return jax.random.key(seed, impl="threefry2x32")
 
 
@@ -199,7 +196,7 @@ def personal_key(root: Array) -> Array:
 
 
 def client_key(key: Array, client: Client) -> Array:
-    """The client's own key in a round: it depends on its id and on nothing else of the cohort."""
+    """The client's own key in a round, which depends on its id and on nothing else of the cohort."""
     return jax.random.fold_in(jax.random.fold_in(key, client.key_data[0]), client.key_data[1])
 
 
@@ -233,7 +230,7 @@ def server_step(
     delta = jax.tree.map(lambda leaf: mean(leaf, totals.weight.astype(leaf.dtype)), totals.delta)
     updates, optimizer = server.update(delta, state.optimizer, state.params)
     stepped = State(optax.apply_updates(state.params, updates), optimizer)
-    # A round in which nobody counts is no round: momentum must not carry the model on.
+    # A round without replies that count changes nothing: momentum must not carry the model on.
     state = jax.tree.map(lambda new, old: jnp.where(totals.weight > 0, new, old), stepped, state)
     return state, Info(totals.metrics, totals.clients, totals.dropped, all_finite(state.params), client_state)
 
@@ -241,27 +238,21 @@ def server_step(
 def centralized(
     task: Task, model: Model, optimizer: optax.GradientTransformation, *, batch_size: int = 20
 ) -> Algorithm:
-    """The datacenter's way behind the same contract: one pool of examples, one optimizer, no clients.
+    """Training as in a datacenter, behind the same contract: one pool of examples, one optimizer, no clients.
 
     A cohort is a single `Client` (leading axis 1) that holds the examples of this round in the order to be taken; the
     round is one pass over them in batches.
     """
 
     def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
-        client = cohort.clients.at(0)
-        steps = batches_per_epoch(client, batch_size)
-
-        def descend(number: Array, carry: tuple[State, Sums]) -> tuple[State, Sums]:
-            state, metrics = carry
-            positions = number * batch_size + jnp.arange(batch_size)
-            examples = client.examples(positions, positions < client.size)
-            model_key = jax.random.fold_in(key, number)
+        def descend(carry: tuple[State, Sums], examples: Examples, number: Array) -> tuple[State, Sums]:
+            (state, metrics), model_key = carry, jax.random.fold_in(key, number)
             gradient, (params, measured) = gradient_at(task, model, state.params, examples, model_key)
             updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
             return State(optax.apply_updates(params, updates), optimizer_state), add(metrics, measured)
 
         dtype = jnp.result_type(*jax.tree.leaves(state.params))
-        state, metrics = jax.lax.fori_loop(0, steps, descend, (state, no_sums(task, dtype)))
+        state, metrics = fold_batches(cohort.clients.at(0), batch_size, descend, (state, no_sums(task, dtype)))
         one, none = jnp.ones((), jnp.int32), jnp.zeros((), jnp.int32)
         return state, Info(metrics, one, none, all_finite(state.params))
 

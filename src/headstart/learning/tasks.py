@@ -1,7 +1,7 @@
-"""Tasks: what a model's output should be. The loss of every item, and metrics with a name, a unit and a direction.
+"""Tasks: the loss of a model's output on every item, and metrics with a name, a unit and a direction.
 
 An item is what a mean is taken over: an example, or a token of a sequence. A task weighs its own items; rows of padding
-are masked by whoever sums.
+are masked where the items are summed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Sums = dict[str, tuple[Array, Array]]
 
 
 class Metric(NamedTuple):
-    """One thing to measure.
+    """A metric: what is measured of every item, and how it is reported.
 
     name, unit: for tables and axes.
     higher_is_better: its direction.
@@ -40,16 +40,20 @@ class Metric(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """What a change is multiplied by to be positive where it is for the better."""
+        """The factor that makes a change for the better positive."""
         return 1 if self.higher_is_better else -1
+
+    def reached(self, value: Any, target: float) -> Any:
+        """Whether a value (a number or an array of them) is as good as the target."""
+        return value >= target if self.higher_is_better else value <= target
 
 
 class Task(Protocol):
-    """What every task offers. `metrics[0]` is the one that decisions are made by."""
+    """A task: a loss and metrics, of which `metrics[0]` is the one that decisions are made by."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What to measure, the most important first."""
+        """The metrics, the most important first."""
         ...
 
     def loss(self, output: Tree, y: Tree) -> Items:
@@ -79,7 +83,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class NextCharacter:
-    """Outputs are logits `[batch, length, vocabulary]`, targets the next token of each place, int `[batch, length]`.
+    """Outputs are logits `[batch, length, vocabulary]`, targets the next token at each position, int `[batch, length]`.
 
     padding: the token that fills up a sequence; neither loss nor metrics count it.
     not_counted: tokens the accuracy leaves out, as in Reddi et al. 2020: pad, oov, bos, eos.

@@ -1,6 +1,7 @@
-"""Methods beside the paper's: each a client update with its own ways of sharing, remembering and personalizing.
+"""Methods: client updates, and what some of them change of the server, of client states and of personalization.
 
-Every module here is one method. Those of the paper are in `headstart.updates`.
+Those of arXiv:1909.12488 are in `paper`; what methods with a head of their own share is in `partial`. Every other
+module is one method.
 """
 
 from headstart.methods.anil import ANIL

@@ -12,16 +12,16 @@ from headstart.fields import at_least
 from headstart.learning.local_sgd import LocalSGD
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
 from headstart.learning.tasks import Task
-from headstart.methods.paper import FORWARD, SearchSpace, difference, mean_batch, replied
-from headstart.methods.partial import head_of, only
+from headstart.methods.paper import FORWARD, SearchSpace, difference, make_reply, mean_batch
+from headstart.methods.partial import head_of, masked_to
 from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)
 class ANIL(ClientUpdate):
-    """Δ = β g_{K+1} after K steps on the head; with everything for a head it is FOMAML.
+    """Δ = β g_{K+1} after K steps on the head; FOMAML, if the head is the whole model.
 
-    head: as in `bends.head_of`. A held-out client fine-tunes the head.
+    head: as in `partial.head_of`. A held-out client fine-tunes the head.
     """
 
     steps: int = at_least(1, 10)
@@ -36,15 +36,15 @@ class ANIL(ClientUpdate):
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
         outer = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
-        inner = replace(outer, adjust=only(head_of(broadcast, self.head)))
+        inner = replace(outer, gradient_transform=masked_to(head_of(broadcast, self.head)))
         adapted = inner.run(inner.init(broadcast), client, key, steps=self.steps)
         end = outer.run(adapted, client, key, steps=1)
-        return replied(client, difference(adapted.params, end.params), end.metrics)
+        return make_reply(client, difference(adapted.params, end.params), end.metrics)
 
     def extra_gradients(self, examples: float) -> float:
         """A step on the head takes little more than a forward pass."""
         return (FORWARD - 1) * self.steps * mean_batch(examples, self.batch_size)
 
     def personal_gradient(self, start: Tree) -> GradientTransform:
-        """Personalization moves the head alone."""
-        return only(head_of(start, self.head))
+        """The mask of the head, which personalization moves alone."""
+        return masked_to(head_of(start, self.head))

@@ -1,4 +1,4 @@
-"""Ditto (Li et al., arXiv:2012.04221): a global model by FedAvg, and models of one's own that stay near it."""
+"""Ditto (Li et al., arXiv:2012.04221): a global model by FedAvg, and personal models that stay near it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from headstart.fields import at_least
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
 from headstart.learning.tasks import Task
 from headstart.methods.paper import FedAvg, Scaling, SearchSpace
-from headstart.methods.partial import pull
+from headstart.methods.partial import proximal
 from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)
 class Ditto(ClientUpdate):
-    """FedAvg; a client's own model is v = argmin F(v) + λ/2 ‖v − w‖², sought from the global model w.
+    """FedAvg, with personal models v = argmin F(v) + λ/2 ‖v − w‖², sought from the global model w.
 
-    strength: λ. The models of training clients never reach the server nor a held-out client, so nobody computes them.
+    strength: λ. The personal models of training clients never reach the server nor a held-out client, so they are not
+        computed.
     """
 
     epochs: int = at_least(1, 1)
@@ -37,5 +38,5 @@ class Ditto(ClientUpdate):
         return fedavg(task, model, broadcast, client, client_state, key)
 
     def personal_gradient(self, start: Tree) -> GradientTransform:
-        """Personalization is pulled back to the global model."""
-        return pull(self.strength, start)
+        """The proximal term around the global model."""
+        return proximal(self.strength, start)

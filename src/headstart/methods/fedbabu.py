@@ -1,4 +1,4 @@
-"""FedBABU (Oh et al., arXiv:2106.06042): the body alone is trained, under a head that nobody changes."""
+"""FedBABU (Oh et al., arXiv:2106.06042): the body alone is trained, under a head that stays as initialized."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from headstart.fields import at_least
 from headstart.learning.local_sgd import LocalSGD, batches_per_epoch
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
 from headstart.learning.tasks import Task
-from headstart.methods.paper import SearchSpace, Segment, replied, weighted_path
-from headstart.methods.partial import head_of, only, rest_of
+from headstart.methods.paper import SearchSpace, Segment, make_reply, weighted_path
+from headstart.methods.partial import complement, head_of, masked_to
 from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)
 class FedBABU(ClientUpdate):
-    """E epochs on the body, the head as it was initialized; an empty head is FedAvg.
+    """E epochs on the body, under the initial head; FedAvg, if the head is empty.
 
-    head: as in `bends.head_of`. A held-out client fine-tunes the head, or everything if `whole`.
+    head: as in `partial.head_of`. A held-out client fine-tunes the head, or everything if `whole`.
     """
 
     epochs: int = at_least(1, 1)
@@ -36,11 +36,11 @@ class FedBABU(ClientUpdate):
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
-        bend = only(rest_of(head_of(broadcast, self.head)))
-        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)
+        transform = masked_to(complement(head_of(broadcast, self.head)))
+        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, transform)
         steps = self.epochs * batches_per_epoch(client, self.batch_size)
-        return replied(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))
+        return make_reply(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))
 
     def personal_gradient(self, start: Tree) -> GradientTransform | None:
-        """Personalization moves the head, or everything."""
-        return None if self.whole else only(head_of(start, self.head))
+        """The mask of the head, or none."""
+        return None if self.whole else masked_to(head_of(start, self.head))

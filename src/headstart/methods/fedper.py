@@ -12,16 +12,16 @@ from headstart.fields import at_least
 from headstart.learning.local_sgd import LocalSGD, batches_per_epoch
 from headstart.learning.method import ClientUpdate, Reply
 from headstart.learning.tasks import Task
-from headstart.methods.paper import SearchSpace, replied, without
-from headstart.methods.partial import given, head_of, taken
+from headstart.methods.paper import SearchSpace, make_reply, without
+from headstart.methods.partial import head_of, replace_leaves, select_leaves
 from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)
 class FedPer(ClientUpdate):
-    """E epochs on body and own head together; Δ is that of the body. An empty head is FedAvg.
+    """E epochs on the body and the client's own head; Δ is that of the body. FedAvg, if the head is empty.
 
-    head: as in `bends.head_of`. A held-out client has no head yet: it starts from the untrained one and fine-tunes
+    head: as in `partial.head_of`. A held-out client has no head yet: it starts from the untrained one and fine-tunes
         everything.
     """
 
@@ -39,9 +39,11 @@ class FedPer(ClientUpdate):
         head = head_of(broadcast, self.head)
         local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
         steps = self.epochs * batches_per_epoch(client, self.batch_size)
-        end = local_sgd.run(local_sgd.init(given(head, broadcast, client_state)), client, key, steps=steps)
-        return replied(client, without(head, broadcast, end.params), end.metrics, client_state=taken(head, end.params))
+        end = local_sgd.run(local_sgd.init(replace_leaves(head, broadcast, client_state)), client, key, steps=steps)
+        return make_reply(
+            client, without(head, broadcast, end.params), end.metrics, client_state=select_leaves(head, end.params)
+        )
 
     def init_client_state(self, params: Tree) -> Tree:
-        """The head."""
-        return taken(head_of(params, self.head), params)
+        """The head's leaves."""
+        return select_leaves(head_of(params, self.head), params)

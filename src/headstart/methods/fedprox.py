@@ -12,14 +12,17 @@ from headstart.fields import at_least
 from headstart.learning.local_sgd import LocalSGD, batches_per_epoch
 from headstart.learning.method import ClientUpdate, Reply
 from headstart.learning.tasks import Task
-from headstart.methods.paper import Scaling, SearchSpace, Segment, replied, weighted_path
-from headstart.methods.partial import pull
+from headstart.methods.paper import Scaling, SearchSpace, Segment, make_reply, weighted_path
+from headstart.methods.partial import proximal
 from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)
 class FedProx(ClientUpdate):
-    """Δ = θ − θ_K after E epochs that are pulled back to θ; μ = 0 is FedAvg. Held-out clients fine-tune freely."""
+    """Δ = θ − θ_K after E epochs with a proximal term around θ; FedAvg, if μ = 0.
+
+    Held-out clients fine-tune without the term.
+    """
 
     mu: float = at_least(0, 0.1)
     epochs: int = at_least(1, 1)
@@ -33,6 +36,6 @@ class FedProx(ClientUpdate):
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
-        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, pull(self.mu, broadcast))
+        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, proximal(self.mu, broadcast))
         steps = self.epochs * batches_per_epoch(client, self.batch_size)
-        return replied(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))
+        return make_reply(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))

@@ -1,4 +1,4 @@
-"""FedRep (Collins et al., arXiv:2102.07078): the client fits its own head, then takes its part in the shared body."""
+"""FedRep (Collins et al., arXiv:2102.07078): clients fit a head of their own, then the shared body."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from headstart.fields import at_least
 from headstart.learning.local_sgd import LocalSGD, batches_per_epoch
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
 from headstart.learning.tasks import Task
-from headstart.methods.paper import FORWARD, SearchSpace, replied, without
-from headstart.methods.partial import given, head_of, only, rest_of, taken
+from headstart.methods.paper import FORWARD, SearchSpace, make_reply, without
+from headstart.methods.partial import complement, head_of, masked_to, replace_leaves, select_leaves
 from headstart.models.zoo import Model
 
 
@@ -21,7 +21,7 @@ from headstart.models.zoo import Model
 class FedRep(ClientUpdate):
     """Epochs on the head alone, then epochs on the body alone; Δ is that of the body.
 
-    head: as in `bends.head_of`. A held-out client fits a head to the body, from the untrained one.
+    head: as in `partial.head_of`. A held-out client fits a head to the body, from the untrained one.
     """
 
     head_epochs: int = at_least(0, 1)
@@ -38,23 +38,25 @@ class FedRep(ClientUpdate):
         """A client update; see `ClientUpdate`."""
         head, per_epoch = head_of(broadcast, self.head), batches_per_epoch(client, self.batch_size)
         on_head, on_body = (
-            LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, only(part))
-            for part in (head, rest_of(head))
+            LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, masked_to(part))
+            for part in (head, complement(head))
         )
         fitted = on_head.run(
-            on_head.init(given(head, broadcast, client_state)), client, key, steps=self.head_epochs * per_epoch
+            on_head.init(replace_leaves(head, broadcast, client_state)), client, key, steps=self.head_epochs * per_epoch
         )
         end = on_body.run(fitted, client, key, steps=self.body_epochs * per_epoch)
-        return replied(client, without(head, broadcast, end.params), end.metrics, client_state=taken(head, end.params))
+        return make_reply(
+            client, without(head, broadcast, end.params), end.metrics, client_state=select_leaves(head, end.params)
+        )
 
     def extra_gradients(self, examples: float) -> float:
         """A step on the head takes little more than a forward pass."""
         return (FORWARD - 1) * self.head_epochs * examples
 
     def init_client_state(self, params: Tree) -> Tree:
-        """The head."""
-        return taken(head_of(params, self.head), params)
+        """The head's leaves."""
+        return select_leaves(head_of(params, self.head), params)
 
     def personal_gradient(self, start: Tree) -> GradientTransform:
-        """Personalization moves the head alone."""
-        return only(head_of(start, self.head))
+        """The mask of the head, which personalization moves alone."""
+        return masked_to(head_of(start, self.head))

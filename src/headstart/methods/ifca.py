@@ -23,8 +23,9 @@ from headstart.models.zoo import Model
 class IFCA(ClientUpdate):
     """A client trains the model with the least loss on its examples, by FedAvg; one model is FedAvg.
 
-    models: how many. spread: how far apart they begin: each but the first gets noise of so many times the root mean
-    square of every array. A held-out client takes the model that suits its adapt part best, and fine-tunes it.
+    models: how many. spread: how far apart they begin: each but the first gets noise with a standard deviation of
+        `spread` times the root mean square of every array. A held-out client takes the model with the least loss on its
+        support examples, and fine-tunes it.
     """
 
     models: int = at_least(1, 3)
@@ -44,38 +45,38 @@ class IFCA(ClientUpdate):
         fedavg = FedAvg(self.epochs, self.learning_rate, self.batch_size)
         reply = fedavg(task, model, chosen, client, client_state, key)
 
-        def placed(every: Array, mine: Array | float) -> Array:
-            return jnp.zeros_like(every).at[best].set(mine)
+        def scatter(every: Array, own: Array | float) -> Array:
+            return jnp.zeros_like(every).at[best].set(own)
 
-        models = jax.tree.map(placed, broadcast["models"], reply.delta)
-        return reply._replace(delta={"models": models, "members": placed(broadcast["members"], 1.0)})
+        models = jax.tree.map(scatter, broadcast["models"], reply.delta)
+        return reply._replace(delta={"models": models, "members": scatter(broadcast["members"], 1.0)})
 
     def extra_gradients(self, examples: float) -> float:
-        """A look at every model is a forward pass."""
+        """A forward pass of every model, to choose one."""
         return self.models * examples * FORWARD
 
     def init_server(self, params: Tree) -> Tree:
-        """The models `[models, ...]`, and a place to count whose weight chose each."""
+        """The models `[models, ...]`, and the weight of the clients that chose each."""
         leaves = [leaf for path, leaf in named(params) if not is_statistic(path, params)]
         # From the parameters' own bits, so that it differs from seed to seed.
         total = jnp.sum(jnp.stack([jnp.sum(leaf) for leaf in leaves])).astype(jnp.float32)
         words = jax.lax.bitcast_convert_type(total, jnp.uint32)
         key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), words)
 
-        def several(number: int, path: str, leaf: Array) -> Array:
+        def replicate(number: int, path: str, leaf: Array) -> Array:
             if is_statistic(path, params):
                 return jnp.stack([leaf] * self.models)
             noise = jax.random.normal(jax.random.fold_in(key, number), (self.models, *leaf.shape), leaf.dtype)
             return leaf + noise.at[0].set(0) * self.spread * jnp.sqrt(jnp.mean(leaf**2))
 
-        models = [several(number, *pair) for number, pair in enumerate(named(params))]
+        models = [replicate(number, *pair) for number, pair in enumerate(named(params))]
         members = jnp.zeros(self.models, jnp.result_type(*leaves))
         return {"models": jax.tree.unflatten(jax.tree.structure(params), models), "members": members}
 
     def server_optimizer(
         self, optimizer: optax.GradientTransformation, participation: float
     ) -> optax.GradientTransformation:
-        """Each model has an optimizer of its own: it takes the mean of those who chose it, and rests if nobody did."""
+        """An optimizer for each model, which takes the mean Δ of the clients that chose it, and no step without any."""
 
         def init(params: Tree) -> Tree:
             return jax.vmap(optimizer.init)(params["models"])
@@ -84,8 +85,8 @@ class IFCA(ClientUpdate):
             chosen = members > 0
             mean = jax.tree.map(lambda leaf: leaf / jnp.where(chosen, members, 1), delta)
             stepped = optimizer.update(mean, state, params)
-            rested = jax.tree.map(jnp.zeros_like, params), state
-            return jax.tree.map(lambda new, old: jnp.where(chosen, new, old), stepped, rested)
+            unchanged = jax.tree.map(jnp.zeros_like, params), state
+            return jax.tree.map(lambda new, old: jnp.where(chosen, new, old), stepped, unchanged)
 
         def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
             assert params is not None
@@ -95,7 +96,7 @@ class IFCA(ClientUpdate):
         return optax.GradientTransformation(init, update)
 
     def personal_init(self, task: Task, model: Model, broadcast: Tree, client: Client, key: Array) -> Tree:
-        """The model with the least loss on what the client adapts on."""
+        """The model with the least loss on the client's support examples."""
         best = _best(task, model, broadcast["models"], client)
         return jax.tree.map(lambda leaf: leaf[best], broadcast["models"])
 

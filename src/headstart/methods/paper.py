@@ -1,13 +1,13 @@
-"""The client updates of the paper: values that turn what was broadcast and a client's examples into a reply.
+"""The client updates of arXiv:1909.12488: values that turn what was broadcast and a client's examples into a reply.
 
-The convention (PAPER, Mathematics): a reply's Δ is in the units of the parameters and points uphill like a gradient;
-the weighted mean of Δ over a cohort is what the server's optimizer gets. With g_1 … g_{K+1} the gradients on a client's
-path of local SGD with learning rate β, the updates weigh the steps of that path:
+A reply's Δ is in the units of the parameters and points uphill like a gradient; the weighted mean of Δ over a cohort is
+what the server's optimizer gets. With g_1 … g_{K+1} the gradients along a client's local SGD with learning rate β, the
+updates weight its steps (the table of updates in docs/paper.md):
 
     FedSGD              β g_1, on all of the client's examples
     FedAvg, Reptile     β (g_1 + … + g_K) = θ − θ_K
     FOMAML              β g_{K+1}
-    MAML                β ∂/∂θ L(θ_K(θ); batch K+1), through the K steps: the only one that is no sum over a path
+    MAML                β ∂/∂θ L(θ_K(θ); batch K+1), through the K steps: the only one that is no sum over steps
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Scaling = Mapping[str, int]
 
 
 class Segment(NamedTuple):
-    """A stretch of a local path: `steps` steps on the examples of `client`, each with the same weight in Δ."""
+    """A stretch of local training: `steps` steps on the examples of `client`, each with the same weight in Δ."""
 
     client: Client
     steps: Array | int
@@ -44,7 +44,7 @@ class Segment(NamedTuple):
 
 
 def weighted_path(local_sgd: LocalSGD, params: Tree, key: Array, *segments: Segment) -> tuple[Tree, Sums]:
-    """Δ = β Σ_j w_j g_j over the segments' steps, and the metrics on the way.
+    """Δ = β Σ_j w_j g_j over the segments' steps, and the sums of their metrics.
 
     Steps of equal weight telescope, so a segment costs one difference of iterates however long it is.
     """
@@ -60,9 +60,9 @@ def weighted_path(local_sgd: LocalSGD, params: Tree, key: Array, *segments: Segm
 
 @dataclass(frozen=True)
 class FedSGD(ClientUpdate):
-    """Δ = β g_1: one gradient, on all of the client's examples (PAPER, table of updates).
+    """Δ = β g_1, one gradient on all of the client's examples.
 
-    batch_size: on the first batch of the path instead, as the central identity takes it.
+    batch_size: on the first batch of local SGD instead, for the identity of FedAvg with FedSGD and FOMAML.
     """
 
     learning_rate: float = 0.02
@@ -74,9 +74,9 @@ class FedSGD(ClientUpdate):
         """A client update; see `ClientUpdate`."""
         if self.batch_size is not None:
             local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
-            return replied(client, *weighted_path(local_sgd, broadcast, key, Segment(client, 1, 1.0)))
+            return make_reply(client, *weighted_path(local_sgd, broadcast, key, Segment(client, 1, 1.0)))
         gradient, metrics = whole_gradient(task, model, broadcast, client, key, batch_size=32)
-        return replied(client, jax.tree.map(lambda g: self.learning_rate * g, gradient), metrics)
+        return make_reply(client, jax.tree.map(lambda g: self.learning_rate * g, gradient), metrics)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class FedAvg(ClientUpdate):
         """A client update; see `ClientUpdate`."""
         local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
         steps = self.epochs * batches_per_epoch(client, self.batch_size)
-        return replied(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))
+        return make_reply(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,16 @@ class Reptile(ClientUpdate):
         """A client update; see `ClientUpdate`."""
         local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
         steps = jnp.where(client.size > 0, self.steps, 0)
-        return replied(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))
+        return make_reply(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))
 
 
 @dataclass(frozen=True)
 class FOMAML(ClientUpdate):
     """Δ = β g_{K+1}: the gradient after K steps on the query batch, second-order terms dropped.
 
-    query_share: 0 takes the next batch of the path as the query; otherwise this share of the client's examples is held
-        out from the K steps and the query drawn from it. On a path that wraps, a query meets examples again.
+    query_share: 0 takes the batch after the K steps as the query; otherwise this share of the client's examples is held
+        out from the K steps and the query drawn from it. Where the steps run through more than one epoch, a query meets
+        examples again.
     """
 
     steps: int = at_least(1, 10)
@@ -139,7 +140,7 @@ class FOMAML(ClientUpdate):
         local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
         support, query = support_and_query(client, self.query_share, key, batch_size=self.batch_size)
         segments = Segment(support, self.steps, 0.0), Segment(query, 1, 1.0)
-        return replied(client, *weighted_path(local_sgd, broadcast, key, *segments), counts=query.size > 0)
+        return make_reply(client, *weighted_path(local_sgd, broadcast, key, *segments), counts=query.size > 0)
 
 
 @dataclass(frozen=True)
@@ -172,15 +173,15 @@ class MAML(ClientUpdate):
 
         gradient, metrics = jax.grad(query_loss, has_aux=True)(broadcast)
         delta = jax.tree.map(lambda g: self.learning_rate * g, gradient)
-        return replied(client, delta, metrics, counts=query.size > 0)
+        return make_reply(client, delta, metrics, counts=query.size > 0)
 
     def extra_gradients(self, examples: float) -> float:
-        """Second derivatives: a step differentiated backwards costs about two gradients more."""
+        """The cost of second derivatives: a step differentiated backwards takes about two gradients more."""
         return 2.0 * self.steps * mean_batch(examples, self.batch_size)
 
 
 def support_and_query(
-    client: Client, query_share: float, key: Array, *, batch_size: int | None = at_least(1, None)
+    client: Client, query_share: float, key: Array, *, batch_size: int | None = None
 ) -> tuple[Client, Client]:
     """The client's examples for the inner steps and for the query; the same ones if `query_share` is 0.
 
@@ -192,21 +193,21 @@ def support_and_query(
         return client, client
     rows = client.rows[shuffled(client, jax.random.fold_in(key, 2))]
     held_out = jnp.round(client.size * query_share).astype(client.size.dtype)
-    kept = client.size - jnp.clip(held_out, jnp.minimum(1, client.size // 2), jnp.maximum(client.size - 1, 0))
-    support = client._replace(rows=rows, size=kept)
-    size = client.size - kept
+    n_support = client.size - jnp.clip(held_out, jnp.minimum(1, client.size // 2), jnp.maximum(client.size - 1, 0))
+    support = client._replace(rows=rows, size=n_support)
+    size = client.size - n_support
     query = client._replace(
-        rows=jnp.roll(rows, -kept), size=size if batch_size is None else jnp.minimum(size, batch_size)
+        rows=jnp.roll(rows, -n_support), size=size if batch_size is None else jnp.minimum(size, batch_size)
     )
     return support, query
 
 
 def mean_batch(examples: float, batch_size: int) -> float:
-    """How many of a client's examples a batch of its path holds, on average."""
+    """The number of examples in a client's batches, on average."""
     return examples / max(1, math.ceil(examples / batch_size))
 
 
-def replied(
+def make_reply(
     client: Client, delta: Tree, metrics: Sums, *, counts: Array | bool = True, client_state: Tree = None
 ) -> Reply:
     """The reply of a client whose weight is its number of examples, or 0 if it does not count."""
@@ -214,10 +215,10 @@ def replied(
 
 
 def difference(start: Tree, end: Tree) -> Tree:
-    """Δ of a path: where it began, less where it ended."""
+    """Δ of local training: the parameters it started from, less those it ended with."""
     return jax.tree.map(jnp.subtract, start, end)
 
 
 def without(part: Tree, start: Tree, end: Tree) -> Tree:
-    """Δ of a path, with zeros in a part (a tree of booleans) that the client keeps to itself."""
+    """Δ of local training, with zeros in a part (a tree of booleans) that stays with the client."""
     return jax.tree.map(lambda own, a, b: jnp.zeros_like(a) if own else a - b, part, start, end)

@@ -1,4 +1,4 @@
-"""Bends: what methods do to a gradient on the way down, and the parameters that a method treats apart."""
+"""Gradient transforms that methods share, and masks of the parameters that a method treats apart."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from headstart.learning.method import GradientTransform
 _DENSE = re.compile(r"Dense_(\d+)")
 
 
-def pull(strength: float, anchor: Tree) -> GradientTransform:
-    """The gradient of `strength / 2 ‖params − anchor‖²` on top."""
+def proximal(strength: float, anchor: Tree) -> GradientTransform:
+    """The transform that adds the gradient of the proximal term `strength / 2 ‖params − anchor‖²`."""
 
-    def bend(gradient: Tree, params: Tree) -> Tree:
+    def transform(gradient: Tree, params: Tree) -> Tree:
         return jax.tree.map(lambda g, p, a: g + strength * (p - a), gradient, params, anchor)
 
-    return bend
+    return transform
 
 
-def only(part: Tree) -> GradientTransform:
-    """Nothing but a part (a tree of booleans) moves."""
+def masked_to(part: Tree) -> GradientTransform:
+    """The transform that leaves the gradient of a part (a tree of booleans) and zeros elsewhere."""
 
-    def bend(gradient: Tree, params: Tree) -> Tree:
+    def transform(gradient: Tree, params: Tree) -> Tree:
         return jax.tree.map(lambda g, moves: g if moves else jnp.zeros_like(g), gradient, part)
 
-    return bend
+    return transform
 
 
 def head_of(params: Tree, head: Sequence[str] | None) -> Tree:
-    """Which parameters are the head: a tree of booleans.
+    """A tree of booleans that marks the parameters of the head.
 
     head: names in the paths of the head's parameters, such as "Dense_1" or "decoder"; an empty one leaves no head, None
         takes the last of the dense layers that are not inside another module, as Flax numbers them.
@@ -69,23 +69,23 @@ def is_statistic(path: str, params: Tree) -> bool:
 
 
 def _names(path: str) -> list[str]:
-    """The names in a path, but for that of the collection `params`."""
+    """The names in a path, without that of the collection `params`."""
     names = re.findall(r"\w+", path)
     return names[1:] if names[:1] == ["params"] else names
 
 
-def rest_of(part: Tree) -> Tree:
-    """The parameters that are not of this part."""
+def complement(part: Tree) -> Tree:
+    """The tree of booleans that marks everything but this part."""
     return jax.tree.map(lambda inside: not inside, part)
 
 
-def taken(part: Tree, params: Tree) -> list[jax.Array]:
-    """The parameters of the part, in order."""
+def select_leaves(part: Tree, params: Tree) -> list[jax.Array]:
+    """The leaves of the part, in order."""
     pairs = zip(jax.tree.leaves(part), jax.tree.leaves(params), strict=True)
     return [leaf for inside, leaf in pairs if inside]
 
 
-def given(part: Tree, params: Tree, own: Sequence[jax.Array]) -> Tree:
-    """The parameters with one's own in place of those of the part."""
-    mine = iter(own)
-    return jax.tree.map(lambda inside, leaf: next(mine) if inside else leaf, part, params)
+def replace_leaves(part: Tree, params: Tree, leaves: Sequence[jax.Array]) -> Tree:
+    """The parameters with these leaves, from `select_leaves`, in place of those of the part."""
+    new = iter(leaves)
+    return jax.tree.map(lambda inside, leaf: next(new) if inside else leaf, part, params)

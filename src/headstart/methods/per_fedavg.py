@@ -14,13 +14,13 @@ from headstart.fields import at_least
 from headstart.learning.local_sgd import LocalSGD, LocalState
 from headstart.learning.method import ClientUpdate, Reply
 from headstart.learning.tasks import Task
-from headstart.methods.paper import Scaling, SearchSpace, difference, replied
+from headstart.methods.paper import Scaling, SearchSpace, difference, make_reply
 from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)
 class PerFedAvg(ClientUpdate):
-    """`steps` times: w̃ = w − α g(w; D), then w ← w − β g(w̃; D′); Δ = w_0 − w. The second step starts from w again.
+    """`steps` meta-steps w̃ = w − α g(w; D), then w ← w − β g(w̃; D′); Δ = w_0 − w. The outer step starts from w again.
 
     learning_rate: α. meta_rate: β. D and D′ are successive batches of the client's path.
     """
@@ -41,13 +41,13 @@ class PerFedAvg(ClientUpdate):
         local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
         ratio = self.meta_rate / self.learning_rate
 
-        def meta_step(_: Array, at: LocalState) -> LocalState:
-            inner = local_sgd.run(at, client, key, steps=1)
+        def meta_step(_: Array, local_state: LocalState) -> LocalState:
+            inner = local_sgd.run(local_state, client, key, steps=1)
             outer = local_sgd.run(inner, client, key, steps=1)
             # The last step was α g(w̃; D′); it is taken from w, with β.
-            params = jax.tree.map(lambda w, a, b: w - ratio * (a - b), at.params, inner.params, outer.params)
+            params = jax.tree.map(lambda w, a, b: w - ratio * (a - b), local_state.params, inner.params, outer.params)
             return outer._replace(params=params)
 
         steps = jnp.where(client.size > 0, self.steps, 0)
         end = jax.lax.fori_loop(0, steps, meta_step, local_sgd.init(broadcast))
-        return replied(client, difference(broadcast, end.params), end.metrics)
+        return make_reply(client, difference(broadcast, end.params), end.metrics)

@@ -15,17 +15,17 @@ from headstart.learning.local_sgd import LocalSGD, LocalState, step_keys
 from headstart.learning.local_sgd import batch as gather_batch
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
 from headstart.learning.tasks import Task
-from headstart.methods.paper import Scaling, SearchSpace, difference, replied
-from headstart.methods.partial import pull
+from headstart.methods.paper import Scaling, SearchSpace, difference, make_reply
+from headstart.methods.partial import proximal
 from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)
 class PFedMe(ClientUpdate):
-    """R times: θ̂ ≈ argmin f(θ; batch) + λ/2 ‖θ − w‖² by K steps from θ̂, then w ← w − ηλ (w − θ̂); Δ = w_0 − w_R.
+    """R rounds of θ̂ ≈ argmin f(θ; batch) + λ/2 ‖θ − w‖² by K steps from θ̂, then w ← w − ηλ (w − θ̂); Δ = w_0 − w_R.
 
     rounds: R. steps: K. strength: λ. learning_rate: of the K steps. outer_rate: η. A held-out client seeks its own θ̂
-    on all it adapts on, from w.
+    on all of its support examples, from w.
     """
 
     rounds: int = at_least(1, 10)
@@ -45,24 +45,24 @@ class PFedMe(ClientUpdate):
         """A client update; see `ClientUpdate`."""
         order_key, _ = step_keys(key, 0)
 
-        def once(number: Array, carry: tuple[Tree, LocalState]) -> tuple[Tree, LocalState]:
+        def outer_step(number: Array, carry: tuple[Tree, LocalState]) -> tuple[Tree, LocalState]:
             own, local_state = carry
-            local_sgd = self._descent(task, model, own)
-            # All K steps are on one batch, as the paper has it.
+            local_sgd = self._local_sgd(task, model, own)
+            # All K steps are on one batch, as in the method's paper.
             examples = gather_batch(client, number, order_key, batch_size=self.batch_size)
             local_state = jax.lax.fori_loop(0, self.steps, lambda _, at: local_sgd.step(at, examples, key), local_state)
-            rate = self.outer_rate * self.strength
-            return jax.tree.map(lambda w, theta: w - rate * (w - theta), own, local_state.params), local_state
+            scale = self.outer_rate * self.strength
+            return jax.tree.map(lambda w, theta: w - scale * (w - theta), own, local_state.params), local_state
 
-        start = self._descent(task, model, broadcast).init(broadcast)
+        start = self._local_sgd(task, model, broadcast).init(broadcast)
         rounds = jnp.where(client.size > 0, self.rounds, 0)
-        own, local_state = jax.lax.fori_loop(0, rounds, once, (broadcast, start))
-        return replied(client, difference(broadcast, own), local_state.metrics)
+        own, local_state = jax.lax.fori_loop(0, rounds, outer_step, (broadcast, start))
+        return make_reply(client, difference(broadcast, own), local_state.metrics)
 
     def personal_gradient(self, start: Tree) -> GradientTransform:
-        """Personalization is pulled back to the server's model."""
-        return pull(self.strength, start)
+        """The proximal term around the server's model."""
+        return proximal(self.strength, start)
 
-    def _descent(self, task: Task, model: Model, anchor: Tree) -> LocalSGD:
-        bend = pull(self.strength, anchor)
-        return LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)
+    def _local_sgd(self, task: Task, model: Model, anchor: Tree) -> LocalSGD:
+        transform = proximal(self.strength, anchor)
+        return LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, transform)

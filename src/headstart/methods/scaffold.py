@@ -15,15 +15,15 @@ from headstart.fields import at_least
 from headstart.learning.local_sgd import LocalSGD
 from headstart.learning.method import ClientUpdate, Reply, Weighting
 from headstart.learning.tasks import Task
-from headstart.methods.paper import SearchSpace, replied
+from headstart.methods.paper import SearchSpace, make_reply
 from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)
 class Scaffold(ClientUpdate):
-    """K steps by g − c_i + c; then c_i becomes c_i − c + (θ − θ_K) / (Kβ), which the client keeps.
+    """K steps along g − c_i + c; then c_i becomes c_i − c + (θ − θ_K) / (Kβ), the client's state.
 
-    The server's c is the mean of all c_i if replies are weighed uniformly; otherwise it is weighed as the model is.
+    The server's c is the mean of all c_i if replies are weighted uniformly; otherwise it is weighted as the model is.
     """
 
     steps: int = at_least(1, 10)
@@ -40,34 +40,34 @@ class Scaffold(ClientUpdate):
         """A client update; see `ClientUpdate`."""
         params, control = broadcast["params"], broadcast["control"]
 
-        def bend(gradient: Tree, _: Tree) -> Tree:
+        def transform(gradient: Tree, _: Tree) -> Tree:
             return jax.tree.map(lambda g, own, server: g - own + server, gradient, client_state, control)
 
-        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, bend)
+        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, transform)
         steps = jnp.where(client.size > 0, self.steps, 0)
         end = local_sgd.run(local_sgd.init(params), client, key, steps=steps)
         moved = jax.tree.map(jnp.subtract, params, end.params)
         scale = 1 / (self.steps * self.learning_rate)
-        renewed = jax.tree.map(lambda own, server, d: own - server + scale * d, client_state, control, moved)
-        delta = {"params": moved, "control": jax.tree.map(jnp.subtract, client_state, renewed)}
-        return replied(client, delta, end.metrics)._replace(client_state=renewed)
+        new_state = jax.tree.map(lambda own, server, d: own - server + scale * d, client_state, control, moved)
+        delta = {"params": moved, "control": jax.tree.map(jnp.subtract, client_state, new_state)}
+        return make_reply(client, delta, end.metrics)._replace(client_state=new_state)
 
     def init_server(self, params: Tree) -> Tree:
-        """The model and the server's control variate c, which begins at zero."""
+        """The model, and the server's control variate c, zero at first."""
         return {"params": params, "control": jax.tree.map(jnp.zeros_like, params)}
 
     def server_optimizer(
         self, optimizer: optax.GradientTransformation, participation: float
     ) -> optax.GradientTransformation:
-        """The optimizer steps the model; c takes the mean change for as many of all clients as there were."""
+        """The stage's optimizer for the model; c takes the mean change times the participation."""
         steps: dict[Hashable, optax.GradientTransformation]
         steps = {"params": optimizer, "control": optax.sgd(participation)}
         return optax.partition(steps, {"params": "params", "control": "control"})
 
     def init_client_state(self, params: Tree) -> Tree:
-        """The client's control variate c_i, which begins at zero."""
+        """The client's control variate c_i, zero at first."""
         return jax.tree.map(jnp.zeros_like, params)
 
     def personal_init(self, task: Task, model: Model, broadcast: Tree, client: Client, key: Array) -> Tree:
-        """A held-out client fine-tunes the model, without variates."""
+        """The model; a held-out client fine-tunes it without control variates."""
         return broadcast["params"]

@@ -69,7 +69,7 @@ def _labels(paths: Sequence[Path], names: list[str]) -> list[str]:
 
 
 def _read(path: Path, label: str, document: dict[str, Any], allowed_modules: Collection[str]) -> Run:
-    task: Task = from_json(document["task"], allowed_modules=allowed_modules, place="task")
+    task: Task = from_json(document["task"], allowed_modules=allowed_modules, where="task")
     ends = tuple(int(end) for end in np.cumsum([stage["rounds"] for stage in document["stages"]]))
     logs = {int(folder.name.removeprefix("seed-")): _records(folder / "metrics.jsonl") for folder in seed_folders(path)}
     reached = {seed: max((record["round"] for record in log), default=0) for seed, log in logs.items()}

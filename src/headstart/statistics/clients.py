@@ -1,4 +1,4 @@
-"""What to say about personalization: means, spreads, intervals over clients, and harm beyond test noise."""
+"""Statistics over clients: means, spreads, intervals, and clients with a lower value beyond test noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
 
 
 def summarize(curves: Curves, task: Task, *, epochs: int, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
-    """Everything about a group of clients after n epochs of personalization, as a JSON document.
+    """Summary of a group of clients after `epochs` epochs of personalization, as a JSON document.
 
     Clients without test items are counted as `untested` and left out of everything else.
     """
@@ -36,7 +36,7 @@ def summarize(curves: Curves, task: Task, *, epochs: int, seed: int = 0, resampl
 
 @np.errstate(over="ignore", invalid="ignore")  # clients whose training diverged
 def describe(values: np.ndarray, weights: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
-    """Per-client values `[clients]`: uniform and weighted mean, a 95 % interval, spread and percentiles.
+    """Description of per-client values `[clients]`: uniform and weighted mean, 95 % interval, spread, percentiles.
 
     weights: `[clients]`, the number of test items. interval: of the uniform mean, by a bootstrap over clients.
     """
@@ -68,13 +68,13 @@ def bootstrap(values: np.ndarray, *, seed: int = 0, resamples: int = 2000, level
 
 
 def harmed(curves: Curves, metric: Metric, *, epochs: int) -> dict[str, Any]:
-    """The share of clients harmed by personalization, and the share expected from test noise alone.
+    """The share of clients with a lower value after personalization, and the share expected from test noise alone.
 
-    A client counts as harmed when its own metric on its few test items got worse, or its training diverged.
-    `by_chance` is the expected share of such
-    clients if every client's true gain were the same, the mean one over all test items; `chance_interval` is where the
-    share would lie in 95 of 100 repetitions. Test items are taken as independent. `beyond_chance` says whether the
-    observed share lies above that interval. If the mean gain is not positive, most clients are expected to be harmed.
+    Lower means worse in the metric's own direction, on the client's few test items, or training that diverged.
+    `by_chance` is the expected share of such clients if every client's true gain were the same, the mean one over all
+    test items; `chance_interval` is where the share would lie in 95 of 100 repetitions. Test items are taken as
+    independent. `beyond_chance` says whether the observed share lies above that interval. If the mean gain is not
+    positive, most clients are expected to have a lower value.
     """
     _, counts = curves.metrics[metric.name]
     tested = counts > 0
@@ -89,7 +89,7 @@ def harmed(curves: Curves, metric: Metric, *, epochs: int) -> dict[str, Any]:
 
 
 def chance_of_harm(gain: np.ndarray, squared: np.ndarray, counts: np.ndarray, *, discrete: bool) -> np.ndarray:
-    """`[clients]`: how likely each client is to be harmed if the true gain were the pooled one for everybody.
+    """The probability `[clients]` of a lower value, if every client's true gain were the pooled one.
 
     gain, squared, counts: per client, sums over its test items of the change, of its square, and their number.
     discrete: the change of an item is -1, 0 or 1 (right before, wrong after; unchanged; the reverse). Then the number
@@ -120,5 +120,4 @@ def _worse_than_better(items: int, changed: float, worse: float) -> float:
 
 def rounds_to_target(rounds: Sequence[int], values: Sequence[float], target: float, *, metric: Metric) -> int | None:
     """The first evaluated round at which a curve reaches the target; None if it never does."""
-    reached = [v >= target if metric.higher_is_better else v <= target for v in values]
-    return next((r for r, good in zip(rounds, reached, strict=True) if good), None)
+    return next((r for r, value in zip(rounds, values, strict=True) if metric.reached(value, target)), None)

@@ -1,4 +1,4 @@
-"""Verdicts: what a comparison decides, by a rule that is fixed before anything is measured.
+"""Verdicts of comparisons, by a rule that is fixed before anything is measured.
 
 A difference is decided only if two intervals exclude zero on the same side: a t-interval over seeds of the clients'
 mean, and a bootstrap over clients of the seeds' mean. The first asks whether another training run would say the same,
@@ -43,15 +43,16 @@ class Difference(NamedTuple):
 
 
 def _side(*intervals: tuple[float, float]) -> int:
-    """Of zero, on which all of them lie."""
+    """The side of zero on which all intervals lie; 0 without one."""
     lows, highs = zip(*intervals, strict=True)
     return 1 if min(lows) > 0 else -1 if max(highs) < 0 else 0
 
 
 def difference(values: np.ndarray) -> Difference:
-    """Of paired differences `[seeds, clients]`; clients without a value in every seed (NaN) are left out.
+    """The mean and intervals of paired differences `[seeds, clients]`.
 
-    A single client gives no interval over clients: however often it is drawn, its mean is the same.
+    Clients without a value in every seed (NaN) are left out. A single client gives no interval over clients: however
+    often it is drawn, its mean is the same.
     """
     values = values[:, np.isfinite(values).all(axis=0)]
     seeds, clients = values.shape
@@ -70,14 +71,14 @@ def t_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float
 
 
 def decide(signs: Sequence[int]) -> Decision:
-    """The decision on a claim that wants all comparisons positive: one decided against it refutes it."""
+    """The decision on a claim that needs all comparisons positive, which one decidedly negative refutes."""
     if any(sign < 0 for sign in signs):
         return "does not hold"
     return "holds" if signs and all(sign > 0 for sign in signs) else "inconclusive"
 
 
 def decide_most(signs: Sequence[int]) -> Decision:
-    """The same of a claim about a tendency: half of the comparisons for it and none against, or the reverse."""
+    """The decision on a claim about a tendency: half of the comparisons for it and none against, or the reverse."""
     positive, negative = sum(sign > 0 for sign in signs), sum(sign < 0 for sign in signs)
     if positive and not negative and 2 * positive >= len(signs):
         return "holds"
@@ -114,8 +115,8 @@ def spread(first: np.ndarray, second: np.ndarray, *, resamples: int = 2000) -> S
     ratio, over_clients = float(widths[0] / widths[1]) if widths[1] > 0 else math.inf, (-1.0, 1.0)
     if clients > 1:
         drawn = np.random.default_rng(0).integers(0, clients, (resamples, clients))
-        resampled = [np.array([each[:, chosen].mean(axis=1) for chosen in drawn]) for each in (first, second)]
-        low, high = np.quantile(_tilt(*resampled), [0.025, 0.975])
+        anew = [np.array([each[:, chosen].mean(axis=1) for chosen in drawn]) for each in (first, second)]
+        low, high = np.quantile(_tilt(*anew), [0.025, 0.975])
         over_clients = float(low), float(high)
     return Spread(ratio, _by_seeds(*means), over_clients, len(first))
 
@@ -140,7 +141,7 @@ def _by_seeds(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
 
 
 class Power(NamedTuple):
-    """How small a difference would still be decided, four times in five.
+    """The smallest difference that would be decided four times in five.
 
     by_seeds, by_clients: by each of the two intervals alone. seeds, clients: the size it is asked for.
     """
@@ -152,12 +153,12 @@ class Power(NamedTuple):
 
     @property
     def smallest(self) -> float:
-        """Of the two, the larger."""
+        """The larger of the two."""
         return max(self.by_seeds, self.by_clients)
 
 
 def power(pilot: np.ndarray, *, seeds: int, clients: int) -> Power:
-    """The power to expect from paired differences `[pilot seeds, pilot clients]` that were seen beforehand.
+    """The power of n seeds and clients, from paired differences `[pilot seeds, pilot clients]` seen beforehand.
 
     The variance is taken apart, as in a two-way table without repetition, into that of seeds, of clients and the rest.
     Without two seeds and two clients with values in the pilot, or two seeds asked for, no difference is small enough.
@@ -178,7 +179,7 @@ def power(pilot: np.ndarray, *, seeds: int, clients: int) -> Power:
 
 
 class TwoWay(NamedTuple):
-    """The two-way mean over seeds × clients, both a random sample: of other runs, of other clients.
+    """Two-way mean over seeds × clients, which are both samples: of other runs, and of other clients.
 
     error: its standard error. freedom: degrees of freedom of the t-distribution that it is held against.
     """
@@ -188,13 +189,13 @@ class TwoWay(NamedTuple):
     freedom: float
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Of the mean; without bounds where there are not two seeds and two clients."""
+        """The interval of the mean; without bounds where there are not two seeds and two clients."""
         half = stats.t.ppf((1 + level) / 2, self.freedom) * self.error if self.error else 0.0
         return float(self.mean - half), float(self.mean + half)
 
     @property
     def p(self) -> float:
-        """Of a mean of zero."""
+        """The p-value of a mean of zero."""
         if not math.isfinite(self.error):
             return 1.0
         if not self.error:
@@ -203,10 +204,11 @@ class TwoWay(NamedTuple):
 
 
 def two_way(values: np.ndarray) -> TwoWay:
-    """Of values `[seeds, clients]`, every seed with every client; clients without a value in some seed are left out.
+    """The two-way mean of values `[seeds, clients]`, every seed with every client.
 
-    The variance of the mean is that of the seeds' means plus that of the clients' means, less the noise that both hold
-    (a two-way table without repetition); its degrees of freedom are Satterthwaite's.
+    Clients without a value in some seed are left out. The variance of the mean is that of the seeds' means plus that of
+    the clients' means, less the noise that both hold (a two-way table without repetition); its degrees of freedom are
+    Satterthwaite's.
     """
     values = values[:, np.isfinite(values).all(axis=0)]
     seeds, clients = values.shape
@@ -226,7 +228,7 @@ def two_way(values: np.ndarray) -> TwoWay:
 
 
 def _variances(values: np.ndarray) -> tuple[float, float, float]:
-    """Of the seeds' means, of the clients' means, and of what is left, in a table `[seeds, clients]`."""
+    """The variances of the seeds' means, of the clients' means, and of the rest, in a table `[seeds, clients]`."""
     of_seeds, of_clients = values.mean(axis=1), values.mean(axis=0)
     rest = values - of_seeds[:, None] - of_clients + values.mean()
     noise = (rest**2).sum() / ((len(of_seeds) - 1) * (len(of_clients) - 1))
@@ -234,7 +236,7 @@ def _variances(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def holm(p_values: Sequence[float], *, level: float = 0.05) -> list[bool]:
-    """Which are decided if the chance of a single mistake among all is to stay below `level` (Holm 1979)."""
+    """Which are decided, with the probability of any mistake among all below `level` (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
     decided = [False] * len(p_values)
     for rank, number in enumerate(order):

@@ -1,4 +1,4 @@
-"""What studies say of two results: differences, claims about them, and the cells that every table begins with."""
+"""Comparisons of two results: differences, claims about them, and the cells that every table begins with."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Compared = Sequence[tuple[str, Difference]]
 
 
 def over(first: Result, second: Result, what: What) -> Difference:
-    """The first less the second, client by client."""
+    """The difference of the first and the second, client by client."""
     return difference(getattr(first, what) - getattr(second, what))
 
 
 def against(found: Mapping[str, Result], reference: str) -> Compared:
-    """Every result less the one of this name, of the initial and of the personalized model."""
+    """The difference of every result to the reference, for the initial and for the personalized model."""
     return [
         (f"{name}: {what}", over(result, found[reference], what))
         for name, result in found.items()
@@ -32,18 +32,18 @@ def against(found: Mapping[str, Result], reference: str) -> Compared:
 
 
 def better(found: Mapping[str, Result], best: str, others: Sequence[str], what: What) -> Compared:
-    """One result less each of the others, named in a sentence."""
+    """The difference of one result to each of the others, named for a sentence."""
     return [(f"{what}: {best} over {other}", over(found[best], found[other], what)) for other in others]
 
 
 def claim(text: str, paper: str, compared: Compared) -> Claim:
-    """A claim that wants all of these differences positive."""
+    """A claim that holds if all of these differences are positive."""
     sentences = tuple(format_difference(name, each) for name, each in compared)
     return Claim(text, paper, decide([each.sign for _, each in compared]), sentences)
 
 
 def accuracies(result: Result) -> tuple[str, str]:
-    """Initial and personalized, mean over seeds and clients with the t-interval over seeds: `71.3 % [70.1, 72.5]`."""
+    """Initial and personalized accuracy, means with t-intervals over seeds: `71.3 % [70.1, 72.5]`."""
     return _with_interval(result.initial), _with_interval(result.personalized)
 
 

@@ -1,4 +1,4 @@
-"""What studies read and what they give: results of runs, choices, claims with their decisions, tables; in words too."""
+"""The values that studies read and give: results of runs, choices, claims with their decisions, tables; as text too."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from headstart.statistics.verdicts import Decision, Difference, Power, Spread
 
 
 class Result(NamedTuple):
-    """What a run came to at its end, on one group of clients; values are those of the task's first metric.
+    """The results at the end of a run, on one group of clients; values are those of the task's first metric.
 
     ids: `[clients]`. curves: `[seeds, clients, epochs + 1]`: each client's value after every epoch of personalization.
     epochs: `[seeds]`: the epochs chosen on validation clients.
     rounds: `[evaluations]`. history: `[seeds, evaluations, clients, epochs + 1]`, of validation clients along training.
-    items: `[seeds]`: how many examples, counted each time one was used, trained. ends: `[seeds]`: the last round.
-    by_chance: `[seeds]`: the share of clients that chance alone would make look worse off, as `statistics.hurt` tells.
-    command: what repeats the run.
-    beyond_chance: `[seeds]`: whether more clients look worse off than chance explains. seconds: `[seeds]`: of training.
+    items: `[seeds]`: examples that trained, counted each time one was used. ends: `[seeds]`: the last round.
+    by_chance: `[seeds]`: the share of clients expected to have lower accuracy from test noise alone, as
+        `statistics.clients.harmed` computes it. command: repeats the run.
+    beyond_chance: `[seeds]`: whether more clients are harmed than chance explains. seconds: `[seeds]`: of training.
     personal_rates: `[seeds]`: the learning rate of personalization, chosen with the epochs where several are tried.
     """
 
@@ -50,7 +50,7 @@ class Result(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What was chosen on validation clients: the value of each candidate (NaN: it diverged), and the best."""
+    """A choice on validation clients: the value of each candidate (NaN: it diverged), and the best."""
 
     what: str
     values: Mapping[str, float]
@@ -58,9 +58,9 @@ class Choice(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """One claim, and what was found.
+    """One claim with its decision.
 
-    paper: the paper's own words or numbers, empty if they are not known; None if the claim is not of the paper.
+    paper: the paper's own words or numbers, empty if they are not known; None for a claim that is not the paper's.
     evidence: the comparisons, a sentence each.
     """
 
@@ -71,7 +71,7 @@ class Claim(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Texts in rows and columns."""
+    """A table of texts."""
 
     title: str
     head: tuple[str, ...]
@@ -80,9 +80,9 @@ class Table(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What a study found on one federation.
+    """The findings of a study on one federation.
 
-    name: of the study. question: what it asks. commands: of its runs, by name.
+    name: of the study. question: that it answers. commands: of its runs, by name.
     """
 
     name: str
@@ -95,14 +95,14 @@ class Evidence(NamedTuple):
     commands: Mapping[str, str] = {}
 
 
-def worse_off(result: Result) -> str:
-    """The share of clients whose own value personalization lowers, and that by chance alone, means over seeds."""
+def lower_accuracy(result: Result) -> str:
+    """The share of clients with lower accuracy after personalization, and that expected from test noise."""
     share = float((result.personalized < result.initial).mean())
     return f"{100 * share:.1f} / {format_share(float(result.by_chance.mean()))}"
 
 
-def gained(result: Result) -> str:
-    """What personalization adds on average, in points."""
+def mean_gain(result: Result) -> str:
+    """The mean gain from personalization, in points."""
     return format_points(float((result.personalized - result.initial).mean()), digits=1)
 
 

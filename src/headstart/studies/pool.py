@@ -1,7 +1,7 @@
 """Runs side by side: one process on each share of the cores, which does one run after another.
 
-A process keeps what one run leaves to the next: the data, the model, compiled programs. What a run comes to is what
-the command `headstart run` makes of the same experiment.
+A process keeps data, model and compiled programs from one run to the next. The result of a run is that of the command
+`headstart run` with the same experiment.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from headstart.files import write_bytes
 from headstart.training.run import ProgramCache, run_into
 from headstart.training.seed_run import DivergedError
 
-PATIENCE = 60.0
+# A worker that has been asked to save and end is killed after this time.
+WORKER_EXIT_SECONDS = 60.0
 
 
 class Job(NamedTuple):
@@ -58,7 +59,7 @@ class Job(NamedTuple):
 
 
 def free_cores() -> int:
-    """How many runs go well beside each other: one on every core of this process, or one where there is a GPU."""
+    """The number of runs to do side by side: one on every core of this process, or one where there is a GPU."""
     return 1 if jax.default_backend() != "cpu" else len(cores())
 
 
@@ -66,7 +67,7 @@ def do(job: Job, cache: ProgramCache) -> str:
     """Do a run in this process; returns "done", "diverged" or "interrupted".
 
     Raises:
-        UserError: if it fails otherwise.
+        UserError: if it fails for another reason.
     """
     try:
         done = run_into(job.experiment, job.folder, allowed_modules=job.allowed_modules, cache=cache)
@@ -77,10 +78,10 @@ def do(job: Job, cache: ProgramCache) -> str:
 
 
 def run_jobs(jobs: Sequence[Job], *, processes: int, log: Callable[[str], None]) -> None:
-    """Run them all, begun in their order.
+    """Do all jobs, started in their order.
 
     Raises:
-        UserError: for the first that fails otherwise than by diverging.
+        UserError: for the first that fails for another reason than divergence.
         KeyboardInterrupt: if Ctrl-C stopped them, with everything saved.
     """
     if not jobs:
@@ -89,16 +90,18 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, log: Callable[[str], None])
     with ExitStack() as stack:
         if processes > 1:
             count = min(processes, len(cores()), len(jobs))
-            # Threads wait for the processes, so they are the last to go; what is not begun then is never sent.
+            # Threads wait for the processes, so they are the last to end; jobs not started by then are never sent.
             threads = stack.enter_context(ThreadPoolExecutor(count))
             stack.callback(threads.shutdown, wait=False, cancel_futures=True)
             workers: SimpleQueue[Worker] = SimpleQueue()
             for number in range(count):
                 workers.put(stack.enter_context(Worker(cores()[number::count])))
-            told = (future.result() for future in as_completed([threads.submit(_send, workers, job) for job in jobs]))
+            answers = (
+                future.result() for future in as_completed([threads.submit(_send, workers, job) for job in jobs])
+            )
         else:
-            told = ((job, do(job, cache)) for job in jobs)
-        for number, (job, answer) in enumerate(told, 1):
+            answers = ((job, do(job, cache)) for job in jobs)
+        for number, (job, answer) in enumerate(answers, 1):
             if answer == "interrupted":
                 raise KeyboardInterrupt
             name = f"{job.folder.parent.name}, seed {job.experiment.seed}"
@@ -106,7 +109,7 @@ def run_jobs(jobs: Sequence[Job], *, processes: int, log: Callable[[str], None])
 
 
 class Worker:
-    """A process that does jobs on a share of the cores; see `worker`. At the end of its block it saves and goes."""
+    """A process that does jobs on a share of the cores; see `worker`. At the end of its block it saves and ends."""
 
     def __init__(self, share: Sequence[int]) -> None:
         self.process = subprocess.Popen(
@@ -118,18 +121,18 @@ class Worker:
             start_new_session=True,
         )
         if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(self.process.pid, share)  # before it has begun to count its cores
+            os.sched_setaffinity(self.process.pid, share)  # before it counts its cores
 
     def __call__(self, job: Job) -> str:
-        """Do a job; returns what `do` does.
+        """Do a job; returns the same as `do`.
 
         Raises:
             UserError: if the run fails, or the process ends.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            words = [str(job.file), str(job.folder), job.experiment.seed, list(job.allowed_modules)]
-            print(json.dumps(words), file=self.process.stdin, flush=True)
+            request = [str(job.file), str(job.folder), job.experiment.seed, list(job.allowed_modules)]
+            print(json.dumps(request), file=self.process.stdin, flush=True)
             answer = json.loads(self.process.stdout.readline())
         except (OSError, ValueError) as error:
             raise UserError(f"the process of the run {job.folder} has ended; repeat the command") from error
@@ -147,7 +150,7 @@ class Worker:
         with suppress(OSError):
             self.process.stdin.close()
         try:
-            self.process.wait(PATIENCE)
+            self.process.wait(WORKER_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

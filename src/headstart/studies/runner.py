@@ -1,6 +1,6 @@
-"""Runs of studies: each is a `headstart run` into a folder of its own, so what is finished is never done again.
+"""Runs of studies: each is a `headstart run` into a folder of its own, so a finished run is never repeated.
 
-A folder's name ends with a digest of its experiment: two studies that want the same run share it, and a changed setting
+A folder's name ends with a digest of its experiment: two studies with the same run share it, and a changed setting
 makes another one.
 """
 
@@ -24,6 +24,7 @@ from headstart.experiment.loading import document_of
 from headstart.experiment.serialization import earlier, to_json
 from headstart.experiment.setup import Prepared, prepare
 from headstart.files import write_json
+from headstart.learning.tasks import Metric
 from headstart.runs.directory import Group
 from headstart.runs.log import read_records
 from headstart.runs.reading import open_run
@@ -31,16 +32,16 @@ from headstart.studies.evidence import Choice, Result
 from headstart.studies.pool import Job, run_jobs
 from headstart.training.seed_run import DivergedError
 
-# Seeds of runs that only choose, apart from those whose results are told.
+# The first seed of tuning runs; no reported run has one of these.
 TUNING_SEED = 1000
 
 
 class Runs:
     """The runs of one federation.
 
-    folder: where they go. seeds: how many of each, where a study does not say. processes: how many run side by side;
-    with 1 they run in this process. log: gets a line of progress. allowed_modules: as in `run`.
-    fingerprint: of what else decides a result, such as custom code: with another one nothing finished is the same run.
+    folder: of all runs. seeds: the number of each, where a study does not give it. processes: how many run side
+    by side; with 1 they run in this process. log: gets a line of progress. allowed_modules: as in `run`.
+    fingerprint: of what else decides a result, such as custom code; with another fingerprint everything is run anew.
     """
 
     def __init__(
@@ -53,13 +54,13 @@ class Runs:
         allowed_modules: Collection[str] = (),
         fingerprint: str = "",
     ) -> None:
-        # From the root, so that a run goes on wherever the command is given.
+        # Absolute, so that a run resumes from any working directory.
         self.root, self.seeds, self.processes, self.log = folder.resolve(), seeds, processes, log
         self.allowed_modules, self.fingerprint = tuple(sorted(allowed_modules)), fingerprint
         self._prepared: dict[str, Prepared] = {}
 
     def folder(self, experiment: Experiment) -> Path:
-        """Where the runs of an experiment are, each in a folder named by its seed."""
+        """The folder of an experiment's runs, each in a folder named by its seed."""
         text = (
             json.dumps(earlier(to_json(replace(experiment, seed=0))), sort_keys=True).replace(str(self.root), "")
             + self.fingerprint
@@ -67,25 +68,25 @@ class Runs:
         return self.root / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def prepared(self, experiment: Experiment) -> Prepared:
-        """Its data, clients, model and task."""
+        """The data, clients, model and task of an experiment."""
         key = json.dumps(to_json(experiment.data))
         if key not in self._prepared:
             self._prepared[key] = prepare(experiment, allowed_modules=self.allowed_modules)
         return self._prepared[key]
 
     def finish(
-        self, wanted: Mapping[str, Experiment], *, seeds: int | None = None, strict: bool = True
+        self, experiments: Mapping[str, Experiment], *, seeds: int | None = None, strict: bool = True
     ) -> dict[str, Result]:
-        """The results on test clients, after running what is missing.
+        """The results on test clients, after the missing runs are done.
 
-        strict: otherwise what diverges is left out.
+        strict: otherwise a result with a run that diverges is left out.
 
         Raises:
             DivergedError: if a run diverges.
-            UserError: if one fails otherwise.
+            UserError: if one fails for another reason.
         """
         count = seeds or self.seeds
-        jobs = {name: self._jobs(experiment, range(count)) for name, experiment in wanted.items()}
+        jobs = {name: self._jobs(experiment, range(count)) for name, experiment in experiments.items()}
         self._run(jobs.values())
         results = {}
         for name, each in jobs.items():
@@ -107,7 +108,7 @@ class Runs:
 
     def choose_each(
         self,
-        asked: Mapping[str, Mapping[str, Experiment]],
+        candidates: Mapping[str, Mapping[str, Experiment]],
         *,
         seeds: int,
         by: Mapping[str, Literal["initial", "personalized"]] = MappingProxyType({}),
@@ -115,43 +116,36 @@ class Runs:
     ) -> dict[str, tuple[Choice, dict[str, Result]]]:
         """Several choices whose runs go side by side.
 
-        by: what a choice looks at, if it is not the personalized model. strict: otherwise a choice is left out if
-            every candidate for it diverges.
+        candidates: by the name of the choice, then by their own. by: the model whose value decides a choice, if it is
+            not the personalized one. strict: otherwise a choice is left out if every candidate for it diverges.
 
         Raises:
             UserError: if every candidate of one of them diverges.
         """
-        seen = range(TUNING_SEED, TUNING_SEED + seeds)
+        tuning_seeds = range(TUNING_SEED, TUNING_SEED + seeds)
         jobs = {
-            (what, name): self._jobs(replace(experiment, test=False), seen)
-            for what, candidates in asked.items()
-            for name, experiment in candidates.items()
+            what: {name: self._jobs(replace(each, test=False), tuning_seeds) for name, each in experiments.items()}
+            for what, experiments in candidates.items()
         }
-        self._run(jobs.values())
+        self._run(job for each in jobs.values() for job in each.values())
         chosen = {}
-        for what, candidates in asked.items():
-            mine = {name: jobs[what, name] for name in candidates}
-            whole = {name: each for name, each in mine.items() if not any(job.diverged.exists() for job in each)}
-            results = {name: self._result(each, "validation") for name, each in whole.items()}
-            looked_at = by.get(what, "personalized")
-            means = {name: float(np.nanmean(getattr(result, looked_at))) for name, result in results.items()}
-            values = {name: mean for name, mean in means.items() if np.isfinite(mean)}
-            if not values and strict:
+        for what, each in jobs.items():
+            finished = {name: of for name, of in each.items() if not any(job.diverged.exists() for job in of)}
+            results = {name: self._result(of, "validation") for name, of in finished.items()}
+            metric = self.prepared(next(iter(candidates[what].values()))).task.metrics[0]
+            choice = _best(what, list(each), results, by.get(what, "personalized"), metric)
+            if choice:
+                chosen[what] = choice, results
+            elif strict:
                 raise UserError(f"every candidate for {what} diverged; try smaller rates")
-            if not values:
-                continue
-            metric = self.prepared(next(iter(candidates.values()))).task.metrics[0]
-            best = (max if metric.higher_is_better else min)(values, key=values.__getitem__)
-            all_values = {name: values.get(name, np.nan) for name in candidates}
-            chosen[what] = Choice(what, all_values, best), results
         return chosen
 
     def ended(self, experiment: Experiment, seed: int | str) -> Path:
-        """The parameters a run ended with."""
+        """The file of the parameters at the end of a run."""
         return self.folder(experiment) / f"{seed}" / f"seed-{seed}" / f"stage-{len(experiment.stages) - 1}.safetensors"
 
     def start(self, experiment: Experiment) -> str:
-        """What another experiment starts from, if it goes on where this one ended, seed by seed."""
+        """The `start` of an experiment that continues where this one ended, seed by seed."""
         return str(self.ended(experiment, "{seed}"))
 
     def _jobs(self, experiment: Experiment, seeds: range) -> list[Job]:
@@ -173,8 +167,8 @@ class Runs:
         tested = curves[0].metrics[metric.name][1] > 0
         logs = [read_records(job.results / "metrics.jsonl") for job in jobs]
         evaluations = [[record for record in log if record["event"] == "evaluation"] for log in logs]
-        # Runs that stop at a target have different numbers of evaluations, and of those no history is asked.
-        common = min(len(records) for records in evaluations)
+        # Runs that stop at a target differ in their number of evaluations; nothing reads the history of those.
+        common = min(map(len, evaluations))
         return Result(
             tuple(client for client, counts in zip(ends[0].ids, tested, strict=True) if counts),
             np.array([each.means(metric)[tested] for each in curves], np.float64),
@@ -191,8 +185,18 @@ class Runs:
         )
 
 
+def _best(what: str, names: Sequence[str], results: Mapping[str, Result], model: str, metric: Metric) -> Choice | None:
+    """The choice of the candidate with the best mean value of a model; None if no mean is finite."""
+    means = {name: float(np.nanmean(getattr(result, model))) for name, result in results.items()}
+    values = {name: mean for name, mean in means.items() if np.isfinite(mean)}
+    if not values:
+        return None
+    best = (max if metric.higher_is_better else min)(values, key=values.__getitem__)
+    return Choice(what, {name: values.get(name, np.nan) for name in names}, best)
+
+
 def _command(jobs: Sequence[Job]) -> str:
-    """What does these runs again, in one folder."""
+    """The command line that repeats these runs, in one folder."""
     first = jobs[0]
     file, folder = (os.path.relpath(path) for path in (first.file, first.folder.parent))
     words = [

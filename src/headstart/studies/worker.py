@@ -24,7 +24,7 @@ def main() -> None:
     # Where the command that started this one looks for the user's own modules.
     sys.path.append(os.getcwd())
     cache = ProgramCache()
-    # What others print must not be taken for an answer.
+    # Printed output of other code must not be taken for an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     sys.stdout = sys.stderr
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))

@@ -9,6 +9,7 @@ import jax
 from headstart.devices import replicated
 from headstart.experiment.experiment import Centralized, Experiment, Stage
 from headstart.learning.client_state import ClientStates
+from headstart.learning.parallel import Parallel
 from headstart.learning.rounds import Cohort
 from headstart.training import cluster
 from headstart.training.sampling import CohortBatch, Cohorts, cohorts
@@ -99,7 +100,7 @@ def _cohorts(seed_run: SeedRun, stage: Stage | Centralized, first: int) -> Cohor
         context.gather,
         seed=seed_run.seed,
         first_round=first,
-        lanes=context.options.lanes,
+        parallel=Parallel(context.options.lanes, context.gather.mesh),
     )
 
 

@@ -26,6 +26,7 @@ from headstart.experiment.setup import Prepared, prepare
 from headstart.files import file_name
 from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
 from headstart.learning.method import Method
+from headstart.learning.parallel import Parallel
 from headstart.learning.personalization import Personalization, Personalizer, choose_recipe, personalizer
 from headstart.learning.rounds import initial_key, run_rounds, seed_key
 from headstart.runs import checkpoint
@@ -223,10 +224,9 @@ def _context(
     cache: ProgramCache,
 ) -> RunContext:
     given, experiment = (prepared.task, prepared.model), prepared.experiment
+    parallel = Parallel(options.lanes, mesh)
     clients = len(prepared.groups.train)
-    algorithms = tuple(
-        stage.algorithm(*given, clients=clients, lanes=options.lanes, mesh=mesh) for stage in experiment.stages
-    )
+    algorithms = tuple(stage.algorithm(*given, clients=clients, parallel=parallel) for stage in experiment.stages)
     same = id(prepared.federation), id(prepared.model), options, mesh
 
     def once(what: object, make: Callable[[], Any]) -> Any:
@@ -235,7 +235,7 @@ def _context(
 
     def compiled(recipe: Personalization, method: Method) -> Personalizer:
         def make() -> Personalizer:
-            return personalizer(*given, recipe, method=method, lanes=options.lanes, mesh=mesh)
+            return personalizer(*given, recipe, method=method, parallel=parallel)
 
         return once((recipe, method), make)
 

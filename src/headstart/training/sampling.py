@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from headstart.data.device_data import Gather, part_rows
 from headstart.data.federation import Client, Part
 from headstart.experiment.experiment import Centralized, Stage
-from headstart.learning.parallel import assign_clients
+from headstart.learning.parallel import Parallel, assign_clients
 from headstart.learning.rounds import Cohort
 
 
@@ -33,14 +32,14 @@ def cohorts(
     *,
     seed: int,
     first_round: int,
-    lanes: int = 1,
+    parallel: Parallel = Parallel(),
 ) -> Cohorts:
     """Maps `(first, count, capacity)` to the cohorts of `count` rounds from round `first` on, for `rounds.run_rounds`.
 
     Rounds are counted over all stages, from 1; of the leading axis `[capacity]` the first `count` entries are filled.
 
     clients: the numbers of the training clients. Each uses all of its examples, unless the source itself keeps some for
-    testing.
+    testing. parallel: over the devices of `gather`.
     """
     federation = gather.federation
     part, sizes = federation.training_part, federation.training_sizes
@@ -50,20 +49,20 @@ def cohorts(
     def cohort_batch(first: int, count: int, capacity: int) -> CohortBatch:
         numbers = range(first, first + count)
         rounds = (clients[sample(seed, number, stage.clients_per_round, len(clients))] for number in numbers)
-        assigned = assign_rounds(rounds, sizes, capacity, lanes=lanes, mesh=gather.mesh)
+        assigned = assign_rounds(rounds, sizes, capacity, parallel)
         return CohortBatch(Cohort(gather(assigned, part)), assigned)
 
     return cohort_batch
 
 
 def assign_rounds(
-    rounds: Iterable[np.ndarray], sizes: np.ndarray, capacity: int, *, lanes: int = 1, mesh: Mesh | None = None
+    rounds: Iterable[np.ndarray], sizes: np.ndarray, capacity: int, parallel: Parallel = Parallel()
 ) -> np.ndarray:
     """The clients of several rounds, each as `assign_clients` has them: int `[capacity, slots]`, -1 for an empty slot.
 
     rounds: the client indices of each, int `[n]` with one n for all. sizes: int `[clients]`: every client's examples.
     """
-    assigned = [assign_clients(clients, sizes[clients], lanes=lanes, mesh=mesh) for clients in rounds]
+    assigned = [assign_clients(clients, sizes[clients], parallel) for clients in rounds]
     return np.pad(assigned, ((0, capacity - len(assigned)), (0, 0)), constant_values=-1)
 
 

@@ -133,9 +133,7 @@ def evaluate(seed_run: SeedRun, position: Position) -> float | None:
 
 def target_reached(task: Task, stage: Stage | Centralized, value: float | None) -> bool:
     """Whether a stage with a target has come to it, by the initial model's first metric on validation clients."""
-    if stage.stop_at is None or value is None:
-        return False
-    return value >= stage.stop_at if task.metrics[0].higher_is_better else value <= stage.stop_at
+    return stage.stop_at is not None and value is not None and task.metrics[0].reached(value, stage.stop_at)
 
 
 def monitored_clients(prepared: Prepared) -> np.ndarray:

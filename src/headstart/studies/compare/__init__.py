@@ -1,1 +1,1 @@
-"""`headstart compare`: which method personalizes best on a federation, for whom, and at what cost."""
+"""`headstart compare`: which method personalizes best on a federation, for which clients, and at what cost."""

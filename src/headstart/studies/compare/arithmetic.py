@@ -1,4 +1,4 @@
-"""What a round costs a client: gradients of single examples, and bytes both ways.
+"""The cost of a round for a client: gradients of single examples, and bytes both ways.
 
 Both are counted, not timed, by letting the update train a model that has one number in place of each array of the
 real one: how many steps a client takes, and which arrays it changes, does not depend on their sizes.
@@ -23,15 +23,14 @@ from headstart.learning.rounds import client_key, round_key, seed_key
 from headstart.learning.tasks import Items, Metric, Task
 from headstart.models.zoo import Model
 
-# So many clients are looked at.
-SAMPLE = 32
+SAMPLE = 32  # clients whose cost is counted
 _COUNT = "examples"
 
 
 class Cost(NamedTuple):
-    """Of one client in one round, on average.
+    """The cost of one client in one round, on average.
 
-    gradients: how many gradients of single examples it computes. down, up: bytes it gets and sends.
+    gradients: of single examples that it computes. down, up: bytes that it receives and sends.
     """
 
     gradients: float
@@ -39,36 +38,36 @@ class Cost(NamedTuple):
     up: float
 
 
-def cost(stage: Stage, prepared: Prepared, drawn: Client) -> Cost:
-    """What a round of this stage costs a training client.
+def cost(stage: Stage, prepared: Prepared, clients: Client) -> Cost:
+    """The cost of a round of this stage for a training client.
 
-    drawn: some that stand for all of them, as `sampled` draws them.
+    clients: a sample of them, as `sampled` gives it.
 
     An array that no client changes is not sent: a head that stays with the client, or one that is never trained. Of
     several models a client sends back those it changed. `extra_gradients` of the method adds what is no step on a
     batch, such as second derivatives.
     """
-    task, model = _Counting(prepared.task), _small(prepared.model, drawn)
+    task, model = _Counting(prepared.task), _small(prepared.model)
     params = model.init(jax.random.key(0))
-    shared, client_state = stage.method.init_server(params), stage.method.init_client_state(params)
+    broadcast, client_state = stage.method.init_server(params), stage.method.init_client_state(params)
 
     @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def replies(shared: Tree, client_state: Tree, drawn: Client, key: Array) -> tuple[Tree, Array]:
-        def one(place: Array) -> tuple[Tree, Array]:
-            client = drawn.at(place)
-            reply = stage.update(task, model, shared, client, client_state, client_key(key, client))
+    def replies(broadcast: Tree, client_state: Tree, clients: Client, key: Array) -> tuple[Tree, Array]:
+        def one(index: Array) -> tuple[Tree, Array]:
+            client = clients.at(index)
+            reply = stage.update(task, model, broadcast, client, client_state, client_key(key, client))
             if _COUNT not in reply.metrics:
                 raise UserError(
-                    f"{type(stage.update).__name__} replies without what its steps measured, by which its cost is"
-                    " counted; give Reply the metrics of LocalSGD.run"
+                    f"{type(stage.update).__name__} replies without metrics, by which its cost is counted;"
+                    " give Reply the metrics of LocalSGD.run"
                 )
             return jax.tree.map(lambda leaf: leaf != 0, reply.delta), reply.metrics[_COUNT][1]
 
-        return jax.lax.map(one, jnp.arange(len(drawn.size)))
+        return jax.lax.map(one, jnp.arange(len(clients.size)))
 
-    changed, counts = replies(shared, client_state, drawn, round_key(seed_key(0), 1))
+    changed, counts = replies(broadcast, client_state, clients, round_key(seed_key(0), 1))
     gradients = [
-        count + stage.method.extra_gradients(float(size)) for count, size in zip(counts, drawn.size, strict=True)
+        count + stage.method.extra_gradients(float(size)) for count, size in zip(counts, clients.size, strict=True)
     ]
     real = jax.eval_shape(lambda: stage.method.init_server(prepared.model.init(jax.random.key(0))))
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(real)]
@@ -83,7 +82,7 @@ def cost(stage: Stage, prepared: Prepared, drawn: Client) -> Cost:
 
 @dataclass(frozen=True)
 class _Counting:
-    """A task with its own loss, which measures how many examples there were."""
+    """The task with its own loss, and the number of examples as its metric."""
 
     task: Task
 
@@ -100,20 +99,20 @@ class _Counting:
 
 
 def sampled(prepared: Prepared) -> Client:
-    """Some training clients, whose cost stands for that of all."""
+    """Training clients whose cost stands for that of all."""
     federation = prepared.federation
     return on_device(federation, limit=0)(representative(prepared), federation.training_part)
 
 
 def representative(prepared: Prepared) -> np.ndarray:
-    """Those training clients, int `[clients]`, that are in the middle of equal parts, by size."""
+    """The training clients, int `[clients]`, in the middle of equal parts of all of them, ordered by size."""
     train = np.asarray(prepared.groups.train)
     by_size = train[np.argsort(prepared.federation.training_sizes[train], kind="stable")]
     count = min(SAMPLE, len(by_size))
     return by_size[((np.arange(count) + 0.5) / count * len(by_size)).astype(int)]
 
 
-def _small(model: Model, drawn: Client) -> Model:
+def _small(model: Model) -> Model:
     """A model with a number in place of every array, all of which its output depends on."""
     like = jax.eval_shape(model.init, jax.random.key(0))
 

@@ -1,4 +1,4 @@
-"""`headstart compare`, from its words to its page."""
+"""`headstart compare`, from its arguments to its page."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from headstart.errors import UserError
+from headstart.experiment.setup import Prepared
 from headstart.files import sha256_of
 from headstart.runs.directory import environment
-from headstart.studies.compare.contenders import contenders
-from headstart.studies.compare.leaderboard import leaderboard, whom
+from headstart.studies.compare.leaderboard import gain_by_data_size, leaderboard
+from headstart.studies.compare.methods import select_methods
 from headstart.studies.compare.protocol import Protocol, compare
 from headstart.studies.compare.report import evidence, write
 from headstart.studies.compare.words import conclusion
@@ -31,20 +32,20 @@ def compare_methods(
     allowed_modules: Collection[str] = (),
     command: str = "",
 ) -> tuple[Path, Table, list[str]]:
-    """Compare methods on a federation and write the report; what is finished in `out` is not run again.
+    """Compare methods on a federation and write the report; finished runs in `out` are not repeated.
 
-    methods: names, or `module:Class` of one's own; default: all that come with headstart.
-    processes: how many runs go beside each other. allowed_modules: as in `run`. command: what does it all again.
+    methods: names, or `module:Class` for a custom one; by default all built-in methods.
+    processes: how many runs go side by side. allowed_modules: as in `run`. command: the command line that repeats it.
 
     Returns:
         The path of the page, the leaderboard, and the conclusion.
 
     Raises:
-        UserError: for what cannot be compared, or a run that fails.
+        UserError: if something cannot be compared, or a run fails.
     """
-    who, out = contenders(methods), Path(out)
-    own = {module for each in who if (module := each.kind.__module__).split(".")[0] != "headstart"}
-    allowed_modules = {*allowed_modules, *own}
+    specs, out = select_methods(methods), Path(out)
+    custom = {module for spec in specs if (module := spec.kind.__module__).split(".")[0] != "headstart"}
+    allowed_modules = {*allowed_modules, *custom}
     runs = Runs(
         out / "runs",
         seeds=protocol.seeds,
@@ -54,19 +55,15 @@ def compare_methods(
         fingerprint=_fingerprint(protocol.base.data.source, allowed_modules),
     )
     prepared = runs.prepared(protocol.base)
-    for group, clients in (("validation", prepared.groups.validation), ("test", prepared.groups.test)):
-        if not (prepared.federation.sizes[clients, 1] > 0).any():
-            raise UserError(
-                f"no {group} client has examples to test on; give data.train and data.validation that leave some"
-            )
-    compared = compare(protocol, who, runs)
+    _check_test_examples(prepared)
+    compared = compare(protocol, specs, runs)
     metric = prepared.task.metrics[0]
     rows = leaderboard(compared.entries, metric)
     ids = next(iter(compared.entries.values())).result.ids
-    places = {client: place for place, client in enumerate(prepared.federation.ids)}
-    sizes = prepared.federation.sizes[[places[client] for client in ids], 0]
-    found = evidence(protocol, compared, rows, metric=metric, adapt_sizes=np.asarray(sizes))
-    sentences = conclusion(rows, metric, whom(compared.entries, np.asarray(sizes), metric), compared.left_out)
+    index = {client: number for number, client in enumerate(prepared.federation.ids)}
+    sizes = np.asarray(prepared.federation.sizes[[index[client] for client in ids], 0])
+    found = evidence(protocol, compared, rows, metric=metric, support_sizes=sizes)
+    sentences = conclusion(rows, metric, gain_by_data_size(compared.entries, sizes, metric), compared.left_out)
     name = Path(protocol.base.data.source).name.partition(".")[0]
     page = write(
         found, sentences, rows, compared.entries, out, federation=name, command=command, environment=environment()
@@ -74,8 +71,16 @@ def compare_methods(
     return page, found.tables[0], sentences
 
 
+def _check_test_examples(prepared: Prepared) -> None:
+    for group, clients in (("validation", prepared.groups.validation), ("test", prepared.groups.test)):
+        if not (prepared.federation.sizes[clients, 1] > 0).any():
+            raise UserError(
+                f"no {group} client has examples to test on; give data.train and data.validation that leave some"
+            )
+
+
 def _fingerprint(source: str, modules: Collection[str]) -> str:
-    """What decides results beside an experiment's words: the data's file, and code of one's own."""
+    """Digests of what decides results beside the experiment: the file of the data, and custom code."""
     files = [Path(source)] if Path(source).is_file() else []
     files += [Path(file) for name in sorted(modules) if (file := getattr(sys.modules.get(name), "__file__", None))]
     return " ".join(map(sha256_of, files))

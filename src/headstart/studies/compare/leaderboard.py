@@ -9,24 +9,24 @@ import numpy as np
 
 from headstart.learning.tasks import Metric
 from headstart.statistics.verdicts import LEAST_SEEDS, Difference, TwoWay, difference, holm, two_way
-from headstart.studies.compare.contenders import BASELINE, FEDAVG
+from headstart.studies.compare.methods import BASELINE, FEDAVG
 from headstart.studies.compare.protocol import Entry
 
 
 class Row(NamedTuple):
-    """What is told of a method; values are those of the metric, differences positive where the method is better.
+    """A method on the leaderboard; values are those of the metric, differences positive where the method is better.
 
     initial, personalized: over seeds and clients. gain: personalized less initial, of the same model.
-    versus, over_fedavg: its personalized value less that of FedAvg + fine-tuning, and of FedAvg, not personalized.
-    decided, over_fedavg_decided: of these, 1 better, -1 worse, corrected for the number of methods (Holm); 0 is not
-        decided. Lost clients never speak for the method that lost them.
+    versus, over_fedavg: its personalized value less that of FedAvg + fine-tuning, and of FedAvg's global model.
+    decided, over_fedavg_decided: of these, 1 better, -1 worse, corrected for the number of methods (Holm); 0 is
+        inconclusive. Lost clients never count in favour of the method that lost them.
     by_seeds_and_clients: `versus` with its interval over seeds and that over clients.
-    lost: the share of clients without a finite value in the end, who count as worse off and worse than FedAvg.
-    hurt, by_chance: shares of clients whose own value falls, and that chance alone would make fall. beyond_chance:
-        whether it is more in most seeds; None where nothing is personalized.
-    below_fedavg: the share of clients who are measured lower than with the model of FedAvg, not personalized.
-    worst_tenth: the mean of the tenth of clients that is worst off.
-    rounds, gradients, sent, seconds: a run's rounds, client arithmetic, bytes and time of training.
+    lost: the share of clients without a finite value in the end, which count as harmed and as below FedAvg.
+    harmed, by_chance: the share of clients whose own value gets worse, and the share expected from test noise alone.
+        beyond_chance: whether the first is larger in most seeds; None where nothing is personalized.
+    below_fedavg: the share of clients with a worse value than that of FedAvg's global model.
+    worst_tenth: the mean of the bottom 10 % of clients.
+    rounds, gradients, sent, seconds: a run's rounds, client compute, bytes and time of training.
     epochs: of personalization. rates: of personalization, the least and the greatest that a seed chose.
     """
 
@@ -54,12 +54,12 @@ class Row(NamedTuple):
 
 
 def values_of(entry: Entry) -> np.ndarray:
-    """`[seeds, clients]`: what a client ends up with."""
-    return entry.result.personalized if entry.contender.personalizes else entry.result.initial
+    """`[seeds, clients]`: the value of the model that a client uses in the end."""
+    return entry.result.personalized if entry.method.personalizes else entry.result.initial
 
 
 def leaderboard(entries: Mapping[str, Entry], metric: Metric) -> list[Row]:
-    """A row for each, the best first."""
+    """A row for each method, the best first."""
     versus, decided = _compared(entries, BASELINE, metric.sign)
     over_fedavg, over_fedavg_decided = _compared(entries, FEDAVG, metric.sign)
     rows = []
@@ -72,7 +72,7 @@ def leaderboard(entries: Mapping[str, Entry], metric: Metric) -> list[Row]:
 
 
 def _compared(entries: Mapping[str, Entry], reference: str, sign: int) -> tuple[dict[str, TwoWay], dict[str, int]]:
-    """How much better each is than one of them, and which of that is decided: 1 better, -1 worse."""
+    """How much better each method is than the reference, and the decisions: 1 better, -1 worse, 0 inconclusive."""
     final = {name: values_of(entry) for name, entry in entries.items()}
     found = {name: two_way(sign * (values - final[reference])) for name, values in final.items()}
     lost = {name: not np.isfinite(values).all() for name, values in final.items()}
@@ -80,19 +80,19 @@ def _compared(entries: Mapping[str, Entry], reference: str, sign: int) -> tuple[
     corrected = dict(zip(others, holm([found[name].p for name in others]), strict=True))
     enough = len(final[reference]) >= LEAST_SEEDS
 
-    def of(name: str) -> int:
+    def decision(name: str) -> int:
         side = int(np.sign(found[name].mean)) if enough and corrected.get(name, False) else 0
         return 0 if lost[name if side > 0 else reference] else side
 
-    return found, {name: of(name) for name in entries}
+    return found, {name: decision(name) for name in entries}
 
 
 def _row(entry: Entry, against: tuple[TwoWay, int, TwoWay, int, Difference], fedavg: np.ndarray, sign: int) -> Row:
     result, final = entry.result, values_of(entry)
     gains, lost = sign * (final - result.initial), ~np.isfinite(final)
-    personalizes = entry.contender.personalizes
+    personalizes = entry.method.personalizes
     return Row(
-        entry.contender.name,
+        entry.method.name,
         two_way(result.initial),
         two_way(final),
         two_way(gains),
@@ -113,16 +113,17 @@ def _row(entry: Entry, against: tuple[TwoWay, int, TwoWay, int, Difference], fed
 
 
 def _worst_tenth(values: np.ndarray, sign: int) -> float:
-    """The mean over seeds of that of the worst tenth of clients, one at least."""
+    """The mean over seeds of the mean of the bottom 10 % of clients, one at least."""
     count = max(1, values.shape[1] // 10)
     ordered = np.sort(np.where(np.isfinite(values), sign * values, -np.inf), axis=1)
     return float(sign * ordered[:, :count].mean())
 
 
-class Amounts(NamedTuple):
-    """Clients in groups by how much they have to adapt on.
+class SizeGroups(NamedTuple):
+    """Clients grouped by their number of local training (support) examples.
 
-    sizes: `[groups]`: the mean number of examples. clients: `[groups]`: how many. group: `[clients]`: whose.
+    sizes: `[groups]`: the mean number of examples. clients: `[groups]`: how many. group: `[clients]`: the index of its
+    group.
     """
 
     sizes: np.ndarray
@@ -130,40 +131,40 @@ class Amounts(NamedTuple):
     group: np.ndarray
 
 
-def amounts(sizes: np.ndarray, *, most: int = 4) -> Amounts:
-    """At most so many groups of about as many clients; clients with equally many examples are in one group."""
+def size_groups(sizes: np.ndarray, *, most: int = 4) -> SizeGroups:
+    """At most `most` groups of about as many clients; clients with equally many examples are in one group."""
     edges = np.unique(np.quantile(sizes, np.linspace(0, 1, most + 1)[1:-1], method="higher"))
     group = np.searchsorted(edges, sizes, side="right")
     present, group = np.unique(group, return_inverse=True)
-    places = range(len(present))
-    return Amounts(
-        np.array([sizes[group == place].mean() for place in places]),
-        np.array([int((group == place).sum()) for place in places]),
+    indices = range(len(present))
+    return SizeGroups(
+        np.array([sizes[group == index].mean() for index in indices]),
+        np.array([int((group == index).sum()) for index in indices]),
         group,
     )
 
 
-class Group(NamedTuple):
-    """Clients with about as much to adapt on: their mean examples, how many they are, and what fine-tuning adds."""
+class GroupGain(NamedTuple):
+    """The gain from fine-tuning in a group of clients: their mean number of examples, their number, and the gain."""
 
     size: float
     clients: int
     gain: TwoWay
 
 
-def whom(entries: Mapping[str, Entry], sizes: np.ndarray, metric: Metric) -> list[Group]:
-    """What FedAvg + fine-tuning makes over FedAvg, not personalized, for clients in groups.
+def gain_by_data_size(entries: Mapping[str, Entry], sizes: np.ndarray, metric: Metric) -> list[GroupGain]:
+    """The gain of FedAvg + fine-tuning over FedAvg's global model, for clients grouped by size.
 
-    sizes: `[clients]`: how many examples each has to adapt on.
+    sizes: `[clients]`: the number of local training examples of each.
     """
-    gain, groups = metric.sign * (values_of(entries[BASELINE]) - values_of(entries[FEDAVG])), amounts(sizes)
+    gain, groups = metric.sign * (values_of(entries[BASELINE]) - values_of(entries[FEDAVG])), size_groups(sizes)
     return [
-        Group(float(size), int(clients), two_way(gain[:, groups.group == place]))
-        for place, (size, clients) in enumerate(zip(groups.sizes, groups.clients, strict=True))
+        GroupGain(float(size), int(clients), two_way(gain[:, groups.group == index]))
+        for index, (size, clients) in enumerate(zip(groups.sizes, groups.clients, strict=True))
     ]
 
 
-def by_amount(values: np.ndarray, groups: Amounts) -> np.ndarray:
+def group_means(values: np.ndarray, groups: SizeGroups) -> np.ndarray:
     """`[seeds, groups]`: means of values `[seeds, clients]`."""
-    places = range(len(groups.sizes))
-    return np.stack([np.nanmean(values[:, groups.group == place], axis=1) for place in places], axis=1)
+    indices = range(len(groups.sizes))
+    return np.stack([np.nanmean(values[:, groups.group == index], axis=1) for index in indices], axis=1)

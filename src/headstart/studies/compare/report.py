@@ -25,9 +25,9 @@ from headstart.reports.format import (
 from headstart.reports.style import FigureSpec, axis_name
 from headstart.runs.results import Estimate
 from headstart.statistics.verdicts import TwoWay
-from headstart.studies.compare.contenders import BASELINE, FEDAVG, RATE, SERVERS
-from headstart.studies.compare.leaderboard import Amounts, Row, amounts, by_amount, values_of
-from headstart.studies.compare.protocol import ALONE, FIRST, Compared, Entry, Protocol
+from headstart.studies.compare.leaderboard import Row, SizeGroups, group_means, size_groups, values_of
+from headstart.studies.compare.methods import BASELINE, FEDAVG, LEARNING_RATE, SERVERS
+from headstart.studies.compare.protocol import FIRST_STAGE_SHARE, LOCAL_EPOCHS_FACTOR, Compared, Entry, Protocol
 from headstart.studies.compare.words import LOCAL, claims
 from headstart.studies.evidence import Evidence, Table
 from headstart.studies.figures import curves, forest
@@ -43,16 +43,16 @@ def evidence(
     rows: Sequence[Row],
     *,
     metric: Metric,
-    adapt_sizes: np.ndarray,
+    support_sizes: np.ndarray,
 ) -> Evidence:
     """The evidence of a whole comparison.
 
-    adapt_sizes: `[clients]`: how many local training (support) examples each test client has.
+    support_sizes: `[clients]`: how many local training (support) examples each test client has.
     """
-    formats, groups, entries = GainFormat(metric), amounts(adapt_sizes), compared.entries
+    formats, groups, entries = GainFormat(metric), size_groups(support_sizes), compared.entries
     fedavg = values_of(entries[FEDAVG])
     gains = {
-        row.name: by_amount(metric.sign * (values_of(entries[row.name]) - fedavg), groups)
+        row.name: group_means(metric.sign * (values_of(entries[row.name]) - fedavg), groups)
         for row in rows
         if row.name != FEDAVG
     }
@@ -62,7 +62,7 @@ def evidence(
         claims(rows, metric),
         (
             _values_table(rows, formats),
-            _cost_table(rows, protocol, adapt_sizes),
+            _cost_table(rows, protocol, support_sizes),
             _amounts_table(gains, groups, formats),
         ),
         _figure_specs(entries, rows, gains, groups, metric),
@@ -148,8 +148,8 @@ def _cost_table(rows: Sequence[Row], protocol: Protocol, support_sizes: np.ndarr
         " evaluations of further models and the cheaper steps on a head counted in; bytes between server and clients,"
         " both ways, without parameters that are not trained; seconds, the median of the seeds, with other runs beside"
         " and compilation in them. Then what a test client computes to personalize, in the mean, which no budget"
-        f" bounds: of epochs {protocol.epochs} at most, {ALONE} times that for local-only training, at a learning rate;"
-        " both are chosen on validation clients in every seed.",
+        f" bounds: of epochs {protocol.epochs} at most, {LOCAL_EPOCHS_FACTOR} times that for local-only training, at a"
+        " learning rate; both are chosen on validation clients in every seed.",
     )
 
 
@@ -160,7 +160,7 @@ def _recipe(row: Row) -> str:
     return f"{row.epochs:.1f} epochs at {learning_rates}"
 
 
-def _amounts_table(gains: Mapping[str, np.ndarray], groups: Amounts, formats: GainFormat) -> Table:
+def _amounts_table(gains: Mapping[str, np.ndarray], groups: SizeGroups, formats: GainFormat) -> Table:
     """Gains by the number of support examples. gains: by method, `[seeds, groups]`."""
     sizes = zip(groups.sizes, groups.clients, strict=True)
     head = ("method", *(f"{size:.0f} examples ({count} clients)" for size, count in sizes))
@@ -176,7 +176,7 @@ def _figure_specs(
     entries: Mapping[str, Entry],
     rows: Sequence[Row],
     gains: Mapping[str, np.ndarray],
-    groups: Amounts,
+    groups: SizeGroups,
     metric: Metric,
 ) -> tuple[FigureSpec, ...]:
     share, drawn = metric.unit == "share", _most_telling(rows)
@@ -228,15 +228,15 @@ def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
         f" the budget, with {format_count(protocol.tuning_seeds, 'seed')} on validation clients, every try on the full"
         f" budget. Results are of {format_count(protocol.seeds, 'other seed')}, and test clients are measured once. All"
         " is of one split of the clients.",
-        f"The client's learning rate ({_listed(compared.rates)}) and the server's optimizer ({'; '.join(SERVERS)};"
-        " its rate decays to zero by a cosine) run through the same values for every method; FedAvg, not personalized,"
-        " is chosen by its initial value, everything else by its personalized one, at the best rate"
+        f"The clients' learning rate ({_listed(compared.learning_rates)}) and the server's optimizer"
+        f" ({'; '.join(SERVERS)}; its rate decays to zero by a cosine) run through the same values for every method;"
+        f" {FEDAVG} is chosen by its initial value, everything else by its personalized one, at the best rate"
         f" ({_listed(compared.personal_rates)}) and number of epochs (0 to {protocol.epochs}) of personalization, which"
         " are chosen again in every seed on validation clients.",
         "A test client was never seen in training. It begins from what the server would send it (its own choice among"
         " the models, where there are several; an untrained head, where heads stay with the clients), and trains as"
         " the method says: everything, its head alone, or pulled back to where it began.",
-        *(f"{name}: {FIRST:.0%} of the budget in the first stage." for name in two),
+        *(f"{name}: {FIRST_STAGE_SHARE:.0%} of the budget in the first stage." for name in two),
         *_edges(compared),
         *(f"{name} is left out: {reason}." for name, reason in compared.left_out.items()),
     )
@@ -248,9 +248,13 @@ def _listed(rates: Sequence[float]) -> str:
 
 def _edges(compared: Compared) -> list[str]:
     """Sentences on what was chosen at an edge of its candidates."""
-    least, most = min(compared.rates), max(compared.rates)
-    trained = {name: each.tried[RATE] for name, each in compared.entries.items() if hasattr(each.contender.kind, RATE)}
-    personal = {name: each.result for name, each in compared.entries.items() if each.contender.personalizes}
+    least, most = min(compared.learning_rates), max(compared.learning_rates)
+    trained = {
+        name: each.settings[LEARNING_RATE]
+        for name, each in compared.entries.items()
+        if hasattr(each.method.kind, LEARNING_RATE)
+    }
+    personal = {name: each.result for name, each in compared.entries.items() if each.method.personalizes}
     at = {
         "The smallest client learning rate": [name for name, rate in trained.items() if rate == least],
         "The largest client learning rate": [name for name, rate in trained.items() if rate == most],
@@ -281,7 +285,7 @@ def write(
     numbers = {
         "conclusion": sentences,
         "rows": rows,
-        "tried": {name: each.contender.told(each.tried) for name, each in entries.items()},
+        "tried": {name: each.method.resolved(each.settings) for name, each in entries.items()},
     }
     write_json(out / "leaderboard.json", as_document(found) | plain(numbers))
     content = render_study(

@@ -1,4 +1,4 @@
-"""The conclusion, in plain words, by rules that stand here before anything is measured."""
+"""The conclusion in plain words, by rules that are fixed before anything is measured."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Mapping, Sequence
 
 from headstart.learning.tasks import Metric
 from headstart.methods import LocalOnly
-from headstart.reports.format import GainFormat, format_value
+from headstart.reports.format import GainFormat, format_count, format_value
 from headstart.statistics.verdicts import LEAST_SEEDS, Decision
-from headstart.studies.compare.contenders import BASELINE, FEDAVG
-from headstart.studies.compare.leaderboard import Group, Row
+from headstart.studies.compare.leaderboard import GroupGain, Row
+from headstart.studies.compare.methods import BASELINE, FEDAVG
 from headstart.studies.evidence import Claim
 
-LOCAL = LocalOnly.__name__
+LOCAL = LocalOnly.title
 
 
 def claims(rows: Sequence[Row], metric: Metric) -> tuple[Claim, ...]:
     """The questions of the title, each with its decision, by the leaderboard's rule, and its evidence."""
     formats, by_name = GainFormat(metric), {row.name: row for row in rows}
-    made = [
+    found = [
         Claim(
-            "Fine-tuning helps: FedAvg + fine-tuning is better than FedAvg, not personalized",
+            "Fine-tuning helps: FedAvg + fine-tuning is better than FedAvg (global model)",
             None,
             _helps(by_name[FEDAVG]),
-            (f"FedAvg + fine-tuning less FedAvg: {_tuned_over(by_name[FEDAVG], formats)}", _harm(by_name[BASELINE])),
+            (f"FedAvg + fine-tuning less {FEDAVG}: {_tuned_over(by_name[FEDAVG], formats)}", _harm(by_name[BASELINE])),
         )
     ]
     if LOCAL in by_name:
-        made.append(
+        found.append(
             Claim(
-                "Learning together helps: FedAvg + fine-tuning is better than training alone",
+                "Federated over local-only training: FedAvg + fine-tuning is better than local training alone",
                 None,
                 _helps(by_name[LOCAL]),
                 (f"FedAvg + fine-tuning less {LOCAL}: {_tuned_over(by_name[LOCAL], formats)}",),
@@ -41,31 +41,33 @@ def claims(rows: Sequence[Row], metric: Metric) -> tuple[Claim, ...]:
         decision: Decision = "holds" if ahead else "inconclusive" if level else "does not hold"
         evidence = [f"{row.name}: {formats.difference(row.versus)}" for row in ahead]
         evidence += [f"inconclusive: {', '.join(row.name for row in level)}"] if level else []
-        text = "Some method is better than FedAvg + fine-tuning at equal client arithmetic in training"
-        made.append(Claim(text, None, decision, tuple(evidence)))
-    return tuple(made)
+        text = "Some method is better than FedAvg + fine-tuning at equal client compute in training"
+        found.append(Claim(text, None, decision, tuple(evidence)))
+    return tuple(found)
 
 
 def conclusion(
-    rows: Sequence[Row], metric: Metric, groups: Sequence[Group] = (), left_out: Mapping[str, str] | None = None
+    rows: Sequence[Row], metric: Metric, groups: Sequence[GroupGain] = (), left_out: Mapping[str, str] | None = None
 ) -> list[str]:
     """Sentences that answer the questions, for someone who reads nothing else.
 
-    groups: of clients, by how much they have to adapt on. left_out: why a method was, by its name.
+    groups: gains of clients by their number of examples. left_out: the reason, by the name of a method that was.
     """
     formats, by_name = GainFormat(metric), {row.name: row for row in rows}
-    said = [_fine_tuning(by_name[BASELINE], by_name[FEDAVG], formats), *_for_whom(groups, formats)]
+    sentences = [_fine_tuning(by_name[BASELINE], by_name[FEDAVG], formats), *_by_data_size(groups, formats)]
     ahead, level, behind = _others(rows)
     if ahead or level or behind:
-        said += [*_beside_fine_tuning(ahead, level, behind, formats), *_beside_fedavg(rows, formats)]
+        sentences += [*_beside_fine_tuning(ahead, level, behind, formats), *_beside_fedavg(rows, formats)]
         answer = _just_fine_tuning(by_name[BASELINE], by_name[FEDAVG], ahead, level, formats)
-        said += [f"How much of personalization is just fine-tuning? {answer}", _costs(rows)]
-    said += [f"Left out: {'; '.join(f'{name}, since {why}' for name, why in left_out.items())}."] if left_out else []
+        sentences += [f"How much of personalization is just fine-tuning? {answer}", _costs(rows)]
+    if left_out:
+        sentences.append(f"Left out: {'; '.join(f'{name}, since {reason}' for name, reason in left_out.items())}.")
     seeds = by_name[BASELINE].by_seeds_and_clients.seeds
     if seeds < LEAST_SEEDS:
-        plural = "1 seed" if seeds == 1 else f"{seeds} seeds"
-        said.append(f"With {plural} nothing is decided, whatever it looks like; it takes {LEAST_SEEDS}.")
-    return said
+        sentences.append(
+            f"With {format_count(seeds, 'seed')} nothing is decided, whatever it looks like; it takes {LEAST_SEEDS}."
+        )
+    return sentences
 
 
 def _fine_tuning(tuned: Row, plain: Row, formats: GainFormat) -> str:
@@ -77,40 +79,42 @@ def _fine_tuning(tuned: Row, plain: Row, formats: GainFormat) -> str:
     metric = formats.metric
     before, after = (format_value(metric, row.personalized.mean) for row in (plain, tuned))
     return (
-        f"{opening}: FedAvg's best model has {metric.name} {before} as it is, and its"
+        f"{opening}: FedAvg's best global model has {metric.name} {before}, and its"
         f" best model to fine-tune {after} after it, {_tuned_over(plain, formats)}."
-        f" Against the model that it starts from, fine-tuning makes {formats.difference(tuned.gain)}. {_harm(tuned)}"
+        f" Against the model that it starts from, the gain from fine-tuning is {formats.difference(tuned.gain)}."
+        f" {_harm(tuned)}"
     )
 
 
-def _for_whom(groups: Sequence[Group], formats: GainFormat) -> list[str]:
+def _by_data_size(groups: Sequence[GroupGain], formats: GainFormat) -> list[str]:
     if len(groups) < 2:
         return []
     few, many = (
-        f"{formats.difference(group.gain)} for the {group.clients} with {group.size:.0f} to adapt on in the mean"
+        f"{formats.difference(group.gain)} for the {group.clients} clients with {group.size:.0f} local training"
+        " examples"
         for group in (groups[0], groups[-1])
     )
-    return [f"For whom: of clients by their examples, fine-tuning makes {few}, and {many}, over FedAvg as it is."]
+    return [f"By data size (means): over FedAvg (global model), the gain from fine-tuning is {few}, and {many}."]
 
 
 def _beside_fine_tuning(
     ahead: Sequence[Row], level: Sequence[Row], behind: Sequence[Row], formats: GainFormat
 ) -> list[str]:
     unit = f" (in {formats.unit})"
-    said = [
-        "No method is shown to be better than well-tuned FedAvg + fine-tuning at equal client arithmetic in training."
+    sentences = [
+        "No method is shown to be better than well-tuned FedAvg + fine-tuning at equal client compute in training."
     ]
     if ahead:
-        said = [
-            f"Better than well-tuned FedAvg + fine-tuning at equal client arithmetic{unit}: {_listed(ahead, formats)}."
+        sentences = [
+            f"Better than well-tuned FedAvg + fine-tuning at equal client compute{unit}: {_listed(ahead, formats)}."
         ]
-    said += [f"Worse{unit}: {_listed(behind, formats)}."] if behind else []
+    sentences += [f"Worse{unit}: {_listed(behind, formats)}."] if behind else []
     if level:
         most = _largest_lead(level)
         bound = f" None of these leads by more than {formats.amount(most)} (95 %, for all of them at once)."
         bound = " All of these look worse." if most <= 0 else bound if math.isfinite(most) else ""
-        said.append(f"Inconclusive{unit}: {_listed(level, formats)}.{bound}")
-    return said
+        sentences.append(f"Inconclusive{unit}: {_listed(level, formats)}.{bound}")
+    return sentences
 
 
 def _listed(rows: Sequence[Row], formats: GainFormat) -> str:
@@ -119,7 +123,7 @@ def _listed(rows: Sequence[Row], formats: GainFormat) -> str:
 
 
 def _largest_lead(level: Sequence[Row]) -> float:
-    """What none of these leads by, after Bonferroni."""
+    """The lead that none of these methods exceeds, after Bonferroni."""
     return max(row.versus.interval(1 - 0.1 / len(level))[1] for row in level)
 
 
@@ -128,21 +132,21 @@ def _beside_fedavg(rows: Sequence[Row], formats: GainFormat) -> list[str]:
         [row.name for row in rows if row.name != FEDAVG and row.over_fedavg_decided == sign] for sign in (1, -1)
     )
     found = [f"better are {', '.join(better)}" if better else "", f"worse are {', '.join(worse)}" if worse else ""]
-    told = "; ".join(filter(None, found)) or "nothing is decided"
-    return [f"Against FedAvg's best model as it is, which nobody personalizes, {told}."]
+    answer = "; ".join(filter(None, found)) or "nothing is decided"
+    return [f"Against FedAvg (global model), without personalization, {answer}."]
 
 
 def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], level: Sequence[Row], formats: GainFormat) -> str:
     gained, helps = -plain.versus.mean, _helps(plain)
     beyond = f" {ahead[0].name} gains {formats.amount(ahead[0].versus.mean)} more than it." if ahead else ""
     if helps == "does not hold":
-        return f"Nothing: FedAvg as it is does better.{beyond}"
+        return f"Nothing: FedAvg (global model) does better.{beyond}"
     if helps == "inconclusive":
         found = _tuned_over(plain, formats)
-        return f"Inconclusive: what fine-tuning gains over FedAvg as it is, {found}, may be nothing.{beyond}"
+        return f"Inconclusive: the gain from fine-tuning over FedAvg (global model), {found}, may be nothing.{beyond}"
     if ahead:
         share = 100 * gained / (gained + ahead[0].versus.mean)
-        return f"{share:.0f} % of what {ahead[0].name}, the best that is decided, gains over FedAvg as it is."
+        return f"{share:.0f} % of what {ahead[0].name}, the best that is decided, gains over FedAvg (global model)."
     if not level:
         return "All of it: every other method that was compared is worse."
     most = max(0.0, _largest_lead(level))
@@ -162,25 +166,25 @@ def _costs(rows: Sequence[Row]) -> str:
 
 
 def _others(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
-    """Those beside FedAvg that are better than FedAvg + fine-tuning, inconclusive, worse."""
+    """The methods beside FedAvg that are better than FedAvg + fine-tuning, inconclusive, and worse."""
     others = [row for row in rows if row.name not in (BASELINE, FEDAVG)]
     ahead, level, behind = ([row for row in others if row.decided == sign] for sign in (1, 0, -1))
     return ahead, level, behind
 
 
 def _helps(other: Row) -> Decision:
-    """Whether FedAvg + fine-tuning is better than this."""
+    """Whether FedAvg + fine-tuning is better than this method."""
     return "holds" if other.decided < 0 else "does not hold" if other.decided > 0 else "inconclusive"
 
 
 def _tuned_over(other: Row, formats: GainFormat) -> str:
-    """How much better FedAvg + fine-tuning is."""
+    """The lead of FedAvg + fine-tuning over this method."""
     return formats.difference(other.versus._replace(mean=-other.versus.mean))
 
 
 def _harm(row: Row) -> str:
-    beyond = "more than chance explains" if row.beyond_chance else "no more than chance explains"
+    beyond = "more than test noise explains" if row.beyond_chance else "no more than test noise explains"
     return (
-        f"{100 * row.harmed:.1f} % of the clients end worse than that model was for them before; chance alone would"
-        f" make {100 * row.by_chance:.1f} %: {beyond}."
+        f"{100 * row.harmed:.1f} % of the clients are harmed by fine-tuning ({100 * row.by_chance:.1f} % expected from"
+        f" test noise): {beyond}."
     )

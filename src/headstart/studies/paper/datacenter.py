@@ -1,4 +1,4 @@
-"""Claim 3: a model as accurate, but trained in a datacenter, is harder to personalize (PAPER, Claims)."""
+"""Claim 3 of arXiv:1909.12488: a model as accurate, but trained in a datacenter, is harder to personalize."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ from headstart.reports.format import format_share
 from headstart.reports.style import FigureSpec
 from headstart.statistics.verdicts import Difference, decide, power
 from headstart.studies.comparisons import BOTH, What, accuracies, over
-from headstart.studies.evidence import Claim, Evidence, Result, Table, foreseen, format_difference, gained, worse_off
+from headstart.studies.evidence import (
+    Claim,
+    Evidence,
+    Result,
+    Table,
+    foreseen,
+    format_difference,
+    lower_accuracy,
+    mean_gain,
+)
 from headstart.studies.figures import curves, forest
 from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.tuning import first_stage, tuned
 from headstart.studies.runner import Runs
 
 FEDAVG = "FedAvg"
-# Models count as equally accurate, as the claim wants them, up to this difference.
+# Models count as equally accurate, as the claim requires, up to this difference.
 SAME = 0.02
 
 
@@ -28,26 +37,26 @@ def datacenter(setting: Setting, runs: Runs) -> Evidence:
     """The centralized model, stopped where validation clients find it as accurate as FedAvg's; the same recipe."""
     setting, choices = tuned(setting, runs)
     federated = setting.experiment(FEDAVG, setting.fedavg())
-    watched = first_stage(setting, runs)
-    target = float(watched.initial.mean())
-    asked = {name: centralized(setting, runs, name, target) for name in optimizers(setting)}
-    made = runs.choose_each(asked, seeds=setting.tuning_seeds)
-    picked = {name: asked[name][choice.chosen] for name, (choice, _) in made.items()}
+    pilot = first_stage(setting, runs)
+    target = float(pilot.initial.mean())
+    candidates = {name: centralized(setting, runs, name, target) for name in optimizers(setting)}
+    chosen = runs.choose_each(candidates, seeds=setting.tuning_seeds)
+    experiments = {name: candidates[name][choice.chosen] for name, (choice, _) in chosen.items()}
     clients, seeds = len(runs.prepared(federated).groups.test), setting.most_seeds
     estimates = {
-        name: power(_shared(watched, results[choice.chosen]), seeds=seeds, clients=clients)
-        for name, (choice, results) in made.items()
+        name: power(_shared(pilot, results[choice.chosen]), seeds=seeds, clients=clients)
+        for name, (choice, results) in chosen.items()
     }
-    found = runs.finish({FEDAVG: federated, **picked}, seeds=seeds)
-    compared = {name: _compare(found[FEDAVG], found[name]) for name in picked}
-    missed = {name: int((found[name].ends >= _most_rounds(setting)).sum()) for name in picked}
+    found = runs.finish({FEDAVG: federated, **experiments}, seeds=seeds)
+    compared = {name: _compare(found[FEDAVG], found[name]) for name in experiments}
+    missed = {name: int((found[name].ends >= _most_rounds(setting)).sum()) for name in experiments}
     return Evidence(
         "datacenter",
         "Is a model that a datacenter trained to the same initial accuracy harder to personalize?",
         (_claim(compared, missed),),
         (_table(found, compared),),
         _figures(found, compared),
-        (*choices, *(choice for choice, _ in made.values())),
+        (*choices, *(choice for choice, _ in chosen.values())),
         (
             f"FedAvg({setting.local_epochs}), {setting.rounds} rounds, {setting.cohort} clients each; {seeds} seeds."
             " The centralized models stop at the first of their evaluations at which half of the validation clients"
@@ -61,14 +70,15 @@ def datacenter(setting: Setting, runs: Runs) -> Evidence:
 
 
 def optimizers(setting: Setting) -> dict[str, dict[str, Optimizer]]:
-    """The datacenter's optimizers and their rates, from those a client uses."""
+    """The datacenter's optimizers and their rates, derived from the client's rate."""
     rate = setting.client_rate
     return {
-        "SGD": {f"rate {f * rate:g}": Optimizer("sgd", f * rate) for f in setting.tried((1.0, 3.0, 10.0))},
+        "SGD": {f"rate {f * rate:g}": Optimizer("sgd", f * rate) for f in setting.candidates((1.0, 3.0, 10.0))},
         "momentum": {
-            f"rate {f * rate:g}": Optimizer("sgd", f * rate, {"momentum": 0.9}) for f in setting.tried((0.1, 0.03, 0.5))
+            f"rate {f * rate:g}": Optimizer("sgd", f * rate, {"momentum": 0.9})
+            for f in setting.candidates((0.1, 0.03, 0.5))
         },
-        "Adam": {f"rate {each:g}": Optimizer("adam", each) for each in setting.tried((3e-4, 1e-4, 1e-3))},
+        "Adam": {f"rate {each:g}": Optimizer("adam", each) for each in setting.candidates((3e-4, 1e-4, 1e-3))},
     }
 
 
@@ -77,23 +87,25 @@ def centralized(setting: Setting, runs: Runs, name: str, target: float) -> dict[
     prepared = runs.prepared(setting.experiment(FEDAVG, setting.fedavg()))
     per_client = prepared.federation.training_sizes[prepared.groups.train].mean()
     batches = setting.cohort * setting.local_epochs * per_client / setting.batch_size
-    steps = max(1, round(batches / setting.looks_per_round))
-    made = {}
+    steps = max(1, round(batches / setting.evaluations_per_round))
+    experiments = {}
     for label, optimizer in optimizers(setting)[name].items():
         stage = Centralized(name, optimizer, _most_rounds(setting), steps, setting.batch_size, stop_at=target)
         experiment = setting.experiment(f"datacenter-{name}", stage)
-        made[label] = replace(experiment, evaluate_every=1, evaluation_clients=len(prepared.groups.validation) // 2)
-    return made
+        experiments[label] = replace(
+            experiment, evaluate_every=1, evaluation_clients=len(prepared.groups.validation) // 2
+        )
+    return experiments
 
 
 def _most_rounds(setting: Setting) -> int:
-    return setting.looks_per_round * setting.rounds
+    return setting.evaluations_per_round * setting.rounds
 
 
 def _shared(federated: Result, central: Result) -> np.ndarray:
-    """Differences on the validation clients that both have measured at the end, `[seeds, clients]`."""
-    mine = [federated.ids.index(client) for client in central.ids]
-    return federated.personalized[:, mine] - central.personalized
+    """Differences on the validation clients that both runs evaluate at the end, `[seeds, clients]`."""
+    columns = [federated.ids.index(client) for client in central.ids]
+    return federated.personalized[:, columns] - central.personalized
 
 
 def _compare(federated: Result, central: Result) -> dict[What, Difference]:
@@ -107,7 +119,7 @@ def _claim(compared: Mapping[str, Mapping[What, Difference]], missed: Mapping[st
         signs.append(each["personalized"].sign if comparable else 0)
         sentences += [format_difference(f"{what}: FedAvg over {name}", each[what]) for what in BOTH]
         if missed[name]:
-            sentences.append(f"{name} never came to the target in {missed[name]} seeds: it decides nothing")
+            sentences.append(f"{name} did not reach the target in {missed[name]} seeds: it decides nothing")
         elif not comparable:
             sentences.append(
                 f"{name}: the initial accuracies differ by more than {100 * SAME:g} points: not comparable"
@@ -125,8 +137,8 @@ def _table(found: Mapping[str, Result], compared: Mapping[str, Mapping[What, Dif
         (
             name,
             *accuracies(result),
-            gained(result),
-            worse_off(result),
+            mean_gain(result),
+            lower_accuracy(result),
             "–" if name == FEDAVG else f"{100 * compared[name]['personalized'].mean:+.1f}",
             f"{result.items.mean():,.0f}",
             f"{result.ends.mean():.0f}",
@@ -135,7 +147,7 @@ def _table(found: Mapping[str, Result], compared: Mapping[str, Mapping[What, Dif
         for name, result in found.items()
     ]
     head = (
-        "trained by", "initial", "personalized", "gain", "worse off / by chance", "FedAvg over it",
+        "trained by", "initial", "personalized", "gain", "lower accuracy / expected from noise", "FedAvg over it",
         "trained on", "stopped after", "epochs chosen",
     )  # fmt: skip
     note = "FedAvg over it: of personalized accuracy, in points. Trained on: examples, counted every time one was used."
@@ -143,8 +155,8 @@ def _table(found: Mapping[str, Result], compared: Mapping[str, Mapping[What, Dif
 
 
 def _figures(found: Mapping[str, Result], compared: Mapping[str, Mapping[What, Difference]]) -> tuple[FigureSpec, ...]:
-    length = next(iter(found.values())).curves.shape[2]
-    lines = [(name, np.arange(length), result.curves.mean(axis=1)) for name, result in found.items()]
+    epochs = next(iter(found.values())).curves.shape[2]
+    lines = [(name, np.arange(epochs), result.curves.mean(axis=1)) for name, result in found.items()]
     rows = [(f"FedAvg over {name}: {what}", each) for name, pair in compared.items() for what, each in pair.items()]
     return (
         curves(

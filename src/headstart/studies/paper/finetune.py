@@ -1,4 +1,4 @@
-"""Claim 2: what the second stage does, its change of update told apart from its change of optimizer (PAPER, Claims)."""
+"""Claim 2 of arXiv:1909.12488: the second stage, its change of update separated from its change of optimizer."""
 
 from __future__ import annotations
 
@@ -11,15 +11,24 @@ from headstart.methods.paper import FedAvg, FedSGD, Reptile
 from headstart.reports.style import FigureSpec
 from headstart.statistics.verdicts import Difference, difference, power
 from headstart.studies.comparisons import BOTH, Compared, What, accuracies, against, better, claim, over
-from headstart.studies.evidence import Claim, Evidence, Result, Table, foreseen, format_difference, gained, worse_off
+from headstart.studies.evidence import (
+    Claim,
+    Evidence,
+    Result,
+    Table,
+    foreseen,
+    format_difference,
+    lower_accuracy,
+    mean_gain,
+)
 from headstart.studies.figures import forest
 from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.tuning import first_stage, tuned
 from headstart.studies.runner import Runs
 
-PAPER = "claim 2; no number is known"
+CLAIM = "claim 2; no number is known"
 NOTHING, DECAYED = "nothing more", "FedAvg, decayed rate"
-# What aims at global accuracy alone, from scratch: on as many examples as both stages of FedAvg, or for as many rounds.
+# Training for global accuracy alone, from scratch: on as many examples as both stages of FedAvg, or as many rounds.
 FEDSGD, FEDAVG1 = "FedSGD from scratch", "FedAvg(1) from scratch"
 FEDSGD_ROUNDS, FEDAVG1_ROUNDS = "FedSGD, as many rounds", "FedAvg(1), as many rounds"
 _SCRATCH = FEDSGD, FEDAVG1, FEDSGD_ROUNDS, FEDAVG1_ROUNDS
@@ -31,12 +40,12 @@ def finetune(setting: Setting, runs: Runs) -> Evidence:
     first = setting.experiment("FedAvg", setting.fedavg())
     tuning = replace(first, test=False)
     first_stage(setting, runs)
-    asked = {cell: second_stages(setting, runs, tuning, cell) for cell in _cells(setting)}
-    asked |= {name: scratch(setting, name) for name in _SCRATCH}
-    # Who aims at global accuracy alone chooses by it.
-    made = runs.choose_each(asked, seeds=setting.tuning_seeds, by=dict.fromkeys(_SCRATCH, "initial"))
-    picked = {cell: choice.chosen for cell, (choice, _) in made.items()}
-    pilot = {cell: results[picked[cell]] for cell, (_, results) in made.items()}
+    candidates = {cell: second_stages(setting, runs, tuning, cell) for cell in _cells(setting)}
+    candidates |= {name: scratch(setting, name) for name in _SCRATCH}
+    # Training for global accuracy alone is chosen by it.
+    chosen = runs.choose_each(candidates, seeds=setting.tuning_seeds, by=dict.fromkeys(_SCRATCH, "initial"))
+    best_settings = {cell: choice.chosen for cell, (choice, _) in chosen.items()}
+    pilot = {cell: results[best_settings[cell]] for cell, (_, results) in chosen.items()}
     best, plain = _best_names(setting)
     clients, seeds = len(runs.prepared(first).groups.test), setting.most_seeds
     estimates = {
@@ -44,11 +53,11 @@ def finetune(setting: Setting, runs: Runs) -> Evidence:
         for what in BOTH
     }
 
-    wanted: dict[str, Experiment] = {NOTHING: first}
-    runs.finish(wanted, seeds=seeds)
-    wanted |= {cell: second_stages(setting, runs, first, cell)[picked[cell]] for cell in _cells(setting)}
-    wanted |= {name: scratch(setting, name)[picked[name]] for name in _SCRATCH}
-    found = runs.finish(wanted, seeds=seeds)
+    experiments: dict[str, Experiment] = {NOTHING: first}
+    runs.finish(experiments, seeds=seeds)
+    experiments |= {cell: second_stages(setting, runs, first, cell)[best_settings[cell]] for cell in _cells(setting)}
+    experiments |= {name: scratch(setting, name)[best_settings[name]] for name in _SCRATCH}
+    found = runs.finish(experiments, seeds=seeds)
     effects = _effects(setting, found)
     return Evidence(
         "finetune",
@@ -57,7 +66,7 @@ def finetune(setting: Setting, runs: Runs) -> Evidence:
         _claims(setting, found),
         (_table(setting, found), _effect_table(effects)),
         _figures(found, effects),
-        (*choices, *(choice for choice, _ in made.values())),
+        (*choices, *(choice for choice, _ in chosen.values())),
         (
             f"First stage: {setting.rounds} rounds of FedAvg({setting.local_epochs}); second: {setting.more_rounds}"
             f" rounds of it or of Reptile({setting.steps}), {setting.cohort} clients each, {seeds} seeds. From"
@@ -75,7 +84,7 @@ def _reptile(setting: Setting) -> str:
 
 
 def _best_names(setting: Setting) -> tuple[str, str]:
-    """The second stage of the paper, and more of the first."""
+    """The names of the paper's second stage, and of more of the first."""
     return f"{_reptile(setting)}, Adam", "FedAvg, momentum"
 
 
@@ -85,7 +94,7 @@ def _cells(setting: Setting) -> tuple[str, ...]:
 
 
 def second_stages(setting: Setting, runs: Runs, first: Experiment, cell: str) -> dict[str, Experiment]:
-    """The candidates of a cell, each going on where `first` ended; by their settings."""
+    """The candidates of a cell by their settings, each continuing where `first` ended."""
     start, rounds = runs.start(first), setting.more_rounds
     if cell == DECAYED:
         schedule = Schedule("cosine_decay_schedule", {"decay_steps": rounds})
@@ -96,7 +105,7 @@ def second_stages(setting: Setting, runs: Runs, first: Experiment, cell: str) ->
         servers = {
             f"rate {rate:g}, β₁ {b1:g}": Optimizer("adam", rate, {"b1": b1})
             for rate in setting.adam_rates
-            for b1 in setting.tried((0.0, 0.9))
+            for b1 in setting.candidates((0.0, 0.9))
         }
     if cell.startswith("Reptile"):
         update, weighting = Reptile(setting.steps, setting.client_rate, setting.batch_size), "uniform"
@@ -112,7 +121,7 @@ def second_stages(setting: Setting, runs: Runs, first: Experiment, cell: str) ->
 
 
 def scratch(setting: Setting, name: str) -> dict[str, Experiment]:
-    """The candidates of what aims at global accuracy alone."""
+    """The candidates of training for global accuracy alone."""
     whole = name in (FEDSGD, FEDSGD_ROUNDS)
     update = FedSGD(setting.client_rate) if whole else FedAvg(1, setting.client_rate, setting.batch_size)
     rounds, slug = _scratch_rounds(setting, name), "FedSGD" if whole else "FedAvg1"
@@ -121,7 +130,7 @@ def scratch(setting: Setting, name: str) -> dict[str, Experiment]:
             slug, Stage(name, update, Optimizer("sgd", factor, {"momentum": 0.9}), rounds, setting.cohort)
         )
         # One gradient of a client is a small step, so the server's may be a large one.
-        for factor in setting.tried((1.0, 0.3, 3.0, 10.0) if whole else (1.0, 0.3, 3.0))
+        for factor in setting.candidates((1.0, 0.3, 3.0, 10.0) if whole else (1.0, 0.3, 3.0))
     }
 
 
@@ -141,48 +150,48 @@ def _claims(setting: Setting, found: Mapping[str, Result]) -> tuple[Claim, ...]:
     return (
         claim(
             f"{best} after FedAvg gives a more accurate initial model than stopping",
-            PAPER,
+            CLAIM,
             better(found, best, (NOTHING,), "initial"),
         ),
         claim(
             f"{best} after FedAvg gives a model that personalizes better than stopping",
-            PAPER,
+            CLAIM,
             better(found, best, (NOTHING,), "personalized"),
         ),
         claim(
             f"{best} after FedAvg gives a more accurate initial model than stopping or more of FedAvg in any form",
-            PAPER,
+            CLAIM,
             better(found, best, (NOTHING, *others), "initial"),
         ),
         claim(
             f"{best} after FedAvg gives a model that personalizes better than stopping or more of FedAvg in any form",
-            PAPER,
+            CLAIM,
             better(found, best, (NOTHING, *others), "personalized"),
         ),
         claim(
             "Aiming at global accuracy alone (FedSGD, FedAvg(1)) for as many rounds gives weaker personalization",
-            PAPER,
+            CLAIM,
             better(found, best, (FEDSGD_ROUNDS, FEDAVG1_ROUNDS), "personalized"),
         ),
         claim(
             "Aiming at global accuracy alone (FedSGD, FedAvg(1)) on as many examples gives weaker personalization",
-            PAPER,
+            CLAIM,
             better(found, best, (FEDSGD, FEDAVG1), "personalized"),
         ),
     )
 
 
 def _effects(setting: Setting, found: Mapping[str, Result]) -> Compared:
-    """What the update does and what the optimizer does, each averaged over the other, and their interaction."""
-    made: list[tuple[str, Difference]] = []
+    """The effects of the update and of the optimizer, each averaged over the other, and their interaction."""
+    effects: list[tuple[str, Difference]] = []
     for what in BOTH:
         fm, fa, rm, ra = (getattr(found[cell], what) for cell in _cells(setting)[:4])
-        made += [
+        effects += [
             (f"{what}: Reptile for FedAvg", difference(((rm - fm) + (ra - fa)) / 2)),
             (f"{what}: Adam for momentum", difference(((fa - fm) + (ra - rm)) / 2)),
             (f"{what}: both together, beyond their sum", difference((ra - fa) - (rm - fm))),
         ]
-    return made
+    return effects
 
 
 def _table(setting: Setting, found: Mapping[str, Result]) -> Table:
@@ -191,30 +200,30 @@ def _table(setting: Setting, found: Mapping[str, Result]) -> Table:
         (
             name,
             *accuracies(result),
-            gained(result),
-            worse_off(result),
-            _format_change(found, name, "initial"),
-            _format_change(found, name, "personalized"),
+            mean_gain(result),
+            lower_accuracy(result),
+            change_cell(found, name, "initial"),
+            change_cell(found, name, "personalized"),
             f"{result.items.mean() + (before if name in _cells(setting) else 0):,.0f}",
         )
         for name, result in found.items()
     ]
     head = (
-        "after the first stage", "initial", "personalized", "gain", "worse off / by chance",
+        "after the first stage", "initial", "personalized", "gain", "lower accuracy / expected from noise",
         "initial, change", "personalized, change", "examples",
     )  # fmt: skip
     return Table(
         "The second stage",
         head,
         tuple(rows),
-        "Gain: personalized less initial, in points. Worse off: the clients whose own accuracy falls; by chance: those"
-        " for whom it would if every client's true gain were the mean one. Changes are against stopping after the first"
-        " stage, in points; * both intervals exclude zero. Examples: of clients, in both stages, each counted every"
-        " time it was used.",
+        "Gain: personalized less initial, in points. Lower accuracy: the clients whose own accuracy falls; expected"
+        " from noise: those for whom it would if every client's true gain were the mean one. Changes are against"
+        " stopping after the first stage, in points; * both intervals exclude zero. Examples: of clients, in both"
+        " stages, each counted every time it was used.",
     )
 
 
-def _format_change(found: Mapping[str, Result], name: str, what: What) -> str:
+def change_cell(found: Mapping[str, Result], name: str, what: What) -> str:
     """The change against the first stage, marked if it is decided."""
     if name == NOTHING:
         return "–"
@@ -224,14 +233,14 @@ def _format_change(found: Mapping[str, Result], name: str, what: What) -> str:
 
 def _effect_table(effects: Compared) -> Table:
     rows = tuple((format_difference(name, each),) for name, each in effects)
-    return Table("The update and the optimizer, told apart", ("effect",), rows)
+    return Table("The update and the optimizer, separated", ("effect",), rows)
 
 
 def _figures(found: Mapping[str, Result], effects: Compared) -> tuple[FigureSpec, ...]:
     changes = against(found, NOTHING)
     return (
         forest("finetune", "Change of accuracy by each second stage", "What a second stage changes", changes),
-        forest("effects", "Effects of update and optimizer", "The update and the optimizer, told apart", effects),
+        forest("effects", "Effects of update and optimizer", "The update and the optimizer, separated", effects),
     )
 
 

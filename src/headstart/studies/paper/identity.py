@@ -1,7 +1,7 @@
-"""The central identity on real models and clients: what FedAvg's pseudo-gradient is made of, and exact MAML beside it.
+"""The central identity on real models and clients: the parts of FedAvg's pseudo-gradient, and exact MAML beside it.
 
 Measured at the untrained model, after a third of training and at its end, on cohorts of training clients that stay the
-same along training (PAPER, Mathematics and claim 1).
+same along training (arXiv:1909.12488, equation of FedAvg as FedSGD plus FOMAML terms, and claim 1).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TOLERANCE = 1e-4
 
 
 def identity(setting: Setting, runs: Runs) -> Evidence:
-    """FedAvg trains; at three checkpoints its pseudo-gradient is taken apart, on a cohort for every seed."""
+    """FedAvg trains; at three checkpoints its pseudo-gradient is decomposed, on a cohort for every seed."""
     setting, choices = tuned(setting, runs)
     stage = setting.fedavg()
     trained = {
@@ -90,11 +90,11 @@ def _cohorts(prepared: Prepared, count: int) -> tuple[list[Client], np.ndarray]:
     chosen = np.stack([generator.choice(able, size, replace=False) for _ in range(count)])
     # Only their rows go to the device; all cohorts share the block, so that their programs are compiled once.
     gather = on_device(federation.select(chosen.ravel()))
-    return [gather(places, part) for places in np.arange(chosen.size).reshape(chosen.shape)], sizes[chosen]
+    return [gather(rows, part) for rows in np.arange(chosen.size).reshape(chosen.shape)], sizes[chosen]
 
 
 def _params(runs: Runs, prepared: Prepared, experiment: Experiment | None, seed: int) -> Tree:
-    """The model at the end of a run; of none, the untrained one that all runs of this seed start from."""
+    """The model at the end of a run; without an experiment, the untrained one that all runs of this seed start from."""
     untrained = prepared.model.init(initial_key(seed_key(seed)))
     if experiment is None:
         return untrained
@@ -106,11 +106,11 @@ def claim(measured: Measured) -> Claim:
     errors = measured.errors.max(axis=(1, 2, 3, 4))
     shares = parts(measured.products).fomaml_share[..., -1]
     lengths = ", ".join(map(str, measured.lengths))
-    held = [
+    identities = [
         f"after {rounds} rounds both sides of the identity differ by {error:.1e} of Δ at most (K = {lengths})"
         for rounds, error in zip(measured.rounds, errors, strict=True)
     ]
-    made = [
+    terms = [
         f"after {rounds} rounds the FOMAML terms are {share_interval(each)} of Δ at"
         f" K = {measured.products.shape[-1] - 1}, over {len(each)} repetitions"
         for rounds, each in zip(measured.rounds, shares, strict=True)
@@ -119,7 +119,7 @@ def claim(measured: Measured) -> Claim:
         "Federated Averaging can be interpreted as a meta-learning algorithm",
         "the same claim; its numbers are not known",
         decision(errors, shares),
-        (*held, *made),
+        (*identities, *terms),
     )
 
 
@@ -130,9 +130,9 @@ def decision(errors: np.ndarray, shares: np.ndarray) -> Decision:
     """
     if shares.shape[1] < LEAST_SEEDS or not (np.isfinite(errors).all() and np.isfinite(shares).all()):
         return "inconclusive"
-    held = [1 if error < TOLERANCE else -1 for error in errors]
+    signs = [1 if error < TOLERANCE else -1 for error in errors]
     intervals = [t_interval(each) for each in shares]
-    return decide([*held, *(int(low > 0.5) - int(high < 0.5) for low, high in intervals)])
+    return decide([*signs, *(int(low > 0.5) - int(high < 0.5) for low, high in intervals)])
 
 
 IDENTITY = Study("identity", identity)

@@ -16,7 +16,7 @@ from headstart.studies.paper.pseudo_gradients import Measured, parts
 
 
 def identity_table(measured: Measured) -> Table:
-    """How far both sides of the identity are from each other."""
+    """The distance between both sides of the identity."""
     worst = measured.errors.max(axis=(1, 2))
     return Table(
         "Δ_FedAvg(K) = Δ_FedSGD + Σ Δ_FOMAML(j), j < K: the largest difference, relative to Δ",
@@ -31,17 +31,17 @@ def identity_table(measured: Measured) -> Table:
 
 
 def shares_table(measured: Measured) -> Table:
-    """What Δ(K) is made of, for every K and checkpoint."""
+    """The parts of Δ(K), for every K and checkpoint."""
     found = parts(measured.products)
     rows = [
         (
             str(rounds),
             str(k + 1),
-            share_interval(found.fomaml_share[place, :, k]),
+            share_interval(found.fomaml_share[index, :, k]),
             format_share(k / (k + 1)),
-            *(interval(each[place, :, k]) for each in found[2:]),
+            *(interval(each[index, :, k]) for each in found[2:]),
         )
-        for place, rounds in enumerate(measured.rounds)
+        for index, rounds in enumerate(measured.rounds)
         for k in range(found.fomaml_share.shape[-1])
     ]
     return Table(
@@ -65,8 +65,8 @@ def shares_table(measured: Measured) -> Table:
 def maml_table(measured: Measured) -> Table:
     """Exact MAML beside FOMAML along training: direction and length."""
     rows = [
-        (str(rounds), str(length), interval(measured.cosines[place, :, k]), interval(measured.norm_ratios[place, :, k]))
-        for place, rounds in enumerate(measured.rounds)
+        (str(rounds), str(length), interval(measured.cosines[index, :, k]), interval(measured.norm_ratios[index, :, k]))
+        for index, rounds in enumerate(measured.rounds)
         for k, length in enumerate(measured.lengths)
     ]
     return Table(
@@ -78,7 +78,7 @@ def maml_table(measured: Measured) -> Table:
 
 
 def cost_table(measured: Measured) -> Table:
-    """What exact MAML costs beside FOMAML."""
+    """The cost of exact MAML beside FOMAML."""
     rows, pairs = [], measured.seconds[:, :, 0, 0].size
     for k, length in enumerate(measured.lengths):
         seconds = measured.seconds[:, :, k].reshape(pairs, 2)

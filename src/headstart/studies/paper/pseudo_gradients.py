@@ -1,8 +1,8 @@
-"""What a pseudo-gradient is made of: the gradients of a local path one by one, and what the updates make of them.
+"""The parts of a pseudo-gradient: the gradients of a local path one by one, and the updates as sums of them.
 
-FedAvg's Δ(K) is β (g_1 + … + g_K), in the mean over a cohort. Of it g_1 is what FedSGD gives on the path's first batch,
-and g_2 … g_K are what FOMAML(1) … FOMAML(K - 1) give (PAPER, the central identity). Shares and angles of all of them
-follow from the inner products of the mean gradients.
+FedAvg's Δ(K) is β (g_1 + … + g_K), in the mean over a cohort. Of it g_1 is FedSGD's part, on the path's first batch,
+and g_2 … g_K are those of FOMAML(1) … FOMAML(K - 1): the central identity of arXiv:1909.12488. Shares and angles of
+all of them follow from the inner products of the mean gradients.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from headstart.learning.tasks import Task, add
 from headstart.methods.paper import FOMAML, MAML, FedSGD, Reptile
 from headstart.models.zoo import Model
 
-# Of each cohort so many clients show the identity, which walks a path for every one of its terms.
+# The identity is checked on this many clients of a cohort, since every one of its terms walks a path of its own.
 WITNESSES = 5
 
 
 @dataclass(frozen=True)
 class Local:
-    """What clients train, and how: plain SGD with learning rate β."""
+    """Local training by plain SGD with learning rate β."""
 
     task: Task
     model: Model
@@ -99,7 +99,7 @@ def products(stacked: Tree) -> Array:
 
 
 class Parts(NamedTuple):
-    """How Δ(K) of K = 1 … steps is made, each `[..., steps]`.
+    """The parts of Δ(K) for K = 1 … steps, each `[..., steps]`.
 
     fedsgd_share, fomaml_share: the parts of Δ along Δ that g_1 and F = g_2 + … + g_K are, <·, Δ> / <Δ, Δ>; they add up
         to 1.
@@ -117,10 +117,10 @@ class Parts(NamedTuple):
 
 
 def parts(products: np.ndarray) -> Parts:
-    """From the products `[..., steps + 1, steps + 1]` of the mean gradients g_1 … g_{steps + 1}."""
+    """The parts, from the products `[..., steps + 1, steps + 1]` of the mean gradients g_1 … g_{steps + 1}."""
     products = np.asarray(products, np.float64)
     steps = products.shape[-1] - 1
-    # The weights on the path (PAPER, the table of updates), a row for each K.
+    # The weights of the gradients on the path, a row for each K: FedSGD (1, 0, …), FedAvg (1, …, 1), FOMAML (0, …, 1).
     total = np.tri(steps, steps + 1)
     fedsgd = np.eye(1, steps + 1).repeat(steps, axis=0)
     terms, fomaml = total - fedsgd, np.eye(steps, steps + 1, 1)
@@ -144,7 +144,7 @@ def parts(products: np.ndarray) -> Parts:
 
 @partial(jax.jit, static_argnames=("local", "lengths"))
 def identity_errors(local: Local, params: Tree, clients: Client, key: Array, *, lengths: tuple[int, ...]) -> Array:
-    """`[clients, lengths, 2]`: how far Δ_FedAvg(K) of each client is from the sum it is, relative to its norm.
+    """`[clients, lengths, 2]`: the distance of each client's Δ_FedAvg(K) from its sum of terms, relative to its norm.
 
     The sum is made of the public updates FedSGD and FOMAML(j), each of which walks its own path, and, beside it, of the
     gradients taken one by one. The left side is Reptile(K), which is FedAvg with its steps counted.
@@ -167,13 +167,13 @@ def identity_errors(local: Local, params: Tree, clients: Client, key: Array, *, 
 
 
 def distances(deltas: Tree, fedsgd: Tree, terms: Tree, steps: Tree, lengths: Sequence[int]) -> Array:
-    """`[lengths, 2]`: how far Δ(K) is from FedSGD's part plus FOMAML terms, and from the sum of the steps β g_j.
+    """`[lengths, 2]`: distances of Δ(K) from FedSGD's part plus FOMAML terms, and from the sum of the steps β g_j.
 
     deltas: trees of `[lengths, ...]`. fedsgd: of `[...]`. terms: of `[≥ K - 1, ...]`. steps: of `[≥ K, ...]`.
     """
     errors = []
-    for place, k in enumerate(lengths):
-        delta = jax.tree.map(lambda leaf, place=place: leaf[place], deltas)
+    for index, k in enumerate(lengths):
+        delta = jax.tree.map(lambda leaf, index=index: leaf[index], deltas)
         by_updates = jax.tree.map(lambda a, b, k=k: a + b[: k - 1].sum(axis=0), fedsgd, terms)
         by_gradients = jax.tree.map(lambda leaf, k=k: leaf[:k].sum(axis=0), steps)
         errors.append(jnp.stack([_distance(by_updates, delta), _distance(by_gradients, delta)]))
@@ -201,15 +201,15 @@ def beside(local: Local, steps: int, params: Tree, clients: Client, key: Array) 
     """Compute and time both, one after the other. The first call with this K and these shapes compiles too."""
     found, seconds = [], []
     for mean_delta in (mean_fomaml, mean_maml):
-        began = time.perf_counter()
+        start = time.perf_counter()
         found.append(jax.block_until_ready(mean_delta(local, steps, params, clients, key)))
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     (first, between), (_, second) = np.asarray(products(jax.tree.map(lambda *each: jnp.stack(each), *found)), float)
     return Beside(between / np.sqrt(first * second), np.sqrt(second / first), (seconds[0], seconds[1]))
 
 
 class Measured(NamedTuple):
-    """What was measured along training; `[checkpoints, repetitions]` lead every array.
+    """Measurements along training; `[checkpoints, repetitions]` lead every array.
 
     rounds: of the checkpoints. lengths: the K at which the identity is checked and MAML stands beside FOMAML.
     products: `[..., steps + 1, steps + 1]`, of the cohort's mean gradients. errors: `[..., clients, lengths, 2]`, as
@@ -234,7 +234,7 @@ def measure(
     rounds: Sequence[int],
     params_of: Callable[[int, int], Tree],
 ) -> Measured:
-    """Take pseudo-gradients of K = 1 … steps apart; a cohort is a repetition.
+    """Decompose pseudo-gradients of K = 1 … steps; a cohort is a repetition.
 
     params_of: `(rounds, repetition)` gives the model.
     """
@@ -257,5 +257,5 @@ def measure(
 
 
 def _key(repetition: int) -> Array:
-    """Of a round that is never trained: rounds are counted from 1."""
+    """The key of a round that is never trained: rounds are counted from 1."""
     return round_key(seed_key(repetition), 0)

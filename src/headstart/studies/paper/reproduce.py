@@ -36,10 +36,10 @@ def reproduce(
     processes: int = 1,
     log: Callable[[str], None] = print,
 ) -> Path:
-    """Run studies on federations and write one report of them all; what is finished in `out` is not run again.
+    """Run studies on federations and write one report of them all; finished runs in `out` are not repeated.
 
     names: of studies, by default all that suit a federation. data: names or paths of federations.
-    processes: how many runs go beside each other, each on its share of the cores; 1 keeps them in this process.
+    processes: how many runs go side by side, each on its share of the cores; 1 keeps them in this process.
 
     Returns:
         The path of the report.
@@ -67,7 +67,7 @@ def reproduce(
                 except DivergedError as error:
                     log(f"{study.name} on {name} is left out: {error}")
                     continue
-                # After every study, so that what is known can be read while the others run.
+                # After every study, so that its findings can be read while the others run.
                 page = _write(found, out, scale, _command(names, scale, data, out))
     if page is None:
         raise UserError(
@@ -82,16 +82,16 @@ def _write(found: Mapping[str, Sequence[Evidence]], out: Path, scale: str, comma
 
 
 def spent(out: Path) -> float:
-    """The seconds all runs in a folder took, each of a process of its own, from their files' times.
+    """The seconds of all runs in a folder, from the times of their files.
 
-    Of a run that went on after a stop it is what came after: nobody knows when it stopped.
+    Of a run that resumed after a stop only the last part counts: the time of the stop is not recorded.
     """
     ends = {path.parent.parent: path.stat().st_mtime for path in sorted(out.glob("runs/*/*/*/seed-*/stage-*.json"))}
-    return sum(max(end - _began(run), 0.0) for run, end in ends.items())
+    return sum(max(end - _started(run), 0.0) for run, end in ends.items())
 
 
-def _began(run: Path) -> float:
-    """When it was started last, which writes what it knows of its experiment."""
+def _started(run: Path) -> float:
+    """The time of its last start, when a run writes its experiment and environment."""
     return max((run / name).stat().st_mtime for name in ("environment.json", "experiment.json"))
 
 

@@ -1,4 +1,4 @@
-"""The server's optimizer under FedAvg: SGD, momentum, Adam, Yogi, Adagrad (PAPER, Later work: the published rates)."""
+"""The server's optimizer under FedAvg: SGD, momentum, Adam, Yogi, Adagrad, with the rates of arXiv:2003.00295."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.tuning import tuned
 from headstart.studies.runner import Runs
 
-# log10 of (client rate, server rate, ε) for EMNIST in arXiv:2003.00295, as PAPER gives them.
+# log10 of (client rate, server rate, ε) for EMNIST in arXiv:2003.00295.
 PUBLISHED = {
     "SGD": (-1.0, 0.0, None),
     "momentum": (-1.5, -0.5, None),
@@ -26,19 +26,19 @@ _AROUND = (0.0, -0.5, 0.5)
 def server(setting: Setting, runs: Runs) -> Evidence:
     """FedAvg under each server optimizer, its rate chosen around the published one, the client's rate as published."""
     setting, choices = tuned(setting, runs)
-    asked = {
-        name: {f"10^{PUBLISHED[name][1] + a:g}": _experiment(setting, name, a) for a in setting.tried(_AROUND)}
+    candidates = {
+        name: {f"10^{PUBLISHED[name][1] + a:g}": _experiment(setting, name, a) for a in setting.candidates(_AROUND)}
         for name in PUBLISHED
     }
-    made = runs.choose_each(asked, seeds=setting.tuning_seeds)
-    wanted = {name: asked[name][choice.chosen] for name, (choice, _) in made.items()}
-    found = runs.finish(wanted, seeds=setting.seeds)
-    best = max(found, key=lambda name: made[name][0].values[made[name][0].chosen])
+    chosen = runs.choose_each(candidates, seeds=setting.tuning_seeds)
+    experiments = {name: candidates[name][choice.chosen] for name, (choice, _) in chosen.items()}
+    found = runs.finish(experiments, seeds=setting.seeds)
+    best = max(found, key=lambda name: chosen[name][0].values[chosen[name][0].chosen])
     others = [name for name in found if name != best]
     rows = tuple(
         (
             name,
-            made[name][0].chosen,
+            chosen[name][0].chosen,
             *accuracies(each),
         )
         for name, each in found.items()
@@ -66,7 +66,7 @@ def server(setting: Setting, runs: Runs) -> Evidence:
             ),
         ),
         (forest("server", f"{best} less the other server optimizers", f"{best} less the others", forests),),
-        (*choices, *(choice for choice, _ in made.values())),
+        (*choices, *(choice for choice, _ in chosen.values())),
         (
             f"{setting.rounds} rounds of FedAvg({setting.local_epochs}), {setting.cohort} clients; {setting.seeds}"
             " seeds.",

@@ -1,7 +1,7 @@
-"""The sizes a study runs at, by the scale and the kind of the data.
+"""The sizes of studies, by the scale and the kind of the data.
 
-smoke: seconds, to see that all of it works. small: hours on two cores, with small models. full: the paper's own size,
-for a machine with a GPU.
+smoke: seconds, to check that everything works. small: hours on two cores, with small models. full: the size of the
+paper, for a machine with a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from headstart.data.load import load
 from headstart.errors import UserError
 from headstart.experiment.experiment import Data, ModelSpec
-from headstart.experiment.loading import placed
+from headstart.experiment.loading import absolute_source
 from headstart.learning.tasks import Classification, NextCharacter
 from headstart.studies.paper.study import Setting
 
@@ -79,7 +79,7 @@ _SMALL_TEXT = replace(
     local_epochs=2,
     steps=10,
     personal_epochs=5,
-    looks_per_round=2,
+    evaluations_per_round=2,
     most_seeds=5,
     tuning_seeds=2,
 )
@@ -117,7 +117,7 @@ _FULL_GLYPHS = replace(_FULL, data=Data("glyphs", {"writers": 3400}, train=2500,
 def setting_of(scale: str, source: str, options: Mapping[str, Any]) -> Setting:
     """The setting of a scale for a federation.
 
-    source: its name or path, as `datasets.load` takes it; `options` too. Those of `glyphs` stay where none are given.
+    source: its name or path. options: of its reader or generator; those of `glyphs` here stay unless given.
 
     Raises:
         UserError: if the federation holds neither images nor text.
@@ -130,4 +130,4 @@ def setting_of(scale: str, source: str, options: Mapping[str, Any]) -> Setting:
         raise UserError(f"{source} holds {kind}; the paper's claims are tested on images and on text")
     tables = {"image": (_SMOKE, _SMALL_IMAGES, _FULL), "text": (_SMOKE_TEXT, _SMALL_TEXT, _FULL_TEXT)}
     base = tables[kind][SCALES.index(scale)]
-    return replace(base, data=replace(base.data, source=placed(source), options=dict(options)))
+    return replace(base, data=replace(base.data, source=absolute_source(source), options=dict(options)))

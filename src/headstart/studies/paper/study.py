@@ -1,4 +1,4 @@
-"""A study of the paper: what it asks, and the data and the size it asks at."""
+"""A study of the paper: its question, and the data and the size of its experiments."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ MOMENTUM = Optimizer("sgd", 1.0, {"momentum": 0.9})
 
 @dataclass(frozen=True)
 class Setting:
-    """The data and the size of all studies of one scale; a study takes from it what it needs.
+    """The data and the size of all studies of one scale.
 
-    client_rates, personal_factors: tried on validation clients; the personal rate is the client's times the factor.
+    client_rates, personal_factors: candidates; the learning rate of personalization is the client's times the factor.
     client_rate, personal_factor: the ones in force.
     epochs, cohorts: the E and M of Table 1. local_epochs, cohort: those of everything else. steps: K.
-    rounds: of a first stage, and of what trains from scratch. more_rounds: of a second stage.
-    seeds: of what is compared; most_seeds: of claims 2 and 3, which want a difference of a point decided;
+    rounds: of a first stage, and of training from scratch. more_rounds: of a second stage.
+    seeds: of every comparison; most_seeds: of claims 2 and 3, which must decide a difference of a point;
         spread_seeds: of Table 1.
-    tuning_seeds: of every run that only chooses.
+    tuning_seeds: of every candidate.
     personal_epochs: of personalization, at most.
-    looks_per_round: how often a centralized model is evaluated on what is one round of FedAvg, so that it hardly
+    evaluations_per_round: of a centralized model, on as many examples as one round of FedAvg uses, so that it hardly
         overshoots its target.
-    target: the accuracy whose round Table 1 tells; None: nine tenths of the initial accuracy that FedAvg came to on
+    target: the accuracy that the rounds of Table 1 count to; None: nine tenths of the initial accuracy of FedAvg on
         validation clients when its rates were chosen.
     """
 
@@ -57,15 +57,15 @@ class Setting:
     personal_epochs: int = 5
     evaluate_every: int = 10
     evaluation_clients: int = 30
-    looks_per_round: int = 10
+    evaluations_per_round: int = 10
     client_rate: float = 0.02
     personal_factors: tuple[float, ...] = (1.0,)
     personal_factor: float = 1.0
     adam_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     momentum_rates: tuple[float, ...] = (0.3, 1.0)
 
-    def tried(self, values: Sequence[T]) -> Sequence[T]:
-        """The values a study tries on validation clients: at the smallest scale only the first."""
+    def candidates(self, values: Sequence[T]) -> Sequence[T]:
+        """The values that are tried on validation clients: at the smallest scale only the first."""
         return values[:1] if self.scale == "smoke" else values
 
     def fedavg(
@@ -75,7 +75,7 @@ class Setting:
         cohort: int | None = None,
         server: Optimizer = MOMENTUM,
     ) -> Stage:
-        """FedAvg(E) from scratch, by default with server momentum (PAPER, Algorithm 2, line 1)."""
+        """FedAvg(E) from scratch, by default with server momentum (arXiv:1909.12488, Algorithm 2, line 1)."""
         update = FedAvg(epochs or self.local_epochs, self.client_rate, self.batch_size)
         return Stage("FedAvg", update, server, self.rounds, cohort or self.cohort)
 
@@ -86,11 +86,11 @@ class Setting:
         return Stage(name, update, server, rounds, self.cohort, weighting)
 
     def experiment(
-        self, name: str, *stages: Stage | Centralized, start: str | None = None, watch: bool = False
+        self, name: str, *stages: Stage | Centralized, start: str | None = None, evaluate: bool = False
     ) -> Experiment:
-        """What trains these stages and personalizes.
+        """The experiment that trains these stages and personalizes.
 
-        start: as in `Experiment`. watch: evaluate along training too, not only at the end of a stage.
+        start: as in `Experiment`. evaluate: along training too, not only at the end of a stage.
         """
         rate = self.client_rate * self.personal_factor
         return Experiment(
@@ -100,8 +100,8 @@ class Setting:
             self.model,
             self.task,
             Personalization(Optimizer("sgd", rate), self.batch_size, self.personal_epochs),
-            evaluate_every=self.evaluate_every if watch else 0,
-            evaluation_clients=self.evaluation_clients if watch else 0,
+            evaluate_every=self.evaluate_every if evaluate else 0,
+            evaluation_clients=self.evaluation_clients if evaluate else 0,
             start=start,
         )
 
@@ -113,7 +113,7 @@ class Setting:
 class Study(NamedTuple):
     """A question to a federation: `ask(setting, runs) -> Evidence`.
 
-    kinds: of the federations it is asked of: "image", "text".
+    kinds: of federations that it suits: "image", "text".
     """
 
     name: str

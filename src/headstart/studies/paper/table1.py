@@ -1,4 +1,4 @@
-"""Table 1: FedAvg with E local epochs and M clients per round (PAPER, Table 1), and the shapes read from it."""
+"""Table 1 of arXiv:1909.12488: FedAvg with E local epochs and M clients per round, and the claims read from it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headstart.learning.tasks import Classification
 from headstart.reports.format import format_share
 from headstart.statistics.verdicts import Difference, decide, decide_most, difference, spread
 from headstart.studies.evidence import Claim, Evidence, Result, Table, format_difference, format_spread
@@ -27,7 +28,7 @@ class Printed(NamedTuple):
     personalized_rounds: float
 
 
-# PAPER, Table 1 [V]: EMNIST-62, by (M, E).
+# arXiv:1909.12488, Table 1: EMNIST-62, by (M, E).
 PRINTED = {
     (5, 2): Printed(0.7473, 0.0260, 0.8292, 0.0061, 310.0, 63.6),
     (5, 5): Printed(0.8028, 0.0512, 0.8712, 0.0049, 111.1, 33.9),
@@ -39,7 +40,7 @@ PRINTED = {
     (20, 20): Printed(0.8391, 0.0081, 0.8953, 0.0022, 82.1, 46.4),
 }
 
-# Of what FedAvg came to when its rates were chosen.
+# The share of FedAvg's accuracy, when its rates were chosen, that is the target.
 TARGET = 0.9
 
 Rows = Mapping[tuple[int, int], Result]
@@ -49,12 +50,12 @@ def table1(setting: Setting, runs: Runs) -> Evidence:
     """FedAvg for every E and M, with the client rate of the setting, personalized and measured."""
     setting, choices = tuned(setting, runs)
     target = setting.target or TARGET * float(first_stage(setting, runs).initial.mean())
-    wanted = {
-        f"M={m}, E={e}": setting.experiment(f"table1-M{m}-E{e}", setting.fedavg(epochs=e, cohort=m), watch=True)
+    experiments = {
+        f"M={m}, E={e}": setting.experiment(f"table1-M{m}-E{e}", setting.fedavg(epochs=e, cohort=m), evaluate=True)
         for m in sorted(setting.cohorts, reverse=True)
         for e in sorted(setting.epochs, reverse=True)
     }
-    found = runs.finish(wanted, seeds=setting.spread_seeds)
+    found = runs.finish(experiments, seeds=setting.spread_seeds)
     rows = {(m, e): found[f"M={m}, E={e}"] for m in setting.cohorts for e in setting.epochs}
     return Evidence(
         "table1",
@@ -69,14 +70,14 @@ def table1(setting: Setting, runs: Runs) -> Evidence:
 
 
 def claims(setting: Setting, rows: Rows, target: float) -> tuple[Claim, ...]:
-    """What the measured table says of the shapes of the printed one."""
-    made = []
+    """The claims of the printed table, decided on the measured one."""
+    found = []
     for m in setting.cohorts:
         for what in ("initial", "personalized"):
-            made.append(_best_epochs(setting, rows, m, what))
+            found.append(_best_epochs(setting, rows, m, what))
     if len(setting.cohorts) > 1:
-        made.append(_more_clients(setting, rows))
-    return (*made, _sooner(rows, target), _steadier(rows))
+        found.append(_more_clients(setting, rows))
+    return (*found, _sooner(rows, target), _steadier(rows))
 
 
 def _best_epochs(setting: Setting, rows: Rows, m: int, what: str) -> Claim:
@@ -101,12 +102,12 @@ def _best_epochs(setting: Setting, rows: Rows, m: int, what: str) -> Claim:
 def _more_clients(setting: Setting, rows: Rows) -> Claim:
     """Whether more clients per round help the initial model more than the personalized one."""
     few, many = min(setting.cohorts), max(setting.cohorts)
-    gained = {
+    gains = {
         what: np.mean([getattr(rows[many, e], what) - getattr(rows[few, e], what) for e in setting.epochs], axis=0)
         for what in ("initial", "personalized")
     }
-    found = difference(gained["initial"] - gained["personalized"])
-    help_ = {what: difference(values) for what, values in gained.items()}
+    found = difference(gains["initial"] - gains["personalized"])
+    help_ = {what: difference(values) for what, values in gains.items()}
     return Claim(
         f"{many} clients per round in place of {few} help the initial model most",
         _printed_help(few, many),
@@ -145,21 +146,23 @@ def _both(result: Result, values: np.ndarray) -> np.ndarray:
 
 def _first(curves: np.ndarray, rounds: np.ndarray, target: float) -> np.ndarray:
     later = np.append(rounds, 2 * rounds[-1] - rounds[-2])
-    reached = np.concatenate([curves >= target, np.ones((*curves.shape[:-1], 1), bool)], axis=-1)
+    reached = np.concatenate(
+        [Classification().metrics[0].reached(curves, target), np.ones((*curves.shape[:-1], 1), bool)], axis=-1
+    )
     return later[reached.argmax(axis=-1)]
 
 
 def sooner(result: Result, target: float, *, resamples: int = 1000) -> Difference:
-    """By how many rounds the personalized model is sooner at the target; clients are drawn anew with their curves."""
+    """The rounds by which the personalized model is earlier at the target; the bootstrap is over clients' curves."""
     rounds = rounds_to(result, target).astype(float)
     saved = rounds[0] - rounds[1]
     clients = result.history.shape[2]
-    generator, drawn = np.random.default_rng(0), []
+    generator, resampled = np.random.default_rng(0), []
     for _ in range(resamples):
         means = result.history[:, :, generator.integers(0, clients, clients)].mean(axis=2)
         each = _first(_both(result, means), result.rounds, target)
-        drawn.append((each[0] - each[1]).mean())
-    low, high = np.quantile(drawn, [0.025, 0.975])
+        resampled.append((each[0] - each[1]).mean())
+    low, high = np.quantile(resampled, [0.025, 0.975])
     return difference(saved[:, None])._replace(over_clients=(float(low), float(high)), clients=clients)
 
 
@@ -210,9 +213,9 @@ def measured_table(rows: Rows, target: float) -> Table:
 def _row(m: int, e: int, result: Result, target: float) -> tuple[str, ...]:
     printed = PRINTED.get((m, e))
     initial, personalized = result.initial.mean(axis=1), result.personalized.mean(axis=1)
-    reached = rounds_to(result, target)
-    rounds = " / ".join(_mean_rounds(each, result.rounds[-1]) for each in reached)
-    cells = [str(m), str(e), _measured(initial), "–", _measured(personalized), "–", rounds, "–", _lengths(result)]
+    by_model = rounds_to(result, target)
+    rounds = " / ".join(_mean_rounds(each, result.rounds[-1]) for each in by_model)
+    cells = [str(m), str(e), _measured(initial), "–", _measured(personalized), "–", rounds, "–", _epochs(result)]
     if printed:
         cells[3] = f"{format_share(printed.initial)} ({100 * printed.initial_spread:.1f})"
         cells[5] = f"{format_share(printed.personalized)} ({100 * printed.personalized_spread:.1f})"
@@ -220,16 +223,16 @@ def _row(m: int, e: int, result: Result, target: float) -> tuple[str, ...]:
     return tuple(cells)
 
 
-def _mean_rounds(reached: np.ndarray, last: int) -> str:
-    never = int((reached > last).sum())
-    return f"{reached.mean():.0f}" if not never else f"never in {never} of {len(reached)} seeds"
+def _mean_rounds(rounds: np.ndarray, last: int) -> str:
+    never = int((rounds > last).sum())
+    return f"{rounds.mean():.0f}" if not never else f"never in {never} of {len(rounds)} seeds"
 
 
 def _measured(values: np.ndarray) -> str:
     return f"{format_share(float(values.mean()))} ({100 * values.std(ddof=1):.1f})"
 
 
-def _lengths(result: Result) -> str:
+def _epochs(result: Result) -> str:
     low, high = result.epochs.min(), result.epochs.max()
     return f"{low}" if low == high else f"{low} to {high}"
 

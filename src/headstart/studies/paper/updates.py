@@ -1,4 +1,4 @@
-"""The updates from scratch: FedSGD, FOMAML(K), exact MAML(K), Reptile(K), FedAvg(E) (PAPER, table of updates)."""
+"""The updates from scratch: FedSGD, FOMAML(K), exact MAML(K), Reptile(K), FedAvg(E)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ def updates(setting: Setting, runs: Runs) -> Evidence:
     """Each update with server Adam, its rate chosen: as many rounds, then as many gradients of examples as FedAvg."""
     setting, choices = tuned(setting, runs)
     kinds = kinds_of(setting)
-    asked = {
+    candidates = {
         name: {f"rate {rate:g}": _experiment(setting, name, rate, setting.rounds) for rate in setting.adam_rates}
         for name in kinds
     }
-    made = runs.choose_each(asked, seeds=setting.tuning_seeds)
-    rates = {name: dict(zip(asked[name], setting.adam_rates, strict=True))[made[name][0].chosen] for name in kinds}
+    chosen = runs.choose_each(candidates, seeds=setting.tuning_seeds)
+    rates = {
+        name: dict(zip(candidates[name], setting.adam_rates, strict=True))[chosen[name][0].chosen] for name in kinds
+    }
     reference = f"FedAvg({setting.local_epochs})"
-    seen = {name: made[name][1][made[name][0].chosen] for name in kinds}
-    longer = _rounds_at_equal_computation(setting, seen, reference)
-    wanted = {name: _experiment(setting, name, rates[name], setting.rounds) for name in kinds}
+    pilot = {name: chosen[name][1][chosen[name][0].chosen] for name in kinds}
+    longer = _rounds_at_equal_computation(setting, pilot, reference)
+    experiments = {name: _experiment(setting, name, rates[name], setting.rounds) for name in kinds}
     equal = {
         f"{name}, {longer[name]} rounds": _experiment(setting, name, rates[name], longer[name])
         for name in kinds
         if longer[name] != setting.rounds
     }
-    found = runs.finish({**wanted, **equal}, seeds=setting.seeds)
+    found = runs.finish({**experiments, **equal}, seeds=setting.seeds)
     at_rounds = {name: found[name] for name in kinds}
     at_cost = {name: found.get(f"{name}, {longer[name]} rounds", found[name]) for name in kinds}
     return Evidence(
@@ -54,7 +56,7 @@ def updates(setting: Setting, runs: Runs) -> Evidence:
             _figure("updates-communication", "At equal communication", reference, at_rounds),
             _figure("updates-computation", "At equal computation", reference, at_cost),
         ),
-        (*choices, *(choice for choice, _ in made.values())),
+        (*choices, *(choice for choice, _ in chosen.values())),
         (
             f"{setting.rounds} rounds of {setting.cohort} clients, server Adam with β₁ 0.9, {setting.seeds} seeds. At"
             f" equal computation the others have the rounds that cost as many gradients of examples as {reference};"
@@ -66,7 +68,7 @@ def updates(setting: Setting, runs: Runs) -> Evidence:
 
 
 def kinds_of(setting: Setting) -> dict[str, tuple[ClientUpdate, Weighting]]:
-    """The updates by name, and how their replies are weighed."""
+    """The updates by name, each with the weighting of its replies."""
     k, rate, size = setting.steps, setting.client_rate, setting.batch_size
     return {
         f"FedAvg({setting.local_epochs})": (FedAvg(setting.local_epochs, rate, size), "examples"),
@@ -84,14 +86,14 @@ def _experiment(setting: Setting, name: str, rate: float, rounds: int) -> Experi
     return setting.experiment(f"updates-{name.replace('(', '').replace(')', '')}", stage)
 
 
-def _rounds_at_equal_computation(setting: Setting, seen: Mapping[str, Result], reference: str) -> dict[str, int]:
+def _rounds_at_equal_computation(setting: Setting, pilot: Mapping[str, Result], reference: str) -> dict[str, int]:
     """For each update, the rounds that cost as many gradients of examples as the reference's.
 
-    seen: a run of each, which tells how many examples it used.
+    pilot: a run of each, whose number of examples counts.
     """
     costs = {
         name: (MAML_COST if name.startswith("MAML") else 1) * float(result.items.mean())
-        for name, result in seen.items()
+        for name, result in pilot.items()
     }
     return {name: max(1, round(setting.rounds * costs[reference] / cost)) for name, cost in costs.items()}
 
