@@ -115,8 +115,8 @@ def spread(first: np.ndarray, second: np.ndarray, *, resamples: int = 2000) -> S
     ratio, over_clients = float(widths[0] / widths[1]) if widths[1] > 0 else math.inf, (-1.0, 1.0)
     if clients > 1:
         drawn = np.random.default_rng(0).integers(0, clients, (resamples, clients))
-        resampled = [np.array([each[:, chosen].mean(axis=1) for chosen in drawn]) for each in (first, second)]
-        low, high = np.quantile(_tilt(*resampled), [0.025, 0.975])
+        anew = [np.array([each[:, chosen].mean(axis=1) for chosen in drawn]) for each in (first, second)]
+        low, high = np.quantile(_tilt(*anew), [0.025, 0.975])
         over_clients = float(low), float(high)
     return Spread(ratio, _by_seeds(*means), over_clients, len(first))
 

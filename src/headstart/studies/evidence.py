@@ -103,7 +103,7 @@ def lower_accuracy(result: Result) -> str:
 
 def mean_gain(result: Result) -> str:
     """The mean gain from personalization, in points."""
-    return f"{100 * float((result.personalized - result.initial).mean()):+.1f}"
+    return format_points(float((result.personalized - result.initial).mean()), digits=1)
 
 
 def foreseen(estimates: Mapping[str, Power]) -> str:

@@ -62,7 +62,7 @@ def compare_methods(
     ids = next(iter(compared.entries.values())).result.ids
     index = {client: number for number, client in enumerate(prepared.federation.ids)}
     sizes = np.asarray(prepared.federation.sizes[[index[client] for client in ids], 0])
-    found = evidence(protocol, compared, rows, metric=metric, adapt_sizes=sizes)
+    found = evidence(protocol, compared, rows, metric=metric, support_sizes=sizes)
     sentences = conclusion(rows, metric, gain_by_data_size(compared.entries, sizes, metric), compared.left_out)
     name = Path(protocol.base.data.source).name.partition(".")[0]
     page = write(

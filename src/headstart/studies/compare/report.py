@@ -43,13 +43,13 @@ def evidence(
     rows: Sequence[Row],
     *,
     metric: Metric,
-    adapt_sizes: np.ndarray,
+    support_sizes: np.ndarray,
 ) -> Evidence:
     """The evidence of a whole comparison.
 
-    adapt_sizes: `[clients]`: how many local training (support) examples each test client has.
+    support_sizes: `[clients]`: how many local training (support) examples each test client has.
     """
-    formats, groups, entries = GainFormat(metric), size_groups(adapt_sizes), compared.entries
+    formats, groups, entries = GainFormat(metric), size_groups(support_sizes), compared.entries
     fedavg = values_of(entries[FEDAVG])
     gains = {
         row.name: group_means(metric.sign * (values_of(entries[row.name]) - fedavg), groups)
@@ -62,7 +62,7 @@ def evidence(
         claims(rows, metric),
         (
             _values_table(rows, formats),
-            _cost_table(rows, protocol, adapt_sizes),
+            _cost_table(rows, protocol, support_sizes),
             _amounts_table(gains, groups, formats),
         ),
         _figure_specs(entries, rows, gains, groups, metric),

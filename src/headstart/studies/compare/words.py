@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from headstart.learning.tasks import Metric
 from headstart.methods import LocalOnly
-from headstart.reports.format import GainFormat, format_value
+from headstart.reports.format import GainFormat, format_count, format_value
 from headstart.statistics.verdicts import LEAST_SEEDS, Decision
 from headstart.studies.compare.leaderboard import GroupGain, Row
 from headstart.studies.compare.methods import BASELINE, FEDAVG
@@ -64,8 +64,9 @@ def conclusion(
         sentences.append(f"Left out: {'; '.join(f'{name}, since {reason}' for name, reason in left_out.items())}.")
     seeds = by_name[BASELINE].by_seeds_and_clients.seeds
     if seeds < LEAST_SEEDS:
-        plural = "1 seed" if seeds == 1 else f"{seeds} seeds"
-        sentences.append(f"With {plural} nothing is decided, whatever it looks like; it takes {LEAST_SEEDS}.")
+        sentences.append(
+            f"With {format_count(seeds, 'seed')} nothing is decided, whatever it looks like; it takes {LEAST_SEEDS}."
+        )
     return sentences
 
 
@@ -78,8 +79,8 @@ def _fine_tuning(tuned: Row, plain: Row, formats: GainFormat) -> str:
     metric = formats.metric
     before, after = (format_value(metric, row.personalized.mean) for row in (plain, tuned))
     return (
-        f"{opening}: FedAvg's best global model has {metric.name} {before}, and its best model to fine-tune {after}"
-        f" after it, {_tuned_over(plain, formats)}."
+        f"{opening}: FedAvg's best global model has {metric.name} {before}, and its"
+        f" best model to fine-tune {after} after it, {_tuned_over(plain, formats)}."
         f" Against the model that it starts from, the gain from fine-tuning is {formats.difference(tuned.gain)}."
         f" {_harm(tuned)}"
     )
