@@ -51,6 +51,7 @@ GLYPHS = "src/headstart/data/glyphs/*"  # pens draw, place and bend
 BENCHMARKS = "benchmarks/*", "src/headstart/bench/*"  # they watch a clock and a machine's memory
 WATCHDOGS = "src/headstart/training/cluster.py", "src/headstart/training/supervisor.py"  # they watch a process
 DROPOUT = "src/headstart/models/*"  # which has a rate, and keeps units
+IDENTITY = "src/headstart/studies/paper/*", "tests/test_identity.py"  # which is a sum of terms
 INTERVALS = "src/headstart/statistics/*", "src/headstart/studies/*", "tests/*"  # over seeds, over clients
 
 RULES = (
@@ -72,10 +73,10 @@ RULES = (
     Rule("name", "trim|trimmed|trimmed_rows", "partial_batches"),
     Rule("name", "looks?|watch|watched|watching", "evaluate, curves, monitor", SOURCE, (*BENCHMARKS, *WATCHDOGS)),
     Rule("name", "choosing|until", "selection_clients, stop_at", SOURCE),
-    Rule("name", "started|reached", "initial_params, target_reached", ("src/headstart/training/*",)),
+    Rule("name", "started", "initial_params", ("src/headstart/training/*",)),
     Rule("name", r"_?(told|[Tt]ell|listen|hear|say|spoken|shown)(_\w+)?", "log, on_event, echo, format_*"),
     Rule("name", r"(?!test_)\w+_(told|spoken|shown)", "log, on_event, echo, format_*"),
-    Rule("name", "Draw|Drawn|Drawing", "gather, CohortBatch, FigureSpec"),
+    Rule("name", "Draw|Drawn|Drawing", "gather, CohortBatch, FigureSpec", exceptions=(GLYPHS,)),
     Rule("name", "draw", "gather", ("src/headstart/data/*", *RUNNING[:1], *LEARNING), (GLYPHS,)),
     Rule("name", "_?places?|placed", "index, path, position, slot", exceptions=(GLYPHS,)),
     Rule("name", "lengths?|units", "epochs, steps", ("src/headstart/training/*", "src/headstart/learning/pers*")),
@@ -86,7 +87,10 @@ RULES = (
     Rule("name", "_?hurt|worse_off", "harmed"),
     Rule("name", r"_?facts|\w+_facts|own_split|mark", "metadata, has_predefined_split, fingerprint", SOURCE),
     Rule(
-        "name", "Holding|Site|Crew|[Tt]erms|[Rr]oster|meet|settle", "Manifest, Node, Membership, ServerConfig, Registry"
+        "name",
+        "Holding|Site|Crew|[Tt]erms|[Rr]oster|meet|settle",
+        "Manifest, Node, Membership, ServerConfig, Registry",
+        exceptions=IDENTITY,
     ),
     Rule("name", "Imported|trusted", "ModelSpec, allowed_modules"),
     Rule("name", "PATIENCE", "a name for each of its meanings"),

@@ -55,7 +55,7 @@ COSTS = {
     "MAML": (MAML(2, batch_size=1), lambda n: 3 + 2 * 2, BODY + HEAD, BODY + HEAD),
     "MAML, partial batches": (
         MAML(2, batch_size=4),
-        lambda n: sum(min(4, n - 4 * (place % -(-n // 4))) for place in range(3)) + 2 * 2 * n / -(-n // 4),
+        lambda n: sum(min(4, n - 4 * (index % -(-n // 4))) for index in range(3)) + 2 * 2 * n / -(-n // 4),
         BODY + HEAD,
         BODY + HEAD,
     ),
@@ -93,9 +93,9 @@ def test_the_clients_whose_cost_is_counted_are_like_all_in_size():
 @pytest.mark.parametrize(
     ("rates", "count"), [((0.01, 0.03, 0.1), 12), ((0.01, 0.03, 0.1), 9), ((1.0, 3.0), 8), ((1.0, 3.0), 5)]
 )
-def test_all_methods_try_the_same_rates_and_servers_and_no_setting_stands_for_another(name, rates, count):
+def test_all_methods_try_the_same_rates_and_servers_and_no_setting_stands_for_another(name, learning_rates, count):
     method = built_in_methods()[name]
-    candidates = method.candidates(rates, count)
+    candidates = method.candidates(learning_rates, count)
     assert len({json.dumps(settings) for settings in candidates}) == len(candidates)
     if name == "localonly":
         # Nothing is trained at any rate.
@@ -104,9 +104,9 @@ def test_all_methods_try_the_same_rates_and_servers_and_no_setting_stands_for_an
     pairs = Counter((settings[SERVER], settings[LEARNING_RATE]) for settings in candidates)
     assert pairs == Counter(
         (settings[SERVER], settings[LEARNING_RATE])
-        for settings in built_in_methods()["fedavg"].candidates(rates, count)
+        for settings in built_in_methods()["fedavg"].candidates(learning_rates, count)
     )
-    values = {LEARNING_RATE: rates, SERVER: tuple(SERVERS), **method.kind.search_space}
+    values = {LEARNING_RATE: learning_rates, SERVER: tuple(SERVERS), **method.kind.search_space}
     for one, other in combinations(values, 2):
         met = Counter((settings[one], settings[other]) for settings in candidates)
         cells = len(values[one]) * len(values[other])
@@ -157,7 +157,7 @@ def test_every_method_is_known_and_fedavg_is_always_there():
 
 
 def entry(method: MethodSpec, initial: np.ndarray, personalized: np.ndarray) -> Entry:
-    """A method of so many seeds and clients, which chose one epoch."""
+    """A method on these seeds and clients, which chose one epoch."""
     seeds, clients = initial.shape
     result = Result(
         tuple(map(str, range(clients))),
@@ -227,7 +227,7 @@ CASES = [
             "No method is shown",
             "Inconclusive (in {unit}): ",
             "None of these leads by more than",
-            "? All of it, as far as these runs can tell, and no less than 9",
+            "? All of it, as far as these runs show, and no less than 9",
         ),
     ),
     ({"worse": -0.05}, "does not hold", ("No method is shown to be better", "All of it: every other")),
@@ -246,8 +246,8 @@ def test_the_conclusion_says_what_was_decided(metric, sign, shifts, decision, ex
     signs = {"+5.": "+" if metric is ACCURACY else "-0.0", "-5.": "-" if metric is ACCURACY else "+0.0"}
     for part in expected:
         filled = part.replace("{unit}", "points" if metric is ACCURACY else "mean squared error")
-        for mark, shown in signs.items():
-            filled = filled.replace(f"{{{mark}}}", shown)
+        for mark, sign in signs.items():
+            filled = filled.replace(f"{{{mark}}}", sign)
         assert filled in text
 
 

@@ -240,7 +240,7 @@ def test_leaf_windows_become_shifted_rows(tmp_path):
 
 
 def test_leaf_passages_are_never_both_adapted_to_and_tested_on(tmp_path):
-    # Three characters tell a position in the passage: one counts on, two count its turns.
+    # Three characters give a position in the passage: one counts on, two count its turns.
     alphabet = "abcdefghijklmnopqrstuvwxyz"
     passages = [
         "".join(alphabet[i % 26] + first + alphabet[i // 26] for i in range(n)) for first, n in (("A", 150), ("B", 200))
@@ -466,11 +466,11 @@ def test_the_fixtures_hold_one_federation_of_text():
         assert_same(first, other)
     labels = first.metadata["labels"]
     porter = first.fetch(np.array([list(first.ids).index("MACBETH_PORTER")]))[0]
-    spoken = "".join(labels[i] for i in porter[0, 1:])
+    passage = "".join(labels[i] for i in porter[0, 1:])
     leaf = datasets.load(FIXTURES / "leaf_shakespeare_all_data_niid_0_keep_0_train_9.json.gz")
     windows = leaf.fetch(np.array([list(leaf.ids).index("MACBETH_PORTER")]))[0]
     # LEAF writes a space where a line ends.
-    assert spoken.replace("\n", " ") == "".join(labels[i] for i in windows[0])[:79]
+    assert passage.replace("\n", " ") == "".join(labels[i] for i in windows[0])[:79]
 
 
 @needs_data

@@ -38,8 +38,8 @@ def runs(tmp_path, messages):
     return Runs(tmp_path / "runs", seeds=2, log=messages.append)
 
 
-def with_server(plain, rate):
-    return replace(plain, stages=(replace(plain.stages[0], server=Optimizer("sgd", rate)),))
+def with_server(plain, learning_rate):
+    return replace(plain, stages=(replace(plain.stages[0], server=Optimizer("sgd", learning_rate)),))
 
 
 def test_what_is_finished_is_not_run_again_and_more_seeds_add_to_it(runs, messages, plain):
@@ -148,8 +148,8 @@ def test_programs_are_let_go_before_a_process_has_no_room_for_more(plain, tmp_pa
         return len(Path("/proc/self/maps").read_bytes().splitlines())
 
     cache = ProgramCache()
-    for number, rate in enumerate((0.1, 0.2, 0.3)):
-        run_into(with_server(plain, rate), tmp_path / str(number), cache=cache)
+    for number, learning_rate in enumerate((0.1, 0.2, 0.3)):
+        run_into(with_server(plain, learning_rate), tmp_path / str(number), cache=cache)
     many = maps()
     # As if there were room for a few more.
     monkeypatch.setattr(sys.modules[run_into.__module__], "crowded", lambda: maps() > many - 100)

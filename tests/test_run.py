@@ -173,7 +173,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(data, tmp_path):
     process = start(file, out)
     assert process.stdout is not None
     with process.stdout:
-        assert "goes on after round" in process.stdout.read()
+        assert "resumes after round" in process.stdout.read()
     assert process.wait() == 0
     assert_same_bits(final_parameters(tmp_path / "undisturbed"), final_parameters(out))
 
@@ -204,7 +204,7 @@ def damaged_and_resumed(whole, out: Path, damage) -> list[str]:
 def test_a_damaged_state_is_passed_over_for_the_one_before(data, undisturbed, tmp_path, damage):
     notes = damaged_and_resumed(experiment(data), tmp_path / "out", damage)
     assert "damaged" in notes[0]
-    assert "goes on after round 5" in notes[1]
+    assert "resumes after round 5" in notes[1]
     assert_same_bits(final_parameters(undisturbed, stage=0), final_parameters(tmp_path / "out", stage=0))
 
 

@@ -106,8 +106,8 @@ class Net(nn.Module):
 def test_a_federation_and_a_model_may_be_handed_over_as_objects(data, tmp_path, capsys):
     federation, plan = hs.load(data), first_stage_only(experiment(data))
     run = hs.run(plan, tmp_path / "run", federation=federation, model=Net())
-    shown = capsys.readouterr()
-    assert run.finished and "round 1" in shown.err and not shown.out
+    captured = capsys.readouterr()
+    assert run.finished and "round 1" in captured.err and not captured.out
     assert run.experiment.data.source == "in memory" and run.predict(np.ones((2, 4), np.float32)).shape == (2,)
     again = hs.open_run(run.path, model=Net())
     np.testing.assert_array_equal(again.predict(np.ones((2, 4))), run.predict(np.ones((2, 4))))

@@ -53,12 +53,12 @@ def numbers(text: str | None) -> list[int] | None:
     return None if text is None else _listed("--lanes", text, int, "1,2,4")
 
 
-def rates_given(text: str | None) -> tuple[float, ...]:
+def learning_rates_given(text: str | None) -> tuple[float, ...]:
     """The learning rates of `--learning-rates 0.01,0.1`."""
-    rates = () if text is None else tuple(_listed("--learning-rates", text, float, "0.01,0.1"))
-    if any(not 0 < rate < float("inf") for rate in rates):
+    learning_rates = () if text is None else tuple(_listed("--learning-rates", text, float, "0.01,0.1"))
+    if any(not 0 < learning_rate < float("inf") for learning_rate in learning_rates):
         raise UserError(f"--learning-rates {text} has a rate that is not positive; rates are numbers above 0")
-    return rates
+    return learning_rates
 
 
 def _listed(option: str, text: str, kind: type[Number], example: str) -> list[Number]:

@@ -51,7 +51,7 @@ class Output:
 
     @contextmanager
     def status(self, text: str) -> Iterator[Callable[[str], None]]:
-        """A line that says what goes on for the time of the block; yields what changes its text."""
+        """A line that says what happens during the time of the block; yields what changes its text."""
         if self.quiet:
             yield lambda _: None
             return

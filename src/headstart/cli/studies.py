@@ -20,10 +20,10 @@ from headstart.cli.options import (
     Source,
     TargetColumn,
     data_options,
+    learning_rates_given,
     modules_named,
     named_experiment,
     overrides,
-    rates_given,
 )
 from headstart.cli.output import output_of
 
@@ -127,7 +127,7 @@ def compare(
     output = output_of(context)
     with output.measured():
         page, board, sentences = compare_methods(
-            Protocol(base, budget, tries, seeds, tuning_seeds, epochs, rates_given(learning_rates)),
+            Protocol(base, budget, tries, seeds, tuning_seeds, epochs, learning_rates_given(learning_rates)),
             methods=methods.split(","),
             out=out,
             processes=processes or free_cores(),

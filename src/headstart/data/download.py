@@ -167,11 +167,11 @@ def _finish(url: str, path: Path, sha256: str | None) -> None:
 def _verify(path: Path, sha256: str | None) -> None:
     record = _beside(path, ".sha256")
     found = sha256_of(path)
-    recorded = record.read_text(errors="replace").split() if record.exists() else []
-    if not recorded:
+    known = record.read_text(errors="replace").split() if record.exists() else []
+    if not known:
         # Put here by hand, or the record is empty: from now on the file is to stay as it is.
         _record(path, found)
-    expected = sha256 or (recorded or [found])[0]
+    expected = sha256 or (known or [found])[0]
     if found != expected:
         raise UserError(f"{path} has SHA-256 {found}, not {expected}; delete it to download it again")
 

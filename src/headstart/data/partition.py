@@ -30,7 +30,7 @@ def by_classes(x: Tree, y: np.ndarray, *, clients: int, classes_per_client: int,
 
 
 def at_random(x: Tree, y: np.ndarray, *, clients: int, seed: int = 0) -> Federation:
-    """Clients of one size that do not differ but by chance; y may be anything `[rows, ...]`."""
+    """Clients of one size whose examples are drawn alike; y may be anything `[rows, ...]`."""
     return _federation("random", x, y, random_owners(y, clients, seed=seed), seed)
 
 

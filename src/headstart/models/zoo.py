@@ -220,7 +220,7 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
 
 
 def _mode(function: Callable[..., Any], train: bool) -> dict[str, Any]:
-    """The argument that tells a Flax module's `__call__` whether it trains, under the name that it goes by there."""
+    """The training flag of a Flax module's `__call__`, under the name that it has there."""
     named = {"train": train, "training": train, "deterministic": not train}
     return {name: value for name, value in named.items() if name in _parameters(function)}
 

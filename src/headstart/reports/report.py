@@ -25,5 +25,5 @@ def report(
     Raises:
         UserError: if a folder is no run folder, or the runs do not measure the same thing.
     """
-    several = [runs] if isinstance(runs, Run | str | os.PathLike) else list(runs)
-    return write(several, out, allowed_modules=allowed_modules)
+    chosen = [runs] if isinstance(runs, Run | str | os.PathLike) else list(runs)
+    return write(chosen, out, allowed_modules=allowed_modules)

@@ -52,7 +52,7 @@ def claimed(
     """Make the folder this experiment's own for the time of the block.
 
     allowed_modules: modules that the experiment in it may be imported from.
-    on_note: gets a sentence where the file system cannot lock the folder, and the block goes on without a lock.
+    on_note: gets a sentence where the file system cannot lock the folder, and the block is entered without a lock.
 
     Raises:
         UserError: if it cannot be written, holds another experiment or other data, or another process writes it.
@@ -101,15 +101,15 @@ def _same_data(out: Path, federation: Federation) -> Record:
     return {"name": federation.name, **metadata, "sha256": digest.hexdigest()}
 
 
-def _difference(old: Any, new: Any, place: str = "") -> str:
-    """The first place where two documents differ, with both values; empty if none does."""
+def _difference(old: Any, new: Any, path: str = "") -> str:
+    """The first path at which two documents differ, with both values; empty if none does."""
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [(key, old.get(key), new.get(key)) for key in {**old, **new}]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
     else:
-        return "" if old == new else f"{place[1:]} was {json.dumps(old)}, now {json.dumps(new)}"
-    return next(filter(None, (_difference(a, b, f"{place}.{key}") for key, a, b in pairs)), "")
+        return "" if old == new else f"{path[1:]} was {json.dumps(old)}, now {json.dumps(new)}"
+    return next(filter(None, (_difference(a, b, f"{path}.{key}") for key, a, b in pairs)), "")
 
 
 def environment() -> dict[str, Any]:
@@ -130,11 +130,11 @@ def write_samples(
     """A few examples of a few of these clients, and the federation's metadata, for the report."""
     chosen = clients[np.linspace(0, len(clients) - 1, min(count, len(clients))).astype(int)]
     arrays: dict[str, Any] = {"ids": np.array([federation.ids[i] for i in chosen])}
-    for place, client in enumerate(chosen):
+    for index, client in enumerate(chosen):
         x, y = federation.fetch(np.array([client]))
         if not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)):
             return
-        arrays[f"x{place}"], arrays[f"y{place}"] = x[:examples], y[:examples]
+        arrays[f"x{index}"], arrays[f"y{index}"] = x[:examples], y[:examples]
     arrays["facts"] = np.array(json.dumps(dict(federation.metadata), default=str))
     write_arrays(out / "samples.npz", arrays)
 

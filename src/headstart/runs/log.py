@@ -26,7 +26,7 @@ class Log:
     """
 
     def __init__(self, path: Path | None, on_event: OnEvent, seed: int) -> None:
-        self._path, self._listen, self._seed = path, on_event, seed
+        self._path, self._on_event, self._seed = path, on_event, seed
 
     def cut(self, done: int | None) -> list[Record]:
         """Keep the records up to round `done` (None: none), as they were when that round was saved; returns them."""
@@ -41,11 +41,11 @@ class Log:
 
     def evaluated(self, task: Task, number: int) -> float | None:
         """What is written of the initial model after this round: the first metric on validation clients."""
-        told = [r for r in self.records() if r["event"] == "evaluation" and r["round"] == number]
-        return told[-1]["validation"][task.metrics[0].name][0] if told else None
+        found = [r for r in self.records() if r["event"] == "evaluation" and r["round"] == number]
+        return found[-1]["validation"][task.metrics[0].name][0] if found else None
 
     def __call__(self, record: Record) -> None:
-        """Write a record and tell the listener."""
+        """Write a record and hand it to the listener."""
         record = {**record, "seed": self._seed}
         try:
             if self._path is not None:
@@ -55,7 +55,7 @@ class Log:
             raise UserError(
                 f"cannot write {self._path}: {error.strerror}; make room, then repeat the command"
             ) from error
-        self._listen(record)
+        self._on_event(record)
 
 
 def _line(record: Record) -> bytes:
@@ -93,7 +93,7 @@ def means(task: Task, sums: Sums) -> dict[str, float | None]:
 
 
 def evaluation_record(task: Task, stage: str, number: int, curves: Curves, seconds: float) -> Record:
-    """What an evaluation on validation clients leaves in the log; of clients that have a test part."""
+    """What an evaluation leaves in the log, of validation clients that have query examples."""
     first = task.metrics[0]
     tested = curves.metrics[first.name][1] > 0
     return {

@@ -34,7 +34,7 @@ def open_run(path: str | os.PathLike[str] | Run, *, allowed_modules: Collection[
 
 
 def open_runs(paths: Sequence[str | os.PathLike[str] | Run], *, allowed_modules: Collection[str] = ()) -> list[Run]:
-    """Several runs, each with a label that tells it from the others; those that are open already are taken as they are.
+    """Several runs, each with a label unlike the others'; those that are open already are taken as they are.
 
     Raises:
         UserError: as of `open_run`.
@@ -56,7 +56,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _labels(paths: Sequence[Path], names: list[str]) -> list[str]:
-    """The experiments' names, with as much of the folder's path as tells runs of the same name apart."""
+    """The experiments' names, with as much of the folder's path as distinguishes runs of the same name."""
     folders = [path.resolve() for path in paths]
     short = Counter((name, folder.name) for name, folder in zip(names, folders, strict=True))
     labels = []

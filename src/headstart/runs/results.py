@@ -44,7 +44,7 @@ class History(NamedTuple):
     """The first metric on validation clients during training, of the seeds that have come furthest.
 
     rounds: `[evaluations]`. initial, personalized: `[seeds, evaluations]`, the latter at the epochs of personalization
-    chosen at the end of the stage, or the most while a stage goes on.
+    chosen at the end of the stage, or the most while a stage is under way.
     """
 
     rounds: np.ndarray

@@ -296,7 +296,7 @@ class Run:
         ended = [s for s in self.seeds if (self.path / f"seed-{s}" / f"stage-{number}.json").exists()]
         if not ended or (seed is not None and seed not in ended):
             what = f"{self.path} is not finished" if seed is None else f"seed {seed} of {self.path} is not finished"
-            raise UserError(f"{what}; repeat its `headstart run` command to go on with it")
+            raise UserError(f"{what}; repeat its `headstart run` command to resume it")
         return number, ended[0] if seed is None else seed
 
     def _result(self, group: Group, stage: int) -> StageResult:

@@ -21,7 +21,8 @@ class Result(NamedTuple):
     items: `[seeds]`: examples that trained, counted each time one was used. ends: `[seeds]`: the last round.
     by_chance: `[seeds]`: the share of clients expected to have lower accuracy from test noise alone, as
         `statistics.clients.harmed` computes it. command: repeats the run.
-    beyond_chance: `[seeds]`: whether more clients are harmed than chance explains. seconds: `[seeds]`: of training.
+    beyond_chance: `[seeds]`: whether more clients are harmed than expected from test noise.
+    seconds: `[seeds]`: of training.
     personal_rates: `[seeds]`: the learning rate of personalization, chosen with the epochs where several are tried.
     """
 

@@ -18,7 +18,7 @@ def keep_programs() -> None:
 
 
 def prepare_devices(count: int | None) -> None:
-    """Use all cores, or at most so many devices, and keep compiled programs; before anything else is asked of JAX."""
+    """Use all cores, or at most `count` devices, and keep compiled programs; before anything else is asked of JAX."""
     cores_as_devices(count)
     keep_programs()
 

@@ -24,7 +24,7 @@ from headstart.training.seed_run import (
     target_reached,
 )
 
-# One call of the compiled program trains at most so many rounds, for about so long: then Ctrl-C is heard.
+# One call of the compiled program trains at most CALL_ROUNDS, for about CALL_SECONDS: then Ctrl-C is heard.
 CALL_ROUNDS = 32
 CALL_SECONDS = 0.5
 

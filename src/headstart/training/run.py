@@ -60,7 +60,7 @@ class ProgramCache:
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
 
-    def once(self, key: str, make: Callable[[], Any]) -> Any:
+    def get(self, key: str, make: Callable[[], Any]) -> Any:
         """What was made for the key, now or before."""
         if key not in self._made:
             self._made[key] = make()
@@ -176,9 +176,9 @@ def _check_together(prepared: Prepared, seeds: int, options: Options) -> None:
     if cluster.size() == 1:
         return
     experiment, federation = prepared.experiment, prepared.federation
-    remembering = [stage.name for stage in experiment.stages if stage.method.is_stateful]
-    if remembering:
-        raise UserError(f"in the stage {remembering[0]!r} clients keep something, which one process does; run it alone")
+    stateful = [stage.name for stage in experiment.stages if stage.method.is_stateful]
+    if stateful:
+        raise UserError(f"in the stage {stateful[0]!r} clients keep something, which one process does; run it alone")
     central = [stage.name for stage in experiment.stages if isinstance(stage, Centralized)]
     if central:
         raise UserError(f"the stage {central[0]!r} is centralized, which one process trains; run it without a cluster")
@@ -229,22 +229,22 @@ def _context(
     algorithms = tuple(stage.algorithm(*given, clients=clients, parallel=parallel) for stage in experiment.stages)
     same = id(prepared.federation), id(prepared.model), options, mesh
 
-    def once(what: object, make: Callable[[], Any]) -> Any:
+    def cached(what: object, make: Callable[[], Any]) -> Any:
         # With what the key means: an id is only unique among things that are there.
-        return cache.once(repr((what, *same)), lambda: (prepared, make()))[1]
+        return cache.get(repr((what, *same)), lambda: (prepared, make()))[1]
 
     def compiled(recipe: Personalization, method: Method) -> Personalizer:
         def make() -> Personalizer:
             return personalizer(*given, recipe, method=method, parallel=parallel)
 
-        return once((recipe, method), make)
+        return cached((recipe, method), make)
 
     recipe = experiment.personalization
     personalizers = tuple(compiled(recipe, stage.method.for_personalization) for stage in experiment.stages)
     evaluators = tuple(compiled(recipe.at_most(0), stage.method.for_personalization) for stage in experiment.stages)
-    gather = once("gather", lambda: on_device(prepared.federation, limit=options.device_bytes, mesh=mesh))
+    gather = cached("gather", lambda: on_device(prepared.federation, limit=options.device_bytes, mesh=mesh))
     programs = tuple(
-        once((number, stage, clients), lambda algorithm=algorithm: run_rounds(algorithm))
+        cached((number, stage, clients), lambda algorithm=algorithm: run_rounds(algorithm))
         for number, (stage, algorithm) in enumerate(zip(experiment.stages, algorithms, strict=True))
     )
     return RunContext(prepared, gather, algorithms, programs, personalizers, evaluators, options, on_event, interrupt)
@@ -260,10 +260,10 @@ def _run_seed(context: RunContext, folder: Path, seed: int) -> bool:
     for number in range(position.stage, len(stages)):
         if number > position.stage:
             position = _begin(seed_run, number, position.round, position.state.params)
-        reached = train(seed_run, position)
-        if reached is None:
+        end = train(seed_run, position)
+        if end is None:
             return False
-        position = reached
+        position = end
         try:
             _finish_stage(seed_run, position)
         except InterruptedRunError:
@@ -286,13 +286,13 @@ def _start(seed_run: SeedRun) -> Position:
         position = _begin(seed_run, 0, 0, params)
         evaluate(seed_run, position)
         return position
-    state, kept = saved.tree if "kept" in saved.about else (saved.tree, None)
-    client_states = None if kept is None else from_tree(kept)
+    state, states = saved.tree if "kept" in saved.about else (saved.tree, None)
+    client_states = None if states is None else from_tree(states)
     position = Position(saved.about["stage"], saved.about["round"], state, client_states)
     for record in seed_run.log.cut(position.round):
         on_event({**record, "past": True})
     on_event(
-        {"event": "note", "seed": seed_run.seed, "text": f"seed {seed_run.seed} goes on after round {position.round}"}
+        {"event": "note", "seed": seed_run.seed, "text": f"seed {seed_run.seed} resumes after round {position.round}"}
     )
     return position
 
@@ -331,23 +331,23 @@ def _finish_stage(seed_run: SeedRun, position: Position) -> None:
     """Choose learning rate and epochs on the validation clients, then measure the test clients, once."""
     prepared, stage = seed_run.context.prepared, seed_run.context.prepared.experiment.stages[position.stage]
     recipe = prepared.experiment.personalization
-    rates, epochs = recipe.candidate_rates, recipe.most
+    learning_rates, epochs = recipe.candidate_rates, recipe.most
     chosen, arrays = 0, {}
     report: dict[str, Any] = {"stage": stage.name, "round": position.round, "seed": seed_run.seed}
     for group, clients in (("validation", selection_clients(prepared, stage)), ("test", prepared.groups.test)):
         if not len(clients) or (group == "test" and not prepared.experiment.test):
             continue
-        candidates = rates if group == "validation" else rates[chosen : chosen + 1]
+        candidates = learning_rates if group == "validation" else learning_rates[chosen : chosen + 1]
         tried = [
-            personalization_curves(seed_run, position, group, clients, rate=rate, interruptible=True)
-            for rate in candidates
+            personalization_curves(seed_run, position, group, clients, learning_rate=learning_rate, interruptible=True)
+            for learning_rate in candidates
         ]
         if group == "validation":
             chosen, epochs = choose_recipe(tried, prepared.task)
         curves = tried[chosen if group == "validation" else 0]
         arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
         report[group] = summarize(curves, prepared.task, epochs=epochs)
-    report["personal_rate"] = rates[chosen]
+    report["personal_rate"] = learning_rates[chosen]
     seed_run.context.on_event({"event": "stage", **report})
     if not cluster.is_first():
         return

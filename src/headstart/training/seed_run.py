@@ -1,4 +1,4 @@
-"""One seed of a run: where it is, what it tells, and how its clients are watched."""
+"""One seed of a run: its position, its records, and how its clients are evaluated."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def personalization_curves(
     group: str,
     clients: np.ndarray,
     *,
-    rate: float | None = None,
+    learning_rate: float | None = None,
     personalized: bool = True,
     interruptible: bool = False,
 ) -> Curves:
@@ -181,9 +181,11 @@ def personalization_curves(
             raise InterruptedRunError
 
     compiled = context.personalizers if personalized else context.evaluators
-    rate = context.prepared.experiment.personalization.candidate_rates[0] if rate is None else rate
+    learning_rate = (
+        context.prepared.experiment.personalization.candidate_rates[0] if learning_rate is None else learning_rate
+    )
     return compiled[position.stage](
-        position.state.params, clients, context.gather, personal_key(seed_run.key), progress, rate
+        position.state.params, clients, context.gather, personal_key(seed_run.key), progress, learning_rate
     )
 
 

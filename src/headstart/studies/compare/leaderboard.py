@@ -50,7 +50,7 @@ class Row(NamedTuple):
     sent: float
     seconds: float
     epochs: float
-    rates: tuple[float, float]
+    learning_rates: tuple[float, float]
 
 
 def values_of(entry: Entry) -> np.ndarray:

@@ -22,7 +22,7 @@ SERVERS = {
     "momentum, rate 0.3": Optimizer("sgd", 0.3, {"momentum": 0.9}),
     "Adam, rate 0.003": Optimizer("adam", 0.003),
 }
-SECOND_SERVERS = {f"Adam, rate {rate:g}": Optimizer("adam", rate) for rate in (1e-3, 3e-3)}
+SECOND_SERVERS = {f"Adam, rate {learning_rate:g}": Optimizer("adam", learning_rate) for learning_rate in (1e-3, 3e-3)}
 
 
 class MethodSpec(NamedTuple):

@@ -156,7 +156,7 @@ def _cost_table(rows: Sequence[Row], protocol: Protocol, support_sizes: np.ndarr
 def _recipe(row: Row) -> str:
     if not row.epochs:
         return "–"
-    learning_rates = " to ".join(f"{each:g}" for each in dict.fromkeys(row.rates))
+    learning_rates = " to ".join(f"{each:g}" for each in dict.fromkeys(row.learning_rates))
     return f"{row.epochs:.1f} epochs at {learning_rates}"
 
 
@@ -242,8 +242,8 @@ def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
     )
 
 
-def _listed(rates: Sequence[float]) -> str:
-    return ", ".join(f"{rate:g}" for rate in rates)
+def _listed(learning_rates: Sequence[float]) -> str:
+    return ", ".join(f"{learning_rate:g}" for learning_rate in learning_rates)
 
 
 def _edges(compared: Compared) -> list[str]:
@@ -256,8 +256,10 @@ def _edges(compared: Compared) -> list[str]:
     }
     personal = {name: each.result for name, each in compared.entries.items() if each.method.personalizes}
     at = {
-        "The smallest client learning rate": [name for name, rate in trained.items() if rate == least],
-        "The largest client learning rate": [name for name, rate in trained.items() if rate == most],
+        "The smallest client learning rate": [
+            name for name, learning_rate in trained.items() if learning_rate == least
+        ],
+        "The largest client learning rate": [name for name, learning_rate in trained.items() if learning_rate == most],
         "The most epochs of personalization, in some seed,": [
             name for name, result in personal.items() if result.epochs.max() == result.curves.shape[2] - 1
         ],

@@ -151,7 +151,7 @@ def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], level: Seque
         return "All of it: every other method that was compared is worse."
     most = max(0.0, _largest_lead(level))
     least = f", and no less than {100 * gained / (gained + most):.0f} % of what the best of them could gain"
-    return f"All of it, as far as these runs can tell{least if math.isfinite(most) else ''}."
+    return f"All of it, as far as these runs show{least if math.isfinite(most) else ''}."
 
 
 def _costs(rows: Sequence[Row]) -> str:

@@ -71,11 +71,14 @@ def datacenter(setting: Setting, runs: Runs) -> Evidence:
 
 def optimizers(setting: Setting) -> dict[str, dict[str, Optimizer]]:
     """The datacenter's optimizers and their rates, derived from the client's rate."""
-    rate = setting.client_rate
+    learning_rate = setting.client_rate
     return {
-        "SGD": {f"rate {f * rate:g}": Optimizer("sgd", f * rate) for f in setting.candidates((1.0, 3.0, 10.0))},
+        "SGD": {
+            f"rate {f * learning_rate:g}": Optimizer("sgd", f * learning_rate)
+            for f in setting.candidates((1.0, 3.0, 10.0))
+        },
         "momentum": {
-            f"rate {f * rate:g}": Optimizer("sgd", f * rate, {"momentum": 0.9})
+            f"rate {f * learning_rate:g}": Optimizer("sgd", f * learning_rate, {"momentum": 0.9})
             for f in setting.candidates((0.1, 0.03, 0.5))
         },
         "Adam": {f"rate {each:g}": Optimizer("adam", each) for each in setting.candidates((3e-4, 1e-4, 1e-3))},

@@ -100,11 +100,14 @@ def second_stages(setting: Setting, runs: Runs, first: Experiment, cell: str) ->
         schedule = Schedule("cosine_decay_schedule", {"decay_steps": rounds})
         servers = {"rate 1, to 0": Optimizer("sgd", 1.0, {"momentum": 0.9}, schedule)}
     elif cell.endswith("momentum"):
-        servers = {f"rate {rate:g}": Optimizer("sgd", rate, {"momentum": 0.9}) for rate in setting.momentum_rates}
+        servers = {
+            f"rate {learning_rate:g}": Optimizer("sgd", learning_rate, {"momentum": 0.9})
+            for learning_rate in setting.momentum_rates
+        }
     else:
         servers = {
-            f"rate {rate:g}, β₁ {b1:g}": Optimizer("adam", rate, {"b1": b1})
-            for rate in setting.adam_rates
+            f"rate {learning_rate:g}, β₁ {b1:g}": Optimizer("adam", learning_rate, {"b1": b1})
+            for learning_rate in setting.adam_rates
             for b1 in setting.candidates((0.0, 0.9))
         }
     if cell.startswith("Reptile"):

@@ -18,7 +18,7 @@ from headstart.learning.rounds import initial_key, seed_key
 from headstart.runs import checkpoint
 from headstart.statistics.verdicts import LEAST_SEEDS, Decision, decide, t_interval
 from headstart.studies.evidence import Claim, Evidence
-from headstart.studies.paper.identity_shown import (
+from headstart.studies.paper.identity_tables import (
     cost_table,
     figures,
     identity_table,

@@ -149,18 +149,22 @@ def identity_errors(local: Local, params: Tree, clients: Client, key: Array, *, 
     The sum is made of the public updates FedSGD and FOMAML(j), each of which walks its own path, and, beside it, of the
     gradients taken one by one. The left side is Reptile(K), which is FedAvg with its steps counted.
     """
-    rate, size = local.learning_rate, local.batch_size
+    learning_rate, size = local.learning_rate, local.batch_size
 
     def one(shared: tuple[Tree, Array], carry: tuple, member: tuple[Client, Tree]) -> tuple[tuple, Array]:
         (params, key), (client, _) = shared, member
         key = client_key(key, client)
         # A term for every j below the longest K, and at least one: nothing can be stacked out of none.
         count = max(*lengths, 2) - 1
-        terms = jax.lax.map(lambda j: local.delta(FOMAML(j, rate, size), params, client, key), 1 + jnp.arange(count))
-        fedsgd = local.delta(FedSGD(rate, size), params, client, key)
-        deltas = jax.lax.map(lambda k: local.delta(Reptile(k, rate, size), params, client, key), jnp.array(lengths))
+        terms = jax.lax.map(
+            lambda j: local.delta(FOMAML(j, learning_rate, size), params, client, key), 1 + jnp.arange(count)
+        )
+        fedsgd = local.delta(FedSGD(learning_rate, size), params, client, key)
+        deltas = jax.lax.map(
+            lambda k: local.delta(Reptile(k, learning_rate, size), params, client, key), jnp.array(lengths)
+        )
         gradients = local.gradients(params, client, key, count=max(lengths))
-        steps = jax.tree.map(lambda leaf: rate * leaf, gradients)
+        steps = jax.tree.map(lambda leaf: learning_rate * leaf, gradients)
         return carry, distances(deltas, fedsgd, terms, steps, lengths)
 
     return map_reduce_clients(one, (params, key), (), clients)[1]

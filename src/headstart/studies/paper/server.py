@@ -76,13 +76,13 @@ def server(setting: Setting, runs: Runs) -> Evidence:
 
 
 def _experiment(setting: Setting, name: str, around: float) -> Experiment:
-    client, rate, epsilon = PUBLISHED[name]
+    client, learning_rate, epsilon = PUBLISHED[name]
     options = {"momentum": {"momentum": 0.9}, "SGD": {}}.get(name, {"eps": 10.0 ** (epsilon or 0)})
     # Personalization is the same for all.
     factor = setting.client_rate * setting.personal_factor / 10.0**client
     setting = setting.with_rates(10.0**client, factor)
     return setting.experiment(
-        f"server-{name}", setting.fedavg(server=Optimizer(_OPTAX[name], 10.0 ** (rate + around), options))
+        f"server-{name}", setting.fedavg(server=Optimizer(_OPTAX[name], 10.0 ** (learning_rate + around), options))
     )
 
 

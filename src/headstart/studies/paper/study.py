@@ -92,14 +92,14 @@ class Setting:
 
         start: as in `Experiment`. evaluate: along training too, not only at the end of a stage.
         """
-        rate = self.client_rate * self.personal_factor
+        learning_rate = self.client_rate * self.personal_factor
         return Experiment(
             name,
             stages,
             self.data,
             self.model,
             self.task,
-            Personalization(Optimizer("sgd", rate), self.batch_size, self.personal_epochs),
+            Personalization(Optimizer("sgd", learning_rate), self.batch_size, self.personal_epochs),
             evaluate_every=self.evaluate_every if evaluate else 0,
             evaluation_clients=self.evaluation_clients if evaluate else 0,
             start=start,

@@ -15,8 +15,8 @@ def tuned(setting: Setting, runs: Runs) -> tuple[Setting, tuple[Choice, ...]]:
     The same client optimizer trains and personalizes (arXiv:1909.12488, Algorithm 2).
     """
     pairs = {
-        f"{rate:g} × {factor:g}": setting.with_rates(rate, factor)
-        for rate, factor in product(setting.client_rates, setting.personal_factors)
+        f"{learning_rate:g} × {factor:g}": setting.with_rates(learning_rate, factor)
+        for learning_rate, factor in product(setting.client_rates, setting.personal_factors)
     }
     candidates = {name: each.experiment("FedAvg", each.fedavg()) for name, each in pairs.items()}
     choice, _ = runs.choose("client rate × factor of the personal rate", candidates, seeds=setting.tuning_seeds)

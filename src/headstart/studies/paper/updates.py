@@ -25,19 +25,22 @@ def updates(setting: Setting, runs: Runs) -> Evidence:
     setting, choices = tuned(setting, runs)
     kinds = kinds_of(setting)
     candidates = {
-        name: {f"rate {rate:g}": _experiment(setting, name, rate, setting.rounds) for rate in setting.adam_rates}
+        name: {
+            f"rate {learning_rate:g}": _experiment(setting, name, learning_rate, setting.rounds)
+            for learning_rate in setting.adam_rates
+        }
         for name in kinds
     }
     chosen = runs.choose_each(candidates, seeds=setting.tuning_seeds)
-    rates = {
+    learning_rates = {
         name: dict(zip(candidates[name], setting.adam_rates, strict=True))[chosen[name][0].chosen] for name in kinds
     }
     reference = f"FedAvg({setting.local_epochs})"
     pilot = {name: chosen[name][1][chosen[name][0].chosen] for name in kinds}
     longer = _rounds_at_equal_computation(setting, pilot, reference)
-    experiments = {name: _experiment(setting, name, rates[name], setting.rounds) for name in kinds}
+    experiments = {name: _experiment(setting, name, learning_rates[name], setting.rounds) for name in kinds}
     equal = {
-        f"{name}, {longer[name]} rounds": _experiment(setting, name, rates[name], longer[name])
+        f"{name}, {longer[name]} rounds": _experiment(setting, name, learning_rates[name], longer[name])
         for name in kinds
         if longer[name] != setting.rounds
     }
@@ -69,19 +72,19 @@ def updates(setting: Setting, runs: Runs) -> Evidence:
 
 def kinds_of(setting: Setting) -> dict[str, tuple[ClientUpdate, Weighting]]:
     """The updates by name, each with the weighting of its replies."""
-    k, rate, size = setting.steps, setting.client_rate, setting.batch_size
+    k, learning_rate, size = setting.steps, setting.client_rate, setting.batch_size
     return {
-        f"FedAvg({setting.local_epochs})": (FedAvg(setting.local_epochs, rate, size), "examples"),
-        f"Reptile({k})": (Reptile(k, rate, size), "uniform"),
-        f"FOMAML({k})": (FOMAML(k, rate, size), "uniform"),
-        f"MAML({k})": (MAML(k, rate, size), "uniform"),
-        "FedSGD": (FedSGD(rate), "examples"),
+        f"FedAvg({setting.local_epochs})": (FedAvg(setting.local_epochs, learning_rate, size), "examples"),
+        f"Reptile({k})": (Reptile(k, learning_rate, size), "uniform"),
+        f"FOMAML({k})": (FOMAML(k, learning_rate, size), "uniform"),
+        f"MAML({k})": (MAML(k, learning_rate, size), "uniform"),
+        "FedSGD": (FedSGD(learning_rate), "examples"),
     }
 
 
-def _experiment(setting: Setting, name: str, rate: float, rounds: int) -> Experiment:
+def _experiment(setting: Setting, name: str, learning_rate: float, rounds: int) -> Experiment:
     update, weighting = kinds_of(setting)[name]
-    server = Optimizer("adam", rate)
+    server = Optimizer("adam", learning_rate)
     stage = setting.stage(name, update, server, rounds=rounds, weighting=weighting)
     return setting.experiment(f"updates-{name.replace('(', '').replace(')', '')}", stage)
 
