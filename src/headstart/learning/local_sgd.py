@@ -32,14 +32,26 @@ def batch_in_order(client: Client, number: Array | int, *, batch_size: int) -> E
     return client.examples(positions, positions < client.size)
 
 
-def fold_batches(client: Client, batch_size: int, fn: Callable[[Tree, Examples, Array], Tree], zero: Tree) -> Tree:
-    """Fold `fn(carry, batch, number)` over the batches of one pass, in the order of the client's rows.
+def fold_batches(
+    client: Client,
+    batch_size: int,
+    fn: Callable[[Tree, Examples, Array], Tree],
+    zero: Tree,
+    *,
+    order: Array | None = None,
+) -> Tree:
+    """Fold `fn(carry, batch, number)` over the batches of one pass over a client's examples.
 
     zero: the carry to start with, and the result for a client without examples.
+    order: int32 `[capacity]`, of the pass; by default the order of the client's rows.
     """
 
     def one(number: Array, carry: Tree) -> Tree:
-        return fn(carry, batch_in_order(client, number, batch_size=batch_size), number)
+        if order is None:
+            examples = batch_in_order(client, number, batch_size=batch_size)
+        else:
+            examples = take(client, order, number, batch_size=batch_size)
+        return fn(carry, examples, number)
 
     return jax.lax.fori_loop(0, batches_per_epoch(client, batch_size), one, zero)
 
@@ -197,7 +209,7 @@ def whole_gradient(
     The batches are those of the first epoch of `batch`.
     """
     order_key, _ = step_keys(key, 0)
-    first_epoch = client._replace(rows=client.rows[shuffled(client, jax.random.fold_in(order_key, 0))])
+    first_epoch = shuffled(client, jax.random.fold_in(order_key, 0))
 
     def loss_sum(examples: Examples, params: Tree, key: Array) -> tuple[Array, tuple[Array, Sums]]:
         output, _ = model.apply(params, examples.x, key=key)
@@ -213,7 +225,7 @@ def whole_gradient(
 
     dtype = jnp.result_type(*jax.tree.leaves(params))
     zero = (jax.tree.map(jnp.zeros_like, params), (jnp.zeros((), dtype), no_sums(task, dtype)))
-    total, (count, metrics) = fold_batches(first_epoch, batch_size, accumulate, zero)
+    total, (count, metrics) = fold_batches(client, batch_size, accumulate, zero, order=first_epoch)
     return jax.tree.map(lambda leaf: mean(leaf, count), total), metrics
 
 
