@@ -154,13 +154,14 @@ def test_variation_sets_how_far_writers_differ():
 def test_a_million_writers_cost_nothing_until_asked_for():
     glyphs(writers=1).fetch(np.array([0]))  # the templates are drawn once per process
     tracemalloc.start()
-    start = time.perf_counter()
+    # Of the process alone: what else the machine does is no matter of it.
+    start = time.process_time()
     federation = glyphs(writers=1_000_000, examples=20)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
     assert tracemalloc.get_traced_memory()[1] < 100e6
-    start = time.perf_counter()
+    start = time.process_time()
     x, _ = federation.select(np.arange(20) * 49_999).fetch(np.arange(20))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     tracemalloc.stop()
     assert len(x) == 400 and federation.sizes.sum(axis=1).max() == 20
 
