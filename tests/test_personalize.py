@@ -163,9 +163,7 @@ def test_rates_share_a_program_and_differ_in_nothing_else(float64):
     found = several(start, EVERYONE, gather, KEY)
     once = len(traces)
     for learning_rate in (0.1, 0.3):
-        alone = personalizer(TASK, MODEL, recipe.with_learning_rate(learning_rate), clients_at_once=5)(
-            start, EVERYONE, gather, KEY
-        )
+        alone = personalizer(TASK, MODEL, recipe.with_learning_rate(learning_rate), clients_at_once=5)
         found = several(start, EVERYONE, gather, KEY, learning_rate=learning_rate)
         expected = alone(start, EVERYONE, gather, KEY)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), found, expected)
