@@ -91,7 +91,7 @@ def test_the_clients_whose_cost_is_counted_are_like_all_in_size():
 
 @pytest.mark.parametrize("name", built_in_methods())
 @pytest.mark.parametrize(
-    ("rates", "count"), [((0.01, 0.03, 0.1), 12), ((0.01, 0.03, 0.1), 9), ((1.0, 3.0), 8), ((1.0, 3.0), 5)]
+    ("learning_rates", "count"), [((0.01, 0.03, 0.1), 12), ((0.01, 0.03, 0.1), 9), ((1.0, 3.0), 8), ((1.0, 3.0), 5)]
 )
 def test_all_methods_try_the_same_rates_and_servers_and_no_setting_stands_for_another(name, learning_rates, count):
     method = built_in_methods()[name]
