@@ -1,5 +1,6 @@
 """What every test shares: one kind of random bits, the CPU, float64 where a test asks for it, and compiled programs."""
 
+import io
 import os
 import shutil
 import sys
@@ -24,6 +25,7 @@ if version("jaxlib").startswith("0.10."):
 import jax
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 from headstart.cli import main as cli
 from small import experiment, federation_file, run
@@ -44,9 +46,12 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture
 def no_figures(monkeypatch) -> None:
-    """Pages without drawing: figures have tests of their own, and who looks at text needs none."""
+    """Pages with figures of a single pixel: real ones have tests of their own, and who looks at text needs none."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "png")
+    drawn = [(file.getvalue(), 990)] * 2
     for page in ("reports.page", "studies.html"):
-        monkeypatch.setattr(f"headstart.{page}.save", lambda figure_spec, folder: [(b"light", 990), (b"dark", 990)])
+        monkeypatch.setattr(f"headstart.{page}.save", lambda figure_spec, folder: drawn)
 
 
 @pytest.fixture
