@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from headstart import Data, Experiment, FedAvg, ModelSpec, Optimizer, Personalization, Reptile, Run, Stage, open_run
-from headstart.training.run import ProgramCache, run_into
+from headstart.training.compilation_cache import ProgramCache
+from headstart.training.run import run_into
 from headstart.training.seed_run import Options
 
 EVERY_ROUND = Options(checkpoint_seconds=0)

@@ -17,8 +17,8 @@ from headstart.errors import UserError
 from headstart.runs.directory import read_curves
 from headstart.studies.pool import Job, run_jobs
 from headstart.studies.runner import TUNING_SEED, Runs
-from headstart.training.compilation_cache import crowded
-from headstart.training.run import ProgramCache, run_into
+from headstart.training.compilation_cache import ProgramCache, crowded
+from headstart.training.run import run_into
 from small import experiment, federation_file, first_stage_only
 
 

@@ -14,8 +14,7 @@ def main() -> None:
     from headstart.errors import UserError
     from headstart.experiment.loading import load
     from headstart.studies.pool import Job, do
-    from headstart.training.compilation_cache import prepare_devices
-    from headstart.training.run import ProgramCache
+    from headstart.training.compilation_cache import ProgramCache, prepare_devices
     from headstart.training.supervisor import follow_parent
 
     # A killed command must not leave runs behind that hold their folders.

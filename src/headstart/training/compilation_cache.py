@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -34,3 +36,26 @@ def crowded() -> bool:
             return sum(1 for _ in maps) > most // 2
     except OSError:
         return False
+
+
+class ProgramCache:
+    """Data, models and compiled programs that one run leaves to the next, where they are the same."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def get(self, key: str, make: Callable[[], Any]) -> Any:
+        """What was made for the key, now or before."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def renew(self, key: str, make: Callable[[Any], Any]) -> Any:
+        """What is made of what was kept under the key, or of None, and kept in its place."""
+        self._made[key] = make(self._made.get(key))
+        return self._made[key]
+
+    def make_room(self) -> None:
+        """Let everything go if the programs are too many for a process."""
+        if crowded():
+            self._made.clear()

@@ -36,7 +36,7 @@ from headstart.runs.reading import open_run
 from headstart.runs.run import Run
 from headstart.statistics.clients import summarize
 from headstart.training import cluster
-from headstart.training.compilation_cache import crowded
+from headstart.training.compilation_cache import ProgramCache
 from headstart.training.display import live_display_of
 from headstart.training.interrupt import Interrupt
 from headstart.training.loop import train
@@ -52,29 +52,6 @@ from headstart.training.seed_run import (
     report_interrupted,
     selection_clients,
 )
-
-
-class ProgramCache:
-    """Data, models and compiled programs that one run leaves to the next, where they are the same."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
-
-    def get(self, key: str, make: Callable[[], Any]) -> Any:
-        """What was made for the key, now or before."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
-
-    def renew(self, key: str, make: Callable[[Any], Any]) -> Any:
-        """What is made of what was kept under the key, or of None, and kept in its place."""
-        self._made[key] = make(self._made.get(key))
-        return self._made[key]
-
-    def make_room(self) -> None:
-        """Let everything go if the programs are too many for a process."""
-        if crowded():
-            self._made.clear()
 
 
 def run(
