@@ -152,7 +152,7 @@ def test_programs_are_let_go_before_a_process_has_no_room_for_more(plain, tmp_pa
         run_into(with_server(plain, learning_rate), tmp_path / str(number), cache=cache)
     many = maps()
     # As if there were room for a few more.
-    monkeypatch.setattr(sys.modules[run_into.__module__], "crowded", lambda: maps() > many - 100)
+    monkeypatch.setattr(sys.modules[ProgramCache.__module__], "crowded", lambda: maps() > many - 100)
     run_into(with_server(plain, 0.1), tmp_path / "again", cache=cache)
     assert maps() < many - 100
     first, again = (load_file(tmp_path / folder / "seed-0" / "stage-0.safetensors") for folder in ("0", "again"))
