@@ -62,7 +62,7 @@ def personalize_run(
     check_fit(task, model, federation)
     root = seed_key(seed)
     method = experiment.stages[-1].method
-    params = _params(model, run.params_path(seed), root, method)
+    params = _params(run, model, seed)
     count = run.chosen_epochs(seed) if epochs is None else epochs
     recipe = experiment.personalization.at_most(count)
     parallel = Parallel(lanes, all_devices(devices))
@@ -110,10 +110,9 @@ def _among(own: Collection[Any], labels: Collection[Any]) -> bool:
     return set(map(str, own)) <= set(map(str, labels))
 
 
-def _params(model: Model, path: Path, key: jax.Array, method: Method) -> Tree:
-    like = jax.eval_shape(lambda: method.init_server(model.init(key)))
+def _params(run: Run, model: Model, seed: int) -> Tree:
     try:
-        return checkpoint.read(path, like).tree
+        return run.server_params(model, seed)
     except UserError as error:
         raise UserError(f"the data's examples do not suit the run's model: {error}") from error
 

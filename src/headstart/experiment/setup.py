@@ -66,7 +66,7 @@ def prepare(
     if earlier is not None:
         built = earlier.model
     elif in_memory(experiment.model):
-        built = _given_model(model, federation)
+        built = given_model(model, federation)
     else:
         built = build_model(experiment.model, federation, allowed_modules=allowed_modules)
     check_fit(experiment.task, built, federation)
@@ -100,7 +100,12 @@ def in_memory(model: ModelSpec) -> bool:
     return model.path == IN_MEMORY
 
 
-def _given_model(model: Any, federation: Federation) -> Model:
+def given_model(model: Any, federation: Federation) -> Model:
+    """The model that was handed over as an object, anything that `as_model` takes, for the federation's inputs.
+
+    Raises:
+        UserError: if it was not handed over again.
+    """
     if model is None:
         raise UserError("the experiment's model was given in memory; give it again as model=")
     x, _ = federation.example()

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from headstart.reports.client_figures import Entry, clients_figure, gains_figure
 from headstart.reports.figures import entries, personalization_figure, rounds_figure
-from headstart.reports.style import LIGHT, axis_name, factor, style
+from headstart.reports.style import LIGHT, axis_name, factor, plot_seeds, style
 from headstart.runs.results import before_and_after
 from headstart.runs.run import Run
 
@@ -29,12 +29,7 @@ class Plots:
                 return rounds_figure([self._run], LIGHT)
         history, metric = self._run.history, self._run.metric
         for name, values, dashes in (("initial", history.initial, "--"), ("personalized", history.personalized, "-")):
-            scaled = factor(metric) * values
-            (line,) = ax.plot(history.rounds, scaled.mean(axis=0), dashes, label=name)
-            if len(scaled) > 1:
-                ax.fill_between(
-                    history.rounds, scaled.min(axis=0), scaled.max(axis=0), color=line.get_color(), alpha=0.2
-                )
+            plot_seeds(ax, history.rounds, factor(metric) * values, style=dashes, label=name)
         ax.set(xlabel="round", ylabel=axis_name(metric))
         ax.legend()
         return ax

@@ -123,14 +123,22 @@ def mixed(background: str, color: str, share: float) -> tuple[float, ...]:
     return tuple((1 - share) * b + share * c for b, c in zip(to_rgb(background), to_rgb(color), strict=True))
 
 
-def plot_seeds(axes: Axes, x: np.ndarray, values: np.ndarray, color: str, style: str) -> None:
+def plot_seeds(
+    axes: Axes,
+    x: np.ndarray,
+    values: np.ndarray,
+    color: str | None = None,
+    style: str = "-",
+    *,
+    label: str | None = None,
+) -> None:
     """Plot the mean of curves `[seeds, x]`, and from the lowest to the highest of them a band.
 
-    NaN: the mean is of those seeds that have a value.
+    NaN: the mean is of those seeds that have a value. color: by default the next of the axes' own.
     """
     known = np.ma.masked_invalid(np.atleast_2d(values).astype(float))
     mean, low, high = (np.ma.filled(of, np.nan) for of in (known.mean(axis=0), known.min(axis=0), known.max(axis=0)))
-    plot_band(axes, x, mean, (low, high) if len(known) > 1 else None, color=color, style=style)
+    plot_band(axes, x, mean, (low, high) if len(known) > 1 else None, color=color, style=style, label=label)
 
 
 def plot_band(
@@ -139,16 +147,19 @@ def plot_band(
     mean: np.ndarray,
     band: tuple[np.ndarray, np.ndarray] | None,
     *,
-    color: str,
+    color: str | None = None,
     style: str = "-",
     alpha: float = 0.18,
     label: str | None = None,
 ) -> None:
-    """Plot a line, and around it a band from its lower to its upper ends; fewer than three points are marked."""
+    """Plot a line, and around it a band from its lower to its upper ends; fewer than three points are marked.
+
+    color: by default the next of the axes' own.
+    """
     marker = "o" if len(x) < 3 else None
-    axes.plot(x, mean, style, color=color, linewidth=2, marker=marker, label=label)
+    (line,) = axes.plot(x, mean, style, color=color, linewidth=2, marker=marker, label=label)
     if band is not None:
-        axes.fill_between(x, *band, color=color, alpha=alpha, linewidth=0)
+        axes.fill_between(x, *band, color=line.get_color(), alpha=alpha, linewidth=0)
 
 
 def factor(metric: Metric) -> float:

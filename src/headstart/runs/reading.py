@@ -19,6 +19,8 @@ from headstart.runs.log import Record, read_records
 from headstart.runs.results import History, StageResult
 from headstart.runs.run import Run
 
+GROUPS: tuple[Group, ...] = ("validation", "test")
+
 
 def open_run(path: str | os.PathLike[str] | Run, *, allowed_modules: Collection[str] = (), model: Any = None) -> Run:
     """A run, finished or not, from its folder alone.
@@ -73,20 +75,13 @@ def _read(path: Path, label: str, document: dict[str, Any], allowed_modules: Col
     ends = tuple(int(end) for end in np.cumsum([stage["rounds"] for stage in document["stages"]]))
     logs = {int(folder.name.removeprefix("seed-")): _records(folder / "metrics.jsonl") for folder in seed_folders(path)}
     reached = {seed: max((record["round"] for record in log), default=0) for seed, log in logs.items()}
+    stages = [_stage_results(path, list(logs), number, document["stages"], ends) for number in range(len(ends))]
     results: dict[Group, tuple[StageResult, ...]] = {
-        group: tuple(
-            result
-            for number in range(len(ends))
-            if (result := _stage_result(path, list(logs), number, document["stages"], ends, group)) is not None
-        )
-        for group in GROUPS
+        group: tuple(stage[group] for stage in stages if group in stage) for group in GROUPS
     }
     history = _history(logs, results, ends, task.metrics[0])
     environment = read_json(path / "environment.json")
     return Run(path, label, document, environment, task, ends, reached, results, history, tuple(allowed_modules))
-
-
-GROUPS: tuple[Group, ...] = ("validation", "test")
 
 
 def _records(path: Path) -> list[Record]:
@@ -96,20 +91,22 @@ def _records(path: Path) -> list[Record]:
         raise UserError(f"{path} is damaged ({error}); repeat the `headstart run` command of this folder") from error
 
 
-def _stage_result(
-    path: Path, seeds: list[int], number: int, stages: list[dict[str, Any]], ends: tuple[int, ...], group: Group
-) -> StageResult | None:
+def _stage_results(
+    path: Path, seeds: list[int], number: int, stages: list[dict[str, Any]], ends: tuple[int, ...]
+) -> dict[Group, StageResult]:
+    """What the seeds that have ended a stage measured; where settings are chosen, that is no test client."""
     done = tuple(seed for seed in seeds if (path / f"seed-{seed}" / f"stage-{number}.json").exists())
     reports = tuple(read_json(path / f"seed-{seed}" / f"stage-{number}.json") for seed in done)
-    # Where settings are chosen, no test client is measured.
-    if not all(group in report for report in reports) or not done:
-        return None
-    read = [_results(path / f"seed-{seed}" / f"stage-{number}.npz", group) for seed in done]
-    epochs = tuple(int(report[group]["length"]) for report in reports)
-    curves = tuple(curves for _, _, curves in read)
-    ids, sizes, _ = read[0]
-    final = number == len(stages) - 1
-    return StageResult(number, stages[number]["name"], ends[number], final, done, epochs, ids, sizes, curves, reports)
+    name, final = stages[number]["name"], number == len(stages) - 1
+    results: dict[Group, StageResult] = {}
+    for group in GROUPS:
+        if not done or not all(group in report for report in reports):
+            continue
+        read = [_results(path / f"seed-{seed}" / f"stage-{number}.npz", group) for seed in done]
+        epochs = tuple(int(report[group]["length"]) for report in reports)
+        (ids, sizes, _), curves = read[0], tuple(curves for _, _, curves in read)
+        results[group] = StageResult(number, name, ends[number], final, done, epochs, ids, sizes, curves, reports)
+    return results
 
 
 def _results(path: Path, group: Group) -> tuple[list[str], np.ndarray, Any]:

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from headstart.data.device_data import on_device
-from headstart.data.federation import Federation, Tree, as_input, from_arrays
+from headstart.data.federation import Federation, Tree, from_arrays
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.loading import read
-from headstart.experiment.setup import build_model, in_memory
+from headstart.experiment.setup import build_model, given_model, in_memory
 from headstart.learning.personalization import adapt_client
 from headstart.learning.rounds import client_key, personal_key, seed_key
 from headstart.learning.tasks import Metric, Task
-from headstart.models.zoo import Model, as_model
+from headstart.models.zoo import Model
 from headstart.runs import checkpoint
 from headstart.runs.clients import Clients, clients_of
 from headstart.runs.directory import Group, read_json
@@ -67,13 +66,9 @@ class Run:
         """The run with the model that it was given in memory; anything that `as_model` takes."""
         return replace(self, given_model=model)
 
-    @property
+    @cached_property
     def experiment(self) -> Experiment:
         """What was run."""
-        return self._experiment
-
-    @cached_property
-    def _experiment(self) -> Experiment:
         return read(self.document, allowed_modules=self.allowed_modules)
 
     @property
@@ -136,6 +131,16 @@ class Run:
         number, seed = self._ended(seed, stage)
         return self.path / f"seed-{seed}" / f"stage-{number}.safetensors"
 
+    def server_params(self, model: Model, seed: int, stage: int = -1) -> Tree:
+        """The `params` in the tree that the stage's method holds on its server for a model.
+
+        Raises:
+            UserError: as of `params`, and if they are of another model.
+        """
+        method = self.experiment.stages[stage].method
+        like = jax.eval_shape(lambda: method.init_server(model.init(seed_key(seed))))
+        return checkpoint.read(self.params_path(seed, stage), like).tree
+
     def chosen_epochs(self, seed: int | None = None, stage: int = -1) -> int:
         """The epochs (or steps) that a stage's validation clients chose; without any, the largest number tried."""
         report = self.report(seed, stage)
@@ -183,10 +188,7 @@ class Run:
                 }
                 for name, (before, after) in values.items()
             },
-            "harmed": {
-                name: float(np.mean([each[key] for each in harmed])) if harmed else None
-                for name, key in (("share", "share"), ("expected", "by_chance"))
-            },
+            "harmed": {"share": _mean(harmed, "share"), "expected": _mean(harmed, "by_chance")},
         }
 
     @property
@@ -208,8 +210,7 @@ class Run:
         """
         examples = self.example_federation
         if self.given_model is not None:
-            x, _ = examples.example()
-            return as_model(self.given_model, jax.tree.map(lambda leaf: as_input(jnp.asarray(leaf[:1])), x))
+            return given_model(self.given_model, examples)
         spec = self.experiment.model
         assert spec is not None
         if in_memory(spec):
@@ -273,8 +274,7 @@ class Run:
         rows = len(jax.tree.leaves(y)[0])
         mine = from_arrays("mine", [client], np.array([[rows, 0]]), *jax.tree.map(np.asarray, (x, y)))
         method, model = self.experiment.stages[number].method, self.model
-        like = jax.eval_shape(lambda: method.init_server(model.init(seed_key(seed))))
-        shared = checkpoint.read(self.params_path(seed), like).tree
+        shared = self.server_params(model, seed)
         one = on_device(mine)(np.array([0])).at(0)
 
         @jax.jit
@@ -310,3 +310,7 @@ class Run:
 def _estimate_document(values: np.ndarray) -> dict[str, Any]:
     found = estimate(values)
     return {"mean": found.mean, "interval": [found.low, found.high]}
+
+
+def _mean(documents: list[dict[str, Any]], key: str) -> float | None:
+    return float(np.mean([document[key] for document in documents])) if documents else None
