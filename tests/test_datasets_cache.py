@@ -139,12 +139,13 @@ def test_builders_at_once_do_not_meet(source, root):
 
 
 def test_what_killed_builders_left_is_swept_after_a_day(source, root):
-    old, new = root / "rows" / "building-old", root / "rows" / "building-new"
-    for folder in (old, new):
-        folder.mkdir(parents=True)
-    os.utime(old, (0, 0))
+    names = old, new, others = (".headstart-tmp-0000old0", ".headstart-tmp-0000new0", "building-plans")
+    for folder in names:
+        (root / "rows" / folder).mkdir(parents=True)
+    for folder in (old, others):
+        os.utime(root / "rows" / folder, (0, 0))
     cache.cached([source], {}, Builder())
-    assert not old.exists() and new.exists()
+    assert [name for name in names if (root / "rows" / name).exists()] == [new, others]
 
 
 def test_the_cache_is_where_the_system_keeps_caches(monkeypatch):

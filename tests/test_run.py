@@ -222,6 +222,30 @@ def test_a_folder_with_other_files_is_left_alone(data, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("name", [".env", ".git/config", ".lock", ".experiment.json.0123abcd", "experiment.json"])
+def test_a_folder_with_hidden_files_is_left_alone(data, tmp_path, name):
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("SECRET=1")
+    if name == "experiment.json":  # of this experiment, and nothing else of a run
+        experiment_file(experiment(data), tmp_path / "out")
+        (tmp_path / "out" / ".netrc").write_text("a password")
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "out").rglob("*")) if path.is_file()}
+    with pytest.raises(UserError, match="holds files but no experiment"):
+        run(experiment(data), tmp_path / "out")
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "out").rglob("*")) if path.is_file()} == before
+
+
+def test_resuming_removes_leftovers_of_its_own_and_nothing_else(data, own):
+    mine = [own / ".headstart-tmp-0a1b2c3d", own / "seed-0" / "checkpoints" / ".headstart-tmp-00000000"]
+    others = [own / ".env", own / ".report.html.0123abcd", own / "seed-0" / ".gitkeep", own / "a" / mine[0].name]
+    (own / "a").mkdir()
+    for path in (*mine, *others):
+        path.write_text("x")
+    assert run(experiment(data), own).finished
+    assert [path.exists() for path in (*mine, *others)] == [False] * len(mine) + [True] * len(others)
+
+
 def test_two_runs_cannot_write_one_folder(data, own):
     from headstart.runs.directory import claimed
 
@@ -287,7 +311,7 @@ def test_a_full_disk_leaves_what_was_saved_and_the_run_goes_on_later(data, undis
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert not [path for path in tmp_path.rglob(".*") if path.is_file() and path.name != ".lock"]
+    assert [path.name for path in tmp_path.rglob(".*")] == [".lock"]
     assert run(experiment(data), tmp_path / "out").finished
     assert_same_bits(final_parameters(undisturbed), final_parameters(tmp_path / "out"))
 

@@ -109,6 +109,7 @@ def run(
 
     Started by SLURM, Open MPI or Kubernetes as several processes, or with --coordinator, these share the clients.
     """
+    from headstart.training.run import default_folder
     from headstart.training.seed_run import Options
 
     join_cluster(coordinator, processes, process_id)
@@ -116,7 +117,7 @@ def run(
     allowed_modules = modules_named(imports, model)
     options_of_data = data_options(client, target, features, data_option)
     loaded = named_experiment(experiment, data, options_of_data, overrides(settings, seed, model), allowed_modules)
-    folder = out or Path("runs") / loaded.name
+    folder = out or default_folder(loaded)
     options = Options(lanes=lanes, devices=devices, checkpoint_seconds=checkpoint_seconds)
     output = output_of(context)
     with output.measured():

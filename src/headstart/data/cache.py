@@ -20,11 +20,10 @@ import numpy as np
 import platformdirs
 
 from headstart.data.readers.rows import Rows
+from headstart.files import TEMPORARY, is_temporary
 
 # Raise it when a reader gives other rows for the same file.
 READER_VERSION = 2
-# How the names of unfinished folders begin.
-BUILDING = "building-"
 _ARRAYS = ("x", "y", "sizes")
 _DAY = 86400
 
@@ -69,7 +68,7 @@ def _write(folder: Path, rows: Rows, stamp: list[list[int]]) -> bool:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
-        building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=folder.parent))
+        building = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
     except OSError:
         return False
     try:
@@ -97,13 +96,13 @@ def _publish(building: Path, folder: Path) -> None:
     try:
         building.rename(folder)
     except OSError:
-        with tempfile.TemporaryDirectory(prefix=BUILDING, dir=folder.parent) as aside:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder.parent) as aside:
             folder.rename(Path(aside) / "old")
             building.rename(folder)
 
 
 def _sweep(parent: Path) -> None:
     """Remove what programs that were killed while building have left."""
-    for left in parent.glob(f"{BUILDING}*"):
+    for left in filter(is_temporary, parent.iterdir()):
         if time.time() - left.stat().st_mtime > _DAY:
             shutil.rmtree(left, ignore_errors=True)

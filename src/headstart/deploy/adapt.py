@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import jax
 import numpy as np
@@ -19,7 +18,7 @@ from headstart.data.load import load as load_data
 from headstart.devices import all_devices, device_count
 from headstart.errors import UserError
 from headstart.experiment.setup import build_model, check_fit
-from headstart.files import write_bytes, write_json
+from headstart.files import file_names, write_bytes, write_json
 from headstart.learning.method import Method
 from headstart.learning.parallel import Parallel, map_reduce_clients
 from headstart.learning.personalization import Curves, Personalization, adapt_client, personalizer
@@ -138,13 +137,12 @@ def _adapter(
 
 
 def _write_parameters(folder: Path, federation: Federation, gather: Gather, adapted: Callable[[Client], Tree]) -> None:
-    count = device_count(gather.mesh)
+    count, names = device_count(gather.mesh), file_names(federation.ids)
     for start in range(0, len(federation), count):
         chunk = np.arange(start, start + count)
         parameters = jax.device_get(adapted(gather(np.where(chunk < len(federation), chunk, -1))))
         for index, name in enumerate(federation.ids[start : start + count]):
-            # An id may hold any character; quoted it is a file name.
-            path = folder / f"{quote(name, safe='')}.safetensors"
+            path = folder / f"{names[start + index]}.safetensors"
             checkpoint.write(path, jax.tree.map(lambda leaf, index=index: leaf[index], parameters), {"client": name})
 
 

@@ -39,7 +39,7 @@ from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import check_fit
-from headstart.files import whole_folder, write_bytes, write_json
+from headstart.files import as_json, whole_folder, write_bytes, write_json
 from headstart.learning.personalization import EVALUATION_BATCH
 from headstart.learning.rounds import personal_key, seed_key
 from headstart.learning.tasks import Classification, NextCharacter, Task
@@ -199,7 +199,8 @@ def _key(seed: int) -> dict[str, Any]:
 
 def signed(document: Mapping[str, Any]) -> dict[str, Any]:
     """The document with the checksum of its content."""
-    return {**document, **_checksum(json.dumps(document, sort_keys=True).encode())}
+    document = as_json(document)
+    return {**document, **_checksum(json.dumps(document, sort_keys=True, allow_nan=False).encode())}
 
 
 def _checksum(content: bytes) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -61,6 +62,8 @@ def to_json(value: Any) -> Json:
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such number; an option that may be infinite takes the word
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise UserError(f"{value!r} cannot be saved; use numbers, text, lists and dataclasses in an experiment")

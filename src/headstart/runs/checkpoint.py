@@ -1,4 +1,4 @@
-"""Saved states: safetensors files, whole or absent, each with a checksum of its content."""
+"""Saved states: safetensors files, whole or absent, each with a checksum of all that it says."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ class Saved(NamedTuple):
 
 def write(path: Path, tree: Tree, about: Mapping[str, Any]) -> None:
     """Save a tree of arrays, atomically; each array is named by its path in the tree."""
-    arrays = {name: np.asarray(leaf) for name, leaf in named(tree)}
-    metadata = {"about": json.dumps(dict(about)), "sha256": _digest(arrays)}
-    write_bytes(path, save(arrays, metadata=metadata))
+    arrays, text = {name: np.asarray(leaf) for name, leaf in named(tree)}, json.dumps(dict(about))
+    write_bytes(path, save(arrays, metadata={"about": text, "checksum": _digest(arrays, text)}))
 
 
 def read(path: Path, like: Tree) -> Saved:
@@ -57,16 +56,35 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
         UserError: if the file is missing or damaged.
     """
+    arrays, metadata = open_arrays(path)
+    try:
+        text = metadata["about"]
+        about = json.loads(text)
+        # The files of headstart 0.1.0 have a checksum of their arrays alone.
+        expected = metadata["checksum"] if "checksum" in metadata else metadata["sha256"]
+    except (ValueError, KeyError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    if expected != _digest(arrays, text if "checksum" in metadata else "") or not isinstance(about, dict):
+        raise UserError(f"{path} is damaged: its content does not match its checksum; remove it to use the one before")
+    return arrays, about
+
+
+def open_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of any safetensors file by name, and its metadata, unchecked.
+
+    Raises:
+        UserError: if the file is missing, or is no whole safetensors file.
+    """
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
-        about = json.loads(metadata["about"])
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); remove it to use the one before it") from error
-    if metadata.get("sha256") != _digest(arrays):
-        raise UserError(f"{path} is damaged: its content does not match its checksum; remove it to use the one before")
-    return arrays, about
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (no dictionary)
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError, MemoryError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is missing or damaged ({error}); remove it to use the one before it")
 
 
 def read_tree(path: Path) -> Tree:
@@ -77,13 +95,24 @@ def read_tree(path: Path) -> Tree:
     """
     arrays, _ = read_arrays(path)
     tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *branches, leaf = [key or number or field for key, number, field in _STEP.findall(name)]
-        inner = tree
-        for branch in branches:
-            inner = inner.setdefault(branch, {})
-        inner[leaf] = array
+    try:
+        for name, array in arrays.items():
+            *branches, leaf = steps(name)
+            inner = tree
+            for branch in branches:
+                inner = inner.setdefault(branch, {})
+            inner[leaf] = array
+    except (AttributeError, TypeError) as error:  # an array where others have a branch
+        raise _damaged(path, error) from error
     return _with_tuples(tree)
+
+
+def steps(name: str) -> tuple[str, ...]:
+    """The steps of a path in a tree, by the name that `named` gives it; any other name is a single step."""
+    found = list(_STEP.finditer(name))
+    if not found or "".join(step.group() for step in found) != name:
+        return (name,)
+    return tuple(next(part for part in step.groups() if part is not None) for step in found)
 
 
 # A step of the paths that `named` writes: ['key'], [number] or .field.
@@ -114,18 +143,36 @@ def read_newest(folder: Path, like: Callable[[Mapping[str, Any]], Tree]) -> tupl
     for path in _newest_first(folder):
         try:
             arrays, about = read_arrays(path)
+            if about.get("round") != _round_of(path):
+                raise UserError(f"{path} is damaged: it says that it is of round {about.get('round')}")
             return Saved(_fitted(path, arrays, like(about)), about), complaints
-        except (UserError, KeyError) as error:
+        except UserError as error:
             complaints.append(str(error))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            complaints.append(f"{path} is of another experiment ({error!r} in its description)")
     return None, complaints
 
 
+def newest(folder: Path) -> dict[str, Any] | None:
+    """The document about the newest state, if it is undamaged."""
+    try:
+        return read_arrays(_newest_first(folder)[0])[1]
+    except (UserError, IndexError):
+        return None
+
+
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("round-*.safetensors"), reverse=True)
+    return sorted((path for path in folder.glob("round-*.safetensors") if _round_of(path) >= 0), key=_round_of)[::-1]
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _round_of(path: Path) -> int:
+    """The round in the name of a state's file; -1 for a file that is none."""
+    match = re.fullmatch(r"round-([0-9]{7,18})\.safetensors", path.name)
+    return int(match[1]) if match else -1
+
+
+def _digest(arrays: Mapping[str, np.ndarray], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
     for name in sorted(arrays):
         digest.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())

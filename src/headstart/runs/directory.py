@@ -16,9 +16,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from headstart.data.federation import Federation, Tree
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.loading import document_of, read
-from headstart.files import atomic, locked, write_json
+from headstart.files import atomic, is_temporary, locked, write_json
 from headstart.learning.personalization import Curves
 from headstart.runs import checkpoint
 from headstart.runs.log import Record
@@ -58,18 +59,18 @@ def claimed(
         UserError: if it cannot be written, holds another experiment or other data, or another process writes it.
     """
     document = document_of(experiment)
-    _check_same(out, document, allowed_modules)
     with ExitStack() as stack:
         try:
+            _check_same(out, document, allowed_modules)
             out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(out / ".lock", wait=False, on_note=on_note))
+            _check_same(out, document, allowed_modules)  # another process may have begun and ended in between
         except TimeoutError as error:
             raise UserError(f"another process is writing {out}; wait for it, or choose another --out") from error
         except OSError as error:
             raise UserError(f"cannot write the folder {out}: {error.strerror}; choose another with --out") from error
         data = _same_data(out, federation)
-        for leftover in (path for path in out.rglob(".*") if path.is_file() and path.name != ".lock"):
-            leftover.unlink()  # of a process that was killed while it wrote
+        _remove_leftovers(out)
         write_json(out / "experiment.json", document)
         write_json(out / "federation.json", data)
         if not (out / "environment.json").exists():
@@ -79,15 +80,39 @@ def claimed(
 
 def _check_same(out: Path, document: Mapping[str, Any], allowed_modules: Collection[str]) -> None:
     saved = out / "experiment.json"
+    if not (saved.exists() and (out / "federation.json").exists()):
+        # No run, or one that was killed as it began, which leaves nothing but these.
+        others = [path.name for path in _entries(out) if not (path == saved or is_temporary(path) or _is_lock(path))]
+        if others:
+            raise UserError(
+                f"{out} holds files but no experiment that was run there ({min(others)}); choose an empty or a new"
+                " folder with --out"
+            )
     if not saved.exists():
-        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-            raise UserError(f"{out} holds files but no experiment; choose an empty or a new folder with --out")
         return
     # What was saved by an earlier headstart is compared as the experiment that it is.
     before = document_of(read(read_json(saved), allowed_modules=allowed_modules))
     differing = _difference(before, json.loads(json.dumps(document)))
     if differing:
         raise UserError(f"{out} holds another experiment ({differing}); choose another --out or repeat its settings")
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether this is the lock of a run folder, which is empty."""
+    return path.name == ".lock" and path.is_file() and path.stat().st_size == 0
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what a process that was killed while it wrote has left, where runs write."""
+    seeds = seed_folders(out)
+    for folder in (out, *seeds, *(seed / "checkpoints" for seed in seeds)):
+        for path in filter(is_temporary, _entries(folder)):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _same_data(out: Path, federation: Federation) -> Record:
@@ -198,5 +223,5 @@ def read_json(path: Path) -> Any:
 
 def seed_folders(out: Path) -> list[Path]:
     """The folders of the seeds that were begun, in order."""
-    found = [path for path in out.glob("seed-*") if path.name.removeprefix("seed-").isdigit()]
+    found = [path for path in out.glob("seed-*") if re.fullmatch(r"seed-[0-9]+", path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))

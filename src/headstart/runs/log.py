@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from headstart.errors import UserError
-from headstart.files import write_bytes
+from headstart.files import as_json, from_null, write_bytes
 from headstart.learning.personalization import Curves, mean_over_clients
 from headstart.learning.rounds import Info
 from headstart.learning.tasks import Sums, Task
@@ -28,10 +28,24 @@ class Log:
     def __init__(self, path: Path | None, on_event: OnEvent, seed: int) -> None:
         self._path, self._on_event, self._seed = path, on_event, seed
 
-    def cut(self, done: int | None) -> list[Record]:
-        """Keep the records up to round `done` (None: none), as they were when that round was saved; returns them."""
-        kept = [] if done is None else [r for r in self.records() if r["round"] <= done]
+    def cut(self, done: int | None, is_evaluated: Callable[[int], bool] = lambda number: True) -> list[Record]:
+        """Keep the records up to round `done` (None: none), as they were when that round was saved; returns them.
+
+        What cannot be read is passed over, and rounds may be missing; a note says how much.
+
+        is_evaluated: whether validation clients are evaluated after a round, if that has changed since.
+        """
+        records, unreadable = ([], 0) if self._path is None else read_log(self._path)
+        kept = [
+            {**record, "seed": self._seed}
+            for record in records
+            if done is not None
+            and record["round"] <= done
+            and (record["event"] != "evaluation" or is_evaluated(record["round"]))
+        ]
         if self._path is not None:
+            for text in complaints(self._path, kept, unreadable, done or 0):
+                self._on_event({"event": "note", "seed": self._seed, "text": text})
             write_bytes(self._path, b"".join(_line(record) for record in kept))
         return kept
 
@@ -51,6 +65,10 @@ class Log:
             if self._path is not None:
                 with self._path.open("ab") as file:
                     file.write(_line(record))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"cannot write {self._path}: its folder was removed or renamed during the run; repeat the command"
+            ) from error
         except OSError as error:
             raise UserError(
                 f"cannot write {self._path}: {error.strerror}; make room, then repeat the command"
@@ -59,13 +77,71 @@ class Log:
 
 
 def _line(record: Record) -> bytes:
-    return (json.dumps(record) + "\n").encode()
+    return (json.dumps(as_json(record), allow_nan=False) + "\n").encode()
 
 
 def read_records(path: Path) -> list[Record]:
-    """The whole records of a log; a half-written last line is passed over."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """The whole records of a log; what cannot be read is passed over."""
+    return read_log(path)[0]
+
+
+def read_log(path: Path) -> tuple[list[Record], int]:
+    """The whole records of a log, and how many lines are none; a half-written last line does not count.
+
+    Raises:
+        UserError: if there is something that is no file, or may not be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    found = [_record(line) for line in lines]
+    records = [record for record in found if record is not None]
+    return records, len(found) - len(records)
+
+
+def complaints(path: Path, records: Sequence[Record], unreadable: int, done: int) -> list[str]:
+    """What is wrong with a log, as sentences; done: the rounds that are done by other evidence."""
+    missing = set(range(1, done + 1)) - {record["round"] for record in records if record["event"] == "round"}
+    texts = []
+    if unreadable:
+        texts.append(
+            f"{path} has {unreadable} {'line' if unreadable == 1 else 'lines'} that cannot be read: passed over"
+        )
+    if missing:
+        texts.append(f"{path} lacks {len(missing)} of {done} rounds, the first of them {min(missing)}")
+    return texts
+
+
+def _record(line: bytes) -> Record | None:
+    """The record in a line, with NaN for null in what is measured on validation clients; None if it is none."""
+    try:
+        record = json.loads(line)
+        whole = isinstance(record["event"], str) and isinstance(record["stage"], str) and _is_round(record["round"])
+        match record["event"]:
+            case "round":
+                values = [value for value in record["training"].values() if value is not None]
+                counts = [record["clients"], record["dropped"], record["seconds"], record.get("items", 0)]
+                whole = whole and all(map(_is_number, [*values, *counts]))
+            case "evaluation":
+                record["validation"] = from_null(record["validation"])
+                record["clients_values"] = from_null(record.get("clients_values", []))
+                curves = [*record["validation"].values(), *record["clients_values"]]
+                whole = whole and all(len(curve) and all(map(_is_number, curve)) for curve in curves)
+            case "fault":
+                whole = whole and all(isinstance(record[name], str) for name in ("node", "reason"))
+                whole = whole and all(isinstance(client, str) for client in record["clients"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return record if whole else None
+
+
+def _is_round(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**1000)
 
 
 def round_record(task: Task, stage: str, number: int, info: Info, seconds: float) -> Record:

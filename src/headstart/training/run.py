@@ -82,7 +82,7 @@ def run(
     Raises:
         UserError: for anything the user can mend; what was saved before stays.
     """
-    out = Path("runs") / file_name(experiment.name) if out is None else Path(out)
+    out = default_folder(experiment) if out is None else Path(out)
     with ExitStack() as stack:
         listeners = [] if on_event is None else [on_event]
         if progress:
@@ -98,6 +98,11 @@ def run(
             allowed_modules=allowed_modules,
         )
     return open_run(out, allowed_modules=allowed_modules, model=None if isinstance(model, str | ModelSpec) else model)
+
+
+def default_folder(experiment: Experiment) -> Path:
+    """Where a run goes if nothing else is said: `runs/NAME`, under `runs/` whatever the name."""
+    return Path("runs") / file_name(experiment.name)
 
 
 def to_all(listeners: Sequence[OnEvent]) -> OnEvent:
@@ -266,12 +271,18 @@ def _start(seed_run: SeedRun) -> Position:
     state, states = saved.tree if "kept" in saved.about else (saved.tree, None)
     client_states = None if states is None else from_tree(states)
     position = Position(saved.about["stage"], saved.about["round"], state, client_states)
-    for record in seed_run.log.cut(position.round):
+    for record in seed_run.log.cut(position.round, is_evaluated(seed_run.context.prepared.experiment)):
         on_event({**record, "past": True})
     on_event(
         {"event": "note", "seed": seed_run.seed, "text": f"seed {seed_run.seed} resumes after round {position.round}"}
     )
     return position
+
+
+def is_evaluated(experiment: Experiment) -> Callable[[int], bool]:
+    """Whether validation clients are evaluated after a round, counted over all stages, while the experiment is run."""
+    every, ends = experiment.evaluate_every, set(np.cumsum([stage.rounds for stage in experiment.stages]).tolist())
+    return lambda number: number == 0 or number in ends or (every > 0 and number % every == 0)
 
 
 def _begin(seed_run: SeedRun, stage: int, number: int, params: Tree) -> Position:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import IO, Literal, NamedTuple
 from urllib.parse import quote
 
-from headstart.data.cache import BUILDING, cache_root
+from headstart.data.cache import cache_root
 from headstart.errors import UserError
+from headstart.files import TEMPORARY
 
 Format = Literal["sqlite", "h5", "json", "npz", "parquet", "csv"]
 
@@ -141,7 +142,7 @@ def _unpacker(path: Path) -> Callable[..., gzip.GzipFile | lzma.LZMAFile] | None
 @contextmanager
 def open_database(path: Path) -> Iterator[sqlite3.Connection]:
     """A SQLite file to read from; a packed one is unpacked for as long."""
-    with tempfile.TemporaryDirectory(prefix=BUILDING, dir=_roomy_folder()) as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=_roomy_folder()) as folder:
         plain = path
         if _unpacker(path):
             plain = Path(folder) / "data.sqlite"
