@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.cache import cache_root, cached
+from headstart.data.decided import as_decided
 from headstart.data.download import download
 from headstart.data.federation import Federation, from_arrays, split_examples
 from headstart.data.readers import fedjax, leaf, tff
@@ -42,16 +43,31 @@ def load(name_or_path: str | os.PathLike[str], **options: Any) -> Federation:
     Raises:
         UserError: for a file that is missing, damaged or of another format, bad values, unknown options.
     """
+    return _load(os.fspath(name_or_path), options, {})
+
+
+def load_as_decided(
+    name_or_path: str | os.PathLike[str], options: Mapping[str, Any], decided: Mapping[str, Any]
+) -> Federation:
+    """The federation read as training decided, by `decided.decisions` of its own data, and not anew.
+
+    Raises:
+        UserError: as of `load`, and if the data contradict what was decided.
+    """
     name = os.fspath(name_or_path)
+    return as_decided(_load(name, options, decided), decided, name)
+
+
+def _load(name: str, options: Mapping[str, Any], decided: Mapping[str, Any]) -> Federation:
     if name == "glyphs":
         return _glyphs(options)
     if name not in _PUBLISHED:
         with reading(Path(name)):
             sources = find(Path(name))
-        return _from_files(sources, options)
+        return _from_files(sources, options, decided)
     path = cache_root() / "downloads" / _PUBLISHED[name]
     download(f"{os.environ.get('HEADSTART_DATA_URL', _DATA_URL)}/{_PUBLISHED[name]}", path)
-    return _from_files(Sources(path, (path,), ()), options, name=name)
+    return _from_files(Sources(path, (path,), ()), options, decided, name=name)
 
 
 def _glyphs(options: Mapping[str, Any]) -> Federation:
@@ -69,9 +85,12 @@ def _literal(name: str, value: Any) -> Any:
         raise UserError(f"option {name}={value!r} of glyphs is not a number; give one") from None
 
 
-def _from_files(sources: Sources, options: Mapping[str, Any], *, name: str | None = None) -> Federation:
+def _from_files(
+    sources: Sources, options: Mapping[str, Any], decided: Mapping[str, Any], *, name: str | None = None
+) -> Federation:
+    as_read = {**options, "decided by training": decided} if decided else options
     with reading(sources.path):
-        rows = cached([sources.path, *sources.train, *sources.test], options, lambda: _read(sources, options))
+        rows = cached([sources.path, *sources.train, *sources.test], as_read, lambda: _read(sources, options, decided))
     name = name or re.sub(r"[_-]?(train|test)(?=[_-]|$)", "", sources.path.name.split(".")[0]) or sources.path.name
     federation = from_arrays(
         name,
@@ -85,13 +104,13 @@ def _from_files(sources: Sources, options: Mapping[str, Any], *, name: str | Non
     return federation if rows.has_predefined_split else split_examples(federation)
 
 
-def _read(sources: Sources, options: Mapping[str, Any]) -> Rows:
+def _read(sources: Sources, options: Mapping[str, Any], decided: Mapping[str, Any]) -> Rows:
     path, train, test = sources
     form = recognise(path)
     if form == "sqlite":
         return _read_sqlite(sources, options)
     if form in ("npz", "parquet", "csv"):
-        return read_table(sources, form, options)
+        return read_table(sources, form, options, decided)
     accept(options, [], f"{path} ({'TFF h5' if form == 'h5' else 'LEAF JSON'})")
     return tff.read_h5(train, test) if form == "h5" else leaf.read_leaf(train, test)
 

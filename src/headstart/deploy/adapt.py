@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from headstart.data.decided import as_decided
 from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Client, Federation, Tree
-from headstart.data.load import load as load_data
+from headstart.data.load import load_as_decided
 from headstart.devices import all_devices, device_count
 from headstart.errors import UserError
 from headstart.experiment.setup import build_model, check_fit
@@ -33,7 +34,7 @@ from headstart.statistics.clients import summarize
 
 def personalize_run(
     run: Run | str | os.PathLike[str],
-    source: str,
+    source: str | os.PathLike[str] | Federation,
     out: str | os.PathLike[str],
     *,
     options: Mapping[str, Any] | None = None,
@@ -45,6 +46,8 @@ def personalize_run(
 ) -> tuple[dict[str, Any], Task]:
     """Personalize a run's initial model on every client of `source`; returns the summary, and the task of the run.
 
+    Labels are numbered, features ordered and pictures inverted as in the run's own data, whatever is in the source.
+
     Writes `parameters/<client>.safetensors`, `clients.csv` (a line per client) and, last, `summary.json`.
 
     epochs: of personalization (or steps); by default as many as the run chose on its validation clients.
@@ -55,7 +58,10 @@ def personalize_run(
     """
     run, out = open_run(run, allowed_modules=allowed_modules), Path(out)
     experiment, seed = run.personal_experiment(), run.report()["seed"]
-    federation = _as_trained(run.metadata, source, dict(options or {}))
+    if isinstance(source, Federation):
+        federation = as_decided(source, run.decided, source.name)
+    else:
+        federation = load_as_decided(source, options or {}, run.decided)
     assert experiment.model is not None and experiment.task is not None
     model, task = build_model(experiment.model, federation, allowed_modules=allowed_modules), experiment.task
     check_fit(task, model, federation)
@@ -74,39 +80,6 @@ def personalize_run(
     write_bytes(out / "clients.csv", _csv(federation, curves, task, count))
     write_json(out / "summary.json", summary)
     return summary, task
-
-
-def _as_trained(trained: Mapping[str, Any], source: str, options: dict[str, Any]) -> Federation:
-    """The user's clients as the run's model expects them: classes numbered and features ordered as in its own data.
-
-    trained: the metadata of the run's federation.
-
-    Raises:
-        UserError: if the source holds other classes.
-    """
-    federation = load_data(source, **options)
-    own, labels = federation.metadata.get("labels"), list(trained.get("labels") or [])
-    added = {}
-    if trained.get("features") and "features" in federation.metadata and "features" not in options:
-        added["features"] = list(trained["features"])
-    if own is not None and not _covers(labels, own):
-        numbered = all(str(label).isdigit() and int(label) < len(labels) for label in own)
-        added |= {"classes": len(labels)} if numbered and not _among(own, labels) else {"labels": labels}
-    if not added or all(federation.metadata.get(name) == value for name, value in added.items()):
-        return federation
-    try:
-        return load_data(source, **(options | added))
-    except UserError as error:
-        raise UserError(f"{source} does not hold what the run was trained on: {error}") from error
-
-
-def _covers(labels: list[Any], own: Collection[Any]) -> bool:
-    """Whether the classes are numbered alike: by the same labels, or by as many numbers."""
-    return list(own) == labels or list(own) == [str(number) for number in range(len(labels))]
-
-
-def _among(own: Collection[Any], labels: Collection[Any]) -> bool:
-    return set(map(str, own)) <= set(map(str, labels))
 
 
 def _params(run: Run, model: Model, seed: int) -> Tree:

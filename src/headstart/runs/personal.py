@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +22,18 @@ class TrainedModel:
     """A model with its parameters.
 
     params: a plain tree of arrays. labels: the names of the classes, where the data have some.
+    prepare: brings a user's inputs to the form of those trained on.
     """
 
     params: Tree
     model: Model
     task: Task
     labels: Sequence[Any] = ()
+    prepare: Callable[[Tree], Tree] = lambda x: x
 
     def outputs(self, x: Tree) -> np.ndarray:
         """What the model says of inputs `[rows, ...]`: logits `[rows, classes]`, or values `[rows, outputs]`."""
+        x = self.prepare(x)
         rows = len(jax.tree.leaves(x)[0])
         chunks = range(0, max(rows, 1), ROWS_AT_ONCE)
         apply = jax.jit(lambda params, x: self.model.apply(params, jax.tree.map(as_input, x))[0])
@@ -44,15 +47,6 @@ class TrainedModel:
             return outputs
         classes = outputs.argmax(axis=-1)
         return np.array(list(self.labels))[classes] if len(self.labels) else classes
-
-
-def class_numbers(y: Any, labels: Sequence[Any]) -> np.ndarray:
-    """Targets as the model knows them: names of classes become their numbers, everything else passes."""
-    y = np.asarray(y)
-    if y.dtype.kind not in "USO" or not len(labels):
-        return y
-    numbers = {str(label): number for number, label in enumerate(labels)}
-    return np.array([numbers[str(name)] for name in y.ravel()], np.int32).reshape(y.shape)
 
 
 def _rows(leaf: Any, start: int) -> jax.Array:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from headstart.data.decided import decisions
 from headstart.data.device_data import on_device
 from headstart.data.federation import Federation, Tree, from_arrays
 from headstart.errors import UserError
@@ -21,12 +22,13 @@ from headstart.experiment.loading import read
 from headstart.experiment.setup import build_model, given_model, in_memory
 from headstart.learning.personalization import adapt_client
 from headstart.learning.rounds import client_key, personal_key, seed_key
-from headstart.learning.tasks import Metric, Task
+from headstart.learning.tasks import Metric, Regression, Task
 from headstart.models.zoo import Model
 from headstart.runs import checkpoint
 from headstart.runs.clients import Clients, clients_of
 from headstart.runs.directory import Group, read_json
-from headstart.runs.personal import TrainedModel, class_numbers
+from headstart.runs.inputs import inputs_like, targets_like
+from headstart.runs.personal import TrainedModel
 from headstart.runs.results import History, StageResult, before_and_after, estimate
 
 
@@ -201,6 +203,11 @@ class Run:
         """What is known of the examples, as of a `Federation`."""
         return read_json(self.path / "federation.json")["facts"]
 
+    @property
+    def decided(self) -> dict[str, Any]:
+        """What training decided of its data, by which other data are read for it; see `data.decided.decisions`."""
+        return decisions(self.metadata, regression=isinstance(self.task, Regression))
+
     @cached_property
     def model(self) -> Model:
         """The model, without parameters; built for the few examples that a run keeps.
@@ -249,10 +256,10 @@ class Run:
                 f"the method of stage {self.stage_names[number]!r} has no one model that all clients start from"
             )
         like = jax.eval_shape(self.model.init, seed_key(seed))
-        return TrainedModel(checkpoint.read(path, like).tree, self.model, self.task, self.labels)
+        return self._trained(checkpoint.read(path, like).tree)
 
     def predict(self, x: Tree) -> np.ndarray:
-        """Predictions of the initial model for inputs `[rows, ...]`; see `TrainedModel.predict`."""
+        """Predictions of the initial model for inputs as of `personalize`; see `TrainedModel.predict`."""
         return self.initial_model().predict(x)
 
     def personalize(
@@ -260,7 +267,8 @@ class Run:
     ) -> TrainedModel:
         """The model that a client makes its own with examples, at the chosen learning rate and number of epochs.
 
-        x, y: trees of arrays `[rows, ...]`, as the run's federation has them; targets may be the names of classes.
+        x, y: trees of arrays `[rows, ...]`: inputs as the run's federation has them, or a frame with its features;
+            targets by the labels that the run's data have, as text or numbers.
         client: its id, of which the order of its batches derives; `headstart personalize` gives the same model.
         epochs: of personalization (or steps); by default as many as the run chose on its validation clients.
 
@@ -270,7 +278,7 @@ class Run:
         number, seed = self._ended(seed, -1)
         recipe = self.personal_experiment(seed).personalization
         count = self.chosen_epochs(seed) if epochs is None else epochs
-        y = jax.tree.map(lambda leaf: class_numbers(leaf, self.labels), y)
+        x, y = inputs_like(self.decided, self._example())(x), targets_like(self.decided)(y)
         rows = len(jax.tree.leaves(y)[0])
         mine = from_arrays("mine", [client], np.array([[rows, 0]]), *jax.tree.map(np.asarray, (x, y)))
         method, model = self.experiment.stages[number].method, self.model
@@ -282,7 +290,18 @@ class Run:
             return adapt_client(self.task, model, recipe, shared, one, client_key(key, one), count, method)
 
         params = jax.device_get(adapt(shared, personal_key(seed_key(seed))))
-        return TrainedModel(params, model, self.task, self.labels)
+        return self._trained(params)
+
+    def _trained(self, params: Tree) -> TrainedModel:
+        return TrainedModel(params, self.model, self.task, self.labels, inputs_like(self.decided, self._example()))
+
+    def _example(self) -> np.ndarray | None:
+        """Some inputs, where the run keeps any that are one array."""
+        try:
+            x, _ = self.example_federation.example()
+        except UserError:
+            return None
+        return x if isinstance(x, np.ndarray) else None
 
     @property
     def plot(self) -> Any:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from headstart.data.decided import class_labels, class_numbers, label_texts
 from headstart.data.partition import OWNERS, client_names
 from headstart.data.readers import images
 from headstart.data.readers.rows import Rows, accept, arrange, as_flag, joined_unless_split, listed
 from headstart.data.readers.sources import Sources, delimiter, unpacked
 from headstart.errors import UserError
 
-_COLUMN_OPTIONS = ("client", "target", "features", "split", "classes", "labels", "regression")
+_COLUMN_OPTIONS = ("client", "target", "features", "split", "classes", "labels", "regression", "inverted")
 _PARTITION_OPTIONS = ("partition", "clients", "alpha", "classes_per_client", "seed")
 _PARTITIONS: Mapping[str, Mapping[str, type]] = {
     "dirichlet": {"alpha": float},
@@ -25,7 +27,9 @@ _PARTITIONS: Mapping[str, Mapping[str, type]] = {
 Columns = Mapping[str, np.ndarray]
 
 
-def read_table(sources: Sources, form: str, options: Mapping[str, Any]) -> Rows:
+def read_table(
+    sources: Sources, form: str, options: Mapping[str, Any], decided: Mapping[str, Any] = MappingProxyType({})
+) -> Rows:
     """Rows of a table; of a pair of files, those for local training and those for local tests.
 
     Options: `client`, `target`, `features`, `split` name columns (by default `client`, `y`, and `x` in npz or all
@@ -33,10 +37,14 @@ def read_table(sources: Sources, form: str, options: Mapping[str, Any]) -> Rows:
     `classes=62` takes them as the numbers of that many classes instead, `labels=a,b,c` gives the order; other numbers
     are for regression, and with `regression=true` whole ones too. Without a client column,
     `partition=dirichlet|classes|random` with `clients`, `alpha`, `classes_per_client` and `seed` makes clients.
+    Characters on a dark background are inverted; `inverted=true|false` says instead whether to invert them.
+
+    decided: what training decided, which is applied, and nothing of it anew; see `decided.decisions`.
     """
     files, split, target = [*sources.train, *sources.test], options.get("split"), str(options.get("target", "y"))
     path, pair = " and ".join(map(str, files)), bool(sources.train and sources.test)
     accept(options, _COLUMN_OPTIONS + _PARTITION_OPTIONS, f"{path} ({form})")
+    options = _with_decisions(path, options, decided)
     if pair and split:
         raise UserError(f"{path} are a pair, so split={split} does not fit; leave it out, or put one of them elsewhere")
     tables = [_read_npz(file) if form == "npz" else _read_arrow(file, form, options) for file in files]
@@ -48,11 +56,37 @@ def read_table(sources: Sources, form: str, options: Mapping[str, Any]) -> Rows:
     of_test = np.repeat([pair and file in sources.test for file in files], lengths)
     test = _test_rows(path, columns, str(split)) if split else of_test
     taken = {str(options.get("client", "client")), target, str(split)}
-    x, metadata = _features(path, columns, _feature_names(form, columns, options, taken), owners)
-    y, target_metadata = _targets(path, target, y, options, owners)
+    invert = options.get("inverted")
+    x, metadata = _features(path, columns, _feature_names(form, columns, options, taken), owners, invert)
+    if decided.get("classes"):
+        y, target_metadata = _decided_classes(path, target, y, decided, owners)
+    else:
+        y, target_metadata = _targets(path, target, y, options, owners)
     metadata |= target_metadata | {"source": f"{form} {' and '.join(file.name for file in files)}"}
     rows = arrange(ids, codes, test, x, y, metadata=metadata, has_predefined_split=bool(split) or pair)
     return joined_unless_split(rows) if pair else rows
+
+
+def _with_decisions(path: str, options: Mapping[str, Any], decided: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, and what was decided in place of those that are not given.
+
+    Raises:
+        UserError: if they contradict what was decided.
+    """
+    labels = class_labels(decided)
+    decides: Mapping[str, Callable[[Any], bool]] = {
+        "features": lambda value: sorted(_names(value)) == sorted(decided["features"]),
+        "labels": lambda value: _names(value) == labels,
+        "classes": lambda value: str(value) == str(len(labels)),
+        "regression": lambda value: as_flag("regression", value) != bool(labels),
+    }
+    targets = {"labels", "classes", "regression"} if {"classes", "regression"} & decided.keys() else set()
+    for name in sorted((targets | ({"features"} & decided.keys())) & options.keys()):
+        if not decides[name](options[name]):
+            raise UserError(f"{path}: {name}={options[name]} is not what the run was trained with; leave it out")
+    added = {name: decided[name] for name in ("features", "regression") if name in decided}
+    own_words = {"inverted": decided["inverted"], **options} if "inverted" in decided else options
+    return {**own_words, **added}
 
 
 def _stack(files: Sequence[Path], tables: Sequence[Columns]) -> Columns:
@@ -221,14 +255,14 @@ def _names(given: Any) -> list[str]:
 
 
 def _features(
-    path: str, columns: Columns, names: Sequence[str], owners: Sequence[str]
+    path: str, columns: Columns, names: Sequence[str], owners: Sequence[str], invert: Any
 ) -> tuple[np.ndarray, dict[str, Any]]:
     unknown = [name for name in names if name not in columns]
     if unknown or not names:
         what = f"column {unknown[0]!r}" if unknown else "column left for features"
         raise UserError(f"{path} has no {what}, but {listed(columns)}; name the right ones with features=")
     arrays = [_numbers(path, name, columns[name], owners) for name in names]
-    if len(arrays) == 1 and (image := _as_image(arrays[0], owners)) is not None:
+    if len(arrays) == 1 and (image := _as_image(arrays[0], owners, invert)) is not None:
         return image
     if len(arrays) == 1 and arrays[0].ndim > 1:
         x = arrays[0].astype(np.float32)
@@ -250,18 +284,23 @@ def _numbers(path: str, name: str, values: np.ndarray, owners: Sequence[str], *,
     return values
 
 
-def _as_image(values: np.ndarray, owners: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """uint8 pictures stay so; those of EMNIST's shape also get its polarity, if they have a background."""
+def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """uint8 pictures stay so; those of EMNIST's shape also get its polarity, if they have a background.
+
+    invert: whether to invert these; None decides by their background.
+    """
     side = images.SIDE
     character = values.shape[1:] in ((side, side), (side, side, 1))
     if not character and (values.dtype != np.uint8 or values.ndim < 3):
         return None
     x = values if values.dtype == np.uint8 else images.to_uint8(values, owners)
     x = x[..., None] if x.ndim == 3 else x
-    inverted = False
-    if character and images.background(x) < 64:
-        x, inverted = images.white_background(x)
-    return x, {"kind": "image", "inverted": inverted}
+    if not character:
+        return x, {"kind": "image", "inverted": False}
+    level = images.background(x)
+    inverted = level < 64 if invert is None else as_flag("inverted", invert)
+    x, level = (255 - x, 255 - level) if inverted else (x, level)
+    return x, {"kind": "image", "inverted": inverted, "background": level}
 
 
 def _targets(
@@ -285,6 +324,28 @@ def _targets(
         raise UserError(f"{path} has neither text nor numbers in column {name!r}; name another with target=")
     found, codes = np.unique(np.array(_texts(values)) if values.dtype.kind in "SO" else values, return_inverse=True)
     return codes.astype(np.int32), {"classes": len(found), "labels": [str(label) for label in found]}
+
+
+def _decided_classes(
+    path: str, name: str, values: np.ndarray, decided: Mapping[str, Any], owners: Sequence[str]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The targets by the numbers that their labels had in training.
+
+    Raises:
+        UserError: for a label that training did not know; names the client.
+    """
+    labels = class_labels(decided)
+    if values.ndim != 1:
+        raise UserError(f"{path} has more than one target a row in column {name!r}; the run was trained with one label")
+    codes = class_numbers(values, labels)
+    if (codes < 0).any():
+        row = int(np.argmax(codes < 0))
+        raise UserError(
+            f"{path} has the target {label_texts(values[row : row + 1])[0]!r} in column {name!r} of client"
+            f" {owners[row]}, which is not among the labels that the run was trained with ({listed(labels)}); leave out"
+            " the row, or give it one of them"
+        )
+    return codes, {"classes": len(labels), "labels": labels}
 
 
 def _range(classes: int) -> list[str]:

@@ -1,0 +1,146 @@
+"""What training decided of its data: the numbering of labels, the features in order, the polarity of pictures.
+
+A reader decides these from the file at hand. They are part of a run from then on, and data that come later are read
+by them: applied where the reader can, and otherwise compared, so that a contradiction is a sentence and no result.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from headstart.data.federation import Federation
+from headstart.errors import UserError
+
+# In a federation's metadata. `regression` is added where the task says that targets are quantities.
+_NAMES = ("kind", "classes", "labels", "features", "inverted", "background", "regression")
+# The source of a table in its metadata; pictures of every other source have the light background they are published in.
+_TABLE = re.compile(r"(npz|parquet|csv) ")
+_LIGHT = 255
+
+
+def decisions(metadata: Mapping[str, Any], *, regression: bool = False) -> dict[str, Any]:
+    """The decisions in a federation's metadata, as JSON values.
+
+    `inverted`: whether the pictures of its file were inverted. `background`: the level of their background thereafter.
+    regression: whether the targets are quantities.
+    """
+    known = {name: metadata[name] for name in _NAMES if metadata.get(name) is not None}
+    for name in ("labels", "features"):
+        if name in known:
+            known[name] = [str(each) for each in known[name]]
+    if "classes" in known:
+        known["classes"] = int(known["classes"])
+    if "inverted" in known and "background" not in known:
+        if not _TABLE.match(str(metadata.get("source", ""))):
+            del known["inverted"]
+            known["background"] = _LIGHT
+        elif known["inverted"]:
+            known["background"] = _LIGHT
+    return known | ({"regression": True} if regression and "classes" not in known else {})
+
+
+def class_labels(decided: Mapping[str, Any]) -> list[str]:
+    """The names of the decided classes, in order; numbers where they have no names."""
+    return list(decided.get("labels") or map(str, range(decided.get("classes", 0))))
+
+
+def class_numbers(values: np.ndarray, labels: Sequence[Any]) -> np.ndarray:
+    """int32, as many as the values: the number of the class that each names; -1 for one that none has.
+
+    A label is the same as text and as a number. Where classes have names that are no numbers, numbers that are no
+    label are class numbers.
+    """
+    names = [str(label) for label in labels]
+    flat = values.ravel()
+    found, inverse = np.unique(np.array(label_texts(flat)) if flat.dtype.kind in "USO" else flat, return_inverse=True)
+    numbers = {name: number for number, name in enumerate(names)}
+    codes = np.array([numbers.get(text, -1) for text in label_texts(found)], np.int64)
+    named_by_numbers = all(name.lstrip("-").isdecimal() for name in names)
+    if (codes < 0).any() and found.dtype.kind in "iuf" and not named_by_numbers:
+        fits = (found >= 0) & (found < len(names)) & (found == np.trunc(found))
+        codes = np.where(fits, found, -1)
+    return codes.astype(np.int32)[inverse].reshape(values.shape)
+
+
+def label_texts(values: np.ndarray) -> list[str]:
+    """The values of an array `[rows]` as text; a whole number is written as one."""
+    if values.dtype.kind == "f":
+        return [str(int(v)) if np.isfinite(v) and v == int(v) else str(v) for v in values.tolist()]
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
+
+
+def opposite(level: int, trained: int) -> bool:
+    """Whether pictures of this background are rather the negatives of those trained on; levels from 0 to 255."""
+    return abs(level - trained) > abs(level - (_LIGHT - trained))
+
+
+def as_decided(federation: Federation, decided: Mapping[str, Any], what: str) -> Federation:
+    """The federation with the decided names of its classes.
+
+    what: the data's name, for messages.
+
+    Raises:
+        UserError: if it contradicts what was decided.
+    """
+    own = decisions(federation.metadata)
+    complaint = next(filter(None, (check(own, decided) for check in (_kind, _features, _targets, _pictures))), "")
+    if complaint:
+        raise UserError(f"{what} {complaint}")
+    classes = {name: decided[name] for name in ("classes", "labels") if name in decided and "classes" in own}
+    return replace(federation, metadata={**federation.metadata, **classes})
+
+
+def _kind(own: Mapping[str, Any], decided: Mapping[str, Any]) -> str:
+    kinds = own.get("kind"), decided.get("kind")
+    if None in kinds or kinds[0] == kinds[1]:
+        return ""
+    return f"holds data of the kind {kinds[0]}, and training had {kinds[1]}; give data like those trained on"
+
+
+def _features(own: Mapping[str, Any], decided: Mapping[str, Any]) -> str:
+    mine, theirs = own.get("features"), decided.get("features")
+    if mine is None or theirs is None or mine == theirs:
+        return ""
+    return f"has the features {', '.join(mine)}, and training had {', '.join(theirs)}; give the same, in this order"
+
+
+def _targets(own: Mapping[str, Any], decided: Mapping[str, Any]) -> str:
+    if "classes" in own and "regression" in decided:
+        return "has classes for targets, and training had quantities; for a table add --data-option regression=true"
+    if "classes" in decided and "classes" not in own and "kind" in own:
+        return "has quantities for targets, and training had classes; name their column as the target"
+    if "classes" not in own or "classes" not in decided:
+        return ""
+    mine, theirs = class_labels(own), class_labels(decided)
+    # Numbers from 0 on are the numbers of the classes, whatever these are called.
+    if mine == theirs[: len(mine)] or ("labels" not in own and len(mine) <= len(theirs)):
+        return ""
+    unknown = next((label for label in mine if label not in theirs), None)
+    if unknown is None:
+        return f"numbers its labels otherwise than training, which had {_some(theirs)}; give labels= in this order"
+    return f"has the label {unknown!r}, and training knew {_some(theirs)} alone; leave out what it did not know"
+
+
+def _some(labels: Sequence[str], most: int = 12) -> str:
+    return ", ".join(labels[:most]) + (f" and {len(labels) - most} more" if len(labels) > most else "")
+
+
+def _pictures(own: Mapping[str, Any], decided: Mapping[str, Any]) -> str:
+    if "background" not in own or "background" not in decided:
+        return ""
+    return polarity_complaint(own["background"], decided["background"])
+
+
+def polarity_complaint(level: int, trained: int) -> str:
+    """What is wrong with pictures of this background, as the end of a sentence; empty if nothing is."""
+    if not opposite(level, trained):
+        return ""
+    return (
+        f"holds pictures with a background of {level}, the negatives of those trained on, with one of {trained};"
+        " invert them (255 less each pixel), or for a table say --data-option inverted=true or false"
+    )

@@ -1,0 +1,89 @@
+"""A user's own arrays as a run's model was trained on them: by name, scale and polarity, never by guess."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from headstart.data.decided import class_labels, class_numbers, label_texts, polarity_complaint
+from headstart.data.federation import Tree
+from headstart.data.readers import images
+from headstart.errors import UserError
+
+
+def inputs_like(decided: Mapping[str, Any], example: np.ndarray | None) -> Callable[[Tree], Tree]:
+    """What brings inputs `[rows, ...]` to the form of those trained on, or refuses them.
+
+    decided: of the run's data. example: some inputs of the run `[rows, ...]`, or None where it keeps none.
+    A frame's columns are taken by the names of the features.
+    """
+
+    def prepare(x: Tree) -> Tree:
+        if hasattr(x, "columns") and "features" in decided:
+            x = _by_name(x, decided["features"])
+        if not isinstance(x, np.ndarray | jax.Array | list) or example is None:
+            return x
+        x = np.asarray(x)
+        if x.dtype.kind not in "biuf":
+            raise UserError(f"the inputs are {x.dtype}, which is no number; give numbers like those trained on")
+        pictures = example.dtype == np.uint8 and example.ndim == 4
+        x = _pictures(x, decided.get("background")) if pictures else x
+        if x.shape[1:] != example.shape[1:]:
+            given, wanted = (", ".join(map(str, ("rows", *shape[1:]))) for shape in (x.shape, example.shape))
+            raise UserError(f"the inputs have the shape [{given}], and those trained on had [{wanted}]; give the same")
+        return x
+
+    return prepare
+
+
+def targets_like(decided: Mapping[str, Any]) -> Callable[[Tree], Tree]:
+    """What brings targets `[rows, ...]` to the form of those trained on: labels to the numbers of their classes.
+
+    A label is the same as text and as a number; where labels are names, a number is the number of a class.
+    """
+
+    def prepare(y: Tree) -> Tree:
+        if not isinstance(y, np.ndarray | jax.Array | list) and not hasattr(y, "to_numpy"):
+            return y
+        y = np.asarray(y)
+        whole = decided.get("kind") == "text" and y.dtype.kind in "iu"  # tokens, some of which are called by a digit
+        if "classes" not in decided or whole:
+            return y
+        numbers = class_numbers(y, class_labels(decided))
+        if (numbers < 0).any():
+            unknown = label_texts(y.ravel()[np.ravel(numbers) < 0][:1])[0]
+            labels = class_labels(decided)
+            known = ", ".join(labels[:12]) + (" and more" if len(labels) > 12 else "")
+            raise UserError(f"there is a target {unknown!r}, and training knew {known}; leave it out")
+        return numbers
+
+    return prepare
+
+
+def _by_name(frame: Any, features: list[str]) -> np.ndarray:
+    columns = {str(name): name for name in frame.columns}
+    missing = [name for name in features if name not in columns]
+    if missing:
+        raise UserError(f"the frame has no column {missing[0]!r}; training had the features {', '.join(features)}")
+    return np.stack([np.asarray(frame[columns[name]]) for name in features], axis=1)
+
+
+def _pictures(x: np.ndarray, background: int | None) -> np.ndarray:
+    """Pictures `[rows, height, width, channels]`: uint8, or floats in [0, 1]."""
+    x = x[..., None] if x.ndim == 3 else x
+    low, high = (x.min(), x.max()) if x.size else (0, 0)
+    most = 1 if x.dtype.kind == "f" else 255
+    if not (low >= 0 and high <= most):
+        raise UserError(
+            f"the pictures have pixels from {low:g} to {high:g}; give whole numbers from 0 to 255, or fractions from 0"
+            " to 1"
+        )
+    levels = (x * 255).astype(np.uint8) if most == 1 else x.astype(np.uint8)
+    if background is not None and x.ndim == 4 and x.size:
+        complaint = polarity_complaint(images.background(levels), background)
+        if complaint:
+            raise UserError(f"what you give {complaint}")
+    return x if most == 1 else levels
