@@ -78,6 +78,25 @@ def test_other_options_and_a_changed_file_are_built_anew(source, root):
     assert build.calls == 4
 
 
+def test_a_source_replaced_by_one_of_the_same_size_and_time_is_built_anew(source):
+    first, known = datasets.load(source), source.stat()
+    source.write_text(source.read_text().replace("1.5", "9.5"))
+    os.utime(source, ns=(known.st_atime_ns, known.st_mtime_ns))
+    assert source.stat().st_mtime_ns == known.st_mtime_ns and source.stat().st_size == known.st_size
+    assert values(first) == [[1.5], [2.5]] and values(datasets.load(source)) == [[9.5], [2.5]]
+
+
+def test_of_a_huge_source_pieces_are_hashed(source, monkeypatch):
+    monkeypatch.setattr(cache, "_HASHED_WHOLE", 1)
+    source.write_bytes(bytes(2**21))
+    stamp = cache._stamp(source)
+    with source.open("r+b") as file:
+        file.seek(2**20)
+        file.write(b"1")
+    os.utime(source, ns=(stamp[1], stamp[1]))
+    assert cache._stamp(source)[:2] == stamp[:2] and cache._stamp(source)[-1] != stamp[-1]
+
+
 def truncate(folder):
     (folder / "x.npy").write_bytes((folder / "x.npy").read_bytes()[:-1])
 
@@ -86,11 +105,25 @@ def scribble(folder):
     (folder / "y.npy").write_bytes(bytes(len((folder / "y.npy").read_bytes())))
 
 
+def flip(name):
+    """Turns one bit, the last that means anything: of numbers, or of an id."""
+
+    def damage(folder):
+        content = bytearray((folder / name).read_bytes())
+        position = content.index(b'"u"') + 1 if name == "meta.json" else len(content) - 1
+        content[position] ^= 1
+        (folder / name).write_bytes(content)
+
+    damage.__name__ = f"flip a bit of {name}"
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         truncate,
         scribble,
+        *map(flip, ("x.npy", "y.npy", "sizes.npy", "meta.json")),
         lambda folder: (folder / "meta.json").write_text("{"),
         lambda folder: (folder / "meta.json").write_text("[]"),
         lambda folder: (folder / "sizes.npy").unlink(),

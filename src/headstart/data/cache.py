@@ -1,7 +1,8 @@
 """Rows on disk in the form they are used in, so that a file is parsed once.
 
 A folder per source and options: `x.npy`, `y.npy`, `sizes.npy` and `meta.json`. Folders are written under another
-name and renamed, so one that is there is whole, and programs that build the same one at once do not meet.
+name and renamed, so one that is there is whole, and programs that build the same one at once do not meet. A folder says
+what its source held and what is in itself, both by digests; what does not match is built anew.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import numpy as np
 import platformdirs
 
 from headstart.data.readers.rows import Rows
-from headstart.files import TEMPORARY, is_temporary
+from headstart.files import TEMPORARY, is_temporary, sha256_of
 
 # Raise it when a reader gives other rows for the same file.
-READER_VERSION = 2
+READER_VERSION = 3
 _ARRAYS = ("x", "y", "sizes")
 _DAY = 86400
+# Of a source up to this size the digest is of all of it, and of a larger one of this many pieces of a mebibyte.
+_HASHED_WHOLE, _PIECES = 2**30, 256
 
 
 def cache_root() -> Path:
@@ -42,7 +45,7 @@ def cached(files: Sequence[Path], options: Mapping[str, Any], build: Callable[[]
     """
     what = json.dumps([[str(f.resolve()) for f in files], dict(options), READER_VERSION], sort_keys=True, default=str)
     folder = cache_root() / "rows" / hashlib.sha256(what.encode()).hexdigest()[:32]
-    stamp = [[f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    stamp = [_stamp(file) for file in dict.fromkeys(files)]
     found = _open(folder, stamp)
     if found is None:
         rows = build()
@@ -50,21 +53,40 @@ def cached(files: Sequence[Path], options: Mapping[str, Any], build: Callable[[]
     return found
 
 
-def _open(folder: Path, stamp: list[list[int]]) -> Rows | None:
+def _stamp(file: Path) -> list[Any]:
+    """What a source is known by: a file that is replaced keeps, at most, its size and the time of its last change."""
+    known = file.stat()
+    if known.st_size <= _HASHED_WHOLE:
+        return [known.st_size, known.st_mtime_ns, sha256_of(file)]
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        for piece in range(_PIECES):
+            content.seek(piece * (known.st_size - 2**20) // (_PIECES - 1))
+            digest.update(content.read(2**20))
+    return [known.st_size, known.st_mtime_ns, known.st_ctime_ns, known.st_ino, digest.hexdigest()]
+
+
+def _open(folder: Path, stamp: list[list[Any]]) -> Rows | None:
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        lengths = {name: (folder / f"{name}.npy").stat().st_size for name in _ARRAYS}
-        if meta["stamp"] != stamp or meta["lengths"] != lengths:
+        sealed = meta.pop("sha256")
+        if sealed != _seal(meta) or meta["stamp"] != stamp:
+            return None
+        if meta["digests"] != {name: sha256_of(folder / f"{name}.npy") for name in _ARRAYS}:
             return None
         x, y, sizes = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if sizes.shape != (len(meta["ids"]), 2) or not len(x) == len(y) == sizes.sum():
         return None
     return Rows(meta["ids"], np.array(sizes), x, y, meta["own_split"], meta["facts"])
 
 
-def _write(folder: Path, rows: Rows, stamp: list[list[int]]) -> bool:
+def _seal(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _write(folder: Path, rows: Rows, stamp: list[list[Any]]) -> bool:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
@@ -74,15 +96,16 @@ def _write(folder: Path, rows: Rows, stamp: list[list[int]]) -> bool:
     try:
         for name in _ARRAYS:
             np.save(building / f"{name}.npy", getattr(rows, name), allow_pickle=False)
-        lengths = {name: (building / f"{name}.npy").stat().st_size for name in _ARRAYS}
         meta = {
             "stamp": stamp,
-            "lengths": lengths,
+            "digests": {name: sha256_of(building / f"{name}.npy") for name in _ARRAYS},
             "own_split": rows.has_predefined_split,
             "facts": rows.metadata,
-            "ids": rows.ids,
+            "ids": list(rows.ids),
         }
-        (building / "meta.json").write_text(json.dumps(meta))
+        # As it will be read: keys that are numbers are text in JSON.
+        meta = json.loads(json.dumps(meta))
+        (building / "meta.json").write_text(json.dumps({**meta, "sha256": _seal(meta)}))
         _publish(building, folder)
         return True
     except OSError:
