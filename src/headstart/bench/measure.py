@@ -21,6 +21,7 @@ from headstart.training.loop import CALL_SECONDS
 LEAST, MOST = 2, 9  # repetitions
 # A number of lanes that is so much slower than the best in its first round is timed only once more.
 HOPELESS = 0.8
+MOST_COHORT = 10_000
 # How the time is shared among models: a call of a large one takes longer.
 TIME_SHARES = {"cnn": 3, "char_lstm": 3, "mlp": 1, "logistic": 1}
 
@@ -130,8 +131,8 @@ def check(models: Sequence[str], cohort: int, lanes: Sequence[int] | None, secon
     for name in models or [""]:
         if name not in MODELS:
             raise UserError(f"there is no model {name!r} to measure; give some of {', '.join(MODELS)}")
-    if cohort < 1:
-        raise UserError(f"a cohort of {cohort} clients trains nothing; give at least 1")
+    if not 1 <= cohort <= MOST_COHORT:
+        raise UserError(f"a cohort of {cohort} clients cannot be measured; give from 1 to {MOST_COHORT}")
     if not 0 < seconds < float("inf"):
         raise UserError(f"nothing can be measured in {seconds:g} seconds; give a number above 0")
     for number in lanes or ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -72,7 +73,7 @@ def overrides(settings: list[str] | None, seed: int | None, model: str | None) -
     """The settings, those with an option of their own first, so that --set can refine them."""
     first = [] if seed is None else [f"seed={seed}"]
     if model is not None:
-        first.append(f'model={{"type": "headstart.ModelSpec", "path": "{model}", "options": {{}}}}')
+        first.append("model=" + json.dumps({"type": "headstart.ModelSpec", "path": model, "options": {}}))
     return [*first, *(settings or [])]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from headstart.fields import at_least, check_fields
+from headstart.fields import MOST_SEED, at_least, check_fields
 from headstart.learning.method import PLAIN, ClientUpdate, Method, Weighting
 from headstart.learning.optimizers import Optimizer
 from headstart.learning.parallel import Parallel
@@ -26,6 +26,9 @@ class ModelSpec:
     path: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class Data:
@@ -41,19 +44,24 @@ class Data:
 
     source: str = "glyphs"
     options: Mapping[str, Any] = field(default_factory=dict)
-    train: float = at_least(0, 0.7)
-    validation: float = at_least(0, 0.1)
-    seed: int = at_least(0, 0)
-    adapt_examples: float | None = at_least(0, None)
+    train: float = at_least(0, 0.7, whole_from_one=True)
+    validation: float = at_least(0, 0.1, whole_from_one=True)
+    seed: int = at_least(0, 0, most=MOST_SEED)
+    adapt_examples: float | None = at_least(0, None, above=True, whole_from_one=True)
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+# Of a stage that says no number.
+COHORT = 10
 
 
 @dataclass(frozen=True)
 class Stage:
     """Rounds of one client update under one server optimizer.
 
+    clients_per_round: None takes 10, or all training clients where there are fewer.
     stop_at: end the stage early, at the first evaluation at which the initial model's first metric is as good on
         validation clients.
     """
@@ -62,7 +70,7 @@ class Stage:
     update: ClientUpdate
     server: Optimizer
     rounds: int = at_least(1)
-    clients_per_round: int = at_least(1, 10)
+    clients_per_round: int | None = at_least(1, None)
     weighting: Weighting = "examples"
     stop_at: float | None = None
 
@@ -74,6 +82,11 @@ class Stage:
         """Its client update, with what it brings beside it."""
         return self.update
 
+    @property
+    def cohort(self) -> int:
+        """The number of clients in a round, if there are as many."""
+        return COHORT if self.clients_per_round is None else self.clients_per_round
+
     def algorithm(
         self, task: Task, model: Model, *, clients: int | None = None, parallel: Parallel = Parallel()
     ) -> Algorithm:
@@ -84,7 +97,7 @@ class Stage:
             self.update,
             self.server.build(),
             weighting=self.weighting,
-            participation=self.clients_per_round / (clients or self.clients_per_round),
+            participation=self.cohort / (clients or self.cohort),
             parallel=parallel,
         )
 
@@ -138,7 +151,7 @@ class Experiment:
     model: ModelSpec | None = None
     task: Task | None = None
     personalization: Personalization = Personalization()
-    seed: int = at_least(0, 0)
+    seed: int = at_least(0, 0, most=MOST_SEED)
     evaluate_every: int = at_least(0, 10)
     evaluation_clients: int = at_least(0, 20)
     target: float | None = None

@@ -10,13 +10,11 @@ import dataclasses
 import importlib
 import json
 import math
-import types
-import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from headstart.errors import UserError
-from headstart.fields import FieldError
+from headstart.fields import FieldError, complaints, refuse
 
 Json = Any
 
@@ -53,6 +51,10 @@ _EARLIER_FIELDS = {
 }
 
 
+# What fields had for a default that now is None, and taken from the data.
+_EARLIER_DEFAULTS = {("headstart.Stage", "clients_per_round"): 10}
+
+
 def to_json(value: Any) -> Json:
     """A frozen dataclass as a dictionary with its name under "type"; tuples as lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -79,27 +81,36 @@ def from_json(document: Json, *, allowed_modules: Collection[str] = (), where: s
         UserError: for an unknown type, an unknown or missing field, or a value of the wrong type or out of range.
     """
     if isinstance(document, list):
-        return tuple(
-            from_json(item, allowed_modules=allowed_modules, where=f"{where}.{i}") for i, item in enumerate(document)
-        )
+        values, problems = _each(dict(enumerate(document)), allowed_modules, where)
+        refuse(problems)
+        return tuple(values.values())
     if not isinstance(document, dict):
         return document
     if "type" not in document:
-        return {
-            key: from_json(item, allowed_modules=allowed_modules, where=f"{where}.{key}")
-            for key, item in document.items()
-        }
+        values, problems = _each(document, allowed_modules, where)
+        refuse(problems)
+        return values
     kind = _dataclass_at(document["type"], allowed_modules, where)
-    given = {
-        k: from_json(v, allowed_modules=allowed_modules, where=f"{where}.{k}")
-        for k, v in document.items()
-        if k != "type"
-    }
-    _check_fields(kind, given, where)
+    fields = {key: item for key, item in document.items() if key != "type"}
+    given, problems = _each(fields, allowed_modules, where)
+    refuse([*problems, *_field_problems(kind, fields, given, where)])
     try:
         return kind(**given)
     except FieldError as error:
-        raise UserError(f"{where}.{error.field} {error.complaint}") from error
+        refuse([f"{where}.{name} {complaint}" for name, complaint in error.complaints.items()])
+
+
+def _each(
+    documents: Mapping[Any, Json], allowed_modules: Collection[str], where: str
+) -> tuple[dict[Any, Any], list[str]]:
+    """The values of documents, by key, and what is wrong with the others."""
+    values, problems = {}, []
+    for key, item in documents.items():
+        try:
+            values[key] = from_json(item, allowed_modules=allowed_modules, where=f"{where}.{key}")
+        except UserError as error:
+            problems.append(str(error))
+    return values, problems
 
 
 def name_of(kind: type) -> str:
@@ -147,6 +158,7 @@ def earlier(document: Json) -> Json:
     if not isinstance(kind, str):
         return fields
     names = {now: then for then, now in _EARLIER_FIELDS.get(kind, {}).items()}
+    fields = {name: _EARLIER_DEFAULTS.get((kind, name)) if item is None else item for name, item in fields.items()}
     fields = {names.get(key, key): item for key, item in fields.items()} | {"type": first.get(kind, kind)}
     if kind == "headstart.Personalization":
         epochs, steps = fields.pop("epochs"), fields.pop("steps")
@@ -173,9 +185,10 @@ def attribute(path: str, allowed_modules: Collection[str], where: str) -> Any:
         )
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the module's own code raises
         raise UserError(
-            f"{where}: cannot import {path!r} ({error}); give it as module:name, importable from here"
+            f"{where}: cannot import {path!r} ({type(error).__name__}: {error}); give it as module:name, importable"
+            " from here"
         ) from error
 
 
@@ -187,53 +200,27 @@ def _dataclass_at(path: Any, allowed_modules: Collection[str], where: str) -> ty
     return kind
 
 
-def _check_fields(kind: type, given: Mapping[str, Any], where: str) -> None:
+def _field_problems(kind: type, named: Collection[str], given: Mapping[str, Any], where: str) -> list[str]:
+    """What is wrong with the fields named in a document, of which those given could be read."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name in given:
-        if name not in fields:
-            raise UserError(f"unknown setting {where}.{name}; {kind.__name__} accepts {', '.join(fields)}")
+    problems = [
+        f"unknown setting {where}.{name}; {kind.__name__} accepts {', '.join(fields)}"
+        for name in named
+        if name not in fields
+    ]
     needed = (dataclasses.MISSING, dataclasses.MISSING)
-    for name, field in fields.items():
-        if name not in given and (field.default, field.default_factory) == needed:
-            raise UserError(f"missing setting {where}.{name} of {kind.__name__}")
-    hints = typing.get_type_hints(kind)
-    for name, value in given.items():
-        if not fits(value, hints[name]):
-            raise UserError(f"{where}.{name} is {json.dumps(to_json(value))}, but must be {_describe(hints[name])}")
+    problems += [
+        f"missing setting {where}.{name} of {kind.__name__}"
+        for name, field in fields.items()
+        if name not in named and (field.default, field.default_factory) == needed
+    ]
+    known = {name: value for name, value in given.items() if name in fields}
+    wrong = complaints(kind, known, show=_as_typed)
+    return problems + [f"{where}.{name} {complaint}" for name, complaint in wrong.items()]
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type; a whole number is a float too, and True is no number."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, one) for one in inner)
-    if origin is typing.Literal:
-        return value in inner
-    if origin is tuple:
-        return isinstance(value, tuple) and all(fits(item, inner[0]) for item in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping)
-    if getattr(hint, "_is_protocol", False):
-        return dataclasses.is_dataclass(value)
-    return isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(one) for one in inner)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(map(repr, inner))
-    if origin is tuple:
-        return f"a list, each {_describe(inner[0])}"
-    names = {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
+def _as_typed(value: Any) -> str:
+    return json.dumps(value if isinstance(value, float) else to_json(value), ensure_ascii=False)
 
 
 def override(document: Json, settings: Collection[str]) -> Json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,9 +16,11 @@ from flax import nnx
 from headstart.data.federation import Examples, Federation, Split, Tree, as_input, limited, split_clients
 from headstart.data.load import load as load_data
 from headstart.errors import UserError
-from headstart.experiment.experiment import Data, Experiment, ModelSpec, Stage
+from headstart.experiment.experiment import COHORT, Centralized, Data, Experiment, ModelSpec, Stage
 from headstart.experiment.serialization import attribute
+from headstart.fields import MOST, refusals, refuse
 from headstart.learning.method import Method
+from headstart.learning.optimizers import Optimizer
 from headstart.learning.tasks import Classification, NextCharacter, Regression, Task, measure
 from headstart.models.zoo import ALIASES, Model, as_model
 
@@ -55,13 +57,8 @@ def prepare(
     experiment = suited(experiment, federation)
     data = experiment.data
     groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
-    for stage in experiment.stages:
-        if isinstance(stage, Stage) and stage.clients_per_round > len(groups.train):
-            raise UserError(
-                f"stage {stage.name!r} wants a cohort of {stage.clients_per_round} clients, more than the"
-                f" {len(groups.train)} training clients in the data; choose a smaller cohort"
-            )
-    _check_targets(experiment, len(groups.validation))
+    experiment = with_cohorts(experiment, len(groups.train))
+    refuse([*_size_problems(experiment, federation, groups), *_target_problems(experiment, len(groups.validation))])
     assert experiment.model is not None and experiment.task is not None
     if earlier is not None:
         built = earlier.model
@@ -70,6 +67,8 @@ def prepare(
     else:
         built = build_model(experiment.model, federation, allowed_modules=allowed_modules)
     check_fit(experiment.task, built, federation)
+    params = jax.eval_shape(built.init, jax.random.key(0))
+    refuse(refusals(*(partial(optimizer.try_on, params) for optimizer in _optimizers(experiment))))
     for stage in experiment.stages:
         jax.eval_shape(partial(_method_trees, stage.method, built))
     return Prepared(experiment, experiment.task, built, federation, groups)
@@ -127,31 +126,78 @@ def _federation(data: Data, given: Federation | None) -> Federation:
 
 
 def check_stages(experiment: Experiment) -> None:
-    """Refuse stages that cannot follow each other.
+    """Refuse stages that cannot follow each other, and optimizers that cannot be made.
 
     Raises:
-        UserError: for the first one, or if there is none.
+        UserError: for all of them, or if there are no stages.
     """
     if not experiment.stages:
         raise UserError("the experiment has no stages; give it at least one")
-    for before, after in itertools.pairwise(experiment.stages):
-        if not before.method.is_single_model:
-            raise UserError(
-                f"stage {after.name!r} would start from stage {before.name!r}, which shares more than one model; let a"
-                " stage of such a method be the last"
+    problems = [
+        f"stage {after.name!r} would start from stage {before.name!r}, which shares more than one model; let a stage of"
+        " such a method be the last"
+        for before, after in itertools.pairwise(experiment.stages)
+        if not before.method.is_single_model
+    ]
+    if sum(stage.rounds for stage in experiment.stages) > MOST:
+        problems.append(f"the stages have more than {MOST} rounds together; give fewer")
+    refuse([*problems, *refusals(*(optimizer.build for optimizer in _optimizers(experiment)))])
+
+
+def _optimizers(experiment: Experiment) -> list[Optimizer]:
+    of_stages = [stage.server if isinstance(stage, Stage) else stage.optimizer for stage in experiment.stages]
+    return [*of_stages, experiment.personalization.optimizer]
+
+
+def with_cohorts(experiment: Experiment, clients: int = COHORT) -> Experiment:
+    """The experiment with the cohorts of stages that name none: 10 clients, or all that train where these are fewer."""
+
+    def named(stage: Stage | Centralized) -> Stage | Centralized:
+        default = isinstance(stage, Stage) and stage.clients_per_round is None
+        return replace(stage, clients_per_round=min(COHORT, clients)) if default else stage
+
+    return replace(experiment, stages=tuple(map(named, experiment.stages)))
+
+
+# Batches may be larger than any client, as they are for one step on all examples, but not so that they fill the memory.
+BATCH, POOL = 2**16, 2**25
+
+
+def _size_problems(experiment: Experiment, federation: Federation, groups: Split) -> Iterator[str]:
+    """Numbers of clients and examples beyond those that there are."""
+    pooled = int(federation.training_sizes[groups.train].sum())
+    sizes: list[tuple[str, Any, int]] = [
+        ("personalization", experiment.personalization.batch_size, federation.capacity())
+    ]
+    for stage in experiment.stages:
+        name = f"stage {stage.name!r}"
+        if isinstance(stage, Centralized):
+            sizes.append((name, stage.batch_size, pooled))
+            if stage.steps * stage.batch_size > POOL:
+                yield f"a round of {name} has {stage.steps * stage.batch_size} examples; give at most {POOL}"
+            continue
+        sizes.append((name, getattr(stage.update, "batch_size", None), federation.capacity()))
+        if stage.cohort > len(groups.train):
+            yield (
+                f"{name} wants a cohort of {stage.cohort} clients, more than the {len(groups.train)} training clients"
+                " in the data; choose a smaller cohort"
             )
+    for name, batch_size, examples in sizes:
+        most = max(BATCH, examples)
+        if isinstance(batch_size, int) and batch_size > most:
+            yield f"{name} has batches of {batch_size} examples, but there are {examples}; give at most {most}"
 
 
-def _check_targets(experiment: Experiment, validation: int) -> None:
-    """Refuse a stage that would end early without validation clients that decide when, or before another."""
+def _target_problems(experiment: Experiment, validation: int) -> Iterator[str]:
+    """Stages that would end early without validation clients that decide when, or before another."""
     monitored = experiment.evaluate_every and experiment.evaluation_clients and validation
     for number, stage in enumerate(experiment.stages):
         if stage.stop_at is None:
             continue
         if number < len(experiment.stages) - 1:
-            raise UserError(f"stage {stage.name!r} has `stop_at` and is not the last one; only the last may end early")
-        if not monitored:
-            raise UserError(
+            yield f"stage {stage.name!r} has `stop_at` and is not the last one; only the last may end early"
+        elif not monitored:
+            yield (
                 f"stage {stage.name!r} has `stop_at`, but validation clients are never evaluated along training; give"
                 " evaluate_every, evaluation_clients and data.validation above 0"
             )

@@ -19,7 +19,7 @@ from headstart.data.federation import Split, split_clients
 from headstart.errors import UserError
 from headstart.experiment.experiment import Centralized, Data, Experiment
 from headstart.experiment.serialization import to_json
-from headstart.experiment.setup import Prepared, build_model, check_fit, check_stages, suited
+from headstart.experiment.setup import Prepared, build_model, check_fit, check_stages, suited, with_cohorts
 from headstart.files import write_json
 from headstart.flower import wire
 from headstart.flower.exchange import POLL_SECONDS
@@ -86,10 +86,12 @@ def serve(
     registry, faults = _wait_for_nodes(grid, request, config, on_event)
     assert registry.schema is not None
     blank = wire.placeholder(registry.schema)
-    experiment = suited(experiment, blank)
+    experiment = with_cohorts(suited(experiment, blank))
     assert experiment.model is not None and experiment.task is not None
     model = build_model(experiment.model, blank, allowed_modules=allowed_modules)
     check_fit(experiment.task, model, blank)
+    if not (Path(out) / f"seed-{experiment.seed}").exists():
+        initial_params(experiment, experiment.seed, jax.eval_shape(model.init, jax.random.key(0)))
     with claimed(Path(out), experiment, blank, allowed_modules=allowed_modules):
         folder = Path(out) / f"seed-{experiment.seed}"
         membership, prepared = _membership(experiment, model, registry, folder)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from flwr.serverapp import Grid
 
 from headstart.experiment.setup import Prepared
+from headstart.fields import at_least, check_fields
 from headstart.files import write_json
 from headstart.flower.registry import Fault, Registry, poll
 from headstart.flower.wire import Request
@@ -27,10 +28,13 @@ class ServerConfig:
     patience: seconds without enough nodes or replies after which the run ends. What was saved stays.
     """
 
-    nodes: int = 2
-    replies: int = 1
-    deadline: float = 600.0
-    patience: float = 600.0
+    nodes: int = at_least(1, 2)
+    replies: int = at_least(1, 1)
+    deadline: float = at_least(0, 600.0, above=True)
+    patience: float = at_least(0, 600.0, endless=True)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class Service(NamedTuple):

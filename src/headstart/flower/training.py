@@ -75,7 +75,7 @@ def _cohort(service: Service, membership: Membership, stage: Stage, number: int)
     """The clients of a round: drawn by (seed, round) from the training clients online, ordered by id."""
     nodes_by_client = membership.registry.nodes_by_client()
     online = [client for client in sorted(membership.members["train"]) if client in nodes_by_client]
-    chosen = sample(service.seed, number, min(stage.clients_per_round, len(online)), len(online)) if online else []
+    chosen = sample(service.seed, number, min(stage.cohort, len(online)), len(online)) if online else []
     return [online[i] for i in chosen]
 
 

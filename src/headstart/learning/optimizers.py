@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import optax
 
+from headstart.data.federation import Tree
 from headstart.errors import UserError
+from headstart.fields import at_least, check_fields
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class Schedule:
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def build(self, learning_rate: float) -> optax.Schedule:
         """The optax schedule, one step per server step.
@@ -50,9 +56,12 @@ class Optimizer:
     """
 
     name: str = "sgd"
-    learning_rate: float = 1.0
+    learning_rate: float = at_least(0, 1.0)
     options: Mapping[str, Any] = field(default_factory=dict)
     schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def build(self) -> optax.GradientTransformation:
         """The optax optimizer.
@@ -62,6 +71,19 @@ class Optimizer:
         """
         learning_rate = self.learning_rate if self.schedule is None else self.schedule.build(self.learning_rate)
         return _call("optimizer", self.name, {"learning_rate": learning_rate, **self.options})
+
+    def try_on(self, params: Tree) -> None:
+        """Try a step from parameters (a tree of shapes), without computing anything.
+
+        Raises:
+            UserError: if the optimizer cannot take it, as with an option of the wrong type.
+        """
+        optimizer = self.build()
+        try:
+            jax.eval_shape(lambda params: optimizer.update(params, optimizer.init(params), params), params)
+        except Exception as error:  # whatever optax makes of the options
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"optimizer {self.name!r} refuses its options {dict(self.options)}: {reason}") from error
 
 
 def _call(kind: str, name: str, options: Mapping[str, Any]) -> Any:

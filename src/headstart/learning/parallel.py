@@ -18,6 +18,10 @@ from jax.sharding import PartitionSpec as P
 
 from headstart.data.federation import Client, Tree
 from headstart.devices import block_spec, device_count
+from headstart.fields import at_least, check_fields
+
+# Every lane holds some clients and a copy of the model.
+MOST_LANES = 10_000
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,11 @@ class Parallel:
     mesh: the devices that share the clients, as `devices.all_devices` gives them; None works on one.
     """
 
-    lanes: int = 1
+    lanes: int = at_least(1, 1, most=MOST_LANES)
     mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def devices(self) -> int:

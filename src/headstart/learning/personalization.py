@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Array, Client, Examples, Federation, Tree
 from headstart.devices import replicated, spans_processes
-from headstart.fields import at_least, check_fields
+from headstart.fields import MOST_EPOCHS, at_least, check_fields
 from headstart.learning.local_sgd import LocalSGD, LocalState, batch_in_order, batches_per_epoch, fold_batches
 from headstart.learning.method import PLAIN, Method
 from headstart.learning.optimizers import Optimizer
@@ -46,9 +46,9 @@ class Personalization:
 
     optimizer: Optimizer = Optimizer("sgd", 0.02)
     batch_size: int = at_least(1, 20)
-    epochs: int = at_least(0, 5)
-    steps: int | None = at_least(0, None)
-    learning_rates: tuple[float, ...] = ()
+    epochs: int = at_least(0, 5, most=MOST_EPOCHS)
+    steps: int | None = at_least(0, None, most=MOST_EPOCHS)
+    learning_rates: tuple[float, ...] = at_least(0, ())
 
     def __post_init__(self) -> None:
         check_fields(self)

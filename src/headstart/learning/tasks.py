@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from headstart.data.federation import Array, Examples, Tree
+from headstart.fields import at_least, check_fields
 
 Items = tuple[Array, Array]
 Sums = dict[str, tuple[Array, Array]]
@@ -89,8 +90,11 @@ class NextCharacter:
     not_counted: tokens the accuracy leaves out, as in Reddi et al. 2020: pad, oov, bos, eos.
     """
 
-    padding: int = 0
-    not_counted: tuple[int, ...] = (0, 87, 88, 89)
+    padding: int = at_least(0, 0)
+    not_counted: tuple[int, ...] = at_least(0, (0, 87, 88, 89))
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def loss(self, output: Array, y: Array) -> Items:
         """Cross-entropy `[batch, length]`, weight 1 where there is a token."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from headstart.data.federation import Array, Client, Tree
-from headstart.fields import at_least
+from headstart.fields import MOST_EPOCHS, at_least
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
 from headstart.learning.tasks import Task
 from headstart.methods.paper import FedAvg, Scaling, SearchSpace
@@ -22,8 +22,8 @@ class Ditto(ClientUpdate):
         computed.
     """
 
-    epochs: int = at_least(1, 1)
-    learning_rate: float = 0.02
+    epochs: int = at_least(1, 1, most=MOST_EPOCHS)
+    learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
     strength: float = at_least(0, 0.1)
 

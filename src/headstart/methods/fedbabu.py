@@ -8,7 +8,7 @@ from typing import ClassVar
 import optax
 
 from headstart.data.federation import Array, Client, Tree
-from headstart.fields import at_least
+from headstart.fields import MOST_EPOCHS, at_least
 from headstart.learning.local_sgd import LocalSGD, batches_per_epoch
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
 from headstart.learning.tasks import Task
@@ -24,8 +24,8 @@ class FedBABU(ClientUpdate):
     head: as in `partial.head_of`. A held-out client fine-tunes the head, or everything if `whole`.
     """
 
-    epochs: int = at_least(1, 1)
-    learning_rate: float = 0.02
+    epochs: int = at_least(1, 1, most=MOST_EPOCHS)
+    learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
     head: tuple[str, ...] | None = None
     whole: bool = False

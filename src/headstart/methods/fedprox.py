@@ -8,7 +8,7 @@ from typing import ClassVar
 import optax
 
 from headstart.data.federation import Array, Client, Tree
-from headstart.fields import at_least
+from headstart.fields import MOST_EPOCHS, at_least
 from headstart.learning.local_sgd import LocalSGD, batches_per_epoch
 from headstart.learning.method import ClientUpdate, Reply
 from headstart.learning.tasks import Task
@@ -25,8 +25,8 @@ class FedProx(ClientUpdate):
     """
 
     mu: float = at_least(0, 0.1)
-    epochs: int = at_least(1, 1)
-    learning_rate: float = 0.02
+    epochs: int = at_least(1, 1, most=MOST_EPOCHS)
+    learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
 
     search_space: ClassVar[SearchSpace] = {"epochs": (1, 5), "mu": (0.001, 0.01, 0.1)}

@@ -8,7 +8,7 @@ from typing import ClassVar
 import optax
 
 from headstart.data.federation import Array, Client, Tree
-from headstart.fields import at_least
+from headstart.fields import MOST_EPOCHS, at_least
 from headstart.learning.local_sgd import LocalSGD, batches_per_epoch
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
 from headstart.learning.tasks import Task
@@ -24,9 +24,9 @@ class FedRep(ClientUpdate):
     head: as in `partial.head_of`. A held-out client fits a head to the body, from the untrained one.
     """
 
-    head_epochs: int = at_least(0, 1)
-    body_epochs: int = at_least(0, 1)
-    learning_rate: float = 0.02
+    head_epochs: int = at_least(0, 1, most=MOST_EPOCHS)
+    body_epochs: int = at_least(0, 1, most=MOST_EPOCHS)
+    learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
     head: tuple[str, ...] | None = None
 

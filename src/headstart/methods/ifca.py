@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from headstart.data.federation import Array, Client, Tree, named
-from headstart.fields import at_least
+from headstart.fields import MOST_EPOCHS, at_least
 from headstart.learning.local_sgd import whole_loss
 from headstart.learning.method import ClientUpdate, Reply
 from headstart.learning.tasks import Task
@@ -28,9 +28,9 @@ class IFCA(ClientUpdate):
         support examples, and fine-tunes it.
     """
 
-    models: int = at_least(1, 3)
-    epochs: int = at_least(1, 1)
-    learning_rate: float = 0.02
+    models: int = at_least(1, 3, most=1000)
+    epochs: int = at_least(1, 1, most=MOST_EPOCHS)
+    learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
     spread: float = at_least(0, 0.5)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from headstart.data.federation import Array, Client, Tree
-from headstart.fields import at_least
+from headstart.fields import MOST_EPOCHS, MOST_STEPS, at_least
 from headstart.learning.local_sgd import LocalSGD, batches_per_epoch, mean_loss, shuffled, step_keys, whole_gradient
 from headstart.learning.local_sgd import batch as gather_batch
 from headstart.learning.method import ClientUpdate, Reply
@@ -65,7 +65,7 @@ class FedSGD(ClientUpdate):
     batch_size: on the first batch of local SGD instead, for the identity of FedAvg with FedSGD and FOMAML.
     """
 
-    learning_rate: float = 0.02
+    learning_rate: float = at_least(0, 0.02)
     batch_size: int | None = at_least(1, None)
 
     def __call__(
@@ -83,8 +83,8 @@ class FedSGD(ClientUpdate):
 class FedAvg(ClientUpdate):
     """Δ = θ − θ_K after E epochs of local SGD; a small client takes fewer steps than a large one."""
 
-    epochs: int = at_least(1, 1)
-    learning_rate: float = 0.02
+    epochs: int = at_least(1, 1, most=MOST_EPOCHS)
+    learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
 
     search_space: ClassVar[SearchSpace] = {"epochs": (1, 5)}
@@ -102,8 +102,8 @@ class FedAvg(ClientUpdate):
 class Reptile(ClientUpdate):
     """Δ = θ − θ_K after K steps of local SGD, the same number for every client."""
 
-    steps: int = at_least(1, 10)
-    learning_rate: float = 0.02
+    steps: int = at_least(1, 10, most=MOST_STEPS)
+    learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
 
     search_space: ClassVar[SearchSpace] = {"steps": (2, 10)}
@@ -126,10 +126,10 @@ class FOMAML(ClientUpdate):
         examples again.
     """
 
-    steps: int = at_least(1, 10)
-    learning_rate: float = 0.02
+    steps: int = at_least(1, 10, most=MOST_STEPS)
+    learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
-    query_share: float = at_least(0, 0.0)
+    query_share: float = at_least(0, 0.0, most=1)
 
     search_space: ClassVar[SearchSpace] = {"steps": (1, 5)}
 
@@ -150,10 +150,10 @@ class MAML(ClientUpdate):
     query_share: as in `FOMAML`.
     """
 
-    steps: int = at_least(1, 1)
-    learning_rate: float = 0.02
+    steps: int = at_least(1, 1, most=MOST_STEPS)
+    learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
-    query_share: float = at_least(0, 0.0)
+    query_share: float = at_least(0, 0.0, most=1)
 
     search_space: ClassVar[SearchSpace] = {"steps": (1, 3)}
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from headstart.data.federation import Array, Client, Tree
-from headstart.fields import at_least
+from headstart.fields import MOST_STEPS, at_least
 from headstart.learning.local_sgd import LocalSGD, LocalState
 from headstart.learning.method import ClientUpdate, Reply
 from headstart.learning.tasks import Task
@@ -25,9 +25,9 @@ class PerFedAvg(ClientUpdate):
     learning_rate: α. meta_rate: β. D and D′ are successive batches of the client's path.
     """
 
-    steps: int = at_least(1, 5)
-    learning_rate: float = 0.02
-    meta_rate: float = 0.02
+    steps: int = at_least(1, 5, most=MOST_STEPS)
+    learning_rate: float = at_least(0, 0.02, above=True)
+    meta_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
 
     title: ClassVar[str] = "Per-FedAvg"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from headstart.data.federation import Array, Client, Tree
-from headstart.fields import at_least
+from headstart.fields import MOST_EPOCHS, at_least
 from headstart.learning.local_sgd import LocalSGD, LocalState, step_keys
 from headstart.learning.local_sgd import batch as gather_batch
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
@@ -28,11 +28,11 @@ class PFedMe(ClientUpdate):
     on all of its support examples, from w.
     """
 
-    rounds: int = at_least(1, 10)
-    steps: int = at_least(1, 5)
+    rounds: int = at_least(1, 10, most=MOST_EPOCHS)
+    steps: int = at_least(1, 5, most=MOST_EPOCHS)
     strength: float = at_least(0, 1.0)
-    learning_rate: float = 0.02
-    outer_rate: float = 0.1
+    learning_rate: float = at_least(0, 0.02)
+    outer_rate: float = at_least(0, 0.1)
     batch_size: int = at_least(1, 20)
 
     title: ClassVar[str] = "pFedMe"

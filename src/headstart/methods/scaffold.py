@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from headstart.data.federation import Array, Client, Tree
-from headstart.fields import at_least
+from headstart.fields import MOST_STEPS, at_least
 from headstart.learning.local_sgd import LocalSGD
 from headstart.learning.method import ClientUpdate, Reply, Weighting
 from headstart.learning.tasks import Task
@@ -26,8 +26,8 @@ class Scaffold(ClientUpdate):
     The server's c is the mean of all c_i if replies are weighted uniformly; otherwise it is weighted as the model is.
     """
 
-    steps: int = at_least(1, 10)
-    learning_rate: float = 0.02
+    steps: int = at_least(1, 10, most=MOST_STEPS)
+    learning_rate: float = at_least(0, 0.02, above=True)
     batch_size: int = at_least(1, 20)
 
     search_space: ClassVar[SearchSpace] = {"steps": (2, 10)}

@@ -32,6 +32,7 @@ HEARTBEAT_SECONDS = 20
 JOIN_SECONDS = 300
 # The exit status of a process whose cluster has lost another one.
 LOST = 3
+MOST_PORT = 65535
 # The start of the runtime's message about a computation that failed.
 _STATUS = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 # The watchdog starts when it has seen this many records of a stage, from its first round on.
@@ -67,8 +68,11 @@ def membership(
             "a cluster needs all of --coordinator HOST:PORT, --processes N and --process-id I; give the rest"
         )
     host, colon, port = coordinator.rpartition(":")
-    if not (host and colon and port.isdigit()):
-        raise UserError(f"--coordinator {coordinator!r} is no HOST:PORT; write it as 10.0.0.1:4321")
+    if not (host and colon and port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= MOST_PORT):
+        raise UserError(
+            f"--coordinator {coordinator!r} is no HOST:PORT with a port from 1 to {MOST_PORT}; write it as"
+            " 10.0.0.1:4321"
+        )
     if not 0 <= process_id < processes:
         raise UserError(f"--process-id {process_id} is not one of 0 to {processes - 1}; --processes says {processes}")
     return Membership(coordinator, processes, process_id)
@@ -156,7 +160,12 @@ def as_one(patience: float) -> Iterator[Callable[[Any], None]]:
     Yields a listener for every record of the log; in a process on its own it does nothing.
 
     patience: seconds that a process may wait for the others, beyond four times the longest wait so far.
+
+    Raises:
+        UserError: if that is no number of seconds.
     """
+    if not patience >= 1:
+        raise UserError(f"--patience {patience} is no number of seconds; give at least 1")
     if size() == 1:
         yield lambda record: None
         return

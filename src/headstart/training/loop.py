@@ -113,9 +113,9 @@ def _capacity(context: RunContext, stage: Stage | Centralized) -> int:
         # What a client keeps in one round it has in the next.
         return 1
     # Row numbers, and the rows themselves if they stream, in two blocks: one is cohort_batch while the other trains.
-    cohort_bytes = 4 * stage.clients_per_round * federation.capacity()
+    cohort_bytes = 4 * stage.cohort * federation.capacity()
     if context.gather.resident is None:
-        cohort_bytes += federation.nbytes * stage.clients_per_round // len(federation)
+        cohort_bytes += federation.nbytes * stage.cohort // len(federation)
     return max(1, min(capacity, context.options.device_bytes // (4 * cohort_bytes)))
 
 

@@ -20,9 +20,10 @@ from headstart.data.device_data import on_device
 from headstart.data.federation import Federation, Tree
 from headstart.devices import all_devices
 from headstart.errors import UserError
-from headstart.experiment.experiment import Centralized, Experiment, ModelSpec
+from headstart.experiment.experiment import Centralized, Experiment, ModelSpec, Stage
 from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import Prepared, prepare
+from headstart.fields import MOST_SEED, refuse
 from headstart.files import file_name
 from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
 from headstart.learning.method import Method
@@ -53,6 +54,8 @@ from headstart.training.seed_run import (
     selection_clients,
 )
 
+MOST_SEEDS = 10_000
+
 
 def run(
     experiment: Experiment,
@@ -82,6 +85,7 @@ def run(
     Raises:
         UserError: for anything the user can mend; what was saved before stays.
     """
+    _check_arguments(experiment, federation, seeds, options)
     out = default_folder(experiment) if out is None else Path(out)
     with ExitStack() as stack:
         listeners = [] if on_event is None else [on_event]
@@ -131,10 +135,12 @@ def run_into(
 
     cache: what an earlier run of this process has left.
     """
+    _check_arguments(experiment, federation, seeds, options)
     cache, mesh = cache or ProgramCache(), all_devices(options.devices)
     cache.make_room()
     prepared = _prepared(experiment, allowed_modules, cache, federation, model)
     _check_together(prepared, seeds, options)
+    _check_start(prepared, out, seeds)
     writing = (
         claimed(
             out,
@@ -149,8 +155,62 @@ def run_into(
     with writing, Interrupt() as interrupt:
         if cluster.is_first():
             write_samples(out, prepared.federation, prepared.groups.test)
+            for text in _decided(experiment, prepared.experiment):
+                on_event({"event": "note", "text": text})
         context = _context(prepared, mesh, options, on_event, interrupt, cache)
         return all(_run_seed(context, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
+
+
+def _check_arguments(experiment: Any, federation: Any, seeds: Any, options: Any) -> None:
+    """Refuse what has not the type that Python does not ask for, and seeds beyond those that make different runs.
+
+    Raises:
+        UserError: for all of it.
+    """
+    given = (
+        ("experiment", experiment, Experiment),
+        ("options", options, Options),
+        ("federation", federation, Federation),
+    )
+    problems = [
+        f"{name} is a {type(value).__name__}, but must be a headstart.{kind.__name__}"
+        for name, value, kind in given
+        if not (isinstance(value, kind) or (value is None and name == "federation"))
+    ]
+    whole = isinstance(seeds, int | np.integer) and not isinstance(seeds, bool)
+    if not (whole and 1 <= seeds <= MOST_SEEDS):
+        problems.append(f"seeds is {seeds!r}, but must be a whole number from 1 to {MOST_SEEDS}")
+    elif isinstance(experiment, Experiment) and experiment.seed + seeds - 1 > MOST_SEED:
+        problems.append(f"the last of {seeds} seeds from {experiment.seed} on would be beyond {MOST_SEED}; begin lower")
+    refuse(problems)
+
+
+def _check_start(prepared: Prepared, out: Path, seeds: int) -> None:
+    """Try the parameters that new seeds start from, before the run's folder is touched.
+
+    Raises:
+        UserError: if there are none, or they are of another model.
+    """
+    experiment = prepared.experiment
+    if experiment.start is None or not cluster.is_first():
+        return
+    params = jax.eval_shape(prepared.model.init, jax.random.key(0))
+    for seed in range(experiment.seed, experiment.seed + seeds):
+        if not (out / f"seed-{seed}").exists():
+            initial_params(experiment, seed, params)
+
+
+def _decided(given: Experiment, experiment: Experiment) -> list[str]:
+    """What was decided that a user may not expect, in sentences."""
+    recipe = experiment.personalization
+    sentences = [
+        f"stage {after.name!r} has a cohort of {after.cohort}, all training clients that there are"
+        for before, after in zip(given.stages, experiment.stages, strict=True)
+        if isinstance(before, Stage) and isinstance(after, Stage) and before.cohort > after.cohort
+    ]
+    if recipe.steps is not None and recipe.epochs != Personalization.epochs:
+        sentences.append(f"personalization counts {recipe.steps} steps; its {recipe.epochs} epochs are not used")
+    return sentences
 
 
 def _check_together(prepared: Prepared, seeds: int, options: Options) -> None:

@@ -48,7 +48,7 @@ def cohorts(
 
     def cohort_batch(first: int, count: int, capacity: int) -> CohortBatch:
         numbers = range(first, first + count)
-        rounds = (clients[sample(seed, number, stage.clients_per_round, len(clients))] for number in numbers)
+        rounds = (clients[sample(seed, number, stage.cohort, len(clients))] for number in numbers)
         assigned = assign_rounds(rounds, sizes, capacity, parallel)
         return CohortBatch(Cohort(gather(assigned, part)), assigned)
 

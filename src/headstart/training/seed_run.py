@@ -15,7 +15,9 @@ from headstart.data.federation import Tree
 from headstart.errors import UserError
 from headstart.experiment.experiment import Centralized, Experiment, Stage
 from headstart.experiment.setup import Prepared
+from headstart.fields import at_least, check_fields
 from headstart.learning.client_state import ClientStates
+from headstart.learning.parallel import MOST_LANES
 from headstart.learning.personalization import Curves, Personalizer
 from headstart.learning.rounds import Algorithm, Info, Rounds, State, personal_key
 from headstart.learning.tasks import Task
@@ -34,10 +36,13 @@ class Options:
     device_bytes: a federation up to this size stays on the device.
     """
 
-    lanes: int = 1
-    devices: int | None = None
-    checkpoint_seconds: float = 30.0
-    device_bytes: int = 2**30
+    lanes: int = at_least(1, 1, most=MOST_LANES)
+    devices: int | None = at_least(1, None)
+    checkpoint_seconds: float = at_least(0, 30.0, endless=True)
+    device_bytes: int = at_least(0, 2**30, most=2**62)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class RunContext(NamedTuple):

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from headstart.errors import UserError
-from headstart.experiment.experiment import Experiment, Stage
+from headstart.experiment.experiment import COHORT, Experiment, Stage
 from headstart.experiment.setup import Prepared
+from headstart.fields import MOST_EPOCHS, at_least, check_fields
 from headstart.learning.optimizers import Optimizer, Schedule
 from headstart.learning.personalization import Personalization
 from headstart.learning.tasks import NextCharacter, Task
@@ -27,13 +28,15 @@ from headstart.studies.compare.methods import (
 )
 from headstart.studies.comparisons import What
 from headstart.studies.evidence import Choice, Result
-from headstart.studies.runner import Runs
+from headstart.studies.runner import TUNING_SEED, Runs
 
 FIRST_STAGE_SHARE = 0.75  # of the budget, where there are two stages
 # Local training alone may take this many times the epochs of personalization.
 LOCAL_EPOCHS_FACTOR = 5
 # Personalization tries the learning rates of training, and one beyond either end: this many times that end.
 SMALLER, LARGER = 0.3, 3.0
+# Of one method, and of one setting.
+MOST_TRIES, MOST_RUNS = 1000, TUNING_SEED
 LEARNING_RATES, TEXT_LEARNING_RATES = (0.01, 0.03, 0.1), (0.3, 1.0, 3.0)
 
 
@@ -49,12 +52,15 @@ class Protocol:
     """
 
     base: Experiment
-    budget: int = 200
-    tries: int = 12
-    seeds: int = 5
-    tuning_seeds: int = 1
-    epochs: int = 10
-    learning_rates: tuple[float, ...] = ()
+    budget: int = at_least(1, 200)
+    tries: int = at_least(1, 12, most=MOST_TRIES)
+    seeds: int = at_least(1, 5, most=MOST_RUNS)
+    tuning_seeds: int = at_least(1, 1, most=MOST_RUNS)
+    epochs: int = at_least(1, 10, most=MOST_EPOCHS // LOCAL_EPOCHS_FACTOR)
+    learning_rates: tuple[float, ...] = at_least(0, (), above=True)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class Entry(NamedTuple):
@@ -71,12 +77,12 @@ class Entry(NamedTuple):
     @property
     def gradients(self) -> float:
         """Gradients of single examples that clients computed in the training of one run."""
-        return sum(stage.rounds * stage.clients_per_round * each.gradients for stage, each in self.stages)
+        return sum(stage.rounds * stage.cohort * each.gradients for stage, each in self.stages)
 
     @property
     def sent(self) -> float:
         """Bytes over the network in one run, both ways."""
-        return sum(stage.rounds * stage.clients_per_round * (each.down + each.up) for stage, each in self.stages)
+        return sum(stage.rounds * stage.cohort * (each.down + each.up) for stage, each in self.stages)
 
 
 class Compared(NamedTuple):
@@ -146,10 +152,11 @@ class _Planner:
     def __init__(self, protocol: Protocol, runs: Runs) -> None:
         self.protocol, base = protocol, protocol.base
         first = next((stage for stage in base.stages if isinstance(stage, Stage)), None)
-        self.cohort = first.clients_per_round if first else 10
         self.batch_size = getattr(first.update, "batch_size", None) or 20 if first else 20
         self._costs: dict[tuple[type, str], Cost] = {}
-        self.prepared: Prepared = runs.prepared(replace(base, stages=(self._stage("FedAvg", FedAvg()),)))
+        self.prepared: Prepared = runs.prepared(replace(base, stages=(Stage("FedAvg", FedAvg(), Optimizer(), 1),)))
+        given = first and first.clients_per_round
+        self.cohort = given or min(COHORT, len(self.prepared.groups.train))
         self._clients = sampled(self.prepared)
         self.learning_rates = protocol.learning_rates or default_learning_rates(self.prepared.task)
         low, high = min(self.learning_rates), max(self.learning_rates)
