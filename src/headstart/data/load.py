@@ -7,7 +7,8 @@ import inspect
 import os
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,15 @@ def _literal(name: str, value: Any) -> Any:
     """A number or tuple that a command line gave as text."""
     try:
         return ast.literal_eval(value) if isinstance(value, str) else value
-    except (ValueError, SyntaxError):
-        raise UserError(f"option {name}={value!r} of glyphs is not a number; give one") from None
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise UserError(f"option {name}={value!r:.60} of glyphs is not a number; give one") from None
 
 
 def _from_files(
     sources: Sources, options: Mapping[str, Any], decided: Mapping[str, Any], *, name: str | None = None
 ) -> Federation:
     as_read = {**options, "decided by training": decided} if decided else options
-    with reading(sources.path):
+    with _reachable(sources.path):
         rows = cached([sources.path, *sources.train, *sources.test], as_read, lambda: _read(sources, options, decided))
     name = name or re.sub(r"[_-]?(train|test)(?=[_-]|$)", "", sources.path.name.split(".")[0]) or sources.path.name
     federation = from_arrays(
@@ -104,13 +105,30 @@ def _from_files(
     return federation if rows.has_predefined_split else split_examples(federation)
 
 
+@contextmanager
+def _reachable(path: Path) -> Iterator[None]:
+    """What the system says of a file that went away, or the like, is a sentence as in `reading`."""
+    try:
+        yield
+    except OSError as error:
+        with reading(path):
+            raise error
+
+
 def _read(sources: Sources, options: Mapping[str, Any], decided: Mapping[str, Any]) -> Rows:
-    path, train, test = sources
-    form = recognise(path)
-    if form == "sqlite":
-        return _read_sqlite(sources, options)
+    with reading(sources.path):
+        form = recognise(sources.path)
+    # A table says for itself what is the file's fault and what an option's.
     if form in ("npz", "parquet", "csv"):
         return read_table(sources, form, options, decided)
+    with reading(sources.path):
+        return _read_layout(sources, form, options)
+
+
+def _read_layout(sources: Sources, form: str, options: Mapping[str, Any]) -> Rows:
+    path, train, test = sources
+    if form == "sqlite":
+        return _read_sqlite(sources, options)
     accept(options, [], f"{path} ({'TFF h5' if form == 'h5' else 'LEAF JSON'})")
     return tff.read_h5(train, test) if form == "h5" else leaf.read_leaf(train, test)
 

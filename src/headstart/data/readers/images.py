@@ -44,7 +44,7 @@ def handwriting(
 
 
 def to_uint8(pixels: np.ndarray, owners: Sequence[str]) -> np.ndarray:
-    """Float `[rows, ...]` in [0, 1] as 0..255, rounded.
+    """Numbers `[rows, ...]` in [0, 1] as 0..255, rounded.
 
     Raises:
         UserError: if a pixel is NaN or out of range; names the client.

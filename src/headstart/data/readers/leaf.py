@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from headstart.data.readers.images import SIDE
+from headstart.data.readers.limits import TEXT
 from headstart.data.readers.rows import Rows
 from headstart.data.readers.sources import unpacked
 from headstart.data.readers.whole import read_whole
@@ -22,13 +23,15 @@ def read_leaf(train: Sequence[Path], test: Sequence[Path]) -> Rows:
 
 
 def _clients(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with unpacked(path) as file:
-        content = json.load(file)
+    with unpacked(path, TEXT) as file:
+        content = json.load(file, object_pairs_hook=_unique)
     if not isinstance(content, dict) or not {"users", "num_samples", "user_data"} <= content.keys():
         raise UserError(
             f"{path} is JSON, but not LEAF's, which has users, num_samples and user_data; give LEAF's, or npz, Parquet"
             " or CSV"
         )
+    if not isinstance(content["users"], list) or not all(isinstance(user, str) for user in content["users"]):
+        raise TypeError("users are no list of ids")
     for user, count in zip(content["users"], content["num_samples"], strict=True):
         x, y = content["user_data"][user]["x"], content["user_data"][user]["y"]
         if not len(x) == len(y) == count:
@@ -36,7 +39,16 @@ def _clients(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield user, _fields(path, x, y)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name that occurs twice")
+    return found
+
+
 def _fields(path: Path, x: list[Any], y: list[Any]) -> dict[str, Any]:
+    if not isinstance(x, list) or not isinstance(y, list):
+        raise TypeError("examples are no list")
     if x and isinstance(x[0], str) and isinstance(y[0], str) and len(x[0]) + len(y[0]) == 81:
         return {"windows": [a + b for a, b in zip(x, y, strict=True)]}
     if not x or (isinstance(x[0], list) and len(x[0]) == SIDE**2):

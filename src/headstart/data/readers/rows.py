@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import lzma
-import sqlite3
-import zipfile
-import zlib
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headstart.errors import UserError
-
-# What the standard library, numpy, h5py, msgpack and pyarrow raise for bytes that are not what they should be.
-_DAMAGE = (ValueError, KeyError, EOFError, OSError, lzma.LZMAError, zlib.error, sqlite3.Error, zipfile.BadZipFile)
 
 
 class Rows(NamedTuple):
@@ -81,6 +75,7 @@ def arrange(
 
     ids: every client has at least one row. codes: int `[rows]`, the index of each row's client in `ids`.
     """
+    check_ids(ids)
     by_id = sorted(range(len(ids)), key=ids.__getitem__)
     rank = np.empty(len(ids), np.int64)
     rank[by_id] = np.arange(len(ids))
@@ -90,6 +85,29 @@ def arrange(
         order = np.argsort(slot, kind="stable")
         x, y = x[order], y[order]
     return Rows([ids[i] for i in by_id], sizes, x, y, has_predefined_split, metadata)
+
+
+def check_ids(ids: Iterable[str]) -> None:
+    """Refuse ids that are no text, or that a reader of tables could not tell apart.
+
+    Raises:
+        UserError: for the first one.
+    """
+    seen: dict[str, str] = {}
+    for client in ids:
+        try:
+            client.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"the client id {client!a} is not valid Unicode; write it as text") from None
+        plain = client if client.isascii() else unicodedata.normalize("NFC", client)
+        plain = " ".join(plain.split())
+        if not plain:
+            raise UserError(f"the client id {client!r} is empty; give every client a name")
+        if seen.setdefault(plain, client) != client:
+            raise UserError(
+                f"the clients {seen[plain]!r} and {client!r} differ only by spaces or in how letters are composed;"
+                " write one client always alike"
+            )
 
 
 def joined_unless_split(rows: Rows) -> Rows:
@@ -120,15 +138,27 @@ def refuse_empty(path: Path, counts: Mapping[str, int]) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what a parser raises on bad bytes into one sentence."""
+    """Turn what a parser raises on bad bytes into one sentence.
+
+    For parsers alone: the error of an option is no damaged file.
+    """
     try:
         yield
-    except _DAMAGE as error:
+    except UserError:
+        raise
+    # The parsers of seven libraries raise nearly everything there is for bytes that are not what they should be.
+    except Exception as error:
         raise UserError(_explain(path, error)) from error
 
 
 def _explain(path: Path, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    if isinstance(error, MemoryError):
+        return f"{path} needs more memory than there is; give a smaller file"
+    if isinstance(error, RecursionError):
+        return f"{path} is damaged or not what it seems (nested too deeply); get or write it again"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+    if isinstance(error, TypeError | AttributeError | LookupError):
+        reason = f"of another structure: {reason}"
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.ENOSPC:
         return f"{path} cannot be unpacked: no space left on the disk; free some, or set HEADSTART_CACHE to another"

@@ -8,13 +8,14 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, cast
 from urllib.parse import quote
 
 from headstart.data.cache import cache_root
+from headstart.data.readers.limits import NUMBERS, allowance, limited, refuse_larger
 from headstart.errors import UserError
 from headstart.files import TEMPORARY
 
@@ -125,10 +126,21 @@ def delimiter(head: bytes) -> str | None:
     return found if found in line and b"\0" not in head else None
 
 
-def unpacked(path: Path) -> IO[bytes] | gzip.GzipFile | lzma.LZMAFile:
-    """Open a file; what lzma, xz or gzip packed is unpacked on the way."""
+def unpacked(path: Path, least: int = NUMBERS) -> IO[bytes]:
+    """Open a file; what lzma, xz or gzip packed is unpacked on the way, up to its allowance.
+
+    least: as in `limits.allowance`.
+    """
     opener = _unpacker(path)
-    return opener(path, "rb") if opener else path.open("rb")
+    if not opener:
+        return path.open("rb")
+    most = allowance(path, least)
+    return limited(cast(IO[bytes], opener(path, "rb")), path, most)
+
+
+def is_packed(path: Path) -> bool:
+    """Whether lzma, xz or gzip packed this file."""
+    return _unpacker(path) is not None
 
 
 def _unpacker(path: Path) -> Callable[..., gzip.GzipFile | lzma.LZMAFile] | None:
@@ -141,16 +153,55 @@ def _unpacker(path: Path) -> Callable[..., gzip.GzipFile | lzma.LZMAFile] | None
 
 @contextmanager
 def open_database(path: Path) -> Iterator[sqlite3.Connection]:
-    """A SQLite file to read from; a packed one is unpacked for as long."""
+    """A SQLite file to read from; a packed one is unpacked for as long.
+
+    Of a hostile one, no query takes longer than one that reads every byte of it several times.
+    """
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=_roomy_folder()) as folder:
         plain = path
-        if _unpacker(path):
+        if is_packed(path):
             plain = Path(folder) / "data.sqlite"
             with unpacked(path) as file, plain.open("wb") as copy:
                 shutil.copyfileobj(file, copy, 1 << 20)
         address = f"file:{quote(str(plain.resolve()))}?mode=ro&immutable=1"
         with closing(sqlite3.connect(address, uri=True)) as database:
+            _bound(database, plain.stat().st_size)
             yield database
+
+
+def _bound(database: sqlite3.Connection, size: int) -> None:
+    """End queries that take more steps, and values that are larger, than a file of this size (bytes) has in it."""
+    calls = iter(range(max(200, size // 250_000)))
+    database.set_progress_handler(lambda: next(calls, None) is None, 1_000_000)
+    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, min(max(size, 1 << 20), 10**9))
+    database.execute("PRAGMA trusted_schema = OFF")
+
+
+def typed(
+    path: Path, database: sqlite3.Connection, query: str, *kinds: type, given: Sequence[Any] = ()
+) -> Iterator[Any]:
+    """The rows of a query, whose columns are of these types, and which hold no more than the database's file can.
+
+    given: the query's parameters. path: for messages.
+
+    Raises:
+        UserError: for more than there can be. ValueError: for a value of another type.
+    """
+    most, total = 4 * _size(database) + (1 << 20), 0
+    rows = database.execute(query, given)
+    for row in rows:
+        for value, kind, (column, *_) in zip(row, kinds, rows.description, strict=True):
+            if not isinstance(value, kind):
+                raise ValueError(f"a {column} of type {type(value).__name__}, not {kind.__name__}")
+        total += 8 + sum(len(value) for value in row if isinstance(value, str | bytes))
+        refuse_larger(path, total, most)
+        yield row
+
+
+def _size(database: sqlite3.Connection) -> int:
+    """The bytes of an open database's file."""
+    (pages,), (each,) = (database.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
+    return pages * each
 
 
 def _roomy_folder() -> Path | None:

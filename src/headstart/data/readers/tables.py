@@ -11,9 +11,13 @@ import numpy as np
 
 from headstart.data.decided import class_labels, class_numbers, label_texts
 from headstart.data.partition import OWNERS, client_names
-from headstart.data.readers import images
-from headstart.data.readers.rows import Rows, accept, arrange, as_flag, joined_unless_split, listed
-from headstart.data.readers.sources import Sources, delimiter, unpacked
+from headstart.data.readers import images, meaning
+from headstart.data.readers.arrow import read_csv, read_parquet
+from headstart.data.readers.meaning import texts
+from headstart.data.readers.npz import read_npz
+from headstart.data.readers.pictures import as_pictures, is_character
+from headstart.data.readers.rows import Rows, accept, arrange, as_flag, joined_unless_split, listed, reading
+from headstart.data.readers.sources import Sources
 from headstart.errors import UserError
 
 _COLUMN_OPTIONS = ("client", "target", "features", "split", "classes", "labels", "regression", "inverted")
@@ -33,9 +37,10 @@ def read_table(
     """Rows of a table; of a pair of files, those for local training and those for local tests.
 
     Options: `client`, `target`, `features`, `split` name columns (by default `client`, `y`, and `x` in npz or all
-    other columns, and none); a column `split` says train or test. Text and whole numbers are classes, in sorted order;
-    `classes=62` takes them as the numbers of that many classes instead, `labels=a,b,c` gives the order; other numbers
-    are for regression, and with `regression=true` whole ones too. Without a client column,
+    other columns but row numbers, and none); a column `split` says train or test. Text and whole numbers are classes,
+    in sorted order, also those written as 1.0 where they are few, and one-hot rows; `classes=62` takes them as the
+    numbers of that many classes instead, `labels=a,b,c` gives the order; other numbers are for regression, and with
+    `regression=true` whole ones too. Without a client column,
     `partition=dirichlet|classes|random` with `clients`, `alpha`, `classes_per_client` and `seed` makes clients.
     Characters on a dark background are inverted; `inverted=true|false` says instead whether to invert them.
 
@@ -47,22 +52,28 @@ def read_table(
     options = _with_decisions(path, options, decided)
     if pair and split:
         raise UserError(f"{path} are a pair, so split={split} does not fit; leave it out, or put one of them elsewhere")
-    tables = [_read_npz(file) if form == "npz" else _read_arrow(file, form, options) for file in files]
-    columns = _stack(files, tables)
+    tables, numberings = zip(*(_read(file, form, options) for file in files), strict=True)
+    numbering = set().union(*numberings)
+    columns = _stack(files, tables, numbering)
     y = _column(path, columns, target, "target")
+    if not _for_regression(options):
+        y = meaning.targets(path, target, y, known=bool({"classes", "labels"} & {*options, *decided}))
     codes, ids = _clients(path, columns, options, y)
     owners = [ids[code] for code in codes.tolist()]
     lengths = [len(next(iter(table.values()))) for table in tables]
     of_test = np.repeat([pair and file in sources.test for file in files], lengths)
     test = _test_rows(path, columns, str(split)) if split else of_test
     taken = {str(options.get("client", "client")), target, str(split)}
-    invert = options.get("inverted")
-    x, metadata = _features(path, columns, _feature_names(form, columns, options, taken), owners, invert)
+    names = _feature_names(form, columns, options, taken | numbering)
+    x, metadata = _features(path, columns, names, owners, options.get("inverted"))
     if decided.get("classes"):
         y, target_metadata = _decided_classes(path, target, y, decided, owners)
     else:
         y, target_metadata = _targets(path, target, y, options, owners)
     metadata |= target_metadata | {"source": f"{form} {' and '.join(file.name for file in files)}"}
+    if left_out := sorted(map(repr, numbering - taken - set(names))):
+        note = f"{listed(left_out)} only numbers the rows and is left out; features= takes it"
+        metadata["notes"] = [*metadata.get("notes", []), note]
     rows = arrange(ids, codes, test, x, y, metadata=metadata, has_predefined_split=bool(split) or pair)
     return joined_unless_split(rows) if pair else rows
 
@@ -89,69 +100,34 @@ def _with_decisions(path: str, options: Mapping[str, Any], decided: Mapping[str,
     return {**own_words, **added}
 
 
-def _stack(files: Sequence[Path], tables: Sequence[Columns]) -> Columns:
-    """The rows of several files, one after the other."""
+def _read(path: Path, form: str, options: Mapping[str, Any]) -> tuple[Columns, list[str]]:
+    """The columns of a file, and the names of those that only number its rows."""
+    with reading(path):
+        if form == "npz":
+            return read_npz(path), []
+        return read_parquet(path) if form == "parquet" else read_csv(path, str(options.get("client", "client")))
+
+
+def _stack(files: Sequence[Path], tables: Sequence[Columns], numbering: set[str]) -> Columns:
+    """The rows of several files, one after the other; a column that numbers rows may be in one of them alone."""
     first = tables[0]
     for file, table in zip(files[1:], tables[1:], strict=True):
-        kinds = {name: (_is_text(values), values.shape[1:]) for name, values in table.items()}
-        other = [name for name, values in first.items() if kinds.get(name) != (_is_text(values), values.shape[1:])]
-        if other or len(table) != len(first):
-            name = (other or [name for name in table if name not in first])[0]
+        names = [name for name in {**first, **table} if name not in numbering]
+        other = [name for name in names if _kind(first.get(name)) != _kind(table.get(name))]
+        if other:
             raise UserError(
-                f"{files[0]} and {file} are one data set by their names, but differ in column {name!r}; give both the"
-                " same columns, or put one of them elsewhere"
+                f"{files[0]} and {file} are one data set by their names, but differ in column {other[0]!r}; give both"
+                " the same columns, or put one of them elsewhere"
             )
-    return {name: np.concatenate([table[name] for table in tables]) for name in first} if len(files) > 1 else first
+    common = [name for name in first if all(_kind(first[name]) == _kind(table.get(name)) for table in tables)]
+    return {name: np.concatenate([table[name] for table in tables]) for name in common} if len(files) > 1 else first
 
 
-def _is_text(values: np.ndarray) -> bool:
-    return values.dtype.kind not in "biuf"
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    # numpy leaves a file open that it opened itself and could not read.
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        columns = {name: file[name] for name in file.files}
-    other = [name for name, values in columns.items() if not isinstance(values, np.ndarray)]
-    if other or not columns:
-        raise UserError(
-            f"{path} is a zip archive, but not one of numpy's arrays (it holds {listed(other)}); write npz, Parquet or"
-            " CSV"
-        )
-    lengths = {name: len(values) if values.ndim else 0 for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        found = listed(f"{name}: {length}" for name, length in lengths.items())
-        raise UserError(f"{path} has arrays of different lengths ({found}); write one row per example in each")
-    return columns
-
-
-def _read_arrow(path: Path, form: str, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    if form == "parquet":
-        with parquet.ParquetFile(path) as file:
-            table = file.read()
-    else:
-        with unpacked(path) as file:
-            separator = delimiter(file.read(65536)) or ","
-        # An id of digits is still a name: 007 stays 007.
-        types = {str(options.get("client", "client")): pa.string()}
-        with unpacked(path) as file:
-            table = csv.read_csv(
-                file,
-                parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-                convert_options=csv.ConvertOptions(column_types=types),
-            )
-    return {name: _to_numpy(table.column(name)) for name in table.column_names}
-
-
-def _to_numpy(column: Any) -> np.ndarray:
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    return column.to_numpy()
+def _kind(values: np.ndarray | None) -> Any:
+    """What columns must have in common to be one: text or numbers, the shape of a row, pixels or not."""
+    if values is None:
+        return None
+    return values.dtype.kind not in "biuf", values.shape[1:], values.dtype == np.uint8 and values.ndim > 2
 
 
 def _column(path: str, columns: Columns, name: str, option: str) -> np.ndarray:
@@ -173,6 +149,8 @@ def _missing(values: np.ndarray) -> np.ndarray:
     """Which rows have no value: bool `[rows]`."""
     if values.dtype.kind in "USO":
         return np.array([value is None or (isinstance(value, str | bytes) and not value) for value in values.tolist()])
+    if values.dtype.kind == "M":
+        return np.isnat(values)
     if values.dtype.kind == "f":
         return np.any(np.isnan(values).reshape(len(values), -1), axis=1)
     return np.zeros(len(values), bool)
@@ -191,7 +169,7 @@ def _clients(path: str, columns: Columns, options: Mapping[str, Any], y: np.ndar
             f"{path} has no column {client!r}, but {listed(columns)}; name the right one with client=, or make"
             " clients with partition=dirichlet, classes or random"
         )
-    values = _texts(_column(path, columns, client, "client"))
+    values = meaning.client_ids(path, client, _column(path, columns, client, "client"))
     numbers: dict[str, int] = {}
     codes = np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
     return codes, list(numbers)
@@ -208,7 +186,7 @@ def _partition(options: Mapping[str, Any], y: np.ndarray) -> tuple[np.ndarray, i
     clients = _number(options, "clients", int)
     own = {name: _number(options, name, kind) for name, kind in _PARTITIONS[method].items()}
     seed = _number({"seed": 0, **options}, "seed", int, least=0)
-    return OWNERS[method](_texts(y) if y.dtype == object else y, clients, seed=seed, **own), clients
+    return OWNERS[method](np.array(texts(y)) if y.dtype == object else y, clients, seed=seed, **own), clients
 
 
 def _refuse_rows_of_numbers(y: np.ndarray, option: str) -> None:
@@ -237,7 +215,7 @@ def _number(options: Mapping[str, Any], name: str, kind: type, *, least: float =
 
 
 def _test_rows(path: str, columns: Columns, name: str) -> np.ndarray:
-    values = _texts(_column(path, columns, name, "split"))
+    values = texts(_column(path, columns, name, "split"))
     other = set(values) - {"train", "test"}
     if other:
         raise UserError(f"{path} says {min(other)!r} in its column {name!r}; write train or test in each row")
@@ -262,26 +240,50 @@ def _features(
         what = f"column {unknown[0]!r}" if unknown else "column left for features"
         raise UserError(f"{path} has no {what}, but {listed(columns)}; name the right ones with features=")
     arrays = [_numbers(path, name, columns[name], owners) for name in names]
+    notes = [
+        f"{name!r} has whole numbers of which float32 cannot tell some apart"
+        for name, array in zip(names, arrays, strict=True)
+        if array.ndim == 1 and meaning.rounded(array)
+    ]
+    about: dict[str, Any] = {}
+    if len(arrays) == 1:
+        arrays[0], notes_of_pictures = as_pictures(arrays[0])
+        notes += notes_of_pictures
+    if notes:
+        about["notes"] = notes
     if len(arrays) == 1 and (image := _as_image(arrays[0], owners, invert)) is not None:
-        return image
+        return image[0], image[1] | about
     if len(arrays) == 1 and arrays[0].ndim > 1:
         x = arrays[0].astype(np.float32)
     else:
         x = np.concatenate([array.reshape(len(array), -1).astype(np.float32) for array in arrays], axis=1)
-    return x, {"kind": "features", "features": list(names)}
+    return x, {"kind": "features", "features": list(names)} | about
 
 
 def _numbers(path: str, name: str, values: np.ndarray, owners: Sequence[str], *, what: str = "features") -> np.ndarray:
-    if values.dtype.kind not in "biuf":
-        raise UserError(f"{path} has no numbers in column {name!r}; {what} are numbers, so leave it out or encode it")
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if not finite.all():
-        row = int(np.argmin(finite))
+    flags = values.dtype.kind == "O" and {type(value) for value in values.tolist()} <= {bool, type(None)}
+    if values.dtype.kind not in "biuf" and not flags:
         raise UserError(
-            f"{path} has a missing, NaN or infinite value in column {name!r} of client {owners[row]}, row {row + 1};"
-            " fill in or leave out the row"
+            f"{path} has no numbers in column {name!r}; {what} are numbers{meaning.comma_hint(values)}, so leave it out"
+            " or encode it"
+        )
+    wrong = _missing(values) if flags else ~_is_finite(values)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        found = "a missing, NaN or infinite value"
+        if not flags and _is_finite(values[row : row + 1], np.float64).all():
+            found = f"a value beyond the range of float32 ({np.abs(values[row]).max():g})"
+        raise UserError(
+            f"{path} has {found} in column {name!r} of client {owners[row]}, row {row + 1}; fill in or leave out the"
+            " row"
         )
     return values
+
+
+def _is_finite(values: np.ndarray, kind: Any = np.float32) -> np.ndarray:
+    """Which rows hold finite numbers, also as float32: bool `[rows]`."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(values.astype(kind, copy=False)).reshape(len(values), -1).all(axis=1)
 
 
 def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[np.ndarray, dict[str, Any]] | None:
@@ -289,8 +291,7 @@ def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[n
 
     invert: whether to invert these; None decides by their background.
     """
-    side = images.SIDE
-    character = values.shape[1:] in ((side, side), (side, side, 1))
+    character = is_character(values)
     if not character and (values.dtype != np.uint8 or values.ndim < 3):
         return None
     x = values if values.dtype == np.uint8 else images.to_uint8(values, owners)
@@ -312,7 +313,7 @@ def _targets(
             if _for_regression(options):
                 raise UserError(f"{path}: give either {option}= or regression=true, not both")
     if "labels" in options:
-        return _named_classes(path, name, _texts(values), options["labels"], owners)
+        return _named_classes(path, name, texts(values), options["labels"], owners)
     if "classes" in options:
         if values.dtype.kind not in "iuf":
             raise UserError(f"{path} has no numbers in column {name!r}, so classes= does not fit; give labels= instead")
@@ -320,9 +321,17 @@ def _targets(
         return images.check_labels(values, classes, owners), {"classes": classes, "labels": _range(classes)}
     if values.dtype.kind == "f" or _for_regression(options):
         return _numbers(path, name, values, owners, what="targets of regression").astype(np.float32), {}
-    if values.dtype.kind not in "biuUSO" or values.ndim != 1:
+    if values.ndim != 1:
+        each = "x".join(map(str, values.shape[1:]))
+        raise UserError(
+            f"{path} has {each} numbers for each row in column {name!r}, and they are not one-hot; write the number of"
+            " the class, or add regression=true to predict them all"
+        )
+    if values.dtype.kind not in "biuUSO" or _is_odd(values):
         raise UserError(f"{path} has neither text nor numbers in column {name!r}; name another with target=")
-    found, codes = np.unique(np.array(_texts(values)) if values.dtype.kind in "SO" else values, return_inverse=True)
+    if values.dtype.kind in "USO":
+        return _text_classes(texts(values))
+    found, codes = np.unique(values, return_inverse=True)
     return codes.astype(np.int32), {"classes": len(found), "labels": [str(label) for label in found]}
 
 
@@ -348,6 +357,17 @@ def _decided_classes(
     return codes, {"classes": len(labels), "labels": labels}
 
 
+def _is_odd(values: np.ndarray) -> bool:
+    """Whether a column of objects holds other things than text."""
+    return values.dtype.kind == "O" and not all(isinstance(value, str | bytes) for value in values.tolist())
+
+
+def _text_classes(values: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+    labels = sorted(set(values))
+    numbers = {label: number for number, label in enumerate(labels)}
+    return np.array([numbers[value] for value in values], np.int32), {"classes": len(labels), "labels": labels}
+
+
 def _range(classes: int) -> list[str]:
     return [str(label) for label in range(classes)]
 
@@ -364,7 +384,3 @@ def _named_classes(
                 f" {len(order)} labels given; add it or leave out the row"
             )
     return np.array([indices[value] for value in values], np.int32), {"classes": len(order), "labels": order}
-
-
-def _texts(values: np.ndarray) -> list[str]:
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]

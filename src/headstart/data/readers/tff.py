@@ -5,13 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from headstart.data.readers import images, text, tfexample
+from headstart.data.readers import hdf5, images, text, tfexample
 from headstart.data.readers.rows import Chunk, Rows, accept, as_flag, listed, refuse_empty
+from headstart.data.readers.sources import typed
 from headstart.data.readers.whole import read_whole
 from headstart.errors import UserError
 
@@ -30,19 +32,16 @@ def read_sqlite(path: Path, database: sqlite3.Connection, options: Mapping[str, 
     """
     accept(options, ["digits_only"], f"{path} (TFF sqlite)")
     digits = as_flag("digits_only", options.get("digits_only", False))
-    found = [name for (name,) in database.execute("SELECT DISTINCT split_name FROM client_metadata")]
+    found = [name for (name,) in typed(path, database, "SELECT DISTINCT split_name FROM client_metadata", str)]
     splits = _choose_splits(path, found, digits)
     expected = _expected(path, database, splits)
     has_predefined_split = splits.test in found
-    query = (
-        "SELECT client_id, split_name, serialized_example_proto FROM examples WHERE split_name IN (?, ?) ORDER BY rowid"
-    )
-    first = database.execute(query, splits).fetchone()
+    batches = _counted(path, _batches(path, database, splits), expected)
+    first = next(batches, None)
     if first is None:
         raise UserError(f"{path} has no examples in its splits {splits.train} and {splits.test}; get it again")
-    cursor = database.execute(query, splits)
-    batches = _counted(path, iter(lambda: cursor.fetchmany(_AT_ONCE), []), expected)
-    if "snippets" in tfexample.features(first[2]):
+    batches = chain([first], batches)
+    if "snippets" in tfexample.features(first[0][2]):
         chunks = (_snippets(batch, splits) for batch in batches)
         return text.passage(chunks, source=f"TFF sqlite {path.name}", has_predefined_split=has_predefined_split)
     classes = 10 if digits else len(images.LABELS)
@@ -50,6 +49,14 @@ def read_sqlite(path: Path, database: sqlite3.Connection, options: Mapping[str, 
     return images.handwriting(
         chunks, path, source=f"TFF sqlite {path.name}", has_predefined_split=has_predefined_split, classes=classes
     )
+
+
+def _batches(path: Path, database: sqlite3.Connection, splits: _Splits) -> Iterator[list[tuple]]:
+    query = (
+        "SELECT client_id, split_name, serialized_example_proto FROM examples WHERE split_name IN (?, ?) ORDER BY rowid"
+    )
+    rows = typed(path, database, query, str, str, bytes, given=splits)
+    return iter(lambda: list(islice(rows, _AT_ONCE)), [])
 
 
 def _choose_splits(path: Path, found: list[str], digits: bool) -> _Splits:
@@ -68,7 +75,9 @@ def _expected(path: Path, database: sqlite3.Connection, splits: _Splits) -> Coun
     """How many examples the file says it has, by client and split."""
     query = "SELECT client_id, split_name, num_examples FROM client_metadata WHERE split_name IN (?, ?)"
     expected, totals = Counter(), Counter()
-    for client, split, count in database.execute(query, splits):
+    for client, split, count in typed(path, database, query, str, str, int, given=splits):
+        if count < 0:
+            raise ValueError(f"client {client} with {count} examples")
         expected[client, split] += count
         totals[client] += count
     refuse_empty(path, totals)
@@ -110,11 +119,13 @@ def _h5_clients(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     import h5py
 
     with h5py.File(path, "r") as file:
-        clients = file.get("examples")
-        if not isinstance(clients, h5py.Group) or not all(isinstance(group, h5py.Group) for group in clients.values()):
+        clients = hdf5.child(path, file, "examples") if "examples" in file else None
+        groups = {name: hdf5.child(path, clients, name) for name in clients} if isinstance(clients, h5py.Group) else {}
+        if not groups or not all(isinstance(group, h5py.Group) for group in groups.values()):
             raise UserError(
                 f"{path} is HDF5 of another data set, with {listed(file)} and no group of clients named examples; write"
                 " it as npz, Parquet or CSV"
             )
-        for client, group in clients.items():
-            yield client, {name: group[name][()] for name in group}
+        read = hdf5.Reader(path)
+        for client, group in groups.items():
+            yield client, {name: read(hdf5.child(path, group, name)) for name in group}

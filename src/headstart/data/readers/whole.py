@@ -8,6 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from headstart.data.readers import images, text
 from headstart.data.readers.rows import Chunk, Rows, joined_unless_split, listed, reading, refuse_empty
 from headstart.errors import UserError
@@ -38,8 +40,12 @@ def _all_clients(
 ) -> Iterator[tuple[str, bool, Mapping[str, Any]]]:
     counts = Counter()
     for path, test in files:
+        seen: set[str] = set()
         with reading(path):
-            for client, fields in _structured(open_clients(path)):
+            for client, fields in open_clients(path):
+                if client in seen:
+                    raise ValueError(f"client {client} occurs twice")
+                seen.add(client)
                 _check_fields(path, fields)
                 lengths = {len(values) for values in fields.values()}
                 if len(lengths) != 1:
@@ -47,14 +53,6 @@ def _all_clients(
                 counts[client] += lengths.pop()
                 yield client, test, fields
     refuse_empty(files[0][0], counts)
-
-
-def _structured(clients: Clients) -> Clients:
-    """The same clients; a file that holds numbers where lists belong, or the like, is a damaged one."""
-    try:
-        yield from clients
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"of another structure: {error}") from error
 
 
 def _check_fields(path: Path, fields: Mapping[str, Any]) -> None:
@@ -73,5 +71,7 @@ def _chunk(client: str, test: bool, fields: Mapping[str, Any]) -> Chunk:
         return text.snippets([client] * len(texts), [test] * len(texts), texts)
     if "windows" in fields:
         return text.windows(client, test, fields["windows"])
-    owners = [client] * len(fields["label"])
-    return images.chunk(owners, test, fields["pixels"], fields["label"], len(images.LABELS))
+    labels, pixels = np.asarray(fields["label"]), np.asarray(fields["pixels"])
+    if labels.shape != (len(pixels),) or pixels.size != len(pixels) * images.SIDE**2:
+        raise ValueError(f"client {client} has examples that are not {images.SIDE} by {images.SIDE} pixels and a label")
+    return images.chunk([client] * len(labels), test, pixels, labels, len(images.LABELS))
