@@ -96,7 +96,7 @@ def test_ids_that_are_whole_numbers_are_so_in_every_type(kind, tmp_path):
     ("client", "message"),
     [
         (np.repeat(np.arange(8), 5) + 0.5, "has the client 0.5 in column 'client' of row 1, and fractions"),
-        (np.repeat(np.arange(8), 5) + 2.0**60, "floats beyond 2**53 tell no clients apart; write ids as text"),
+        (np.repeat(np.arange(8), 5) + 2.0**60, "floats beyond 2**53 are no exact ids; write ids as text"),
         (np.where(Y > 0, "ann", "ann "), "the clients 'ann ' and 'ann' differ only by spaces"),
         (np.where(Y > 0, "\u00e9", "e\u0301"), "or in how letters are composed"),
         (np.where(Y > 0, "a", " "), "the client id ' ' is empty"),
@@ -164,7 +164,7 @@ def test_tables_of_small_numbers_are_no_pictures(tmp_path):
 
 def test_whole_numbers_that_float32_merges_are_noted(tmp_path):
     federation, *_ = read(tmp_path, x=1_700_000_000 + np.arange(ROWS))
-    assert federation.metadata["notes"] == ["'x' has whole numbers of which float32 cannot tell some apart"]
+    assert federation.metadata["notes"] == ["'x' has different whole numbers that are equal as float32"]
 
 
 def with_index(**more):

@@ -48,20 +48,20 @@ def client_ids(path: str, name: str, values: np.ndarray) -> list[str]:
             row = int(np.argmax(wrong))
             raise UserError(
                 f"{path} has the client {values[row].item()!r} in column {name!r} of row {row + 1}, and fractions and"
-                " floats beyond 2**53 tell no clients apart; write ids as text, or name another column with client="
+                " floats beyond 2**53 are no exact ids; write ids as text, or name another column with client="
             )
         values = values.astype(np.int64)
     return texts(values)
 
 
 def targets(path: str, name: str, values: np.ndarray, *, known: bool) -> np.ndarray:
-    """Targets for which regression was not asked, in the form in which classes are told from quantities.
+    """Targets for which regression was not asked, in the form in which classes are apart from quantities.
 
     `[rows, 1]` becomes `[rows]`, one-hot rows become the numbers of their classes, and whole numbers written as
     fractions whole numbers. known: whether the classes are given, so that nothing need be guessed.
 
     Raises:
-        UserError: where classes and quantities cannot be told apart.
+        UserError: where these may be classes or quantities.
     """
     whole = values.dtype.kind in "iu" or (values.dtype.kind == "f" and bool((values == np.trunc(values)).all()))
     values = flat(values) if whole or values.dtype.kind != "f" else values

@@ -178,7 +178,7 @@ def _bound(database: sqlite3.Connection, size: int) -> None:
 
 
 def typed(
-    path: Path, database: sqlite3.Connection, query: str, *kinds: type, given: Sequence[Any] = ()
+    path: Path, database: sqlite3.Connection, query: str, *kinds: Any, given: Sequence[Any] = ()
 ) -> Iterator[Any]:
     """The rows of a query, whose columns are of these types, and which hold no more than the database's file can.
 
@@ -192,7 +192,7 @@ def typed(
     for row in rows:
         for value, kind, (column, *_) in zip(row, kinds, rows.description, strict=True):
             if not isinstance(value, kind):
-                raise ValueError(f"a {column} of type {type(value).__name__}, not {kind.__name__}")
+                raise ValueError(f"a {column} of type {type(value).__name__}, not {getattr(kind, '__name__', kind)}")
         total += 8 + sum(len(value) for value in row if isinstance(value, str | bytes))
         refuse_larger(path, total, most)
         yield row

@@ -241,7 +241,7 @@ def _features(
         raise UserError(f"{path} has no {what}, but {listed(columns)}; name the right ones with features=")
     arrays = [_numbers(path, name, columns[name], owners) for name in names]
     notes = [
-        f"{name!r} has whole numbers of which float32 cannot tell some apart"
+        f"{name!r} has different whole numbers that are equal as float32"
         for name, array in zip(names, arrays, strict=True)
         if array.ndim == 1 and meaning.rounded(array)
     ]
@@ -283,7 +283,7 @@ def _numbers(path: str, name: str, values: np.ndarray, owners: Sequence[str], *,
 def _is_finite(values: np.ndarray, kind: Any = np.float32) -> np.ndarray:
     """Which rows hold finite numbers, also as float32: bool `[rows]`."""
     with np.errstate(over="ignore"):
-        return np.isfinite(values.astype(kind, copy=False)).reshape(len(values), -1).all(axis=1)
+        return np.all(np.isfinite(values.astype(kind, copy=False)).reshape(len(values), -1), axis=1)
 
 
 def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[np.ndarray, dict[str, Any]] | None:

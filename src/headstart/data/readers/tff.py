@@ -120,7 +120,8 @@ def _h5_clients(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
 
     with h5py.File(path, "r") as file:
         clients = hdf5.child(path, file, "examples") if "examples" in file else None
-        groups = {name: hdf5.child(path, clients, name) for name in clients} if isinstance(clients, h5py.Group) else {}
+        names = map(str, clients) if isinstance(clients, h5py.Group) else ()
+        groups = {name: hdf5.child(path, clients, name) for name in names}
         if not groups or not all(isinstance(group, h5py.Group) for group in groups.values()):
             raise UserError(
                 f"{path} is HDF5 of another data set, with {listed(file)} and no group of clients named examples; write"
