@@ -105,9 +105,10 @@ def test_a_datacenter_that_personalizes_better_refutes_the_claim():
     assert datacenter._claim(unlike, missed).decision == "inconclusive"
 
 
-def test_a_difference_is_reported_with_both_intervals():
+def test_a_difference_is_reported_with_its_two_way_interval_and_the_other_two():
     text = format_difference("after over before", difference(np.random.default_rng(0).normal(0.1, 0.01, (5, 40))))
     assert text.startswith("after over before: +10.")
+    assert "] two-way, [" in text
     assert "over 5 seeds" in text
     assert "over 40 clients" in text
     assert "inconclusive" not in text

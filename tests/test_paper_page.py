@@ -331,12 +331,12 @@ def test_every_figure_draws_in_both_themes(case: str, theme: Theme) -> None:
     assert png.startswith(b"\x89PNG") and 500 < width <= 1000
 
 
-def test_a_forest_shows_means_and_both_intervals_in_format_points() -> None:
+def test_a_forest_shows_means_and_two_way_intervals_in_format_points() -> None:
     rows = [("decided", difference(differences(np.random.default_rng(0), 0.03)))]
     axes = forest("f", "", "F", rows).draw(LIGHT).axes[0]
     found = rows[0][1]
     drawn = [list(np.ravel(line.get_xdata())) for line in axes.lines]
-    expected = [[0, 0], [100 * end for end in found.over_seeds], [100 * end for end in found.over_clients]]
+    expected = [[0, 0], [100 * end for end in found.interval]]
     for got, wanted in zip(drawn, [*expected, [100 * found.mean]], strict=True):
         np.testing.assert_allclose(got, wanted)
     assert axes.lines[-1].get_color() == LIGHT.series[0]

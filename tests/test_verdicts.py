@@ -10,12 +10,12 @@ import pytest
 from scipy import stats
 
 from headstart.statistics.clients import bootstrap
+from headstart.statistics.two_way import two_way
 from headstart.statistics.verdicts import (
     LEAST_SEEDS,
     LEAST_SEEDS_FOR_SPREAD,
     Difference,
     Power,
-    Spread,
     decide,
     decide_most,
     difference,
@@ -23,7 +23,6 @@ from headstart.statistics.verdicts import (
     power,
     spread,
     t_interval,
-    two_way,
 )
 
 EVERYWHERE = (-math.inf, math.inf)
@@ -49,12 +48,13 @@ def test_a_single_value_has_no_bounds() -> None:
     assert t_interval(np.array([0.7])) == EVERYWHERE
 
 
-def test_a_difference_has_an_interval_over_seeds_and_one_over_clients() -> None:
+def test_a_difference_has_a_two_way_interval_and_one_over_seeds_and_one_over_clients() -> None:
     values = made(np.random.default_rng(0), (6, 40), (0.1, 0.3, 0.2)) + 0.05
     found = difference(values)
     assert found.mean == pytest.approx(values.mean())
     np.testing.assert_allclose(found.over_seeds, stats.ttest_1samp(values.mean(axis=1), 0).confidence_interval())
     assert found.over_clients == bootstrap(values.mean(axis=0))
+    assert found.interval == two_way(values).interval()
     assert (found.seeds, found.clients) == (6, 40)
 
 
@@ -69,7 +69,7 @@ def test_clients_without_a_value_in_every_seed_are_left_out(lost: float) -> None
 
 def test_without_clients_and_with_a_single_one_nothing_is_decided() -> None:
     nobody = difference(np.full((8, 3), np.nan))
-    assert math.isnan(nobody.mean) and (nobody.over_seeds, nobody.over_clients) == (EVERYWHERE, EVERYWHERE)
+    assert math.isnan(nobody.mean) and set(nobody[1:4]) == {EVERYWHERE}
     assert (nobody.sign, nobody.clients) == (0, 0)
     alone = difference(1 + 1e-3 * np.random.default_rng(0).normal(size=(8, 1)))
     assert alone.over_seeds[0] > 0 and alone.over_clients == EVERYWHERE and alone.sign == 0
@@ -85,15 +85,24 @@ def test_fewer_than_five_seeds_never_decide(seeds: int, side: int) -> None:
 INTERVALS = {1: (0.1, 0.3), 0: (-0.1, 0.2), -1: (-0.4, -0.2)}
 
 
-@pytest.mark.parametrize(("over_seeds", "over_clients"), list(product(INTERVALS, repeat=2)))
-def test_both_intervals_must_exclude_zero_on_the_same_side(over_seeds: int, over_clients: int) -> None:
-    found = Difference(0.0, INTERVALS[over_seeds], INTERVALS[over_clients], 5, 10)
-    assert found.sign == (over_seeds if over_seeds == over_clients else 0)
+@pytest.mark.parametrize(("both", "over_seeds", "over_clients"), list(product(INTERVALS, repeat=3)))
+def test_the_two_way_interval_alone_decides(both: int, over_seeds: int, over_clients: int) -> None:
+    found = Difference(0.0, INTERVALS[both], INTERVALS[over_seeds], INTERVALS[over_clients], 5, 10)
+    assert found.sign == both
+
+
+def test_where_seeds_and_clients_are_in_doubt_alike_two_intervals_are_not_enough() -> None:
+    """Each of them excludes zero, and what both doubts leave together does not."""
+    generator = np.random.default_rng(11)
+    values = generator.normal(0, 1, (10, 1)) * math.sqrt(10) + generator.normal(0, 1, (1, 150)) * math.sqrt(150)
+    values += 2.6 - values.mean()
+    found = difference(values)
+    assert found.over_seeds[0] > 0 and found.over_clients[0] > 0 and found.sign == 0
 
 
 def test_an_interval_that_touches_zero_does_not_exclude_it() -> None:
-    assert Difference(0.1, (0.0, 0.2), (0.1, 0.2), 5, 10).sign == 0
-    assert Difference(-0.1, (-0.2, -0.1), (-0.2, 0.0), 5, 10).sign == 0
+    assert Difference(0.1, (0.0, 0.2), (0.1, 0.2), (0.1, 0.2), 5, 10).sign == 0
+    assert Difference(-0.1, (-0.2, 0.0), (-0.2, -0.1), (-0.2, -0.1), 5, 10).sign == 0
 
 
 @pytest.mark.parametrize(
@@ -172,7 +181,9 @@ def test_constants_and_multiples_have_a_spread_too(level: float) -> None:
     values, constant = alike(np.random.default_rng(6).normal(0, 1, 12)), np.full((12, 2), level)
     assert spread(values, constant).sign == 1 and spread(constant, values).sign == -1
     assert spread(2 * values, values).sign == 1 and spread(2 * values, values).ratio == pytest.approx(2)
-    assert spread(values, values) == Spread(1.0, (-1.0, 1.0), (0.0, 0.0), 12)
+    same = spread(values, values)
+    assert (same.ratio, same.over_seeds, same.over_clients, same.seeds) == (1.0, (-1.0, 1.0), (0.0, 0.0), 12)
+    assert same.interval == pytest.approx((-1.0, 1.0)) and same.sign == 0
     assert spread(constant, constant + 0.2).sign == 0
 
 
@@ -204,6 +215,15 @@ def test_the_predicted_errors_are_those_of_simulated_means() -> None:
 
 @pytest.mark.parametrize("seeds", [5, 12])
 def test_a_difference_as_small_as_predicted_is_decided_four_times_in_five(seeds: int) -> None:
+    generator = np.random.default_rng(12)
+    found = power(made(generator, (60, 300), PARTS), seeds=seeds, clients=60)
+    values = made(generator, (400, seeds, 60), PARTS) + found.smallest
+    decided = [two_way(each).interval()[0] > 0 for each in values]
+    assert np.mean(decided) == pytest.approx(0.8, abs=0.07)
+
+
+@pytest.mark.parametrize("seeds", [5, 12])
+def test_either_interval_alone_decides_as_it_is_predicted(seeds: int) -> None:
     generator = np.random.default_rng(9)
     clients = 60
     found = power(made(generator, (60, 300), PARTS), seeds=seeds, clients=clients)
@@ -215,17 +235,17 @@ def test_a_difference_as_small_as_predicted_is_decided_four_times_in_five(seeds:
     assert decided == pytest.approx(0.8, abs=0.1)
 
 
-def test_the_smallest_is_the_larger_of_the_two_and_clients_without_values_do_not_count() -> None:
+def test_both_doubts_need_more_than_either_and_clients_without_values_do_not_count() -> None:
     pilot = made(np.random.default_rng(10), (4, 30), PARTS)
     damaged = np.concatenate([pilot, np.full((4, 2), np.nan)], axis=1)
     found = power(damaged, seeds=5, clients=30)
     assert found == power(pilot, seeds=5, clients=30)
-    assert found.smallest == max(found.by_seeds, found.by_clients)
+    assert max(found.by_seeds, found.by_clients) <= found.smallest < math.hypot(found.by_seeds, found.by_clients)
 
 
 @pytest.mark.parametrize("pilot", [np.zeros((1, 9)), np.zeros((4, 1)), np.full((4, 9), np.nan)])
 def test_a_pilot_without_seeds_or_clients_promises_nothing(pilot: np.ndarray) -> None:
-    assert power(pilot, seeds=5, clients=30) == Power(math.inf, math.inf, 5, 30)
+    assert power(pilot, seeds=5, clients=30) == Power(math.inf, math.inf, math.inf, 5, 30)
 
 
 def test_an_interval_over_seeds_and_clients_holds_the_truth_as_often_as_it_says() -> None:

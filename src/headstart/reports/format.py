@@ -12,7 +12,7 @@ from headstart.runs.results import Estimate
 
 if TYPE_CHECKING:
     # It imports scipy.stats, which takes longer than a figure.
-    from headstart.statistics.verdicts import TwoWay
+    from headstart.statistics.two_way import TwoWay
 
 
 def format_value(metric: Metric, value: float) -> str:

@@ -117,25 +117,27 @@ def foreseen(estimates: Mapping[str, Power]) -> str:
 
 
 def format_difference(what: str, found: Difference) -> str:
-    """A difference in a sentence, with both intervals."""
-    seeds, clients = (f"[{', '.join(map(format_points, ends))}]" for ends in (found.over_seeds, found.over_clients))
+    """A difference in a sentence: the two-way interval that decides it, then those over seeds and over clients."""
+    intervals = found.interval, found.over_seeds, found.over_clients
+    both, seeds, clients = (f"[{', '.join(map(format_points, ends))}]" for ends in intervals)
     return (
-        f"{what}: {format_points(found.mean)} points, {seeds} over {found.seeds} seeds, {clients} over {found.clients}"
-        f" clients{'' if found.sign else ' (inconclusive)'}"
+        f"{what}: {format_points(found.mean)} points, {both} two-way, {seeds} over {found.seeds} seeds, {clients} over"
+        f" {found.clients} clients{'' if found.sign else ' (inconclusive)'}"
     )
 
 
 def format_spread(what: str, found: Spread) -> str:
     """A comparison of spreads in a sentence."""
-    (a, b), (c, d) = found.over_seeds, found.over_clients
+    intervals = found.interval, found.over_seeds, found.over_clients
+    both, seeds, clients = (f"[{low:.2f}, {high:.2f}]" for low, high in intervals)
     decided = "" if found.sign else " (inconclusive)"
     times = f"{found.ratio:.1f} times as wide over {found.seeds} seeds"
-    return f"{what}: {times}, correlation [{a:.2f}, {b:.2f}] over seeds, [{c:.2f}, {d:.2f}] over clients{decided}"
+    return f"{what}: {times}, correlation {both} two-way, {seeds} over seeds, {clients} over clients{decided}"
 
 
 def format_power(what: str, found: Power) -> str:
     """A power estimate in a sentence."""
     return (
-        f"{what}: {100 * found.smallest:.2f} points ({100 * found.by_seeds:.2f} by {found.seeds} seeds,"
-        f" {100 * found.by_clients:.2f} by {found.clients} clients)"
+        f"{what}: {100 * found.smallest:.2f} points ({100 * found.by_seeds:.2f} by {found.seeds} seeds alone,"
+        f" {100 * found.by_clients:.2f} by {found.clients} clients alone)"
     )

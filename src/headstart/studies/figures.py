@@ -42,10 +42,10 @@ def forest(
     unit: str = "points",
     decided: Sequence[bool] | None = None,
 ) -> FigureSpec:
-    """A row per comparison: its mean, and above one another the intervals over seeds and over clients.
+    """A row per comparison: its mean and its two-way interval.
 
     unit: of the axis; "points" are those of a share, which is multiplied by 100. Intervals without bounds are not
-    drawn. decided: which are coloured; by default those whose intervals both exclude zero.
+    drawn. decided: which are coloured; by default those whose interval excludes zero, of enough seeds.
     """
     colored = [found.sign != 0 for _, found in rows] if decided is None else decided
     return FigureSpec(name, text, lambda theme: _forest_figure(title, rows, colored, unit, theme))
@@ -62,7 +62,7 @@ def _forest_figure(
     axes.axvline(0, color=theme.text, linewidth=1)
     for position, (_, found), sure in zip(positions, rows, decided, strict=True):
         color = theme.series[0] if sure else theme.muted
-        _interval_bars(axes, float(position), found, 100.0 if unit == "points" else 1.0, theme, color)
+        _interval_bar(axes, float(position), found, 100.0 if unit == "points" else 1.0, theme, color)
     axes.set_yticks(positions, labels, color=theme.text)
     axes.set_ylim(-sum(heights), 0)
     axes.tick_params(axis="y", length=0)
@@ -73,11 +73,10 @@ def _forest_figure(
     return figure
 
 
-def _interval_bars(axes: Axes, position: float, found: Difference, scale: float, theme: Theme, color: str) -> None:
-    for offset, width, interval in ((0.13, 2.8, found.over_seeds), (-0.13, 1.2, found.over_clients)):
-        if all(map(math.isfinite, interval)):
-            ends = [scale * end for end in interval]
-            axes.plot(ends, [position + offset] * 2, color=color, linewidth=width, solid_capstyle="butt")
+def _interval_bar(axes: Axes, position: float, found: Difference, scale: float, theme: Theme, color: str) -> None:
+    if all(map(math.isfinite, found.interval)):
+        ends = [scale * end for end in found.interval]
+        axes.plot(ends, [position] * 2, color=color, linewidth=2, solid_capstyle="butt")
     known = math.isfinite(found.mean)
     if known:
         mean = scale * found.mean
@@ -92,8 +91,7 @@ def _forest_handles(theme: Theme) -> list[Artist]:
     return [
         Line2D([], [], color=theme.series[0], label="decided", **dot),
         Line2D([], [], color=theme.muted, label="inconclusive", **dot),
-        Line2D([], [], color=theme.text, linewidth=2.8, label="95 % over seeds"),
-        Line2D([], [], color=theme.text, linewidth=1.2, label="95 % over clients"),
+        Line2D([], [], color=theme.text, linewidth=2, label="95 %, two-way (seeds × clients)"),
     ]
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from headstart.learning.tasks import Metric
-from headstart.statistics.verdicts import LEAST_SEEDS, Difference, TwoWay, difference, holm, two_way
+from headstart.statistics.two_way import TwoWay, two_way
+from headstart.statistics.verdicts import LEAST_SEEDS, Difference, difference, holm
 from headstart.studies.compare.methods import BASELINE, FEDAVG
 from headstart.studies.compare.protocol import Entry
 
@@ -153,11 +154,12 @@ class GroupGain(NamedTuple):
 
 
 def gain_by_data_size(entries: Mapping[str, Entry], sizes: np.ndarray, metric: Metric) -> list[GroupGain]:
-    """The gain of FedAvg + fine-tuning over FedAvg's global model, for clients grouped by size.
+    """The gain from fine-tuning FedAvg, over the model that it starts from, for clients grouped by size.
 
     sizes: `[clients]`: the number of local training examples of each.
     """
-    gain, groups = metric.sign * (values_of(entries[BASELINE]) - values_of(entries[FEDAVG])), size_groups(sizes)
+    tuned, groups = entries[BASELINE], size_groups(sizes)
+    gain = metric.sign * (values_of(tuned) - tuned.result.initial)
     return [
         GroupGain(float(size), int(clients), two_way(gain[:, groups.group == index]))
         for index, (size, clients) in enumerate(zip(groups.sizes, groups.clients, strict=True))

@@ -24,7 +24,7 @@ from headstart.reports.format import (
 )
 from headstart.reports.style import FigureSpec, axis_name
 from headstart.runs.results import Estimate
-from headstart.statistics.verdicts import TwoWay
+from headstart.statistics.two_way import TwoWay
 from headstart.studies.compare.leaderboard import Row, SizeGroups, group_means, size_groups, values_of
 from headstart.studies.compare.methods import BASELINE, FEDAVG, LEARNING_RATE, SERVERS
 from headstart.studies.compare.protocol import FIRST_STAGE_SHARE, LOCAL_EPOCHS_FACTOR, Compared, Entry, Protocol
@@ -61,7 +61,7 @@ def evidence(
         "How much of personalized federated learning is just fine-tuning?",
         claims(rows, metric),
         (
-            _values_table(rows, formats),
+            values_table(rows, formats),
             _cost_table(rows, protocol, support_sizes),
             _amounts_table(gains, groups, formats),
         ),
@@ -72,7 +72,7 @@ def evidence(
     )
 
 
-def _values_table(rows: Sequence[Row], formats: GainFormat) -> Table:
+def values_table(rows: Sequence[Row], formats: GainFormat) -> Table:
     """Values, differences and harm."""
     metric = formats.metric
     worse = format_worse(metric)

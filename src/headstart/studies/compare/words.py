@@ -7,25 +7,33 @@ from collections.abc import Mapping, Sequence
 
 from headstart.learning.tasks import Metric
 from headstart.methods import LocalOnly
-from headstart.reports.format import GainFormat, format_count, format_value
-from headstart.statistics.verdicts import LEAST_SEEDS, Decision
+from headstart.reports.format import GainFormat, format_count, format_value, format_worse
+from headstart.statistics.verdicts import LEAST_SEEDS, Decision, holm
 from headstart.studies.compare.leaderboard import GroupGain, Row
 from headstart.studies.compare.methods import BASELINE, FEDAVG
 from headstart.studies.evidence import Claim
 
 LOCAL = LocalOnly.title
+_VERDICTS: dict[Decision, str] = {"holds": "better", "does not hold": "worse", "inconclusive": "inconclusive"}
 
 
 def claims(rows: Sequence[Row], metric: Metric) -> tuple[Claim, ...]:
     """The questions of the title, each with its decision, by the leaderboard's rule, and its evidence."""
     formats, by_name = GainFormat(metric), {row.name: row for row in rows}
+    tuned, plain = by_name[BASELINE], by_name[FEDAVG]
     found = [
         Claim(
-            "Fine-tuning helps: FedAvg + fine-tuning is better than FedAvg (global model)",
+            "Fine-tuning helps: it makes the model that it starts from better",
             None,
-            _helps(by_name[FEDAVG]),
-            (f"FedAvg + fine-tuning less {FEDAVG}: {_tuned_over(by_name[FEDAVG], formats)}", _harm(by_name[BASELINE])),
-        )
+            _fine_tuning_helps(rows),
+            (f"personalized less initial, of one model: {formats.difference(tuned.gain)}", _harm(tuned, formats)),
+        ),
+        Claim(
+            "FedAvg + fine-tuning is better than FedAvg (global model), the best there is without personalization",
+            None,
+            _helps(plain),
+            (f"FedAvg + fine-tuning less {FEDAVG}: {_tuned_over(plain, formats)}",),
+        ),
     ]
     if LOCAL in by_name:
         found.append(
@@ -54,7 +62,7 @@ def conclusion(
     groups: gains of clients by their number of examples. left_out: the reason, by the name of a method that was.
     """
     formats, by_name = GainFormat(metric), {row.name: row for row in rows}
-    sentences = [_fine_tuning(by_name[BASELINE], by_name[FEDAVG], formats), *_by_data_size(groups, formats)]
+    sentences = [_fine_tuning(rows, formats), _harm(by_name[BASELINE], formats), *_by_data_size(groups, formats)]
     ahead, level, behind = _others(rows)
     if ahead or level or behind:
         sentences += [*_beside_fine_tuning(ahead, level, behind, formats), *_beside_fedavg(rows, formats)]
@@ -70,19 +78,40 @@ def conclusion(
     return sentences
 
 
-def _fine_tuning(tuned: Row, plain: Row, formats: GainFormat) -> str:
+def _fine_tuning_helps(rows: Sequence[Row]) -> Decision:
+    """Whether fine-tuning makes the model that it starts from better, or worse.
+
+    The gain of one model is decided as if it stood on the leaderboard in the place of FedAvg (global model), which may
+    be another model: corrected for as many comparisons.
+    """
+    (tuned,) = (row for row in rows if row.name == BASELINE)
+    others = [row for row in rows if row.name != BASELINE]
+    p_values = [tuned.gain.p if row.name == FEDAVG else row.versus.p for row in others]
+    decided = dict(zip((row.name for row in others), holm(p_values), strict=True))[FEDAVG]
+    if not decided or tuned.lost or tuned.by_seeds_and_clients.seeds < LEAST_SEEDS:
+        return "inconclusive"
+    return "holds" if tuned.gain.mean > 0 else "does not hold"
+
+
+def _fine_tuning(rows: Sequence[Row], formats: GainFormat) -> str:
     opening = {
         "holds": "For these clients, fine-tuning helps",
         "does not hold": "For these clients, fine-tuning does harm",
         "inconclusive": "For these clients it is inconclusive whether fine-tuning helps",
-    }[_helps(plain)]
-    metric = formats.metric
-    before, after = (format_value(metric, row.personalized.mean) for row in (plain, tuned))
+    }[_fine_tuning_helps(rows)]
+    metric, by_name = formats.metric, {row.name: row for row in rows}
+    tuned, plain = by_name[BASELINE], by_name[FEDAVG]
+    values = tuned.initial, tuned.personalized, plain.personalized
+    before, after, best = (format_value(metric, each.mean) for each in values)
+    sentence = (
+        f"{opening}: the model that it starts from has {metric.name} {before}, and {after} after it,"
+        f" {formats.difference(tuned.gain)}."
+    )
+    if plain.initial == tuned.initial:
+        return f"{sentence} That model is FedAvg's best global model, too."
     return (
-        f"{opening}: FedAvg's best global model has {metric.name} {before}, and its"
-        f" best model to fine-tune {after} after it, {_tuned_over(plain, formats)}."
-        f" Against the model that it starts from, the gain from fine-tuning is {formats.difference(tuned.gain)}."
-        f" {_harm(tuned)}"
+        f"{sentence} FedAvg's best global model is another one, with {metric.name} {best}: FedAvg + fine-tuning less"
+        f" that is {_tuned_over(plain, formats)} ({_VERDICTS[_helps(plain)]})."
     )
 
 
@@ -94,7 +123,7 @@ def _by_data_size(groups: Sequence[GroupGain], formats: GainFormat) -> list[str]
         " examples"
         for group in (groups[0], groups[-1])
     )
-    return [f"By data size (means): over FedAvg (global model), the gain from fine-tuning is {few}, and {many}."]
+    return [f"By data size (means): the gain from fine-tuning over the model that it starts from is {few}, and {many}."]
 
 
 def _beside_fine_tuning(
@@ -143,7 +172,9 @@ def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], level: Seque
         return f"Nothing: FedAvg (global model) does better.{beyond}"
     if helps == "inconclusive":
         found = _tuned_over(plain, formats)
-        return f"Inconclusive: the gain from fine-tuning over FedAvg (global model), {found}, may be nothing.{beyond}"
+        return (
+            f"Inconclusive: what FedAvg + fine-tuning has over FedAvg (global model), {found}, may be nothing.{beyond}"
+        )
     if ahead:
         share = 100 * gained / (gained + ahead[0].versus.mean)
         return f"{share:.0f} % of what {ahead[0].name}, the best that is decided, gains over FedAvg (global model)."
@@ -182,9 +213,9 @@ def _tuned_over(other: Row, formats: GainFormat) -> str:
     return formats.difference(other.versus._replace(mean=-other.versus.mean))
 
 
-def _harm(row: Row) -> str:
-    beyond = "more than test noise explains" if row.beyond_chance else "no more than test noise explains"
+def _harm(row: Row, formats: GainFormat) -> str:
+    beyond = "It is more than that in most seeds" if row.beyond_chance else "That neither shows harm nor rules it out"
     return (
-        f"{100 * row.harmed:.1f} % of the clients are harmed by fine-tuning ({100 * row.by_chance:.1f} % expected from"
-        f" test noise): {beyond}."
+        f"{100 * row.harmed:.1f} % of the clients have {format_worse(formats.metric)} after fine-tuning;"
+        f" {100 * row.by_chance:.1f} % would be expected from test noise if all gained and changed alike. {beyond}."
     )

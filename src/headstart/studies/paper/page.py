@@ -24,13 +24,16 @@ def write_page(
     command: str,
     environment: Mapping[str, Any],
     seconds: float | None,
+    pictures: Pictures | None = None,
+    remarks: Sequence[str] = (),
 ) -> Path:
     """Write `report.html` into the folder `out`, and its figures, light and dark, into `figures/`; returns the page.
 
     found: the evidences of every federation, by its name. command: what makes the page again. seconds: how long it all
-    took, if that is known.
+    took, if that is known. pictures: in place of those that are drawn. remarks: sentences that belong to the rules of
+    this page alone.
     """
-    pictures = {
+    pictures = pictures or {
         (federation, evidence.name): [
             draw(federation, evidence, figure_spec, out) for figure_spec in evidence.figure_specs
         ]
@@ -48,6 +51,7 @@ def write_page(
         least_seeds=LEAST_SEEDS,
         least_seeds_for_spread=LEAST_SEEDS_FOR_SPREAD,
         power=f"{100 * POWER:.0f}",
+        remarks=remarks,
         environment=settings_rows(environment),
         command=command,
     )

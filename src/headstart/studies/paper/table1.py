@@ -9,7 +9,8 @@ import numpy as np
 
 from headstart.learning.tasks import Classification
 from headstart.reports.format import format_share
-from headstart.statistics.verdicts import Difference, decide, decide_most, difference, spread
+from headstart.statistics.two_way import square_and_add
+from headstart.statistics.verdicts import Difference, decide, decide_most, difference, spread, t_interval
 from headstart.studies.evidence import Claim, Evidence, Result, Table, format_difference, format_spread
 from headstart.studies.figures import by_epochs
 from headstart.studies.paper.study import Setting, Study
@@ -153,7 +154,10 @@ def _first(curves: np.ndarray, rounds: np.ndarray, target: float) -> np.ndarray:
 
 
 def sooner(result: Result, target: float, *, resamples: int = 1000) -> Difference:
-    """The rounds by which the personalized model is earlier at the target; the bootstrap is over clients' curves."""
+    """The rounds by which the personalized model is earlier at the target; the bootstrap is over clients' curves.
+
+    A round at which a mean reaches a target is nobody's own, so that the two-way interval is that of `square_and_add`.
+    """
     rounds = rounds_to(result, target).astype(float)
     saved = rounds[0] - rounds[1]
     clients = result.history.shape[2]
@@ -163,7 +167,9 @@ def sooner(result: Result, target: float, *, resamples: int = 1000) -> Differenc
         each = _first(_both(result, means), result.rounds, target)
         resampled.append((each[0] - each[1]).mean())
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return difference(saved[:, None])._replace(over_clients=(float(low), float(high)), clients=clients)
+    mean, over_seeds, over_clients = float(saved.mean()), t_interval(saved), (float(low), float(high))
+    both = square_and_add(mean, over_seeds, over_clients)
+    return Difference(mean, both, over_seeds, over_clients, len(saved), clients)
 
 
 def _sooner(rows: Rows, target: float) -> Claim:
@@ -178,11 +184,12 @@ def _sooner(rows: Rows, target: float) -> Claim:
 
 def _format_rounds(m: int, e: int, result: Result, target: float, found: Difference) -> str:
     initial, personalized = rounds_to(result, target).mean(axis=1)
-    (a, b), (c, d) = found.over_seeds, found.over_clients
+    intervals = found.interval, found.over_seeds, found.over_clients
+    both, seeds, clients = (f"[{low:.0f}, {high:.0f}]" for low, high in intervals)
     missing = " or never" if (rounds_to(result, target) > result.rounds[-1]).any() else ""
     return (
         f"M = {m}, E = {e}: {initial:.0f}{missing} and {personalized:.0f} rounds, {found.mean:.0f} fewer"
-        f" ([{a:.0f}, {b:.0f}] over seeds, [{c:.0f}, {d:.0f}] over clients)"
+        f" ({both} two-way, {seeds} over seeds, {clients} over clients){'' if found.sign else ' (inconclusive)'}"
     )
 
 
