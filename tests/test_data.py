@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from headstart.data.device_data import on_device, part_rows
-from headstart.data.federation import Part, from_arrays, key_data, split_clients, split_examples
+from headstart.data.federation import Part, from_arrays, key_data, limited, split_clients, split_examples
 from headstart.errors import UserError
 from headstart.training.sampling import sample, stream
 
@@ -186,3 +186,71 @@ def test_the_stream_of_the_pool_is_shuffled_epochs_whatever_the_pieces():
     assert list(whole[:10]) != list(whole[10:20])
     pieces = np.concatenate([stream(3, start, 7, 10) for start in range(0, 35, 7)])
     np.testing.assert_array_equal(pieces, whole)
+
+
+def arrays(**changes):
+    given = {"ids": ["a", "b"], "sizes": [[2, 1], [1, 0]], "x": np.zeros((4, 2)), "y": np.zeros(4, np.int64), **changes}
+    return from_arrays("mine", *given.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ids": ["a", "a"]}, "clients number 0 and 1 have the same id 'a'; join their examples, or give each its own"),
+        ({"ids": [1, 2]}, "the id of client number 0 is 1; ids are text, such as 'site-7'"),
+        ({"ids": np.arange(2)}, "the id of client number 0 is np.int64(0); ids are text"),
+        ({"ids": ["a", None]}, "the id of client number 1 is None; ids are text"),
+        ({"ids": ["a", ""]}, "the id of client number 1 is ''; give it a name"),
+        ({"ids": ["a", "\ud800"]}, "the id of client number 1 is '\\ud800'; give it a name"),
+        ({"ids": "ab"}, "ids are str; give a list with the id of each client"),
+        ({"ids": ["a"]}, "sizes have the shape (2, 2) for 1 ids"),
+        ({"sizes": [2, 1, 1, 0]}, "sizes have the shape (4,) for 2 ids"),
+        ({"sizes": [[2, 1], [1]]}, "sizes have the shape (0,) for 2 ids"),
+        ({"sizes": [[2.0, 1.0], [1.0, 0.0]]}, "sizes are of type float64; give whole numbers"),
+        ({"sizes": [[5, 1], [-2, 0]]}, "client number 1 has a negative size"),
+        ({"sizes": [[2, 1], [2, 0]]}, "sizes add up to 5, but the arrays have {4} rows"),
+        ({"x": [[0.0, 1.0]] * 4}, "x[0][0] is no array; give NumPy arrays with a row per example"),
+        (
+            {"x": np.array([[0, 1], [2, 3], [4, 5], [6, np.nan]])},
+            "x of client b, row 4, holds a number that is missing",
+        ),
+        ({"x": np.array([[0, 1], [2, np.inf], [4, 5], [6, 7]])}, "x of client a, row 2, holds a number"),
+        ({"x": np.full((4, 1), 1e39)}, "x of client a, row 1, holds a number that is missing, infinite or beyond"),
+        ({"x": {"ids": np.full(4, 2**40)}}, "x['ids'] of client a, row 1, holds a number"),
+        ({"y": np.array([0, 1, np.nan, 1])}, "y of client a, row 3, holds a number"),
+        ({"y": np.array([0, 1, 2, 2**31])}, "y of client b, row 4, holds a number"),
+    ],
+)
+def test_arrays_that_are_no_federation_get_a_sentence(changes, message):
+    with pytest.raises(UserError) as caught:
+        arrays(**changes)
+    assert message in str(caught.value)
+
+
+def test_ids_may_be_an_array_of_text_and_arrays_of_any_float():
+    assert list(arrays(ids=np.array(["u", "v"])).ids) == ["u", "v"]
+    for kind in (np.float16, np.float32, np.float64):
+        assert arrays(x=np.ones((4, 1), kind)).fetch(np.array([1]))[0].tolist() == [[1]]
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, 2, float("nan"), float("inf"), "half", True])
+def test_a_share_of_test_examples_is_a_share(fraction):
+    with pytest.raises(UserError, match="test_fraction is"):
+        split_examples(named(IDS), test_fraction=fraction)
+
+
+@pytest.mark.parametrize("count", [0, -1, float("nan"), "3", True])
+def test_limits_of_examples_are_above_zero(count):
+    with pytest.raises(UserError, match="adapt_examples is"):
+        limited(named(IDS), count)
+
+
+def test_a_limit_beyond_all_examples_changes_nothing():
+    for count in (10**9, float("inf"), 10**400):
+        np.testing.assert_array_equal(limited(named(IDS), count).sizes, named(IDS).sizes)
+
+
+@pytest.mark.parametrize("share", [float("nan"), float("inf"), "all"])
+def test_shares_of_clients_are_numbers(share):
+    with pytest.raises(UserError, match="train is"):
+        split_clients(named(IDS), train=share)

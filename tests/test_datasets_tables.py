@@ -165,6 +165,11 @@ def test_a_split_column_separates_the_parts(form, tmp_path):
         ({"y": [1, 2, 1, 2, 1]}, {"classes": -3}, "option classes=-3 is not a whole number from 1 on"),
         ({}, {"partition": "random", "clients": 2, "seed": -1}, "option seed=-1 is not a whole number from 0 on"),
         ({}, {"partition": "random", "clients": 2.5}, "option clients=2.5 is not a whole number"),
+        ({}, {"partition": "random", "clients": 10**12}, "1000000000000 clients cannot share 5 examples"),
+        ({}, {"partition": "random", "clients": True}, "option clients=True is not a whole number"),
+        ({}, {"partition": "random", "clients": "1e400"}, "option clients='1e400' is not a whole number"),
+        ({}, {"partition": "dirichlet", "clients": 2, "alpha": "nan"}, "alpha is nan; give a number above 0"),
+        ({}, {"partition": "dirichlet", "clients": 2, "alpha": -1}, "alpha is -1; give a number above 0"),
         ({}, {"regression": "true"}, "no numbers in column 'y'; targets of regression are numbers"),
         ({}, {"regression": "yes"}, "neither true nor false"),
         ({"y": [1, 2, 1, 2, 1]}, {"regression": True, "classes": 3}, "give either classes= or regression=true"),
@@ -278,6 +283,7 @@ def test_bad_npz_gets_one_sentence(tmp_path):
         {"partition": "dirichlet", "clients": "5", "alpha": "0.5"},
         {"partition": "classes", "clients": 5, "classes_per_client": 2, "seed": 3},
         {"partition": "random", "clients": 5},
+        {"partition": "dirichlet", "clients": 5, "alpha": "inf"},
     ],
 )
 def test_tables_without_clients_can_be_partitioned(options, tmp_path):

@@ -191,6 +191,11 @@ def test_ids_are_a_sequence_of_distinct_names():
         {"habits": (1,)},
         {"seed": 0.5},
         {"examples": 10.5},
+        {"writers": 10**12},
+        {"examples": 10**12},
+        {"seed": 2**64},
+        {"habits": True},
+        {"test_fraction": float("nan")},
     ],
 )
 def test_an_option_out_of_range_is_named(options):

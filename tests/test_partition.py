@@ -96,3 +96,40 @@ def test_what_cannot_be_done_is_said():
         by_classes(x, y, clients=3, classes_per_client=2)
     with pytest.raises(UserError, match="examples for 40 clients; make fewer clients"):
         by_classes(x, y, clients=40, classes_per_client=10)
+
+
+@pytest.mark.parametrize("alpha", [float("inf"), 1e308, 10**400], ids=["inf", "1e308", "10**400"])
+def test_an_endless_alpha_makes_clients_alike(alpha):
+    found = [entropy(labels) for _, labels in clients(by_dirichlet(*examples(20_000), clients=20, alpha=alpha))]
+    assert np.mean(found) > np.log(10) - 0.05
+
+
+def test_an_alpha_next_to_nothing_leaves_one_class():
+    x, y = examples(1000)
+    first = clients(by_dirichlet(x, y, clients=20, alpha=5e-324))[0][1]
+    assert len(set(first)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": float("nan")}, "alpha is nan; give a number above 0"),
+        ({"alpha": -1}, "alpha is -1; give a number above 0"),
+        ({"alpha": "0.5"}, "alpha is '0.5'; give a number"),
+        ({"alpha": True}, "alpha is True; give a number"),
+        ({"clients": 2.5}, "clients is 2.5; give a whole number"),
+        ({"clients": 10**12}, "1000000000000 clients cannot share 50 examples"),
+        ({"seed": -1}, "seed is -1; give a number from 0 on"),
+    ],
+)
+def test_options_that_are_no_such_numbers_are_named(options, message):
+    x, y = examples(50)
+    with pytest.raises(UserError, match=message):
+        by_dirichlet(x, y, **{"clients": 5, "alpha": 1.0, **options})
+
+
+def test_a_partition_of_a_table_of_bytes_is_no_federation_of_pictures():
+    _, y = examples(50)
+    tables = at_random(np.zeros((50, 3), np.uint8), y, clients=5)
+    pictures = at_random(np.zeros((50, 3, 3), np.uint8), y, clients=5)
+    assert (tables.metadata["kind"], pictures.metadata["kind"]) == ("features", "image")

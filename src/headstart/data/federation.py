@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from headstart.data.checks import check_rows, checked_ids, checked_sizes, real, whole
 from headstart.errors import UserError
 
 Array = jax.Array
@@ -195,15 +196,33 @@ def from_arrays(
 ) -> Federation:
     """A federation over flat arrays, in memory or memory-mapped.
 
-    x, y: trees of arrays `[rows, ...]`: client after client, and of each the local training rows first.
-    sizes: int `[clients, 2]`, whose sum is the number of rows.
+    ids: text, every one once. sizes: int `[clients, 2]`, whose sum is the number of rows.
+    x, y: trees of finite arrays `[rows, ...]`: client after client, and of each the local training rows first. uint8
+        arrays are images, which arrive at a model as numbers from 0 to 1.
+
+    Raises:
+        UserError: for ids, sizes or arrays that are otherwise.
     """
-    sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
+    ids = ids if isinstance(ids, Ids) else checked_ids(name, ids)
+    sizes = checked_sizes(name, sizes, len(ids))
+    leaves = [(f"{part}{path}", leaf) for part, tree in (("x", x), ("y", y)) for path, leaf in named(tree)]
+    check_rows(name, ids, sizes, leaves)
+    return of_rows(name, ids, sizes, x, y, has_predefined_split=has_predefined_split, metadata=metadata)
+
+
+def of_rows(
+    name: str,
+    ids: Sequence[str],
+    sizes: np.ndarray,
+    x: Tree,
+    y: Tree,
+    *,
+    has_predefined_split: bool = True,
+    metadata: Mapping[str, Any] | None = None,
+) -> Federation:
+    """As `from_arrays`, of what is known to be sound."""
     ends = np.cumsum(sizes.sum(axis=1))
     starts = ends - sizes.sum(axis=1)
-    rows = {len(leaf) for leaf in jax.tree.leaves((x, y))}
-    if rows != {int(sizes.sum())}:
-        raise UserError(f"{name}: the clients' sizes add up to {sizes.sum()}, but the arrays have {rows} rows")
 
     def fetch(clients: np.ndarray) -> tuple[Tree, Tree]:
         pieces = [slice(starts[i], ends[i]) for i in clients]
@@ -225,7 +244,13 @@ def split_examples(federation: Federation, *, test_fraction: float = 0.2, seed: 
     """Give every client local training and local test examples: its rows, permuted by (seed, its id).
 
     For sources without a predefined split. A client of two or more examples tests on at least one.
+
+    Raises:
+        UserError: if test_fraction is no share of at least 0 and below 1, or the seed is negative.
     """
+    whole("seed", seed, 0)
+    if not 0 <= real("test_fraction", test_fraction) < 1:
+        raise UserError(f"test_fraction is {test_fraction}; give a share of at least 0 and below 1, such as 0.2")
     totals = federation.sizes.sum(axis=1)
     test = np.clip(np.round(totals * test_fraction).astype(np.int64), np.minimum(1, totals // 2), None)
 
@@ -246,7 +271,14 @@ def limited(federation: Federation, adapt_examples: float, *, seed: int = 0) -> 
 
     adapt_examples: at most n of them for a number n of at least 1, or this share of them, at least one, for a number
         below. Local test examples stay; where the source has no predefined split, training clients use them too.
+
+    Raises:
+        UserError: if it is not above 0, or the seed is negative.
     """
+    whole("seed", seed, 0)
+    adapt_examples = min(real("adapt_examples", adapt_examples), 2.0**53)
+    if not adapt_examples > 0:
+        raise UserError(f"adapt_examples is {adapt_examples}; give a number from 1 on, or a share above 0")
     all_of_it = federation.sizes[:, 0]
     share = np.maximum(np.round(adapt_examples * all_of_it), 1)
     kept = np.minimum(all_of_it, adapt_examples if adapt_examples >= 1 else share).astype(np.int64)
@@ -284,6 +316,9 @@ def split_clients(federation: Federation, *, train: float = 0.7, validation: flo
         UserError: if nobody is left to train or to test on.
     """
     count = len(federation)
+    for name, value in (("train", train), ("validation", validation)):
+        if not np.isfinite(real(name, value)):
+            raise UserError(f"{name} is {value}; give a number of clients, or a share of them below 1")
     numbers = [int(n) if n >= 1 else round(n * count) for n in (train, validation)]
     if min(numbers) < 0 or numbers[0] < 1 or sum(numbers) >= count:
         raise UserError(

@@ -15,7 +15,7 @@ from typing import Any
 from headstart.data.cache import cache_root, cached
 from headstart.data.decided import as_decided
 from headstart.data.download import download
-from headstart.data.federation import Federation, from_arrays, split_examples
+from headstart.data.federation import Federation, of_rows, split_examples
 from headstart.data.readers import fedjax, leaf, tff
 from headstart.data.readers.rows import Rows, accept, listed, reading
 from headstart.data.readers.sources import Sources, find, open_database, recognise
@@ -93,7 +93,7 @@ def _from_files(
     with _reachable(sources.path):
         rows = cached([sources.path, *sources.train, *sources.test], as_read, lambda: _read(sources, options, decided))
     name = name or re.sub(r"[_-]?(train|test)(?=[_-]|$)", "", sources.path.name.split(".")[0]) or sources.path.name
-    federation = from_arrays(
+    federation = of_rows(
         name,
         rows.ids,
         rows.sizes,

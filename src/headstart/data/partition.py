@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from headstart.data.checks import real, whole
 from headstart.data.federation import Federation, Tree, from_arrays, split_examples
 from headstart.errors import UserError
 
@@ -16,11 +17,14 @@ def by_dirichlet(x: Tree, y: np.ndarray, *, clients: int, alpha: float, seed: in
     """Clients of one size with different mixtures of classes (Hsu et al. 2019, arXiv:1909.06335).
 
     Each client draws its mixture from Dirichlet(alpha · the data's mixture): a small `alpha` leaves it few
-    classes, a large one all. When a class is used up, the clients that come later do without.
+    classes, a large one all, and an infinite one gives all clients the data's own.
+    When a class is used up, the clients that come later do without.
 
     x: tree of arrays `[rows, ...]`. y: classes `[rows]`.
     """
-    return _federation(f"dirichlet({alpha:g})", x, y, dirichlet_owners(y, clients, alpha=alpha, seed=seed), seed)
+    alpha = real("alpha", alpha)
+    owners = dirichlet_owners(y, clients, alpha=alpha, seed=seed)
+    return _federation(f"dirichlet({alpha:g})", x, y, owners, seed)
 
 
 def by_classes(x: Tree, y: np.ndarray, *, clients: int, classes_per_client: int, seed: int = 0) -> Federation:
@@ -36,7 +40,8 @@ def at_random(x: Tree, y: np.ndarray, *, clients: int, seed: int = 0) -> Federat
 
 def dirichlet_owners(y: np.ndarray, clients: int, *, alpha: float, seed: int = 0) -> np.ndarray:
     """The client of each example, int `[rows]`; see `by_dirichlet`."""
-    _check_clients(y, clients)
+    _check_clients(y, clients, seed)
+    alpha = real("alpha", alpha)
     if not alpha > 0:
         raise UserError(f"alpha is {alpha:g}; give a number above 0, such as 0.5")
     generator = np.random.default_rng(seed)
@@ -45,7 +50,7 @@ def dirichlet_owners(y: np.ndarray, clients: int, *, alpha: float, seed: int = 0
     prior = left / left.sum()
     owners = np.empty(len(y), np.int64)
     for client, size in enumerate(_even_sizes(len(y), clients)):
-        mixture = _dirichlet(generator, alpha * prior)
+        mixture = _dirichlet(generator, alpha, prior)
         for pool, stop, count in zip(pools, left.copy(), _take(generator, left, mixture, size), strict=True):
             owners[pool[stop - count : stop]] = client
     return owners
@@ -53,11 +58,10 @@ def dirichlet_owners(y: np.ndarray, clients: int, *, alpha: float, seed: int = 0
 
 def classes_owners(y: np.ndarray, clients: int, *, classes_per_client: int, seed: int = 0) -> np.ndarray:
     """The client of each example, int `[rows]`; see `by_classes`."""
-    _check_clients(y, clients)
+    _check_clients(y, clients, seed)
     generator = np.random.default_rng(seed)
     pools = _pools(y, generator)
-    if not 1 <= classes_per_client <= len(pools):
-        raise UserError(f"classes_per_client is {classes_per_client}; give a number from 1 to {len(pools)}")
+    whole("classes_per_client", classes_per_client, 1, len(pools))
     if clients * classes_per_client < len(pools):
         raise UserError(
             f"{clients} clients of {classes_per_client} classes each cannot hold all {len(pools)} classes; raise one"
@@ -77,7 +81,7 @@ def classes_owners(y: np.ndarray, clients: int, *, classes_per_client: int, seed
 
 def random_owners(y: np.ndarray, clients: int, *, seed: int = 0) -> np.ndarray:
     """The client of each example, int `[rows]`; see `at_random`."""
-    _check_clients(y, clients)
+    _check_clients(y, clients, seed)
     owners = np.repeat(np.arange(clients), _even_sizes(len(y), clients))
     return np.random.default_rng(seed).permutation(owners)
 
@@ -99,8 +103,8 @@ def _federation(name: str, x: Tree, y: np.ndarray, owners: np.ndarray, seed: int
     counts = np.bincount(owners)
     sizes = np.stack([counts, np.zeros_like(counts)], axis=1)
     metadata: dict[str, Any] = {"source": f"partition by {name}"}
-    picture = np.asarray(jax.tree.leaves(x)[0]).dtype == np.uint8
-    metadata["kind"] = "image" if picture else "features"
+    first = np.asarray(jax.tree.leaves(x)[0])
+    metadata["kind"] = "image" if first.dtype == np.uint8 and first.ndim > 2 else "features"
     if np.issubdtype(np.asarray(y).dtype, np.integer):
         metadata["classes"] = int(np.max(y)) + 1
     x, y = jax.tree.map(lambda leaf: np.asarray(leaf)[order], (x, y))
@@ -110,8 +114,9 @@ def _federation(name: str, x: Tree, y: np.ndarray, owners: np.ndarray, seed: int
     return split_examples(federation, seed=seed)
 
 
-def _check_clients(y: np.ndarray, clients: int) -> None:
-    if not 1 <= clients <= len(y):
+def _check_clients(y: np.ndarray, clients: int, seed: int) -> None:
+    whole("seed", seed, 0)
+    if not 1 <= whole("clients", clients) <= len(y):
         raise UserError(f"{clients} clients cannot share {len(y)} examples; give a number from 1 to {len(y)}")
 
 
@@ -127,13 +132,19 @@ def _even_sizes(rows: int, clients: int) -> np.ndarray:
     return np.array([rows // clients + (client < rows % clients) for client in range(clients)])
 
 
-def _dirichlet(generator: np.random.Generator, concentration: np.ndarray) -> np.ndarray:
-    # Tiny concentrations underflow to 0/0; their limit is all weight on one class.
-    with np.errstate(invalid="ignore"):
+def _dirichlet(generator: np.random.Generator, alpha: float, prior: np.ndarray) -> np.ndarray:
+    if np.isinf(alpha):
+        return prior
+    concentration = np.maximum(alpha * prior, np.finfo(np.float64).tiny)
+    # Tiny concentrations underflow to 0/0, and huge ones overflow.
+    with np.errstate(invalid="ignore", over="ignore"):
         mixture = generator.dirichlet(concentration)
     if np.isfinite(mixture).all() and mixture.sum() > 0:
         return mixture
-    return np.eye(len(concentration))[generator.choice(len(concentration), p=concentration / concentration.sum())]
+    # The limit is the data's mixture for everybody, or all weight on one class.
+    if alpha > 1:
+        return prior
+    return np.eye(len(prior))[generator.choice(len(prior), p=concentration / concentration.sum())]
 
 
 def _take(generator: np.random.Generator, left: np.ndarray, mixture: np.ndarray, size: int) -> np.ndarray:

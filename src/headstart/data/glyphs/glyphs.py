@@ -24,6 +24,7 @@ from headstart.errors import UserError
 _SHARE_OF_FIRST_HUMP = 0.65  # with humps at 170 and 340: mean 230, deviation 87; FEMNIST has 227 and 89
 _SPREAD = 0.12  # deviation of a hump, as a share of its centre
 _SIZE_STREAM = 2**40  # apart from the streams of the styles
+_MOST = 2**24  # writers: their sizes alone take a gigabyte
 _GROUP = 16  # writers whose styles are made at once: bounds the memory of a fetch
 
 
@@ -78,7 +79,7 @@ def _check_kinds(whole: Mapping[str, Any], numbers: Mapping[str, Any], humps: An
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise UserError(f"glyphs: {name}={value!r} is not a whole number; give one")
     for name, value in numbers.items():
-        if not isinstance(value, Real):
+        if not isinstance(value, Real) or isinstance(value, bool):
             raise UserError(f"glyphs: {name}={value!r} is not a number; give one")
     if not isinstance(humps, Sequence) or not all(isinstance(hump, Real) for hump in humps):
         raise UserError(f"glyphs: humps={humps!r} are not two numbers; give two from 1 on, such as (170, 340)")
@@ -99,8 +100,12 @@ def _check(
         humps,
     )
     wrong = [
-        (not 1 <= writers <= 2**31, f"writers={writers} is not between 1 and 2147483648"),
-        (examples is not None and examples < 1, f"examples={examples} is not a number of examples; give 1 or more"),
+        (not 1 <= writers <= _MOST, f"writers={writers} is not between 1 and {_MOST}"),
+        (not -(2**63) <= seed < 2**64, f"seed={seed} is not a number of 64 bits"),
+        (
+            examples is not None and not 1 <= examples <= 1e6,
+            f"examples={examples} is not a number of examples; give 1 or more, at most a million",
+        ),
         (
             len(humps) != 2 or not all(1 <= hump <= 1e6 for hump in humps),
             f"humps={humps} are not two numbers from 1 on",

@@ -206,11 +206,19 @@ def _number(options: Mapping[str, Any], name: str, kind: type, *, least: float =
         raise UserError(f"partition={options.get('partition')} needs the option {name}; give {name}=NUMBER")
     try:
         number = kind(options[name])
-        if number < least or (not isinstance(options[name], str) and number != options[name]):
+        if (
+            isinstance(options[name], bool)
+            or number < least
+            or (not isinstance(options[name], str) and number != options[name])
+        ):
             raise ValueError
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:
+        if kind is float:
+            return np.inf
+        raise UserError(f"option {name}={options[name]!r:.60} is not a whole number; give one") from None
+    except (TypeError, ValueError):
         what = ("whole number" if kind is int else "number") + (f" from {least} on" if np.isfinite(least) else "")
-        raise UserError(f"option {name}={options[name]!r} is not a {what}; give one") from None
+        raise UserError(f"option {name}={options[name]!r:.60} is not a {what}; give one") from None
     return number
 
 
