@@ -1,5 +1,6 @@
 """A server of devices against scripted nodes: what it counts, refuses, reports, saves; and one device by itself."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 
 pytest.importorskip("flwr")
 
-from flwr.app import Array, ArrayRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 import tiny
@@ -187,9 +188,71 @@ def test_cohorts_are_those_of_a_run_on_one_machine(tmp_path):
         assert asked == {members["train"][i] for i in sample(0, number, 2, 4)}
 
 
-def failed(reply: Message) -> Message:
-    reply.__dict__.update(_content=None, _error=Error(2, "RuntimeError"))
+def failed(reply: Message, reason: str | None = "RuntimeError") -> Message:
+    reply.__dict__.update(_content=None, _error=Error(2, reason))
     return reply
+
+
+def with_text(text: str) -> Callable[[Message], Message]:
+    def spoil(reply: Message) -> Message:
+        reply.content.config_records[wire.REPORT]["json"] = text
+        return reply
+
+    return spoil
+
+
+def with_records(records: RecordDict) -> Callable[[Message], Message]:
+    def spoil(reply: Message) -> Message:
+        reply.__dict__["_content"] = records
+        return reply
+
+    return spoil
+
+
+def with_arrays_in(change: Callable[[ArrayRecord], ArrayRecord]) -> Callable[[Message], Message]:
+    def spoil(reply: Message) -> Message:
+        reply.content[wire.DELTA] = change(reply.content.array_records[wire.DELTA])
+        return reply
+
+    return spoil
+
+
+def with_data(change: Callable[[bytes], bytes]) -> Callable[[Message], Message]:
+    """The bytes of every array changed, and not what the message says of them beside."""
+    return with_arrays_in(
+        lambda arrays: ArrayRecord({k: Array(a.dtype, a.shape, a.stype, change(a.data)) for k, a in arrays.items()})
+    )
+
+
+def saved(array: np.ndarray, version: tuple[int, int] = (1, 0), **options: Any) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, version, **options)
+    return file.getvalue()
+
+
+def with_header(text: str) -> Callable[[bytes], bytes]:
+    """The data of an array under another header."""
+    return lambda data: b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + data[128:]
+
+
+HEADER = "{{'descr': {}, 'fortran_order': False, 'shape': {}, }}\n"
+BROKEN_ARRAYS = {
+    "of nothing": (lambda data: b"", "is no array"),
+    "cut short": (lambda data: data[:-1], "more or fewer numbers"),
+    "with more behind": (lambda data: data + b"x", "more or fewer numbers"),
+    "of objects": (lambda data: saved(np.array([{}], object), allow_pickle=True), "is no array"),
+    "of text": (lambda data: saved(np.array(["a"])), "is no array"),
+    "of records": (lambda data: saved(np.zeros(3, "f4,i4")), "is no array"),
+    "in format 2": (lambda data: saved(np.zeros(3), (2, 0)), "is no array"),
+    "in format 3": (lambda data: saved(np.zeros(3), (3, 0)), "is no array"),
+    "in another byte order": (lambda data: saved(np.zeros((3, 4), ">f4")), "should be float32"),
+    "of a huge shape": (with_header(HEADER.format("'<f4'", "(1000000000000000,)")), "is no array|should be float32"),
+    "of a negative shape": (with_header(HEADER.format("'<f4'", "(-3,)")), "is no array"),
+    "of an absurd shape": (with_header(HEADER.format("'<f4'", "(" + "9" * 5000 + ",)")), "is no array"),
+    "of code": (with_header(HEADER.format("'<f4'", "(print(1),)")), "is no array"),
+    "of brackets": (with_header("(" * 60_000), "is no array"),
+    "of a broken header": (with_header("{'descr': '\u00e9', "), "is no array"),
+}
 
 
 SPOILED = {
@@ -204,6 +267,44 @@ SPOILED = {
     "of too many clients": (with_report(clients=5), "counts"),
     "an error": (lambda reply: failed(reply), "RuntimeError"),
     "silence": (lambda reply: None, "no reply within"),
+    **{
+        f"an error with the words {words[:12]!r}": (partial(failed, reason=words), escaped)
+        for words, escaped in [
+            ("{", "{"),
+            ("{0}{x}", "{0}{x}"),
+            ("{deadline.__class__.__mro__}", "{deadline.__class__"),
+            ("{deadline:100000000}", "{deadline:1"),
+            ("\x1b]0;owned\x07\n\u202e", r"\x1b]0;owned\x07\n\u202e"),
+            ("x" * 2_000_000, "(2000000 characters)"),
+        ]
+    },
+    "an error without a reason": (partial(failed, reason=None), "an error without a reason"),
+    "deeply nested": (with_text("[" * 100_000), "nested more than 64 deep"),
+    "a number of 400 digits": (with_text('{"weight": ' + "1" * 401 + "}"), "401 digits"),
+    "a number beyond floats": (with_report(weight=10**390), "must be a number"),
+    "not JSON": (with_text("\x00"), "no JSON document"),
+    "twice": (with_text('{"weight": 1, "weight": 2}'), "has 'weight' twice"),
+    "another document": (with_report(more=1), "other fields"),
+    "a list": (with_text("[]"), "must be a dictionary"),
+    "of absurd counts": (with_report(clients=2**40), "must be a whole number from 0 to 2147483647"),
+    "of a fractional count": (with_report(clients=1.5), "must be a whole number"),
+    "of a count that is true": (with_report(dropped=True), "must be a whole number"),
+    "of infinite metrics": (with_report(metrics={"accuracy": [1e999, 1], "loss": [1, 1]}), "no number"),
+    "of huge metrics": (with_report(metrics={"accuracy": [1e300, 1], "loss": [1, 1]}), "its accuracy is 1e"),
+    "of metrics that are text": (with_report(metrics={"accuracy": ["1", 1], "loss": [1, 1]}), "must be a number"),
+    "of metrics without counts": (with_report(metrics={"accuracy": [1], "loss": [1, 1]}), "a list of 2 to 2 items"),
+    "without records": (with_records(RecordDict()), "has no record 'report'"),
+    "of other records": (
+        with_records(RecordDict({wire.REPORT: MetricRecord({"json": 1}), wire.DELTA: ConfigRecord({"a": b"b"})})),
+        "has no record 'report'",
+    ),
+    "of bytes for text": (with_records(RecordDict({wire.REPORT: ConfigRecord({"json": b"{}"})})), "has no record"),
+    "without arrays": (with_arrays_in(lambda arrays: ArrayRecord()), "missing or unexpected"),
+    "of one more array": (
+        with_arrays_in(lambda arrays: ArrayRecord({**arrays, "\x1b" * 10**6: Array(np.zeros(1))})),
+        "missing or unexpected",
+    ),
+    "of broken arrays": (with_data(lambda data: data[:-1]), "more or fewer numbers"),
 }
 
 
@@ -213,7 +314,9 @@ def test_a_spoiled_reply_is_reported_with_its_node_and_the_round_goes_on(case, t
     records = run(grid(south={"spoil": only_in(2, spoil)}), tmp_path)
     assert_steps(tmp_path, 3)
     fault = next(record for record in logged(tmp_path, "fault") if record["round"] == 2)
-    assert fault["node"] == "south" and reason in fault["reason"] and set(fault["clients"]) <= set("efgh")
+    assert fault["node"] == "south" and set(fault["clients"]) <= set("efgh")
+    assert reason in fault["reason"]
+    assert len(fault["reason"]) < 12_000 and fault["reason"].isprintable()
     second = logged(tmp_path, "round")[1]
     lost = len(fault["clients"])
     assert second["clients"] == 4 - lost and second["missing"] + second["dropped"] == lost
@@ -344,6 +447,107 @@ def test_a_node_cannot_say_just_anything_of_its_examples(schema):
         wire.read_manifest(record)
 
 
+@pytest.mark.parametrize("case", BROKEN_ARRAYS)
+def test_an_array_that_is_none_is_refused(case):
+    change, complaint = BROKEN_ARRAYS[case]
+    array = Array(np.zeros((3, 4), np.float32))
+    array.data = change(array.data)
+    with pytest.raises(UserError, match=complaint):
+        wire.from_arrays(ArrayRecord({"": array}), np.zeros((3, 4), np.float32))
+
+
+@pytest.mark.parametrize("array", [np.float32(3), np.arange(12.0).reshape(3, 4).T, np.zeros((0, 2), np.uint8)])
+def test_an_array_comes_back_bit_for_bit(array):
+    (back,) = wire.from_arrays(wire.to_arrays((array,)), (array,))
+    assert back.dtype == array.dtype and back.shape == array.shape and back.tobytes() == array.tobytes()
+    assert back.flags.writeable and back.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"ids": ["a", "a"]}, "without repetitions"),
+        ({"ids": [["a"], {}]}, r"its report.ids\[0\] is \['a'\], and must be text"),
+        ({"ids": ["a", "x" * 1001]}, r"its report.ids\[1\]"),
+        ({"ids": {"a": 1}}, "must be a list"),
+        ({"sizes": [[1, 1]]}, "the number of its sizes is 1"),
+        ({"sizes": [[1, 1], [1, -1]]}, "must be a whole number from 0"),
+        ({"sizes": [[1, 1], [1, 2**70]]}, "must be a whole number from 0"),
+        ({"sizes": [[1, 1], [1, 1, 1]]}, "must be a list of 2 to 2"),
+        ({"sizes": [[1, 1], [1.0, 1]]}, "must be a whole number"),
+        ({"schema": SCHEMA | {"x": {"a": "float32[2]", "b": ["uint8[99999,99999]"]}}}, "what its examples look like"),
+        ({"schema": SCHEMA | {"x": "O[3]"}}, "what its examples look like"),
+        ({"schema": SCHEMA | {"x": "V99999999[3]"}}, "what its examples look like"),
+        ({"schema": SCHEMA | {"x": "float32[-3]"}}, "what its examples look like"),
+        ({"schema": SCHEMA | {"has_predefined_split": "no"}}, "true or false"),
+        ({"schema": SCHEMA | {"metadata": {"kind": ["image"]}}}, "metadata.kind"),
+        ({"schema": SCHEMA | {"metadata": {"classes": 2**40}}}, "metadata.classes"),
+        ({"schema": SCHEMA | {"metadata": {"labels": [{}]}}}, "metadata.labels"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(changes, complaint):
+    report = {"ids": ["a", "b"], "sizes": [[1, 1], [2, 0]], "schema": SCHEMA}
+    wire.read_manifest(RecordDict({wire.REPORT: wire._document(report)}))
+    with pytest.raises(UserError, match=complaint):
+        wire.read_manifest(RecordDict({wire.REPORT: wire._document(report | changes)}))
+
+
+def with_curves(change: Callable[[str, np.ndarray], np.ndarray]) -> Callable[[Message], Message]:
+    """Arrays of an evaluation changed, by their names."""
+
+    def spoil(reply: Message) -> Message:
+        if reply.metadata.message_type == MessageType.EVALUATE:
+            arrays = reply.content.array_records[wire.CURVES]
+            reply.content[wire.CURVES] = ArrayRecord({k: Array(change(k, a.numpy())) for k, a in arrays.items()})
+        return reply
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda name, array: np.full_like(array, np.nan), "none of its clients has metrics that are finite"),
+        (lambda name, array: array.astype(np.float16), "should be float"),
+        (lambda name, array: array[:0], "should be float"),
+        (lambda name, array: -array if name.endswith("[1]") else array, "its counts of accuracy"),
+        (lambda name, array: array * 9 if "accuracy'][0]" in name else array, "its sums of accuracy"),
+    ],
+)
+def test_an_evaluation_that_is_none_is_refused(change, reason, tmp_path):
+    run(grid(south={"spoil": with_curves(change)}), tmp_path, replace(PLAN, evaluate_every=0))
+    faults = logged(tmp_path, "fault")
+    assert {fault["node"] for fault in faults} == {"south"} and all(reason in fault["reason"] for fault in faults)
+    report = read_json(tmp_path / "seed-0" / "stage-0.json")
+    assert report["test"]["accuracy"]["personalized"]["mean"] == pytest.approx(0.6)
+
+
+def test_a_client_whose_metrics_are_not_finite_is_reported_and_not_evaluated(tmp_path):
+    def first_is_nan(name: str, array: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.full_like(array[:1], np.nan), array[1:]])
+
+    run(grid(north={"spoil": with_curves(first_is_nan)}), tmp_path, replace(PLAN, evaluate_every=0))
+    fault = logged(tmp_path, "fault")[-1]
+    assert fault["node"] == "north" and len(fault["clients"]) == 1 and "not evaluated" in fault["reason"]
+    report = read_json(tmp_path / "seed-0" / "stage-0.json")
+    assert report["validation"]["untested"] + report["test"]["untested"] == 1
+    assert report["test"]["accuracy"]["personalized"]["mean"] == pytest.approx(0.6)
+
+
+def test_a_reply_that_flower_cannot_read_is_its_nodes_fault_alone(tmp_path):
+    class Broken(Message):
+        def has_content(self) -> bool:
+            raise UnicodeDecodeError("utf-8", b"", 0, 1, "what a broken object raises where it is pulled")
+
+    def broken(reply: Message) -> Message:
+        reply.__class__ = Broken
+        return reply
+
+    run(grid(south={"spoil": only_in(2, broken)}), tmp_path)
+    assert logged(tmp_path, "fault")[0]["reason"] == "Flower cannot read the reply (UnicodeDecodeError)"
+    assert_steps(tmp_path, 3)
+
+
 def test_an_array_that_lies_about_its_size_takes_no_memory():
     array = Array(np.zeros(3, np.float32))
     array.data = array.data.replace(b"(3,), }" + b" " * 12, b"(3000000000000,), }")
@@ -358,9 +562,14 @@ def own_clients(context: Context):
     return tiny.federation()
 
 
-def ask(app: ClientApp, kind: str, experiment: Experiment = PLAN, params: Any = None, **fields: Any) -> Message:
-    content = wire.request_record(wire.Request(to_json(experiment), **fields), params)
-    there = InlineGrid({1: Node(app, {})})
+def ask(
+    app: ClientApp, kind: str, experiment: Experiment = PLAN, params: Any = None, config: Any = None, **fields: Any
+) -> Message:
+    return send(app, kind, wire.request_record(wire.Request(to_json(experiment), **fields), params), config)
+
+
+def send(app: ClientApp, kind: str, content: RecordDict, config: Any = None) -> Message:
+    there = InlineGrid({1: Node(app, config or {})})
     message = Message(content, 1, kind)
     there.push_messages([message])
     return next(iter(there.pull_messages([message.metadata.message_id])))
@@ -419,3 +628,86 @@ def test_what_a_device_says_of_its_clients_holds_no_example():
     manifest = wire.read_manifest(reply.content)
     assert not reply.content.array_records and manifest.ids == tuple("abcde")
     assert manifest.schema == SCHEMA | {"x": "float64[3]"}
+
+
+# What a server cannot have of a device.
+
+WARD = Data("devices", {"client": "site", "target": "y", "features": ["age"], "classes": 2})
+
+
+@pytest.fixture
+def patients(tmp_path):
+    """A file with more in it than an experiment is about."""
+    rows = [f"s{i % 2},Patient {i},{'flu' if i % 3 else 'cold'} {i},{20 + i},{i % 2}" for i in range(12)]
+    path = tmp_path / "patients.csv"
+    path.write_text("\n".join(["site,name,diagnosis,age,y", *rows]) + "\n")
+    return str(path)
+
+
+OWN = 'client=site target=y features=age classes="2"'
+
+
+@pytest.mark.parametrize(
+    ("app", "config"),
+    [
+        (client_app(), {"data-options": OWN}),
+        (client_app(options=WARD.options), {}),
+        (client_app(replace(PLAN, data=WARD)), {}),
+        (client_app(options={"target": "name"}), {"data-options": OWN}),
+    ],
+    ids=["of the node", "of the app", "of the experiment", "of the node before the app"],
+)
+def test_the_device_alone_decides_how_its_file_is_read(app, config, patients):
+    config = {"data": patients, **config}
+    for options in ({}, WARD.options):
+        reply = ask(app, MessageType.QUERY, replace(PLAN, data=replace(WARD, options=options)), config=config)
+        manifest = wire.read_manifest(reply.content)
+        assert manifest.ids == ("s0", "s1") and manifest.schema["x"] == "float32[1]"
+    for name, value in (("client", "name"), ("target", "diagnosis"), ("features", ["name"]), ("split", "name")):
+        request = replace(PLAN, data=replace(WARD, options={**WARD.options, name: value}))
+        reason = refusal(ask(app, MessageType.QUERY, request, config=config))
+        assert f"has the option {name!r} of the data's reader" in reason and "Patient" not in reason
+
+
+def test_options_of_a_node_that_cannot_be_read_are_told_to_the_node_alone(patients, capsys):
+    for options in ("client", "client='site"):
+        reply = ask(client_app(), MessageType.QUERY, config={"data": patients, "data-options": options})
+        assert refusal(reply) == "its data cannot be loaded; the node's own log says why"
+        assert "data-options" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields", "sentence"),
+    [
+        ({"data": Data(train=0.5, validation=0.25, adapt_examples=1)}, {}, "another data.adapt_examples"),
+        ({}, {"epochs": 1000}, "the request is for 1000 epochs, more than its experiment's 2"),
+        ({"personalization": Personalization(epochs=1000)}, {"epochs": 1000}, "other personalization"),
+        ({"task": None}, {}, "other task"),
+    ],
+)
+def test_a_server_cannot_ask_a_device_of_one_experiment_for_more(changes, fields, sentence):
+    plan = replace(PLAN, **changes)
+    reply = ask(client_app(PLAN, own_clients), MessageType.EVALUATE, plan, model_params(), clients=("a",), **fields)
+    assert sentence in refusal(reply)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"clients": ("a", "a")},
+        {"clients": (["a"],)},
+        {"stage": -1},
+        {"round": 2**40},
+        {"seed": 10**300},
+        {"epochs": 0.5},
+        {"x64": "yes"},
+        {"experiment": []},
+        {"experiment": {"type": "headstart.__main__.main"}},
+        {"experiment": {"type": ["headstart.Experiment"]}},
+        {"experiment": json.loads('{"a":' * 70 + "1" + "}" * 70)},
+    ],
+)
+def test_a_request_that_is_none_is_refused_with_a_sentence(fields):
+    content = wire.request_record(wire.Request(to_json(PLAN))._replace(**fields), model_params())
+    reply = send(client_app(None, own_clients), MessageType.TRAIN, content)
+    assert "the node's own log" not in refusal(reply) and len(refusal(reply)) < 700

@@ -99,7 +99,7 @@ class Deployment:
 
     def start(self, name: str, **config: object) -> None:
         self.link.register(name)
-        self.link.start_node(name, data=str(self.data(name)), **config)
+        self.link.start_node(name, data=str(self.data(name)), **{"data-options": "classes=4"}, **config)
 
     def submit(self, plan: Experiment, out: Path, *, nodes: int, deadline: float = 600.0, x64: bool = False) -> int:
         path = self.folder / f"{plan.name}.json"

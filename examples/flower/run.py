@@ -98,7 +98,8 @@ def federate(folder: Path, out: Path, seconds: float) -> None:
         print(f"SuperLink on {link.address}", flush=True)
         for name in NODES:
             link.register(name)
-            link.start_node(name, data=str(folder / f"{name}.npz"))
+            # How a node's file is read is for the node to say; the run's experiment may repeat it.
+            link.start_node(name, data=str(folder / f"{name}.npz"), **{"data-options": "classes=10"})
             print(f"SuperNode {name} with {WRITERS} writers", flush=True)
         config = {"experiment": str(folder / "experiment.json"), "out": str(out)}
         run = link.submit(HERE, **config, nodes=len(NODES), deadline=120.0, patience=240.0)

@@ -21,6 +21,8 @@ MOST_SEED = 2**32 - 1
 # Of passes over a client's examples, so that the steps in them can be counted.
 MOST_EPOCHS = 10_000
 MOST_STEPS = 1_000_000
+# How many mistakes one message lists.
+MOST_LISTED = 20
 
 _RANGE = "range"
 
@@ -181,7 +183,9 @@ def refuse(problems: typing.Sequence[str]) -> None:
 
 def together(sentences: typing.Sequence[str]) -> str:
     """Several complaints as one."""
-    return "; and ".join(dict.fromkeys(sentences))
+    found = list(dict.fromkeys(sentences))
+    more = [f"{len(found) - MOST_LISTED} more"] if len(found) > MOST_LISTED else []
+    return "; and ".join([*found[:MOST_LISTED], *more])
 
 
 @functools.cache

@@ -31,7 +31,7 @@ from headstart.cli.options import (
 from headstart.cli.output import Level, Output, files_in, output_of
 from headstart.cli.run import join_cluster, run_on_console
 from headstart.cli.studies import app as studies
-from headstart.console import echo
+from headstart.console import echo, printable
 from headstart.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
@@ -288,7 +288,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        echo(Console(stderr=True), f"headstart: {error}", style="bold red")
+        echo(Console(stderr=True), f"headstart: {printable(str(error), most=10_000, keep=chr(10))}", style="bold red")
         _leave(2)
     except KeyboardInterrupt:
         _leave(130)

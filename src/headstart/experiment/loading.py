@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import re
+import reprlib
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.data.load import NAMES
+from headstart.documents import LARGEST, check_plain, parse_json
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.serialization import attribute, current, from_json, override, to_json
@@ -72,7 +74,9 @@ def _made(setting: str, allowed_modules: Collection[str]) -> str:
         raise UserError(f"{text} is no method; give a class that derives from headstart.ClientUpdate")
     try:
         return f"{path}={json.dumps(to_json(kind()))}"
-    except TypeError as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever a class of the user's own raises
         raise UserError(f"cannot make {text} with its defaults ({error}); give every setting of it one") from error
 
 
@@ -88,7 +92,14 @@ def with_data(experiment: Experiment, source: str | None, options: Mapping[str, 
 
 def absolute_source(source: str) -> str:
     """The absolute path of a file, so that a run resumes from any folder; the name of a federation as it is."""
-    return source if source in NAMES or not Path(source).exists() else str(Path(source).resolve())
+    return source if source in NAMES or not _exists(Path(source)) else str(Path(source).resolve())
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def read(document: Any, *, allowed_modules: Collection[str] = ()) -> Experiment:
@@ -97,10 +108,16 @@ def read(document: Any, *, allowed_modules: Collection[str] = ()) -> Experiment:
     Raises:
         UserError: for what is no experiment, or one that a newer headstart has written.
     """
-    number = document.get("format", 1) if isinstance(document, dict) else 1
-    if not isinstance(number, int) or number > FORMAT:
-        raise UserError(f"the experiment has the format {number!r}, newer than this headstart reads; update headstart")
-    fields = {key: value for key, value in document.items() if key != "format"} if isinstance(document, dict) else None
+    fields = dict(document) if isinstance(document, dict) else {}
+    number = fields.pop("format", 1)
+    if type(number) is not int or not 1 <= number <= FORMAT:
+        raise UserError(
+            f"the experiment has the format {reprlib.repr(number)}, newer than this headstart reads; update headstart"
+        )
+    try:
+        check_plain(fields)
+    except ValueError as error:
+        raise UserError(f"the experiment cannot be read: {error}") from error
     experiment = from_json(current(fields), allowed_modules=allowed_modules)
     if not isinstance(experiment, Experiment):
         raise UserError("the document is not an experiment; one is written by `headstart run` as experiment.json")
@@ -120,7 +137,10 @@ def names() -> list[str]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
+        with path.open("rb") as file:
+            return parse_json(file.read(LARGEST + 1))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the experiment {path}: {error}") from error
 
@@ -133,7 +153,7 @@ def _named(name: str) -> Any:
 
 def _module_at(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.exists():
+    if spec is None or spec.loader is None or not _exists(path):
         raise UserError(f"there is no experiment file {path}; give a .py or .json file")
     if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) != spec.origin:
         raise UserError(f"{path} has the name of a module that is in use; give the file another name")

@@ -10,16 +10,26 @@ import dataclasses
 import importlib
 import json
 import math
+import re
+import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from headstart.documents import check_plain, parse_json
 from headstart.errors import UserError
 from headstart.fields import FieldError, complaints, refuse
 
 Json = Any
 
-# Where the names of public values are listed, in each's `__all__`.
-_PACKAGES = ("headstart", "headstart.methods")
+# The values that a document may name, by the package that exports them; None stands for all that it lists.
+_VALUES: Mapping[str, tuple[str, ...] | None] = {
+    "headstart": (
+        *("Centralized", "Data", "Experiment", "ModelSpec", "Optimizer", "Personalization", "Schedule", "Stage"),
+        *("Classification", "NextCharacter", "Regression"),
+        *("FOMAML", "MAML", "FedAvg", "FedSGD", "Reptile"),
+    ),
+    "headstart.methods": None,
+}
 
 # Values by the paths they were saved under before they had public names.
 _EARLIER_NAMES = {
@@ -78,8 +88,20 @@ def from_json(document: Json, *, allowed_modules: Collection[str] = (), where: s
     where: the path in the document, for messages.
 
     Raises:
-        UserError: for an unknown type, an unknown or missing field, or a value of the wrong type or out of range.
+        UserError: for an unknown type, an unknown or missing field, or a value of the wrong type or out of range; and
+            for what is nested too deeply, a number beyond 64 bits, and text that no file can hold.
     """
+    try:
+        check_plain(document)
+    except ValueError as error:
+        raise UserError(f"{where} cannot be read: {error}") from error
+    return _value(document, allowed_modules=allowed_modules, where=where)
+
+
+def _value(document: Json, *, allowed_modules: Collection[str], where: str) -> Any:
+    """The value of a document that is not nested too deeply."""
+    if isinstance(document, int) and not -(2**63) <= document < 2**63:
+        raise UserError(f"{where} is {reprlib.repr(document)}, but must be a number of at most 64 bits")
     if isinstance(document, list):
         values, problems = _each(dict(enumerate(document)), allowed_modules, where)
         refuse(problems)
@@ -98,6 +120,10 @@ def from_json(document: Json, *, allowed_modules: Collection[str] = (), where: s
         return kind(**given)
     except FieldError as error:
         refuse([f"{where}.{name} {complaint}" for name, complaint in error.complaints.items()])
+    except UserError:
+        raise
+    except Exception as error:  # whatever a class of the user's own raises
+        raise UserError(f"{where}: cannot make a {kind.__name__} ({type(error).__name__}: {error})") from error
 
 
 def _each(
@@ -107,7 +133,7 @@ def _each(
     values, problems = {}, []
     for key, item in documents.items():
         try:
-            values[key] = from_json(item, allowed_modules=allowed_modules, where=f"{where}.{key}")
+            values[key] = _value(item, allowed_modules=allowed_modules, where=f"{where}.{str(key)[:80]}")
         except UserError as error:
             problems.append(str(error))
     return values, problems
@@ -115,16 +141,18 @@ def _each(
 
 def name_of(kind: type) -> str:
     """The name a class of values is saved by: a public one, or else, of the user's own classes, its import path."""
-    for package in _PACKAGES:
+    for package in _VALUES:
         if _public(package, kind.__qualname__) is kind:
             return f"{package}.{kind.__qualname__}"
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _public(package: str, name: str) -> Any:
-    """The value that a package lists by this name; None without one."""
-    module = importlib.import_module(package)
-    return getattr(module, name) if name in module.__all__ else None
+    """The value of an experiment that a package exports by this name; None without one."""
+    if package not in _VALUES:
+        return None
+    module, names = importlib.import_module(package), _VALUES[package]
+    return getattr(module, name) if name in (module.__all__ if names is None else names) else None
 
 
 def current(document: Json) -> Json:
@@ -140,9 +168,9 @@ def current(document: Json) -> Json:
     kind = fields["type"] = _EARLIER_NAMES.get(kind, kind)
     names = _EARLIER_FIELDS.get(kind, {})
     fields = {names.get(key, key): item for key, item in fields.items()}
-    if kind == "headstart.Personalization" and "length" in fields:
+    if kind == "headstart.Personalization" and "length" in fields and fields.get("unit") in (None, "epochs", "steps"):
         # The field `unit` named what `length` counted.
-        fields |= {"steps": None, fields.pop("unit", "epochs"): fields.pop("length")}
+        fields |= {"steps": None, fields.pop("unit", None) or "epochs": fields.pop("length")}
     return fields
 
 
@@ -174,7 +202,7 @@ def attribute(path: str, allowed_modules: Collection[str], where: str) -> Any:
     """
     module, _, name = path.rpartition(":" if ":" in path else ".")
     if module.split(".")[0] == "headstart":
-        found = _public(module, name) if module in _PACKAGES else None
+        found = _public(module, name)
         if found is None:
             raise UserError(f"{where} is {path!r}, which is not the name of a value such as headstart.FedAvg")
         return found
@@ -237,18 +265,22 @@ def override(document: Json, settings: Collection[str]) -> Json:
         *parents, last = path.strip().split(".")
         target = document
         for step in parents:
-            target = target[_key(target, step, path)]
+            key = _key(target, step, path)
+            if isinstance(target, dict) and key not in target:
+                target[key] = {}  # free options may be nested
+            target = target[key]
         target[_key(target, last, path)] = parse(text)
     return document
 
 
-def _key(target: Json, step: str, path: str) -> str | int:
+def _key(target: Json, step: str, path: str) -> Any:
+    """The index or the key that a step of a path stands for."""
     if isinstance(target, list):
-        if step.isdigit() and int(step) < len(target):
+        if re.fullmatch("[0-9]{1,9}", step) and int(step) < len(target):
             return int(step)
         raise UserError(f"unknown setting {path!r}: {step!r} is not a number from 0 to {len(target) - 1}")
     # A dictionary without a type holds free options; the one who takes them checks them.
-    if isinstance(target, dict) and (step in target or "type" not in target) and step != "type":
+    if isinstance(target, dict) and (step in target or ("type" not in target and step)) and step != "type":
         return step
     accepted = ", ".join(key for key in target if key != "type") if isinstance(target, dict) else "nothing"
     raise UserError(f"unknown setting {path!r}: there is no {step!r}; accepted here: {accepted}")
@@ -257,6 +289,7 @@ def _key(target: Json, step: str, path: str) -> str | int:
 def parse(text: str) -> Json:
     """A value as typed on the command line: JSON, or else text."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+        return parse_json(text)
+    except ValueError:
+        # Python's words for numbers that JSON has not: whoever takes the number refuses it, or not.
+        return float(text) if text in ("NaN", "Infinity", "-Infinity") else text

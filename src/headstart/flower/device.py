@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,15 +17,17 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
+from headstart.console import printable
 from headstart.data.device_data import on_device
 from headstart.data.federation import Federation, Tree, limited
 from headstart.data.load import load
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment, Stage
 from headstart.experiment.loading import read
-from headstart.experiment.serialization import to_json
+from headstart.experiment.serialization import parse, to_json
 from headstart.experiment.setup import build_model, check_fit, check_stages, suited
 from headstart.flower import wire
+from headstart.flower.exchange import LONGEST_REASON
 from headstart.flower.wire import Request
 from headstart.learning.method import Reply
 from headstart.learning.parallel import Parallel
@@ -57,6 +60,8 @@ class Device:
     data: loads its own clients; None: the file that the node's config names as `data`.
     transform: changes the reply of every client before the device adds them up (clip, add noise).
     lanes: how many of its clients train side by side.
+    options: of the reader of that file, beside those that its own experiment and the node's config have. No request has
+        a say in them: by the columns that are ids, targets and features, a server could read the file.
     """
 
     experiment: Experiment | None = None
@@ -64,6 +69,7 @@ class Device:
     transform: Callable[[Reply], Reply] = lambda reply: reply
     lanes: int = 1
     allowed_modules: Collection[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def query(self, request: Request, content: RecordDict, context: Context) -> RecordDict:
         """Send the manifest: ids and sizes of the clients, and the schema of their examples."""
@@ -90,7 +96,12 @@ class Device:
     def evaluate(self, request: Request, content: RecordDict, context: Context) -> RecordDict:
         """Personalize clients, and send the curves of their metrics; the personalized models stay here."""
         setup = self._setup(request, context)
-        recipe = setup.experiment.personalization.at_most(request.epochs)
+        recipe = setup.experiment.personalization
+        if request.epochs > recipe.most:
+            raise UserError(
+                f"the request is for {request.epochs} {recipe.unit}, more than its experiment's {recipe.most}"
+            )
+        recipe = recipe.at_most(request.epochs)
         personalize = personalizer(setup.task, setup.model, recipe, parallel=Parallel(self.lanes))
         clients, key = _indices(setup.federation, request.clients), personal_key(seed_key(request.seed))
         curves = personalize(_params(setup.model, content), clients, on_device(setup.federation), key)
@@ -110,12 +121,16 @@ class Device:
         return Setup(experiment, experiment.task, model, federation)
 
     def _federation(self, experiment: Experiment, context: Context) -> Federation:
+        own = {**(self.experiment.data.options if self.experiment else {}), **self.options}
         try:
-            federation = (self.data or partial(from_node, options=experiment.data.options))(context)
+            options = {**own, **_options_of(context)}
+            federation = (self.data or partial(from_node, options=own))(context)
         except Exception as error:
             # An error of the user's own code may show the data in its text.
             _log(error)
             raise UserError("its data cannot be loaded; the node's own log says why") from error
+        if self.data is None:
+            _check_options(experiment.data.options, options)
         most = experiment.data.adapt_examples
         return federation if most is None else limited(federation, most)
 
@@ -127,6 +142,7 @@ def client_app(
     transform: Callable[[Reply], Reply] = lambda reply: reply,
     lanes: int = 1,
     allowed_modules: Collection[str] = (),
+    options: Mapping[str, Any] | None = None,
     mods: Sequence[Mod] = (),
 ) -> ClientApp:
     """A ClientApp of the clients a device holds.
@@ -136,9 +152,11 @@ def client_app(
     data: maps Flower's Context to the device's own clients; None: `from_node`.
     transform: changes the reply of every client before it leaves the device, as in `rounds.federated`.
     lanes: how many of its clients train side by side.
+    options: of the reader that `from_node` calls, such as `client` and `target`; those of the node's config come
+        first, then these, then those of `experiment`. A request has no say in them.
     mods: Flower's modifiers, which wrap every message.
     """
-    device = Device(experiment, data, transform, lanes, allowed_modules)
+    device = Device(experiment, data, transform, lanes, allowed_modules, options or {})
     app = ClientApp(mods=list(mods))
     app.query()(partial(_answer, device.query))
     app.train()(partial(_answer, device.train))
@@ -149,14 +167,44 @@ def client_app(
 def from_node(context: Context, options: Any = None) -> Federation:
     """The clients in the file that the node's config names: `flower-supernode --node-config 'data="clients.npz"'`.
 
-    options: of the file's reader.
+    The config may have options of the file's reader, as `data-options="client=ward target=days"`.
+
+    options: others beside them.
 
     Raises:
         UserError: if the config names no file, or it cannot be read.
     """
     if "data" not in context.node_config:
         raise UserError("the node's config names no data; start the node with --node-config 'data=\"FILE\"'")
-    return load(str(context.node_config["data"]), **(options or {}))
+    return load(str(context.node_config["data"]), **{**(options or {}), **_options_of(context)})
+
+
+def _options_of(context: Context) -> dict[str, Any]:
+    """The options of the reader in a node's config."""
+    text = str(context.node_config.get("data-options", ""))
+    try:
+        pairs = [word.partition("=") for word in shlex.split(text)]
+    except ValueError as error:
+        raise UserError(f"data-options {text!r} of the node's config cannot be read: {error}") from error
+    if not all(equals for _, equals, _ in pairs):
+        raise UserError(f'data-options {text!r} of the node\'s config must be written as "key=value key=value"')
+    return {key: parse(value) for key, _, value in pairs}
+
+
+def _check_options(requested: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse a request that has the file read in another way than this node does."""
+    for name, value in requested.items():
+        if name not in own or _as_text(own[name]) != _as_text(value):
+            raise UserError(
+                f"the server's experiment has the option {name!r} of the data's reader, and this node has not, or"
+                f" another; only the node decides it: start the node with --node-config 'data-options=\"{name}=...\"'"
+                " or leave it out of the experiment"
+            )
+
+
+def _as_text(option: Any) -> str:
+    """An option as a command line would give it."""
+    return ",".join(map(_as_text, option)) if isinstance(option, list | tuple) else str(option).lower()
 
 
 Handler = Callable[[Request, RecordDict, Context], RecordDict]
@@ -173,14 +221,15 @@ def _answer(handle: Handler, message: Message, context: Context) -> Message:
             return Message(handle(request, message.content, context), reply_to=message)
     except UserError as error:
         _log(error)
-        return Message(Error(FAILED, str(error)), reply_to=message)
+        return Message(Error(FAILED, printable(str(error), most=LONGEST_REASON)), reply_to=message)
     except Exception as error:
         _log(error)
         return Message(Error(FAILED, f"{type(error).__name__}; the node's own log says more"), reply_to=message)
 
 
 def _log(error: Exception) -> None:
-    traceback.print_exception(error, file=sys.stderr)
+    text = "".join(traceback.format_exception(error))
+    print(printable(text, most=100_000, keep="\n"), file=sys.stderr, flush=True)
 
 
 def _check_same(mine: Experiment, requested: Experiment) -> None:
@@ -189,6 +238,8 @@ def _check_same(mine: Experiment, requested: Experiment) -> None:
         own = getattr(mine, name)
         if own is not None and to_json(own) != to_json(getattr(requested, name)):
             raise UserError(f"the server's experiment has other {name} than the one of this node; install the same one")
+    if mine.data.adapt_examples != requested.data.adapt_examples:
+        raise UserError("the server's experiment has another data.adapt_examples than the one of this node")
 
 
 def _indices(federation: Federation, ids: Sequence[str]) -> np.ndarray:

@@ -9,12 +9,18 @@ from typing import NamedTuple
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from headstart.console import printable
+
 # Seconds between two polls, and after a deadline until the SuperLink has said that no reply came.
 POLL_SECONDS, GRACE_SECONDS = 0.25, 10.0
 
 # Reasons for those of Flower's error codes that come without one, or with one that says less.
 _REASONS = {3: "no reply within {deadline:g} s", 4: "no reply within {deadline:g} s", 8: "its process has ended"}
 _GONE = 5
+# The most characters of a reason that a node gives.
+LONGEST_REASON = 500
+# What Flower raises for a reply that is not in its format.
+_UNREADABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class Answer(NamedTuple):
@@ -46,12 +52,12 @@ def send(grid: Grid, kind: str, contents: Mapping[int, RecordDict], *, deadline:
 def collect(grid: Grid, pending: Pending) -> tuple[list[Answer], Pending]:
     """The answers that have arrived, and the messages that are still pending."""
     sent = [name for name in pending.nodes if not name.startswith("unsent ")]
-    found = {m.metadata.reply_to_message_id: m for m in (grid.pull_messages(sent) if sent else [])}
+    found = {name: answer for name in sent if (answer := _pull(grid, name, pending)) is not None}
     late = time.monotonic() > pending.gives_up_at
     answers = []
     for name, node in pending.nodes.items():
         if name in found:
-            answers.append(_answer(node, found[name], pending.deadline))
+            answers.append(found[name])
         elif late or name not in sent:
             reason = f"no reply within {pending.deadline:g} s" if name in sent else "the message could not be sent"
             answers.append(Answer(node, None, reason))
@@ -71,13 +77,29 @@ def exchange(
             time.sleep(POLL_SECONDS)
 
 
+def _pull(grid: Grid, name: str, pending: Pending) -> Answer | None:
+    """The answer to one message; None if there is none so far.
+
+    Each is pulled by itself: of several that Flower cannot read one of, it would return none.
+    """
+    node = pending.nodes[name]
+    try:
+        for message in grid.pull_messages([name]):
+            return _answer(node, message, pending.deadline)
+    except _UNREADABLE as error:
+        return Answer(node, None, f"Flower cannot read the reply ({type(error).__name__})")
+    return None
+
+
 def _answer(node: int, message: Message, deadline: float) -> Answer:
     if message.has_content():
         return Answer(node, message.content)
-    code, reason = message.error.code, message.error.reason or "an error without a reason"
+    code, reason = message.error.code, message.error.reason
     if code == _GONE:
         return Answer(node, None, "the node is gone")
-    return Answer(node, None, _REASONS.get(code, reason).format(deadline=deadline))
+    if code in _REASONS:
+        return Answer(node, None, _REASONS[code].format(deadline=deadline))
+    return Answer(node, None, printable(reason or "an error without a reason", most=LONGEST_REASON))
 
 
 def sort_answers(answers: Iterable[Answer], nodes: Iterable[int]) -> list[Answer]:

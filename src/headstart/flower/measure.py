@@ -13,7 +13,7 @@ from flwr.app import MessageType
 from headstart.errors import UserError
 from headstart.flower import wire
 from headstart.flower.exchange import exchange
-from headstart.flower.registry import RETRY_SECONDS, Fault, group_by_node
+from headstart.flower.registry import RETRY_SECONDS, Fault, Node, group_by_node
 from headstart.flower.service import Membership, Service, refresh
 from headstart.learning.personalization import Curves, choose_epochs
 from headstart.runs.directory import curve_arrays, write_stage
@@ -110,19 +110,30 @@ def _evaluate_nodes(
         if answer.content is not None:
             try:
                 metrics = service.prepared.task.metrics
-                pieces.append((mine, wire.read_curves(answer.content, metrics, clients=len(mine), epochs=epochs)))
-                continue
+                curves = wire.read_curves(answer.content, metrics, clients=len(mine), epochs=epochs)
+                pieces.append((mine, curves))
+                mine, reason = _without_result(membership.registry.nodes[answer.node], mine, curves)
             except UserError as error:
                 reason = f"the reply is refused: {error}"
-        service.report(Fault(membership.registry.name(answer.node), reason, mine), position)
+        if mine:
+            service.report(Fault(membership.registry.name(answer.node), reason, mine), position)
     return pieces
+
+
+def _without_result(node: Node, ids: Sequence[str], curves: Curves) -> tuple[tuple[str, ...], str]:
+    """The clients that have query examples and no metrics of them, and the reason to report."""
+    sizes_by_client = dict(zip(node.manifest.ids, node.manifest.sizes, strict=True))
+    counts = next(counts for _, counts in curves.metrics.values())
+    lost = tuple(client for client, n in zip(ids, counts, strict=True) if not n and sizes_by_client[client][1])
+    return lost, "these clients have no metrics that are finite, and are not evaluated"
 
 
 def _merge(service: Service, ids: Sequence[str], pieces: Sequence[NodeCurves], epochs: int) -> Curves:
     """The clients' curves in the order of `ids`; zeros for clients that are in no piece."""
     indices = {client: index for index, client in enumerate(ids)}
     names = [metric.name for metric in service.prepared.task.metrics]
-    shape, dtype = (len(ids), epochs + 1), pieces[0][1].gain.dtype if pieces else np.dtype(np.float32)
+    leaves = [leaf for _, curves in pieces for leaf in jax.tree.leaves(curves)]
+    shape, dtype = (len(ids), epochs + 1), np.result_type(np.float32, *leaves)
     whole = Curves(
         {name: (np.zeros(shape, dtype), np.zeros(len(ids), dtype)) for name in names},
         *(np.zeros(shape, dtype) for _ in range(2)),

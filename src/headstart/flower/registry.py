@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from flwr.app import MessageType
 from flwr.serverapp import Grid
 
+from headstart.console import printable
 from headstart.errors import UserError
 from headstart.flower import wire
 from headstart.flower.exchange import Answer, Pending, collect, send
@@ -28,11 +29,19 @@ class Node(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A failure at a node, and the clients whose replies are missing for it."""
+    """A failure at a node, and the clients whose replies are missing for it.
+
+    reason: may hold words of the node; `sentence` is what may be shown of it.
+    """
 
     node: str
     reason: str
     clients: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The reason as text that controls no terminal and fills no log."""
+        return printable(self.reason)
 
 
 class Registry(NamedTuple):
@@ -66,7 +75,7 @@ class Registry(NamedTuple):
 
 def poll(grid: Grid, registry: Registry, request: Request, *, deadline: float) -> tuple[Registry, list[Fault]]:
     """Collect the manifests that have arrived, and ask nodes that are new for theirs; does not wait for any."""
-    online = {info.node_id: info.name or str(info.node_id) for info in grid.get_nodes()}
+    online = {info.node_id: printable(info.name or str(info.node_id), most=200) for info in grid.get_nodes()}
     registry, faults = registry._replace(online=online), []
     collected = [collect(grid, pending) for pending in registry.pending]
     for answer in (answer for answers, _ in collected for answer in answers):
@@ -114,7 +123,7 @@ def _add_answer(registry: Registry, answer: Answer) -> tuple[Registry, list[Faul
 
 def _difference(mine: Mapping[str, Any], others: Mapping[str, Any]) -> str:
     own, given = (_flat(schema) for schema in (mine, others))
-    name = next(name for name in {**given, **own} if own.get(name) != given.get(name))
+    name = next((name for name in {**given, **own} if own.get(name) != given.get(name)), "metadata")
     texts = (json.dumps(flat.get(name), default=str)[:80] for flat in (own, given))
     return "its examples are not like the others': {} is {} here and {} there; give all nodes the same".format(
         name, *texts
@@ -123,7 +132,7 @@ def _difference(mine: Mapping[str, Any], others: Mapping[str, Any]) -> str:
 
 def _flat(schema: Mapping[str, Any]) -> dict[str, Any]:
     metadata = schema.get("metadata")
-    return {name: value for name, value in schema.items() if name != "metadata"} | dict(metadata or {})
+    return dict(metadata or {}) | {name: value for name, value in schema.items() if name != "metadata"}
 
 
 def group_by_node(nodes_by_client: Mapping[str, Node], clients: Sequence[str]) -> dict[int, tuple[str, ...]]:

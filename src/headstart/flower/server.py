@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from headstart.console import printable
 from headstart.data.federation import Split, split_clients
 from headstart.errors import UserError
 from headstart.experiment.experiment import Centralized, Data, Experiment
@@ -40,7 +41,7 @@ def print_record(record: Mapping[str, Any]) -> None:
     """Print a record of the log as a line, unless it is not worth one."""
     line = describe(dict(record))
     if line:
-        print(line, flush=True)
+        print(printable(line, most=2000), flush=True)
 
 
 def server_app(
@@ -138,7 +139,7 @@ def _wait_for_nodes(
     while len(registry.nodes) < config.nodes:
         registry, found = poll(grid, registry, request, deadline=config.deadline)
         for fault in found:
-            on_event({"event": "note", "text": f"node {fault.node}: {fault.reason}"})
+            on_event({"event": "note", "text": f"node {fault.node}: {fault.sentence}"})
         faults += found
         if time.monotonic() - began > config.patience:
             raise UserError(

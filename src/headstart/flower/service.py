@@ -56,7 +56,7 @@ class Service(NamedTuple):
     def report(self, fault: Fault, position: Position) -> None:
         """Log a fault, with the position of the run."""
         stage = self.prepared.experiment.stages[position.stage].name
-        fields = {"node": fault.node, "reason": fault.reason, "clients": list(fault.clients)}
+        fields = {"node": fault.node, "reason": fault.sentence, "clients": list(fault.clients)}
         self.log({"event": "fault", "round": position.round, "stage": stage, **fields})
 
 

@@ -1,9 +1,14 @@
-"""Messages on the network: trees as named arrays; requests, manifests and totals as JSON. Nothing is pickled."""
+"""Messages on the network: trees as named arrays; requests, manifests and totals as JSON. Nothing is pickled.
+
+Whatever arrives is read by one of the `read_` functions, which return it checked or raise a `UserError`.
+"""
 
 from __future__ import annotations
 
-import io
 import json
+import math
+import re
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +20,21 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from headstart.data.federation import Federation, Tree, named
+from headstart.documents import parse_json
 from headstart.errors import UserError
+from headstart.flower.schema import (
+    Schema,
+    boolean,
+    distinct,
+    document,
+    expect,
+    fields,
+    listed,
+    number,
+    scalar,
+    text,
+    whole,
+)
 from headstart.learning.personalization import Curves
 from headstart.learning.rounds import Totals
 from headstart.learning.tasks import Metric
@@ -24,6 +43,8 @@ PARAMS, REQUEST, DELTA, REPORT, CURVES = "params", "request", "delta", "report",
 
 # The most numbers in one example, so that the shape a node reports cannot take all of the server's memory.
 LARGEST_EXAMPLE = 2**27
+# The most items (examples, or tokens of them) that a client may have.
+MOST_COUNTED = 2**40
 
 
 @dataclass(frozen=True)
@@ -74,9 +95,12 @@ def request_record(request: Request, params: Tree = None) -> RecordDict:
 
 
 def read_request(content: RecordDict) -> Request:
-    """The request of a message."""
-    fields = _read(content, REQUEST, Request._fields)
-    return Request(**{**fields, "clients": tuple(fields["clients"])})
+    """The request of a message, checked; its experiment is still a document.
+
+    Raises:
+        UserError: if there is none, or it is not as requests are.
+    """
+    return Request(**_read(content, REQUEST, _REQUEST))
 
 
 def manifest_record(federation: Federation) -> RecordDict:
@@ -92,20 +116,19 @@ def read_manifest(content: RecordDict) -> Manifest:
     Raises:
         UserError: if there is none, or it contradicts itself.
     """
-    report = _read(content, REPORT, Manifest._fields)
-    ids = report["ids"]
-    try:
-        sizes = np.array(report["sizes"], np.int64).reshape(len(ids), 2)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError("its sizes are not two whole numbers per client") from None
-    if (sizes < 0).any() or len(set(ids)) != len(ids) or not all(isinstance(name, str) for name in ids):
-        raise UserError("its clients have negative sizes or ids that are not unique strings")
-    placeholder(report["schema"])
-    return Manifest(tuple(ids), sizes, report["schema"])
+    report = _read(content, REPORT, _MANIFEST)
+    expect(
+        len(report["sizes"]) == len(report["ids"]), len(report["sizes"]), "the number of its sizes", "that of its ids"
+    )
+    return Manifest(report["ids"], np.array(report["sizes"], np.int64).reshape(-1, 2), report["schema"])
 
 
 def totals_record(totals: Totals) -> RecordDict:
-    """The message with the totals of a node's clients."""
+    """The message with the totals of a node's clients.
+
+    Raises:
+        UserError: if a metric is not finite; the server could not count it.
+    """
     metrics = {name: [float(total), float(count)] for name, (total, count) in totals.metrics.items()}
     report = {"weight": float(totals.weight), "clients": int(totals.clients), "dropped": int(totals.dropped)}
     return RecordDict({DELTA: to_arrays(totals.delta), REPORT: _document(report | {"metrics": metrics})})
@@ -120,32 +143,28 @@ def read_totals(content: RecordDict, like: Totals, *, max_weight: float, clients
     Raises:
         UserError: if the totals cannot be those of these clients.
     """
-    report = _read(content, REPORT, ("weight", "clients", "dropped", "metrics"))
-    weight, counted, dropped = (_number(report[name], name) for name in ("weight", "clients", "dropped"))
-    if not 0 <= weight <= max_weight * (1 + 1e-6):
+    report = _read(content, REPORT, fields(_TOTALS | {"metrics": fields(dict.fromkeys(like.metrics, _SUM))}))
+    weight, counted, dropped = (report[name] for name in ("weight", "clients", "dropped"))
+    if weight > max_weight * (1 + 1e-6):
         raise UserError(f"its weight is {weight:g}, and its clients' is at most {max_weight:g}")
-    if not (counted >= 0 and dropped >= 0 and counted + dropped <= clients) or (weight > 0) != (counted > 0):
+    if counted + dropped > clients or (weight > 0) != (counted > 0):
         raise UserError(
-            f"it counts {counted:g} clients and drops {dropped:g} of {clients} requested, with weight {weight:g}"
+            f"it counts {counted} clients and drops {dropped} of {clients} requested, with weight {weight:g}"
         )
+    metrics = {
+        name: tuple(_as(report["metrics"][name][i], part, name) for i, part in enumerate(pair))
+        for name, pair in like.metrics.items()
+    }
     delta = from_arrays(_arrays(content, DELTA), like.delta)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(delta)):
         raise UserError("its Δ has numbers that are not finite")
-    whole = {"clients": jnp.int32(counted), "dropped": jnp.int32(dropped)}
-    return Totals(delta, jnp.asarray(weight, like.weight.dtype), _metrics(report["metrics"], like), **whole)
+    return Totals(delta, _as(weight, like.weight, "weight"), metrics, jnp.int32(counted), jnp.int32(dropped))
 
 
-def _metrics(report: Any, like: Totals) -> Any:
-    if not isinstance(report, dict) or set(report) != set(like.metrics):
-        raise UserError(f"its metrics are not {', '.join(like.metrics)}")
-    try:
-        pairs = {name: np.array(report[name], np.float64).reshape(2) for name in like.metrics}
-    except (TypeError, ValueError):
-        raise UserError("its metrics are not a sum and a count each") from None
-    return {
-        name: tuple(jnp.asarray(pairs[name][i], total.dtype) for i in (0, 1))
-        for name, (total, _) in like.metrics.items()
-    }
+def _as(value: float, like: Any, name: str) -> Any:
+    """A number in the type of another, which must have room for it."""
+    limits = jnp.finfo(like.dtype) if jnp.issubdtype(like.dtype, jnp.floating) else jnp.iinfo(like.dtype)
+    return jnp.asarray(number(float(limits.min), float(limits.max))(value, f"its {name}"), like.dtype)
 
 
 def curves_record(curves: Curves) -> RecordDict:
@@ -154,14 +173,26 @@ def curves_record(curves: Curves) -> RecordDict:
 
 
 def read_curves(content: RecordDict, metrics: Sequence[Metric], *, clients: int, epochs: int) -> Curves:
-    """The personalization curves of a message.
+    """The personalization curves of a message. A client with a number that is not finite counts nothing, as without.
 
     Raises:
-        UserError: if they are not of this many clients and epochs, or lack a metric.
+        UserError: if they are not of this many clients and epochs, lack a metric, or are out of a metric's range.
     """
     whole: Any = ArraySpec((clients, epochs + 1))
     one: Any = ArraySpec((clients,))
-    return from_arrays(_arrays(content, CURVES), Curves({m.name: (whole, one) for m in metrics}, whole, whole))
+    like = Curves({m.name: (whole, one) for m in metrics}, whole, whole)
+    curves: Curves = from_arrays(_arrays(content, CURVES), like)
+    finite = np.all([np.isfinite(leaf).reshape(clients, -1).all(axis=1) for leaf in jax.tree.leaves(curves)], axis=0)
+    if not finite.any():
+        raise UserError("none of its clients has metrics that are finite")
+    curves = jax.tree.map(lambda leaf: np.where(finite.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), curves)
+    for metric in metrics:
+        sums, counts = curves.metrics[metric.name]
+        if (counts < 0).any() or (counts > MOST_COUNTED).any():
+            raise UserError(f"its counts of {metric.name} are not from 0 to {MOST_COUNTED}")
+        if metric.zero_one and ((sums < 0) | (sums > counts[:, None] * 1.001)).any():
+            raise UserError(f"its sums of {metric.name}, an item of which is 0 or 1, are not from 0 to their counts")
+    return curves
 
 
 def to_arrays(tree: Tree) -> ArrayRecord:
@@ -180,28 +211,36 @@ def from_arrays(record: ArrayRecord, like: Tree) -> Tree:
     expected = dict(named(like))
     if set(record) != set(expected):
         other = sorted(set(record) ^ set(expected))[0]
-        raise UserError(f"its arrays are not those of the model: {other} is missing or unexpected")
+        raise UserError(f"its arrays are not those of the model: {reprlib.repr(other)} is missing or unexpected")
     leaves = [_array(name, record[name], leaf) for name, leaf in expected.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+# The header of an array in numpy's format, version 1.0, as `np.save` writes it.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>|=]?[biufc]\d{1,2})', 'fortran_order': (True|False), "
+    rb"'shape': \((|\d{1,15},|\d{1,15}(?:, \d{1,15}){1,31})\), \} *\n",
+    re.DOTALL,
+)
+
+
 def _array(name: str, array: Array, like: Any) -> np.ndarray:
+    header = _HEADER.match(array.data) if array.stype == "numpy.ndarray" else None
     try:
-        # The header first: it says how much memory the rest would take.
-        file = io.BytesIO(array.data)
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError(name)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{name} is no array") from error
-    fits = dtype == like.dtype if like.dtype is not None else np.issubdtype(dtype, np.floating)
+        descr, in_fortran, sides = header.groups() if header else (b"", b"", b"")
+        dtype, shape = np.dtype(descr.decode()), tuple(int(side) for side in sides.split(b",") if side)
+    except (TypeError, ValueError):
+        header = None
+    if header is None or header.end() != 10 + int.from_bytes(array.data[8:10], "little"):
+        raise UserError(f"{name} is no array")
+    fits = dtype == like.dtype if like.dtype is not None else dtype in (np.float32, np.float64)
     if shape != tuple(like.shape) or not fits:
         wanted = "float" if like.dtype is None else np.dtype(like.dtype)
-        raise UserError(f"{name} is {dtype}{list(shape)}, and should be {wanted}{list(like.shape)}")
-    try:
-        return array.numpy()
-    except (ValueError, TypeError, EOFError) as error:
-        raise UserError(f"{name} is no array") from error
+        raise UserError(f"{name} is {dtype}{reprlib.repr(list(shape))}, and should be {wanted}{list(like.shape)}")
+    if len(array.data) != header.end() + math.prod(shape) * dtype.itemsize:
+        raise UserError(f"{name} has more or fewer numbers than its shape says")
+    flat = np.frombuffer(array.data, dtype, offset=header.end())
+    return flat.reshape(shape, order="F" if in_fortran == b"True" else "C").copy(order="C")
 
 
 def _arrays(content: RecordDict, name: str) -> ArrayRecord:
@@ -212,25 +251,22 @@ def _arrays(content: RecordDict, name: str) -> ArrayRecord:
 
 
 def _document(fields: Mapping[str, Any]) -> ConfigRecord:
-    return ConfigRecord({"json": json.dumps(dict(fields))})
+    try:
+        return ConfigRecord({"json": json.dumps(dict(fields), allow_nan=False)})
+    except ValueError:
+        raise UserError("a number of the message is not finite") from None
 
 
-def _read(content: RecordDict, name: str, fields: Sequence[str]) -> dict[str, Any]:
+def _read(content: RecordDict, name: str, schema: Schema) -> dict[str, Any]:
     record = content.get(name)
     text = record.get("json") if isinstance(record, ConfigRecord) else None
+    if not isinstance(text, str):
+        raise UserError(f"it has no record {name!r} of this version of headstart; install the same on all nodes")
     try:
-        report = json.loads(text) if isinstance(text, str) else None
-    except ValueError:
-        report = None
-    if not isinstance(report, dict) or set(report) != set(fields):
-        raise UserError(f"its record {name!r} is not one of this version of headstart; install the same on all nodes")
-    return report
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise UserError(f"its {name} is {value!r}, which is no number")
-    return float(value)
+        found = parse_json(text)
+    except ValueError as error:
+        raise UserError(f"its record {name!r} is no JSON document: {error}") from None
+    return schema(found, f"its {name}")
 
 
 def size_of(content: RecordDict) -> int:
@@ -249,7 +285,12 @@ def schema_of(federation: Federation) -> dict[str, Any]:
     known = {name: list(value) if isinstance(value, list | tuple) else value for name, value in known.items()}
     x, y = map(_shape, federation.example())
     schema = {"x": x, "y": y, "has_predefined_split": federation.has_predefined_split, "metadata": known}
-    return json.loads(json.dumps(schema, default=str))
+    return json.loads(json.dumps(schema, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """A value of numpy as one of JSON; of anything else, its text."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
 
 
 def _shape(tree: Tree) -> Any:
@@ -271,27 +312,102 @@ def placeholder(schema: Mapping[str, Any], ids: Sequence[str] = (), sizes: np.nd
     def fetch(clients: np.ndarray) -> tuple[Tree, Tree]:
         return _blank(schema["x"]), _blank(schema["y"])
 
+    _schema(schema, "the schema")
     sizes = np.zeros((len(ids), 2), np.int64) if sizes is None else sizes
-    try:
-        fetch(np.zeros(0))
-        metadata = dict(schema["metadata"])
-        return Federation("devices", ids, sizes, fetch, bool(schema["has_predefined_split"]), metadata)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            "a node does not say what its examples look like; install the same headstart on all nodes"
-        ) from error
+    return Federation("devices", ids, sizes, fetch, schema["has_predefined_split"], dict(schema["metadata"]))
 
 
 def _blank(shape: Any) -> Tree:
+    """Two rows of zeros for every leaf, which take no memory."""
     if isinstance(shape, Mapping):
         return {name: _blank(leaf) for name, leaf in shape.items()}
     if isinstance(shape, list):
         return tuple(map(_blank, shape))
-    dtype, _, sides = shape.removesuffix("]").partition("[")
-    row = [int(side) for side in sides.split(",") if side]
-    if not all(side >= 0 for side in row) or np.prod(row, dtype=float) > LARGEST_EXAMPLE:
-        raise ValueError(shape)
-    return np.zeros((2, *row), np.dtype(dtype))
+    dtype, row = _parsed(shape)
+    return np.broadcast_to(np.zeros((), dtype), (2, *row))
+
+
+_LEAF = re.compile(
+    r"(bool|bfloat16|(?:u?int|float)(?:8|16|32|64)|complex(?:64|128))\[((?:\d{1,9}(?:,\d{1,9}){0,31})?)\]"
+)
+
+
+def _parsed(leaf: str) -> tuple[np.dtype, tuple[int, ...]]:
+    """The type and the shape in a text such as uint8[28,28,1]."""
+    found = _LEAF.fullmatch(leaf)
+    if found is None:
+        raise ValueError(leaf)
+    return np.dtype(found[1]), tuple(int(side) for side in found[2].split(",") if side)
+
+
+def _numbers(shape: Any) -> int:
+    """The numbers in an example of a shape; a tree of nothing has one, so that no tree is too large for none.
+
+    Raises:
+        TypeError, ValueError: if it is no shape.
+    """
+    if isinstance(shape, str):
+        return math.prod(_parsed(shape)[1])
+    if not isinstance(shape, dict | list):
+        raise TypeError(shape)
+    return 1 + sum(map(_numbers, shape.values() if isinstance(shape, dict) else shape))
+
+
+def _example(value: Any, where: str) -> Any:
+    try:
+        fits = _numbers(value) <= LARGEST_EXAMPLE
+    except (TypeError, ValueError):
+        fits = False
+    return expect(fits, value, where, f"the shape of at most {LARGEST_EXAMPLE} numbers, such as uint8[28,28,1]")
+
+
+def _metadata(value: Any, where: str) -> Any:
+    """What is known of examples: names with texts, numbers or lists of them; of what a model depends on, no other."""
+    document(value, where)
+    for name, item in value.items():
+        text()(name, f"a name in {where}")
+        schema = _KNOWN.get(name, listed(scalar) if isinstance(item, list) else scalar)
+        schema(item, f"{where}.{name}")
+    return value
+
+
+_KNOWN: Mapping[str, Schema] = {"kind": text(), "classes": whole(0, 2**24)}
+
+
+def _schema(value: Any, where: str) -> Any:
+    """What `schema_of` makes, unchanged."""
+    parts = {"x": _example, "y": _example, "has_predefined_split": boolean, "metadata": _metadata}
+    try:
+        fields(parts)(value, where)
+    except UserError as error:
+        raise UserError(
+            f"a node does not say what its examples look like ({error}); install the same headstart on all nodes"
+        ) from error
+    return value
+
+
+_REQUEST = fields(
+    {
+        "experiment": document,
+        "x64": boolean,
+        "stage": whole(0, 1000),
+        "round": whole(0, 2**31 - 1),
+        "seed": whole(0, 2**32 - 1),
+        "clients": distinct(listed(text())),
+        "epochs": whole(0, 2**20),
+    }
+)
+_MANIFEST = fields(
+    {
+        "ids": distinct(listed(text())),
+        "sizes": listed(listed(whole(0, MOST_COUNTED), least=2, most=2)),
+        "schema": _schema,
+    }
+)
+_COUNT = whole(0, 2**31 - 1)
+_TOTALS = {"weight": number(0), "clients": _COUNT, "dropped": _COUNT}
+# The sum of a metric over items, and their number.
+_SUM = listed(number(), least=2, most=2)
 
 
 def most_common(schemas: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
