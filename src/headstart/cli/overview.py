@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headstart.console import echo
+from headstart.console import echo, printable
 from headstart.data.federation import Federation
 from headstart.files import write_bytes
 
@@ -27,7 +27,7 @@ def metadata(federation: Federation) -> list[tuple[str, str]]:
     train, test = federation.sizes.sum(axis=0)
     quartiles = " / ".join(f"{value:.0f}" for value in np.percentile(sizes, [0, 25, 50, 75, 100]))
     return [
-        ("federation", federation.name),
+        ("federation", printable(federation.name)),
         ("clients", f"{len(federation):,}"),
         (
             "examples",
@@ -37,7 +37,8 @@ def metadata(federation: Federation) -> list[tuple[str, str]]:
         ("examples per client", f"{quartiles} (least, quartiles, most), mean {sizes.mean():.1f}"),
         ("an input", f"{shape} {x.dtype}"),
         ("a target", f"{'×'.join(map(str, y.shape[1:])) or 'one'} {y.dtype}"),
-        *((key, _short(value)) for key, value in federation.metadata.items()),
+        *((key, _short(value)) for key, value in federation.metadata.items() if key != "notes"),
+        *(("note", str(note)) for note in federation.metadata.get("notes", ())),
     ]
 
 
@@ -45,11 +46,11 @@ def print_overview(console: Console, federation: Federation) -> None:
     """A table of metadata and bars of the sizes on a terminal; plain lines in a pipe."""
     if not console.is_terminal:
         for name, value in metadata(federation):
-            echo(console, f"{name}: {value}")
+            echo(console, printable(f"{name}: {value}"))
         return
     table = Table(show_header=False, box=None, padding=(0, 2))
     for name, value in metadata(federation):
-        table.add_row(Text(name, style="bold"), Text(value))
+        table.add_row(Text(printable(name), style="bold"), Text(printable(value)))
     console.print(table)
     numbers, edges = _histogram(federation, bins=12)
     bars = Table(title="clients by number of examples", box=None, padding=(0, 1), title_justify="left")

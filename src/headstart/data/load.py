@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from headstart.console import printable
 from headstart.data.cache import cache_root, cached
 from headstart.data.decided import as_decided
 from headstart.data.download import download
@@ -44,7 +45,8 @@ def load(name_or_path: str | os.PathLike[str], **options: Any) -> Federation:
     Raises:
         UserError: for a file that is missing, damaged or of another format, bad values, unknown options.
     """
-    return _load(os.fspath(name_or_path), options, {})
+    with _readable():
+        return _load(os.fspath(name_or_path), options, {})
 
 
 def load_as_decided(
@@ -56,7 +58,8 @@ def load_as_decided(
         UserError: as of `load`, and if the data contradict what was decided.
     """
     name = os.fspath(name_or_path)
-    return as_decided(_load(name, options, decided), decided, name)
+    with _readable():
+        return as_decided(_load(name, options, decided), decided, name)
 
 
 def _load(name: str, options: Mapping[str, Any], decided: Mapping[str, Any]) -> Federation:
@@ -103,6 +106,15 @@ def _from_files(
         metadata=rows.metadata,
     )
     return federation if rows.has_predefined_split else split_examples(federation)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Names from a file, which a sentence may hold, control no terminal and make no further line."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(printable(str(error), most=4000)) from error
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from headstart.console import csv_cell
 from headstart.data.decided import as_decided
 from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Client, Federation, Tree
@@ -128,5 +129,5 @@ def _csv(federation: Federation, curves: Curves, task: Task, epochs: int) -> byt
     values = [curves.means(metric)[:, [0, epochs]] for metric in task.metrics]
     for index, name in enumerate(federation.ids):
         cells = [f"{cell:.6g}" for value in values for cell in value[index]]
-        writer.writerow([name, *map(int, federation.sizes[index]), *cells])
+        writer.writerow([csv_cell(name), *map(int, federation.sizes[index]), *cells])
     return text.getvalue().encode()

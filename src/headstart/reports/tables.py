@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headstart.console import echo
+from headstart.console import echo, printable
 from headstart.learning.tasks import Metric
 from headstart.reports.format import (
     format_count,
@@ -195,7 +195,8 @@ def _table(rows: Sequence[Row]) -> Table:
         cells = [*_means(row), f"{format_share(row.harmed)} ({format_share(row.harmed_by_chance)})"]
         lines = [cell.replace(" [", "\n[").replace(" (", "\n(") for cell in cells]
         epochs = format_epochs(row.epochs, row.unit)
-        table.add_row(*map(Text, (name, *lines, epochs, *reached)), style="bold" if row.final else "")
+        cells = [printable(cell, keep="\n") for cell in (name, *lines, epochs, *reached)]
+        table.add_row(*map(Text, cells), style="bold" if row.final else "")
     return table
 
 

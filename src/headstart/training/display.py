@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from headstart.console import echo
+from headstart.console import echo, printable
 from headstart.experiment.experiment import Experiment
 from headstart.runs.log import OnEvent, Record
 
@@ -135,7 +135,8 @@ def live_display(console: Console, follower: Follower, title: str) -> Iterator[O
             bar.update(task, completed=follower.done)
             live.update(Group(Text(title, style="bold"), bar, _status(follower), _curve(follower)))
             if record["event"] in ("stage", "note"):
-                console.print(describe(record), style="dim", highlight=False, markup=False)
+                text = printable(describe(record), keep="\n")
+                console.print(text, style="dim", highlight=False, markup=False)
 
         yield on_event
 
@@ -162,7 +163,7 @@ def _status(follower: Follower) -> Table:
     # Names are the user's, and may hold what looks like markup.
     cells = (seed, follower.round.get("stage", ""), *metrics, f"{follower.clients_per_second:.1f} clients/s")
     table.add_row(*map(Text, cells))
-    table.add_row(Text(f"{follower.time_left} left"), Text(follower.note))
+    table.add_row(Text(f"{follower.time_left} left"), Text(printable(follower.note)))
     return table
 
 

@@ -155,7 +155,8 @@ def run_into(
     with writing, Interrupt() as interrupt:
         if cluster.is_first():
             write_samples(out, prepared.federation, prepared.groups.test)
-            for text in _decided(experiment, prepared.experiment):
+            notes = (f"data: {note}" for note in prepared.federation.metadata.get("notes", ()))
+            for text in (*_decided(experiment, prepared.experiment), *notes):
                 on_event({"event": "note", "text": text})
         context = _context(prepared, mesh, options, on_event, interrupt, cache)
         return all(_run_seed(context, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
