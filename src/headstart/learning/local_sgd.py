@@ -16,7 +16,7 @@ import optax
 
 from headstart.data.federation import Array, Client, Examples, Tree
 from headstart.learning.partial_batches import with_partial_batches
-from headstart.learning.tasks import Sums, Task, add, masked, mean, measure, no_sums, weighted_sum
+from headstart.learning.tasks import Sums, Task, add, at_least_float32, mean, measure, no_sums, sum_type, total_loss
 from headstart.models.threefry import uniform
 from headstart.models.zoo import Model
 
@@ -116,8 +116,8 @@ class LocalSGD:
 
     def init(self, params: Tree) -> LocalState:
         """The state before the first step, at `params` and with a fresh optimizer."""
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        return LocalState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), no_sums(self.task, dtype))
+        optimizer = self.optimizer.init(at_least_float32(params))
+        return LocalState(params, optimizer, jnp.zeros((), jnp.int32), no_sums(self.task))
 
     def run(self, local_state: LocalState, client: Client, key: Array, *, steps: Array | int) -> LocalState:
         """The state after `steps` further steps (a number that may be traced).
@@ -148,10 +148,8 @@ class LocalSGD:
             statistics = batch_stats_mask(self.model, examples, local_state.params, model_key)
             transformed = self.gradient_transform(gradient, local_state.params)
             gradient = jax.tree.map(lambda skip, old, new: old if skip else new, statistics, gradient, transformed)
-        updates, optimizer = self.optimizer.update(gradient, local_state.optimizer, params)
-        return LocalState(
-            optax.apply_updates(params, updates), optimizer, local_state.step + 1, add(local_state.metrics, metrics)
-        )
+        params, optimizer = optimizer_step(self.optimizer, gradient, local_state.optimizer, params)
+        return LocalState(params, optimizer, local_state.step + 1, add(local_state.metrics, metrics))
 
     def gradient(self, examples: Examples, params: Tree, key: Array) -> tuple[Tree, tuple[Tree, Sums]]:
         """The result of `gradient_at` on the batch, computed without most of its padding where that is possible."""
@@ -161,6 +159,18 @@ class LocalSGD:
 
         whole = self.differentiable or has_batch_stats(self.model, examples, params, key)
         return (at if whole else with_partial_batches(at))(examples, params, key)
+
+
+def optimizer_step(
+    optimizer: optax.GradientTransformation, gradient: Tree, state: Tree, params: Tree
+) -> tuple[Tree, Tree]:
+    """The parameters after a step of an optimizer, and its new state.
+
+    state: of `optimizer.init(at_least_float32(params))`: an optimizer computes, and keeps its own sums, in float32 at
+        least. The parameters keep their type.
+    """
+    updates, state = optimizer.update(at_least_float32(gradient), state, at_least_float32(params))
+    return optax.apply_updates(params, updates), state
 
 
 def has_batch_stats(model: Model, examples: Examples, params: Tree, key: Array) -> bool:
@@ -197,8 +207,7 @@ def mean_loss(
 ) -> tuple[Array, tuple[Tree, Sums]]:
     """The weighted mean of a batch's losses (0 for a batch of padding), with the updated params and the metrics."""
     output, updated = model.apply(params, examples.x, key=key)
-    loss = mean(*weighted_sum(masked(task.loss(output, examples.y), examples.mask)))
-    return loss, (updated, measure(task, output, examples))
+    return mean(*total_loss(task, output, examples)), (updated, measure(task, output, examples))
 
 
 def whole_gradient(
@@ -213,7 +222,7 @@ def whole_gradient(
 
     def loss_sum(examples: Examples, params: Tree, key: Array) -> tuple[Array, tuple[Array, Sums]]:
         output, _ = model.apply(params, examples.x, key=key)
-        total, count = weighted_sum(masked(task.loss(output, examples.y), examples.mask))
+        total, count = total_loss(task, output, examples)
         return total, (count, measure(task, output, examples))
 
     def accumulate(sums: Tree, examples: Examples, number: Array) -> Tree:
@@ -221,12 +230,12 @@ def whole_gradient(
         gradient = jax.grad(loss_sum, argnums=1, has_aux=True)
         if not has_batch_stats(model, examples, params, model_key):
             gradient = with_partial_batches(gradient)
-        return add(sums, gradient(examples, params, model_key))
+        return add(sums, at_least_float32(gradient(examples, params, model_key)))
 
-    dtype = jnp.result_type(*jax.tree.leaves(params))
-    zero = (jax.tree.map(jnp.zeros_like, params), (jnp.zeros((), dtype), no_sums(task, dtype)))
+    nothing = jax.tree.map(jnp.zeros_like, at_least_float32(params))
+    zero = nothing, (jnp.zeros((), sum_type()), no_sums(task))
     total, (count, metrics) = fold_batches(client, batch_size, accumulate, zero, order=first_epoch)
-    return jax.tree.map(lambda leaf: mean(leaf, count), total), metrics
+    return jax.tree.map(lambda leaf: mean(leaf, count.astype(leaf.dtype)), total), metrics
 
 
 def whole_loss(task: Task, model: Model, params: Tree, client: Client, *, batch_size: int) -> Array:
@@ -234,7 +243,7 @@ def whole_loss(task: Task, model: Model, params: Tree, client: Client, *, batch_
 
     def accumulate(sums: tuple[Array, Array], examples: Examples, _: Array) -> tuple[Array, Array]:
         output, _ = model.apply(params, examples.x)
-        return add(sums, weighted_sum(masked(task.loss(output, examples.y), examples.mask)))
+        return add(sums, total_loss(task, output, examples))
 
-    zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
+    zero = jnp.zeros((), sum_type())
     return mean(*fold_batches(client, batch_size, accumulate, (zero, zero)))

@@ -26,7 +26,7 @@ from headstart.learning.optimizers import Optimizer
 from headstart.learning.parallel import Parallel, assign_clients, map_reduce_clients
 from headstart.learning.partial_batches import with_partial_batches
 from headstart.learning.rounds import client_key
-from headstart.learning.tasks import Items, Metric, Sums, Task, add, masked, measure
+from headstart.learning.tasks import Items, Metric, Sums, Task, add, measure, metric_items, sum_type
 from headstart.models.zoo import Model
 
 EVALUATION_BATCH = 32
@@ -246,8 +246,8 @@ def evaluate(task: Task, model: Model, params: Tree, client: Client) -> tuple[Su
     @with_partial_batches
     def measured(examples: Examples, params: Tree) -> tuple[Sums, Items]:
         output, _ = model.apply(params, examples.x)
-        items = masked(task.metrics[0].items(output, examples.y), examples.mask)
-        return measure(task, output, examples), jax.tree.map(whole_batch, items)
+        items = metric_items(task.metrics[0], output, examples)
+        return measure(task, output, examples), tuple(whole_batch(leaf.astype(sum_type())) for leaf in items)
 
     def accumulate(carry: tuple[Sums, Items], examples: Examples, number: Array) -> tuple[Sums, Items]:
         (sums, items), (more, new) = carry, measured(examples, params)

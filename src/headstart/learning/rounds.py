@@ -1,7 +1,7 @@
 """Rounds: aggregate the replies of a cohort, and let the server's optimizer step.
 
 A round aggregates with a monoid, (Σ w·Δ, Σ w, Σ metrics), so its result is the same, to rounding, in any order of the
-clients and on any number of lanes.
+clients and on any number of lanes. It sums in float32 at least, whatever the type of the parameters.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import jax.numpy as jnp
 import optax
 
 from headstart.data.federation import Array, Client, Examples, Tree
-from headstart.learning.local_sgd import fold_batches, gradient_at
+from headstart.learning.local_sgd import fold_batches, gradient_at, optimizer_step
 from headstart.learning.method import ClientUpdate, Reply, Weighting, method_of
 from headstart.learning.parallel import Parallel, map_reduce_clients
-from headstart.learning.tasks import Sums, Task, add, mean, no_sums
+from headstart.learning.tasks import Sums, Task, add, at_least_float32, mean, no_sums, sum_type
 from headstart.models.zoo import Model
 
 
 class State(NamedTuple):
-    """What the server holds between rounds: the parameters it broadcasts and its optimizer's state."""
+    """What the server holds between rounds: the parameters it broadcasts and its optimizer's state.
+
+    The state is that of the parameters in float32 at least, as of `local_sgd.optimizer_step`.
+    """
 
     params: Tree
     optimizer: Tree
@@ -66,7 +69,7 @@ class Algorithm(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """The monoid that a round aggregates with."""
+    """The monoid that a round aggregates with: Σ w·Δ in float32 at least, Σ w, Σ metrics, and numbers of clients."""
 
     delta: Tree
     weight: Array
@@ -100,7 +103,7 @@ def federated(
 
     def init(params: Tree) -> State:
         shared = method.init_server(params)
-        return State(shared, server.init(shared))
+        return State(shared, server.init(at_least_float32(shared)))
 
     def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
         return server_step(server, state, *aggregate(state.params, cohort, key))
@@ -203,17 +206,16 @@ def client_key(key: Array, client: Client) -> Array:
 def no_totals(params: Tree, task: Task) -> Totals:
     """The zero of the monoid."""
     zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-    dtype = jnp.result_type(*jax.tree.leaves(params))
-    return Totals(jax.tree.map(jnp.zeros_like, params), zero, no_sums(task, dtype), none, none)
+    return Totals(jax.tree.map(jnp.zeros_like, at_least_float32(params)), zero, no_sums(task), none, none)
 
 
 def to_totals(reply: Reply) -> Totals:
     """One reply as totals. A reply that is not finite counts for nothing but one dropped client."""
     finite = all_finite(reply.delta)
-    weight = jnp.where(finite, reply.weight, 0)
-    counts = weight > 0
-    delta = jax.tree.map(lambda leaf: jnp.where(counts, weight.astype(leaf.dtype) * leaf, 0), reply.delta)
-    metrics = jax.tree.map(lambda leaf: jnp.where(counts, leaf, 0), reply.metrics)
+    weight = jnp.where(finite, reply.weight, 0).astype(jnp.float32)
+    counts, own = weight > 0, at_least_float32(reply.delta)
+    delta = jax.tree.map(lambda leaf: jnp.where(counts, weight.astype(leaf.dtype) * leaf, 0), own)
+    metrics = jax.tree.map(lambda leaf: jnp.where(counts, leaf, 0).astype(sum_type()), reply.metrics)
     dropped = ~finite & (reply.weight > 0)
     return Totals(delta, weight, metrics, counts.astype(jnp.int32), dropped.astype(jnp.int32))
 
@@ -228,8 +230,7 @@ def server_step(
 ) -> tuple[State, Info]:
     """The server's half of a round: its optimizer takes the weighted mean of Δ for a gradient."""
     delta = jax.tree.map(lambda leaf: mean(leaf, totals.weight.astype(leaf.dtype)), totals.delta)
-    updates, optimizer = server.update(delta, state.optimizer, state.params)
-    stepped = State(optax.apply_updates(state.params, updates), optimizer)
+    stepped = State(*optimizer_step(server, delta, state.optimizer, state.params))
     # A round without replies that count changes nothing: momentum must not carry the model on.
     state = jax.tree.map(lambda new, old: jnp.where(totals.weight > 0, new, old), stepped, state)
     return state, Info(totals.metrics, totals.clients, totals.dropped, all_finite(state.params), client_state)
@@ -248,12 +249,11 @@ def centralized(
         def descend(carry: tuple[State, Sums], examples: Examples, number: Array) -> tuple[State, Sums]:
             (state, metrics), model_key = carry, jax.random.fold_in(key, number)
             gradient, (params, measured) = gradient_at(task, model, state.params, examples, model_key)
-            updates, optimizer_state = optimizer.update(gradient, state.optimizer, params)
-            return State(optax.apply_updates(params, updates), optimizer_state), add(metrics, measured)
+            stepped = State(*optimizer_step(optimizer, gradient, state.optimizer, params))
+            return stepped, add(metrics, measured)
 
-        dtype = jnp.result_type(*jax.tree.leaves(state.params))
-        state, metrics = fold_batches(cohort.clients.at(0), batch_size, descend, (state, no_sums(task, dtype)))
+        state, metrics = fold_batches(cohort.clients.at(0), batch_size, descend, (state, no_sums(task)))
         one, none = jnp.ones((), jnp.int32), jnp.zeros((), jnp.int32)
         return state, Info(metrics, one, none, all_finite(state.params))
 
-    return Algorithm(lambda params: State(params, optimizer.init(params)), step)
+    return Algorithm(lambda params: State(params, optimizer.init(at_least_float32(params))), step)

@@ -1,7 +1,8 @@
 """Tasks: the loss of a model's output on every item, and metrics with a name, a unit and a direction.
 
 An item is what a mean is taken over: an example, or a token of a sequence. A task weighs its own items; rows of padding
-are masked where the items are summed.
+are masked where the items are summed. Sums have the type `sum_type`, whatever a model computes in: half precision cannot
+count beyond 256 (bfloat16) or 65,504 (float16).
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Classification:
 
     def loss(self, output: Array, y: Array) -> Items:
         """Cross-entropy `[batch]`, every example with weight 1."""
-        values = optax.losses.softmax_cross_entropy_with_integer_labels(output, y)
+        values = optax.losses.softmax_cross_entropy_with_integer_labels(at_least_float32(output), y)
         return values, jnp.ones_like(values)
 
     @property
@@ -76,7 +77,7 @@ class Classification:
         """Accuracy, then loss."""
 
         def correct(output: Array, y: Array) -> Items:
-            values = (output.argmax(axis=-1) == y).astype(output.dtype)
+            values = (output.argmax(axis=-1) == y).astype(sum_type())
             return values, jnp.ones_like(values)
 
         return (_accuracy(correct), Metric("loss", "nats per example", False, self.loss))
@@ -98,7 +99,7 @@ class NextCharacter:
 
     def loss(self, output: Array, y: Array) -> Items:
         """Cross-entropy `[batch, length]`, weight 1 where there is a token."""
-        values = optax.losses.softmax_cross_entropy_with_integer_labels(output, y)
+        values = optax.losses.softmax_cross_entropy_with_integer_labels(at_least_float32(output), y)
         return values, (y != self.padding).astype(values.dtype)
 
     @property
@@ -107,7 +108,7 @@ class NextCharacter:
 
         def correct(output: Array, y: Array) -> Items:
             counted = jnp.all(y[..., None] != jnp.array(self.not_counted, y.dtype), axis=-1)
-            return (output.argmax(axis=-1) == y).astype(output.dtype), counted.astype(output.dtype)
+            return (output.argmax(axis=-1) == y).astype(sum_type()), counted.astype(sum_type())
 
         return (
             _accuracy(correct),
@@ -146,7 +147,7 @@ def _accuracy(correct: Callable[[Array, Array], Items]) -> Metric:
 
 
 def _per_example(error: Callable[[Array], Array], output: Array, y: Array) -> Items:
-    errors = error(output - y.reshape(output.shape))
+    errors = error(at_least_float32(output) - at_least_float32(y.reshape(output.shape)))
     values = errors.reshape(errors.shape[0], -1).mean(axis=1)
     return values, jnp.ones_like(values)
 
@@ -159,7 +160,7 @@ def masked(items: Items, mask: Array) -> Items:
 
 def weighted_sum(items: Items) -> tuple[Array, Array]:
     """The weighted sum of the values, and the sum of the weights; a value of weight 0 does not count, even if NaN."""
-    values, weights = items
+    values, weights = (jnp.asarray(leaf).astype(sum_type()) for leaf in items)
     return jnp.sum(jnp.where(weights > 0, values * weights, 0)), jnp.sum(weights)
 
 
@@ -170,15 +171,38 @@ def mean(total: Array, count: Array) -> Array:
 
 def measure(task: Task, output: Tree, examples: Examples) -> Sums:
     """Each metric's `(sum, count)` over a batch; the mean of several batches is the ratio of the sums."""
-    return {
-        metric.name: weighted_sum(masked(metric.items(output, examples.y), examples.mask)) for metric in task.metrics
-    }
+    return {metric.name: weighted_sum(metric_items(metric, output, examples)) for metric in task.metrics}
+
+
+def metric_items(metric: Metric, output: Tree, examples: Examples) -> Items:
+    """A metric's per-item values and weights, of outputs in float32 at least; the weights of padding are 0."""
+    return masked(metric.items(at_least_float32(output), examples.y), examples.mask)
+
+
+def total_loss(task: Task, output: Tree, examples: Examples) -> tuple[Array, Array]:
+    """The weighted sum of a batch's losses, and the sum of the weights."""
+    return weighted_sum(masked(task.loss(at_least_float32(output), examples.y), examples.mask))
 
 
 def no_sums(task: Task, dtype: Any = jnp.float32) -> Sums:
-    """The zero of `add`."""
-    zero = jnp.zeros((), dtype)
+    """The zero of `add`, in `dtype` or the type of sums, whichever is wider."""
+    zero = jnp.zeros((), jnp.promote_types(dtype, sum_type()))
     return {metric.name: (zero, zero) for metric in task.metrics}
+
+
+def sum_type() -> Any:
+    """The type of sums of values, weights and counts: float32, or float64 where JAX computes in 64 bits."""
+    return jnp.result_type(float)
+
+
+def at_least_float32(tree: Tree) -> Tree:
+    """The tree with its arrays of half precision as float32; all others are left as they are."""
+
+    def widened(leaf: Array) -> Array:
+        narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4
+        return leaf.astype(jnp.float32) if narrow else leaf
+
+    return jax.tree.map(widened, tree)
 
 
 def add(a: Tree, b: Tree) -> Tree:

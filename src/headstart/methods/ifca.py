@@ -45,11 +45,11 @@ class IFCA(ClientUpdate):
         fedavg = FedAvg(self.epochs, self.learning_rate, self.batch_size)
         reply = fedavg(task, model, chosen, client, client_state, key)
 
-        def scatter(every: Array, own: Array | float) -> Array:
-            return jnp.zeros_like(every).at[best].set(own)
+        def scatter(own: Array) -> Array:
+            return jnp.zeros((self.models, *own.shape), own.dtype).at[best].set(own)
 
-        models = jax.tree.map(scatter, broadcast["models"], reply.delta)
-        return reply._replace(delta={"models": models, "members": scatter(broadcast["members"], 1.0)})
+        members = scatter(jnp.ones((), broadcast["members"].dtype))
+        return reply._replace(delta={"models": jax.tree.map(scatter, reply.delta), "members": members})
 
     def extra_gradients(self, examples: float) -> float:
         """A forward pass of every model, to choose one."""
@@ -70,7 +70,7 @@ class IFCA(ClientUpdate):
             return leaf + noise.at[0].set(0) * self.spread * jnp.sqrt(jnp.mean(leaf**2))
 
         models = [replicate(number, *pair) for number, pair in enumerate(named(params))]
-        members = jnp.zeros(self.models, jnp.result_type(*leaves))
+        members = jnp.zeros(self.models, jnp.promote_types(jnp.float32, jnp.result_type(*leaves)))
         return {"models": jax.tree.unflatten(jax.tree.structure(params), models), "members": members}
 
     def server_optimizer(

@@ -25,5 +25,4 @@ class LocalOnly(ClientUpdate):
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
-        dtype = jnp.result_type(*jax.tree.leaves(broadcast))
-        return make_reply(client, jax.tree.map(jnp.zeros_like, broadcast), no_sums(task, dtype))
+        return make_reply(client, jax.tree.map(jnp.zeros_like, broadcast), no_sums(task))

@@ -26,7 +26,7 @@ from headstart.fields import MOST_EPOCHS, MOST_STEPS, at_least
 from headstart.learning.local_sgd import LocalSGD, batches_per_epoch, mean_loss, shuffled, step_keys, whole_gradient
 from headstart.learning.local_sgd import batch as gather_batch
 from headstart.learning.method import ClientUpdate, Reply
-from headstart.learning.tasks import Sums, Task, add
+from headstart.learning.tasks import Sums, Task, add, at_least_float32
 from headstart.models.zoo import Model
 
 # The arithmetic of a forward pass, as a share of that of a gradient.
@@ -44,7 +44,7 @@ class Segment(NamedTuple):
 
 
 def weighted_path(local_sgd: LocalSGD, params: Tree, key: Array, *segments: Segment) -> tuple[Tree, Sums]:
-    """Δ = β Σ_j w_j g_j over the segments' steps, and the sums of their metrics.
+    """Δ = β Σ_j w_j g_j over the segments' steps, in float32 at least, and the sums of their metrics.
 
     Steps of equal weight telescope, so a segment costs one difference of iterates however long it is.
     """
@@ -53,7 +53,7 @@ def weighted_path(local_sgd: LocalSGD, params: Tree, key: Array, *segments: Segm
         start = local_state.params
         local_state = local_sgd.run(local_state, segment.client, key, steps=segment.steps)
         if segment.weight:
-            stretch = jax.tree.map(lambda a, b, w=segment.weight: w * (a - b), start, local_state.params)
+            stretch = jax.tree.map(lambda d, w=segment.weight: w * d, difference(start, local_state.params))
             delta = stretch if delta is None else add(delta, stretch)
     return delta, local_state.metrics
 
@@ -172,7 +172,7 @@ class MAML(ClientUpdate):
             return loss, add(local_state.metrics, metrics)
 
         gradient, metrics = jax.grad(query_loss, has_aux=True)(broadcast)
-        delta = jax.tree.map(lambda g: self.learning_rate * g, gradient)
+        delta = jax.tree.map(lambda g: self.learning_rate * g, at_least_float32(gradient))
         return make_reply(client, delta, metrics, counts=query.size > 0)
 
     def extra_gradients(self, examples: float) -> float:
@@ -215,10 +215,10 @@ def make_reply(
 
 
 def difference(start: Tree, end: Tree) -> Tree:
-    """Δ of local training: the parameters it started from, less those it ended with."""
-    return jax.tree.map(jnp.subtract, start, end)
+    """Δ of local training: the parameters it started from, less those it ended with; in float32 at least."""
+    return jax.tree.map(jnp.subtract, at_least_float32(start), at_least_float32(end))
 
 
 def without(part: Tree, start: Tree, end: Tree) -> Tree:
     """Δ of local training, with zeros in a part (a tree of booleans) that stays with the client."""
-    return jax.tree.map(lambda own, a, b: jnp.zeros_like(a) if own else a - b, part, start, end)
+    return jax.tree.map(lambda own, d: jnp.zeros_like(d) if own else d, part, difference(start, end))

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 from headstart.data.federation import Tree, named
 from headstart.errors import UserError
 from headstart.learning.method import GradientTransform
+from headstart.learning.tasks import at_least_float32
 
 _DENSE = re.compile(r"Dense_(\d+)")
 
 
 def proximal(strength: float, anchor: Tree) -> GradientTransform:
     """The transform that adds the gradient of the proximal term `strength / 2 ‖params − anchor‖²`."""
+    anchor = at_least_float32(anchor)
 
     def transform(gradient: Tree, params: Tree) -> Tree:
         return jax.tree.map(lambda g, p, a: g + strength * (p - a), gradient, params, anchor)

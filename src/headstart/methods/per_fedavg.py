@@ -13,7 +13,7 @@ from headstart.data.federation import Array, Client, Tree
 from headstart.fields import MOST_STEPS, at_least
 from headstart.learning.local_sgd import LocalSGD, LocalState
 from headstart.learning.method import ClientUpdate, Reply
-from headstart.learning.tasks import Task
+from headstart.learning.tasks import Task, at_least_float32
 from headstart.methods.paper import Scaling, SearchSpace, difference, make_reply
 from headstart.models.zoo import Model
 
@@ -45,7 +45,9 @@ class PerFedAvg(ClientUpdate):
             inner = local_sgd.run(local_state, client, key, steps=1)
             outer = local_sgd.run(inner, client, key, steps=1)
             # The last step was α g(w̃; D′); it is taken from w, with β.
-            params = jax.tree.map(lambda w, a, b: w - ratio * (a - b), local_state.params, inner.params, outer.params)
+            moved = difference(inner.params, outer.params)
+            stepped = jax.tree.map(lambda w, d: w - ratio * d, at_least_float32(local_state.params), moved)
+            params = jax.tree.map(lambda new, old: new.astype(old.dtype), stepped, outer.params)
             return outer._replace(params=params)
 
         steps = jnp.where(client.size > 0, self.steps, 0)

@@ -14,7 +14,7 @@ from headstart.fields import MOST_EPOCHS, at_least
 from headstart.learning.local_sgd import LocalSGD, LocalState, step_keys
 from headstart.learning.local_sgd import batch as gather_batch
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply
-from headstart.learning.tasks import Task
+from headstart.learning.tasks import Task, at_least_float32
 from headstart.methods.paper import Scaling, SearchSpace, difference, make_reply
 from headstart.methods.partial import proximal
 from headstart.models.zoo import Model
@@ -56,7 +56,7 @@ class PFedMe(ClientUpdate):
 
         start = self._local_sgd(task, model, broadcast).init(broadcast)
         rounds = jnp.where(client.size > 0, self.rounds, 0)
-        own, local_state = jax.lax.fori_loop(0, rounds, outer_step, (broadcast, start))
+        own, local_state = jax.lax.fori_loop(0, rounds, outer_step, (at_least_float32(broadcast), start))
         return make_reply(client, difference(broadcast, own), local_state.metrics)
 
     def personal_gradient(self, start: Tree) -> GradientTransform:

@@ -14,8 +14,8 @@ from headstart.data.federation import Array, Client, Tree
 from headstart.fields import MOST_STEPS, at_least
 from headstart.learning.local_sgd import LocalSGD
 from headstart.learning.method import ClientUpdate, Reply, Weighting
-from headstart.learning.tasks import Task
-from headstart.methods.paper import SearchSpace, make_reply
+from headstart.learning.tasks import Task, at_least_float32
+from headstart.methods.paper import SearchSpace, difference, make_reply
 from headstart.models.zoo import Model
 
 
@@ -46,7 +46,7 @@ class Scaffold(ClientUpdate):
         local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size, transform)
         steps = jnp.where(client.size > 0, self.steps, 0)
         end = local_sgd.run(local_sgd.init(params), client, key, steps=steps)
-        moved = jax.tree.map(jnp.subtract, params, end.params)
+        moved = difference(params, end.params)
         scale = 1 / (self.steps * self.learning_rate)
         new_state = jax.tree.map(lambda own, server, d: own - server + scale * d, client_state, control, moved)
         delta = {"params": moved, "control": jax.tree.map(jnp.subtract, client_state, new_state)}
@@ -54,7 +54,7 @@ class Scaffold(ClientUpdate):
 
     def init_server(self, params: Tree) -> Tree:
         """The model, and the server's control variate c, zero at first."""
-        return {"params": params, "control": jax.tree.map(jnp.zeros_like, params)}
+        return {"params": params, "control": jax.tree.map(jnp.zeros_like, at_least_float32(params))}
 
     def server_optimizer(
         self, optimizer: optax.GradientTransformation, participation: float
@@ -66,7 +66,7 @@ class Scaffold(ClientUpdate):
 
     def init_client_state(self, params: Tree) -> Tree:
         """The client's control variate c_i, zero at first."""
-        return jax.tree.map(jnp.zeros_like, params)
+        return jax.tree.map(jnp.zeros_like, at_least_float32(params))
 
     def personal_init(self, task: Task, model: Model, broadcast: Tree, client: Client, key: Array) -> Tree:
         """The model; a held-out client fine-tunes it without control variates."""
