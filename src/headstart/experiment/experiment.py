@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from headstart.fields import MOST_SEED, at_least, check_fields
 from headstart.learning.method import PLAIN, ClientUpdate, Method, Weighting
@@ -62,6 +62,7 @@ class Stage:
     """Rounds of one client update under one server optimizer.
 
     clients_per_round: None takes 10, or all training clients where there are fewer.
+    weighting: of the replies, by number of examples or uniform; by default as the method's paper weights them.
     stop_at: end the stage early, at the first evaluation at which the initial model's first metric is as good on
         validation clients.
     """
@@ -71,10 +72,13 @@ class Stage:
     server: Optimizer
     rounds: int = at_least(1)
     clients_per_round: int | None = at_least(1, None)
-    weighting: Weighting = "examples"
+    # Never None once made: a saved stage says how it weights.
+    weighting: Weighting = cast(Weighting, None)
     stop_at: float | None = None
 
     def __post_init__(self) -> None:
+        if self.weighting is None:
+            object.__setattr__(self, "weighting", getattr(self.update, "weighting", PLAIN.weighting))
         check_fields(self)
 
     @property

@@ -35,7 +35,8 @@ def load(
     """The experiment of this name, or in this file (.json, or .py that defines `EXPERIMENT`).
 
     data, data_options: what to use instead of its own data, or further options of them; then the settings apply. A
-        method that one names, as in `stages.0.update=module:Class`, is made with its defaults, which others may change.
+        method that one names, as in `stages.0.update=module:Class`, is made with its defaults, which others may change,
+        and brings the weighting of its paper.
 
     Raises:
         UserError: if there is none, or a setting does not fit it.
@@ -52,10 +53,8 @@ def load(
     experiment = with_data(experiment, data, data_options or {})
     named = {module for setting in settings if (module := _module_named(setting))}
     allowed_modules = {*allowed_modules, *named}
-    return read(
-        override(to_json(experiment), [_made(setting, allowed_modules) for setting in settings]),
-        allowed_modules=allowed_modules,
-    )
+    made = [one for setting in settings for one in _made(setting, settings, allowed_modules)]
+    return read(override(to_json(experiment), made), allowed_modules=allowed_modules)
 
 
 def _module_named(setting: str) -> str:
@@ -64,20 +63,23 @@ def _module_named(setting: str) -> str:
     return text.partition(":")[0] if path.strip().endswith(".update") and re.fullmatch(r"[\w.]+:\w+", text) else ""
 
 
-def _made(setting: str, allowed_modules: Collection[str]) -> str:
-    """The setting with a document in place of the name of an update."""
+def _made(setting: str, settings: Sequence[str], allowed_modules: Collection[str]) -> list[str]:
+    """The setting with a document in place of the name of an update, and the update's weighting if none is set."""
     path, _, text = setting.partition("=")
     if not (path.strip().endswith(".update") and re.fullmatch(r"[\w.]+[:.]\w+", text)):
-        return setting
+        return [setting]
     kind = attribute(text, allowed_modules, path.strip())
     if not (isinstance(kind, type) and issubclass(kind, ClientUpdate)):
         raise UserError(f"{text} is no method; give a class that derives from headstart.ClientUpdate")
     try:
-        return f"{path}={json.dumps(to_json(kind()))}"
+        made = f"{path}={json.dumps(to_json(kind()))}"
     except UserError:
         raise
     except Exception as error:  # whatever a class of the user's own raises
         raise UserError(f"cannot make {text} with its defaults ({error}); give every setting of it one") from error
+    weighting = f"{path.strip().removesuffix('.update')}.weighting"
+    given = any(other.partition("=")[0].strip() == weighting for other in settings)
+    return [made] if given else [made, f"{weighting}={kind.weighting}"]
 
 
 def with_data(experiment: Experiment, source: str | None, options: Mapping[str, Any]) -> Experiment:

@@ -20,7 +20,6 @@ EXPERIMENT = replace(
             Reptile(steps=10, learning_rate=0.02, batch_size=20),
             Optimizer("adam", 1e-3),
             rounds=30,
-            weighting="uniform",
         ),
     ),
 )

@@ -47,7 +47,7 @@ class Method:
     """The optional parts of a method; by default one shared model and no client state.
 
     title: its name in tables; by default that of the class.
-    weighting: how the server weights replies where a comparison makes the stage: as the method's paper does.
+    weighting: how the server weights replies, as the method's paper does, where a stage does not say.
     search_space: values of its own settings that a comparison tries, by field, beside those that all methods have.
     scaled_by_learning_rate: which of these are in units of a power of the client's learning rate β, by field: 1 for a
         rate in units of β, -1 for the strength λ of a proximal term, which moves a step by β λ.

@@ -10,7 +10,7 @@ import optax
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import MOST_STEPS, at_least
 from headstart.learning.local_sgd import LocalSGD
-from headstart.learning.method import ClientUpdate, GradientTransform, Reply
+from headstart.learning.method import ClientUpdate, GradientTransform, Reply, Weighting
 from headstart.learning.tasks import Task
 from headstart.methods.paper import FORWARD, SearchSpace, difference, make_reply, mean_batch
 from headstart.methods.partial import head_of, masked_to
@@ -29,6 +29,7 @@ class ANIL(ClientUpdate):
     batch_size: int = at_least(1, 20)
     head: tuple[str, ...] | None = None
 
+    weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"steps": (1, 5)}
 
     def __call__(

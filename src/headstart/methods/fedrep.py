@@ -10,7 +10,7 @@ import optax
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import MOST_EPOCHS, at_least
 from headstart.learning.local_sgd import LocalSGD, batches_per_epoch
-from headstart.learning.method import ClientUpdate, GradientTransform, Reply
+from headstart.learning.method import ClientUpdate, GradientTransform, Reply, Weighting
 from headstart.learning.tasks import Task
 from headstart.methods.paper import FORWARD, SearchSpace, make_reply, without
 from headstart.methods.partial import complement, head_of, masked_to, replace_leaves, select_leaves
@@ -30,6 +30,7 @@ class FedRep(ClientUpdate):
     batch_size: int = at_least(1, 20)
     head: tuple[str, ...] | None = None
 
+    weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"head_epochs": (1, 5), "body_epochs": (1, 5)}
 
     def __call__(

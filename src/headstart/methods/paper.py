@@ -25,7 +25,7 @@ from headstart.data.federation import Array, Client, Tree
 from headstart.fields import MOST_EPOCHS, MOST_STEPS, at_least
 from headstart.learning.local_sgd import LocalSGD, batches_per_epoch, mean_loss, shuffled, step_keys, whole_gradient
 from headstart.learning.local_sgd import batch as gather_batch
-from headstart.learning.method import ClientUpdate, Reply
+from headstart.learning.method import ClientUpdate, Reply, Weighting
 from headstart.learning.tasks import Sums, Task, add, at_least_float32
 from headstart.models.zoo import Model
 
@@ -106,6 +106,7 @@ class Reptile(ClientUpdate):
     learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
 
+    weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"steps": (2, 10)}
 
     def __call__(
@@ -131,6 +132,7 @@ class FOMAML(ClientUpdate):
     batch_size: int = at_least(1, 20)
     query_share: float = at_least(0, 0.0, most=1)
 
+    weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"steps": (1, 5)}
 
     def __call__(
@@ -155,6 +157,7 @@ class MAML(ClientUpdate):
     batch_size: int = at_least(1, 20)
     query_share: float = at_least(0, 0.0, most=1)
 
+    weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"steps": (1, 3)}
 
     def __call__(

@@ -12,7 +12,7 @@ import optax
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import MOST_STEPS, at_least
 from headstart.learning.local_sgd import LocalSGD, LocalState
-from headstart.learning.method import ClientUpdate, Reply
+from headstart.learning.method import ClientUpdate, Reply, Weighting
 from headstart.learning.tasks import Task, at_least_float32
 from headstart.methods.paper import Scaling, SearchSpace, difference, make_reply
 from headstart.models.zoo import Model
@@ -31,6 +31,7 @@ class PerFedAvg(ClientUpdate):
     batch_size: int = at_least(1, 20)
 
     title: ClassVar[str] = "Per-FedAvg"
+    weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"steps": (1, 5), "meta_rate": (0.3, 1.0, 3.0)}
     scaled_by_learning_rate: ClassVar[Scaling] = {"meta_rate": 1}
 

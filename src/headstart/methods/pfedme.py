@@ -13,7 +13,7 @@ from headstart.data.federation import Array, Client, Tree
 from headstart.fields import MOST_EPOCHS, at_least
 from headstart.learning.local_sgd import LocalSGD, LocalState, step_keys
 from headstart.learning.local_sgd import batch as gather_batch
-from headstart.learning.method import ClientUpdate, GradientTransform, Reply
+from headstart.learning.method import ClientUpdate, GradientTransform, Reply, Weighting
 from headstart.learning.tasks import Task, at_least_float32
 from headstart.methods.paper import Scaling, SearchSpace, difference, make_reply
 from headstart.methods.partial import proximal
@@ -36,6 +36,7 @@ class PFedMe(ClientUpdate):
     batch_size: int = at_least(1, 20)
 
     title: ClassVar[str] = "pFedMe"
+    weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"rounds": (1, 5), "strength": (0.03, 0.3), "outer_rate": (1.0, 3.0)}
     scaled_by_learning_rate: ClassVar[Scaling] = {"strength": -1, "outer_rate": 1}
 
