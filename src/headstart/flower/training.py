@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -19,8 +20,9 @@ from headstart.flower.service import Membership, Service, refresh
 from headstart.learning.rounds import Info, Totals, no_totals, server_step
 from headstart.learning.tasks import add
 from headstart.runs.log import round_record
+from headstart.training.divergence import DivergedError, RoundWatch, diverged_in
 from headstart.training.sampling import sample
-from headstart.training.seed_run import DivergedError, Position
+from headstart.training.seed_run import Position
 
 
 class CohortTotals(NamedTuple):
@@ -56,7 +58,8 @@ def train_round(service: Service, membership: Membership, position: Position) ->
             if outcome.totals.clients >= service.config.replies:
                 break
             if outcome.refused == len(cohort):
-                raise DivergedError(_diverged(stage, number))
+                where = f"stage {stage.name!r}, round {number}"
+                raise DivergedError(diverged_in(where, "no reply is finite"))
         if time.monotonic() - began > service.config.patience:
             raise UserError(
                 f"round {number} had no {service.config.replies} usable replies in {service.config.patience:g} s, with"
@@ -65,9 +68,10 @@ def train_round(service: Service, membership: Membership, position: Position) ->
         time.sleep(POLL_SECONDS if len(cohort) < service.config.replies else RETRY_SECONDS)
     step = jax.jit(partial(server_step, stage.server.build()))
     state, info = step(position.state, outcome.totals)
-    if not info.finite:
-        raise DivergedError(_diverged(stage, number))
-    _record(service, stage, number, outcome, jax.device_get(info), time.monotonic() - began)
+    info = jax.device_get(info)
+    watch = RoundWatch(service.prepared.task, partial(_metrics_at_start, service))
+    watch.check(f"stage {stage.name!r}, round {number}", number, info)
+    _record(service, stage, number, outcome, info, time.monotonic() - began)
     return membership, Position(position.stage, number, state)
 
 
@@ -128,8 +132,9 @@ def _record(service: Service, stage: Stage, number: int, outcome: CohortTotals, 
     service.log({**record, **lost, "sent_bytes": outcome.sent, "received_bytes": outcome.received})
 
 
-def _diverged(stage: Stage, number: int) -> str:
-    return (
-        f"training diverged in stage {stage.name!r}, round {number}: no reply, or no longer the parameters, are finite;"
-        " lower the learning rates of the stage (client or server)"
-    )
+def _metrics_at_start(service: Service, number: int) -> Mapping[str, float]:
+    """What a round's metrics are judged beside: what the log begins with, an evaluation or else the first round."""
+    records = [record for record in service.log.records() if record["event"] in ("evaluation", "round")]
+    values = (records[0].get("validation") or records[0]["training"]) if records else {}
+    firsts = {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
+    return {m.name: np.nan if firsts.get(m.name) is None else firsts[m.name] for m in service.prepared.task.metrics}

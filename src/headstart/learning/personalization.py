@@ -20,6 +20,7 @@ from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Array, Client, Examples, Federation, Tree
 from headstart.devices import replicated, spans_processes
 from headstart.fields import MOST_EPOCHS, at_least, check_fields
+from headstart.learning.divergence import beyond_use, judged_metrics
 from headstart.learning.local_sgd import LocalSGD, LocalState, batch_in_order, batches_per_epoch, fold_batches
 from headstart.learning.method import PLAIN, Method
 from headstart.learning.optimizers import Optimizer
@@ -276,6 +277,12 @@ def whole_batch(leaf: Array) -> Array:
     return jnp.concatenate([leaf, jnp.zeros((EVALUATION_BATCH - leaf.shape[0], *leaf.shape[1:]), leaf.dtype)])
 
 
+def diverged(curves: Curves, task: Task) -> np.ndarray:
+    """Bool `[clients, epochs + 1]`: whose personalization has diverged by then, judged beside its own initial model."""
+    judged = [(metric, curves.means(metric)) for metric in judged_metrics(task) if metric.name in curves.metrics]
+    return np.any([beyond_use(metric, values, values[:, :1]) for metric, values in judged], axis=0)
+
+
 def choose_epochs(curves: Curves, task: Task) -> int:
     """The number of epochs (from 0 on) at which the clients' uniform mean of the first metric is best.
 
@@ -287,11 +294,17 @@ def choose_epochs(curves: Curves, task: Task) -> int:
 def choose_recipe(curves: Sequence[Curves], task: Task) -> tuple[int, int]:
     """The index of the best of several learning rates, each given by its curves of the same clients, and its epochs.
 
-    The best is that of `choose_epochs`; among equals the first.
+    The best is that of `choose_epochs`; among equals the first. One at which a client has diverged is only chosen if
+    there is no other. Where no client has a test item nothing can be chosen: the first learning rate and the most
+    epochs are taken.
     """
     metric = task.metrics[0]
     means = metric.sign * np.stack([mean_over_clients(each, metric) for each in curves])
-    best = np.argmax(np.where(np.isfinite(means), means, -np.inf))
+    if not (curves[0].metrics[metric.name][1] > 0).any():
+        return 0, means.shape[1] - 1
+    finite = np.isfinite(means)
+    sound = finite & ~np.stack([diverged(each, task).any(axis=0) for each in curves])
+    best = np.argmax(np.where(sound if sound.any() else finite, means, -np.inf))
     recipe, epochs = np.unravel_index(best, means.shape)
     return int(recipe), int(epochs)
 

@@ -1,8 +1,8 @@
 """Tasks: the loss of a model's output on every item, and metrics with a name, a unit and a direction.
 
 An item is what a mean is taken over: an example, or a token of a sequence. A task weighs its own items; rows of padding
-are masked where the items are summed. Sums have the type `sum_type`, whatever a model computes in: half precision cannot
-count beyond 256 (bfloat16) or 65,504 (float16).
+are masked where the items are summed. Sums have the type `sum_type`, whatever a model computes in: in half precision no
+sum of ones goes beyond 256 (bfloat16) or 65,504 (float16).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from headstart.learning.personalization import Curves
+from headstart.learning.personalization import Curves, diverged
 from headstart.learning.tasks import Metric, Task
 
 PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
@@ -16,7 +16,8 @@ PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
 def summarize(curves: Curves, task: Task, *, epochs: int, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
     """Summary of a group of clients after `epochs` epochs of personalization, as a JSON document.
 
-    Clients without test items are counted as `untested` and left out of everything else.
+    Clients without test items are counted as `untested` and left out of everything else. `diverged`, where there are
+    any, counts those whose personalization diverged: they are in everything else.
     """
     _, counts = curves.metrics[task.metrics[0].name]
     tested = counts > 0
@@ -31,7 +32,8 @@ def summarize(curves: Curves, task: Task, *, epochs: int, seed: int = 0, resampl
         }
         report[metric.name]["curve"] = [float(v) for v in values.mean(axis=0)] if len(values) else []
     report["hurt"] = harmed(curves, task.metrics[0], epochs=epochs)
-    return report
+    lost = int(diverged(curves, task)[:, epochs].sum())
+    return {**report, "diverged": lost} if lost else report
 
 
 @np.errstate(over="ignore", invalid="ignore")  # clients whose training diverged

@@ -24,8 +24,8 @@ from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.files import write_bytes
 from headstart.training.compilation_cache import ProgramCache
+from headstart.training.divergence import DivergedError
 from headstart.training.run import run_into
-from headstart.training.seed_run import DivergedError
 
 # A worker that has been asked to save and end is killed after this time.
 WORKER_EXIT_SECONDS = 60.0

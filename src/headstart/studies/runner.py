@@ -30,7 +30,7 @@ from headstart.runs.log import read_records
 from headstart.runs.reading import open_run
 from headstart.studies.evidence import Choice, Result
 from headstart.studies.pool import Job, run_jobs
-from headstart.training.seed_run import DivergedError
+from headstart.training.divergence import DivergedError
 
 # The first seed of tuning runs; no reported run has one of these.
 TUNING_SEED = 1000

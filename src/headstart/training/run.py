@@ -47,11 +47,12 @@ from headstart.training.seed_run import (
     Position,
     RunContext,
     SeedRun,
+    check_initial_model,
     evaluate,
-    initial_params,
     personalization_curves,
     report_interrupted,
     selection_clients,
+    start_params,
 )
 
 MOST_SEEDS = 10_000
@@ -322,11 +323,7 @@ def _start(seed_run: SeedRun) -> Position:
     saved = _saved(seed_run, params)
     if saved is None:
         seed_run.log.cut(None)
-        experiment = seed_run.context.prepared.experiment
-        if experiment.start is not None:
-            own = initial_params(experiment, seed_run.seed, params) if cluster.is_first() else None
-            params = cluster.shared(own, params)
-        position = _begin(seed_run, 0, 0, params)
+        position = _begin(seed_run, 0, 0, start_params(seed_run))
         evaluate(seed_run, position)
         return position
     state, states = saved.tree if "kept" in saved.about else (saved.tree, None)
@@ -394,6 +391,7 @@ def _finish_stage(seed_run: SeedRun, position: Position) -> None:
         if group == "validation":
             chosen, epochs = choose_recipe(tried, prepared.task)
         curves = tried[chosen if group == "validation" else 0]
+        check_initial_model(seed_run, position, group, clients, curves)
         arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
         report[group] = summarize(curves, prepared.task, epochs=epochs)
     report["personal_rate"] = learning_rates[chosen]

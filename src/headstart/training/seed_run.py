@@ -12,18 +12,19 @@ import numpy as np
 
 from headstart.data.device_data import Gather
 from headstart.data.federation import Tree
-from headstart.errors import UserError
 from headstart.experiment.experiment import Centralized, Experiment, Stage
 from headstart.experiment.setup import Prepared
 from headstart.fields import at_least, check_fields
 from headstart.learning.client_state import ClientStates
 from headstart.learning.parallel import MOST_LANES
 from headstart.learning.personalization import Curves, Personalizer
-from headstart.learning.rounds import Algorithm, Info, Rounds, State, personal_key
+from headstart.learning.rounds import Algorithm, Info, Rounds, State, initial_key, personal_key
 from headstart.learning.tasks import Task
 from headstart.runs import checkpoint
 from headstart.runs.log import Log, OnEvent, evaluation_record, round_record
 from headstart.training import cluster
+from headstart.training.divergence import DivergedError as DivergedError
+from headstart.training.divergence import RoundWatch, check_evaluation
 from headstart.training.interrupt import Interrupt
 
 
@@ -90,28 +91,34 @@ class InterruptedRunError(Exception):
     """Ctrl-C was pressed while clients were personalized; the state was saved before."""
 
 
-class DivergedError(UserError):
-    """Training came to nothing: no reply was finite, or the new parameters are not."""
-
-
 def report_interrupted(seed_run: SeedRun, position: Position) -> None:
     """Report where Ctrl-C stopped the run."""
     text = f"interrupted; saved after round {position.round}"
     seed_run.context.on_event({"event": "note", "seed": seed_run.seed, "text": text})
 
 
-def record_round(seed_run: SeedRun, stage: str, number: int, info: Info, seconds: float) -> None:
+def record_round(seed_run: SeedRun, watch: RoundWatch, stage: str, number: int, info: Info, seconds: float) -> None:
     """Log a round, and stop where training has come to nothing.
 
     Raises:
-        DivergedError: if no reply of the round was finite, or the new parameters are not.
+        DivergedError: if no reply of the round was finite, or what it made is of no use.
     """
-    if not info.finite or (info.dropped and not info.clients):
-        raise DivergedError(
-            f"training diverged in stage {stage!r}, round {number} of seed {seed_run.seed}: the parameters are"
-            " no longer finite; lower the learning rates of the stage (client or server)"
-        )
+    watch.check(_where(seed_run, stage, number), number, info)
     seed_run.log(round_record(seed_run.context.prepared.task, stage, number, info, seconds))
+
+
+def _where(seed_run: SeedRun, stage: str, number: int) -> str:
+    return f"stage {stage!r}, round {number} of seed {seed_run.seed}"
+
+
+def start_params(seed_run: SeedRun) -> Tree:
+    """The parameters of the model that the seed starts from, in all processes of a cluster."""
+    experiment = seed_run.context.prepared.experiment
+    params = seed_run.context.prepared.model.init(initial_key(seed_run.key))
+    if experiment.start is None:
+        return params
+    own = initial_params(experiment, seed_run.seed, params) if cluster.is_first() else None
+    return cluster.shared(own, params)
 
 
 def initial_params(experiment: Experiment, seed: int, params: Tree) -> Tree:
@@ -124,6 +131,9 @@ def evaluate(seed_run: SeedRun, position: Position) -> float | None:
     """Log how the state does on some validation clients, before and after personalization; returns the former.
 
     A stage with a target evaluates the initial model alone, and nobody waits for a personalization.
+
+    Raises:
+        DivergedError: if the initial model is of no use.
     """
     prepared = seed_run.context.prepared
     clients = monitored_clients(prepared)
@@ -131,9 +141,27 @@ def evaluate(seed_run: SeedRun, position: Position) -> float | None:
         return None
     began, stage = time.perf_counter(), prepared.experiment.stages[position.stage]
     curves = personalization_curves(seed_run, position, "validation", clients, personalized=stage.stop_at is None)
+    check_initial_model(seed_run, position, "validation", clients, curves)
     record = evaluation_record(prepared.task, stage.name, position.round, curves, time.perf_counter() - began)
     seed_run.log(record)
     return record["validation"][prepared.task.metrics[0].name][0]
+
+
+def check_initial_model(seed_run: SeedRun, position: Position, group: str, clients: np.ndarray, curves: Curves) -> None:
+    """Stop where the initial model, measured on these clients, is of no use.
+
+    Raises:
+        DivergedError: as `check_evaluation` says.
+    """
+    context, key = seed_run.context, personal_key(seed_run.key)
+
+    def before_training() -> Curves:
+        broadcast = context.algorithms[0].init(start_params(seed_run)).params
+        return context.evaluators[0](broadcast, clients, context.gather, key)
+
+    if position.round:
+        stage = context.prepared.experiment.stages[position.stage].name
+        check_evaluation(context.prepared.task, _where(seed_run, stage, position.round), group, curves, before_training)
 
 
 def target_reached(task: Task, stage: Stage | Centralized, value: float | None) -> bool:

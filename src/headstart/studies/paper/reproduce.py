@@ -22,7 +22,7 @@ from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.table1 import TABLE1
 from headstart.studies.paper.updates import UPDATES
 from headstart.studies.runner import Runs
-from headstart.training.seed_run import DivergedError
+from headstart.training.divergence import DivergedError
 
 STUDIES = (IDENTITY, TABLE1, FINETUNE, DATACENTER, UPDATES, SERVER, CNN)
 
