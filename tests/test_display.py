@@ -48,7 +48,8 @@ def test_a_terminal_sees_both_accuracies_the_loss_the_pace_and_the_time_left():
 def test_a_pipe_gets_a_line_per_round_and_evaluation_and_none_of_the_past():
     text, _ = displayed({**ROUND, "round": 3, "past": True}, ROUND, EVALUATION, terminal=False)
     assert text.splitlines() == [
-        "seed 1 round 4 ([/x] FedAvg): training accuracy 0.5000 loss -, 4.5 clients/s, 1 dropped",
+        "seed 1 round 4 ([/x] FedAvg): training accuracy 0.5000 loss -, 4.5 clients/s,"
+        " 1 of 10 replies were not finite and left out",
         "seed 1 round 4 (FedAvg): validation accuracy initial 0.2500 personalized 0.7500",
     ]
 
@@ -56,8 +57,8 @@ def test_a_pipe_gets_a_line_per_round_and_evaluation_and_none_of_the_past():
 def test_a_round_on_devices_says_whose_replies_are_missing_and_what_crossed_the_network():
     traffic = {"missing": 2, "sent_bytes": 2_553_116, "received_bytes": 2_547_192}
     assert describe(ROUND | traffic) == (
-        "seed 1 round 4 ([/x] FedAvg): training accuracy 0.5000 loss -, 4.5 clients/s, 1 dropped, 2 missing,"
-        " 2.6 MB sent, 2.5 MB received"
+        "seed 1 round 4 ([/x] FedAvg): training accuracy 0.5000 loss -, 4.5 clients/s,"
+        " 1 of 12 replies were not finite, or refused, and left out, 2 of 12 did not come, 2.6 MB sent, 2.5 MB received"
     )
     fault = {"event": "fault", "round": 4, "stage": "FedAvg", "seed": 1, "node": "south", "reason": "no reply"}
     assert describe(fault | {"clients": []}) == "seed 1 round 4 (FedAvg): node south: no reply"

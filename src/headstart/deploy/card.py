@@ -68,7 +68,7 @@ def _recipe(card: Card) -> str:
     recipe, chosen = card["personalization"], card.get("validation")
     optimizer, unit = recipe["optimizer"], "epochs" if recipe["steps"] is None else "steps"
     how = f"{optimizer['name']} at {optimizer['learning_rate']:g}, batches of {recipe['batch_size']}"
-    if chosen is None:
+    if chosen is None or not chosen["clients"]:
         return f"{how}, {recipe[unit]} {unit}; there were no validation clients to choose that number"
     return f"{how}, {chosen['length']} {unit}, chosen on {chosen['clients']} validation clients"
 

@@ -17,6 +17,7 @@ from headstart.data.federation import Examples, Federation, Split, Tree, as_inpu
 from headstart.data.load import load as load_data
 from headstart.errors import UserError
 from headstart.experiment.experiment import COHORT, Centralized, Data, Experiment, ModelSpec, Stage
+from headstart.experiment.measured import has_test_examples, measurement_problems
 from headstart.experiment.serialization import attribute
 from headstart.fields import MOST, refusals, refuse
 from headstart.learning.method import Method
@@ -58,7 +59,14 @@ def prepare(
     data = experiment.data
     groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
     experiment = with_cohorts(experiment, len(groups.train))
-    refuse([*_size_problems(experiment, federation, groups), *_target_problems(experiment, len(groups.validation))])
+    testable = int(has_test_examples(federation, groups.validation).sum())
+    refuse(
+        [
+            *_size_problems(experiment, federation, groups),
+            *measurement_problems(experiment, federation, groups),
+            *_target_problems(experiment, testable),
+        ]
+    )
     assert experiment.model is not None and experiment.task is not None
     if earlier is not None:
         built = earlier.model
@@ -199,7 +207,7 @@ def _target_problems(experiment: Experiment, validation: int) -> Iterator[str]:
         elif not monitored:
             yield (
                 f"stage {stage.name!r} has `stop_at`, but validation clients are never evaluated along training; give"
-                " evaluate_every, evaluation_clients and data.validation above 0"
+                " evaluate_every, evaluation_clients and data.validation above 0, and clients local test examples"
             )
 
 

@@ -19,8 +19,10 @@ from headstart.console import printable
 from headstart.data.federation import Split, split_clients
 from headstart.errors import UserError
 from headstart.experiment.experiment import Centralized, Data, Experiment
+from headstart.experiment.measured import measurement_notes, measurement_problems
 from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import Prepared, build_model, check_fit, check_stages, suited, with_cohorts
+from headstart.fields import refuse
 from headstart.files import write_json
 from headstart.flower import wire
 from headstart.flower.exchange import POLL_SECONDS
@@ -96,6 +98,9 @@ def serve(
     with claimed(Path(out), experiment, blank, allowed_modules=allowed_modules):
         folder = Path(out) / f"seed-{experiment.seed}"
         membership, prepared = _membership(experiment, model, registry, folder)
+        refuse(measurement_problems(experiment, prepared.federation, prepared.groups))
+        for text in measurement_notes(experiment, prepared.federation, prepared.groups):
+            on_event({"event": "note", "text": text})
         log = Log(folder / "metrics.jsonl", on_event, experiment.seed)
         request = request._replace(experiment=_public(experiment))
         service = Service(grid, config, prepared, request, folder, log, on_event)

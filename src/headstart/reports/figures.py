@@ -58,7 +58,8 @@ def caption(name: str, runs: Sequence[Run]) -> str:
 
 def _how_chosen(runs: Sequence[Run]) -> str:
     reports = [report for run in runs for stage_result in run.stage_results for report in stage_result.reports]
-    return " or ".join(sorted({_CHOSEN if report.get("validation") else _NOT_CHOSEN for report in reports}))
+    chosen = [(report.get("validation") or {}).get("clients") for report in reports]
+    return " or ".join(sorted({_CHOSEN if clients else _NOT_CHOSEN for clients in chosen}))
 
 
 def left_out(runs: Sequence[Run]) -> list[str]:

@@ -158,6 +158,12 @@ def round_record(task: Task, stage: str, number: int, info: Info, seconds: float
     }
 
 
+def format_left_out(dropped: int, replies: int, *, devices: bool = False) -> str:
+    """The replies that do not count, in words; of devices, some may have been refused for other reasons."""
+    reason = "not finite, or refused," if devices else "not finite"
+    return f"{dropped} of {replies} {'reply was' if replies == 1 else 'replies were'} {reason} and left out"
+
+
 @np.errstate(over="ignore")  # the perplexity of a run that diverges
 def means(task: Task, sums: Sums) -> dict[str, float | None]:
     """What is reported of summed metrics; None where nothing was counted."""

@@ -21,6 +21,7 @@ import numpy as np
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.loading import document_of
+from headstart.experiment.measured import has_test_examples
 from headstart.experiment.serialization import earlier, to_json
 from headstart.experiment.setup import Prepared, prepare
 from headstart.files import write_json
@@ -86,6 +87,8 @@ class Runs:
             UserError: if one fails for another reason.
         """
         count = seeds or self.seeds
+        for name, experiment in experiments.items():
+            self._check_measured(name, experiment, "test")
         jobs = {name: self._jobs(experiment, range(count)) for name, experiment in experiments.items()}
         self._run(jobs.values())
         results = {}
@@ -122,6 +125,8 @@ class Runs:
         Raises:
             UserError: if every candidate of one of them diverges.
         """
+        for what, experiments in candidates.items():
+            self._check_measured(f"settings of {what}", next(iter(experiments.values())), "validation")
         tuning_seeds = range(TUNING_SEED, TUNING_SEED + seeds)
         jobs = {
             what: {name: self._jobs(replace(each, test=False), tuning_seeds) for name, each in experiments.items()}
@@ -139,6 +144,14 @@ class Runs:
             elif strict:
                 raise UserError(f"every candidate for {what} diverged; try smaller rates")
         return chosen
+
+    def _check_measured(self, what: str, experiment: Experiment, group: Group) -> None:
+        prepared = self.prepared(experiment)
+        if not has_test_examples(prepared.federation, getattr(prepared.groups, group)).any():
+            raise UserError(
+                f"{what} cannot be compared: no {group} client has local test (query) examples; give clients two"
+                " examples each, or more, and some clients to every group (data.train, data.validation)"
+            )
 
     def ended(self, experiment: Experiment, seed: int | str) -> Path:
         """The file of the parameters at the end of a run."""

@@ -18,7 +18,8 @@ from rich.text import Text
 
 from headstart.console import echo, printable
 from headstart.experiment.experiment import Experiment
-from headstart.runs.log import OnEvent, Record
+from headstart.runs.log import OnEvent, Record, format_left_out
+from headstart.statistics.clients import format_diverged
 
 
 class Follower:
@@ -93,7 +94,8 @@ def describe(record: Record) -> str:
             clients = f" (clients {', '.join(record['clients'][:5])})" if record["clients"] else ""
             return f"{_position(record)}: node {record['node']}: {record['reason']}{clients}"
         case "stage":
-            return f"seed {record['seed']} stage {record['stage']} finished after round {record['round']}"
+            ended = f"seed {record['seed']} stage {record['stage']} finished after round {record['round']}"
+            return "; ".join([ended, *_diverged(record)])
         case "note":
             return record["text"]
         case _:
@@ -105,8 +107,19 @@ def _position(record: Record) -> str:
 
 
 def _losses(record: Record) -> list[str]:
-    """The clients of a round that do not count: their reply was refused, or none came."""
-    return [f"{record[name]} {name}" for name in ("dropped", "missing") if record.get(name)]
+    """The clients of a round that do not count: their reply was not finite or else refused, or none came."""
+    dropped, missing = record["dropped"], record.get("missing", 0)
+    everyone = record["clients"] + dropped + missing
+    lost = [format_left_out(dropped, everyone, devices="missing" in record)] if dropped else []
+    return [*lost, *([f"{missing} of {everyone} did not come"] if missing else [])]
+
+
+def _diverged(record: Record) -> list[str]:
+    """The clients whose personalization diverged at the end of a stage, by group."""
+    groups = [(name, record.get(name) or {}) for name in ("validation", "test")]
+    return [
+        format_diverged(group["diverged"], group["clients"], name) for name, group in groups if group.get("diverged")
+    ]
 
 
 def _traffic(record: Record) -> list[str]:

@@ -21,6 +21,7 @@ from headstart.data.federation import Federation, Tree
 from headstart.devices import all_devices
 from headstart.errors import UserError
 from headstart.experiment.experiment import Centralized, Experiment, ModelSpec, Stage
+from headstart.experiment.measured import measurement_notes
 from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import Prepared, prepare
 from headstart.fields import MOST_SEED, refuse
@@ -154,6 +155,8 @@ def run_into(
         else nullcontext()
     )
     with writing, Interrupt() as interrupt:
+        for text in measurement_notes(prepared.experiment, prepared.federation, prepared.groups):
+            on_event({"event": "note", "text": text})
         if cluster.is_first():
             write_samples(out, prepared.federation, prepared.groups.test)
             notes = (f"data: {note}" for note in prepared.federation.metadata.get("notes", ()))
