@@ -11,7 +11,7 @@ from headstart.experiment.serialization import to_json
 from headstart.learning.tasks import Metric
 from headstart.reports.format import format_mean, format_share, format_worse
 from headstart.runs.directory import read_json
-from headstart.runs.results import Estimate
+from headstart.runs.results import Estimate, format_diverged
 
 WHEN = ("initial", "personalized", "difference")
 Card = dict[str, Any]
@@ -86,6 +86,7 @@ def _results(card: Card, metrics: Sequence[Metric]) -> list[str]:
         *(_row(metric, test[metric.name]) for metric in metrics),
         "",
         *_harm(metrics[0], test["hurt"]),
+        *([f"\nBeware: {format_diverged(test['diverged'], test['clients'])}."] if test.get("diverged") else []),
     ]
 
 

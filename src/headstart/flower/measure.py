@@ -17,7 +17,7 @@ from headstart.flower.registry import RETRY_SECONDS, Fault, Node, group_by_node
 from headstart.flower.service import Membership, Service, refresh
 from headstart.learning.personalization import Curves, choose_epochs
 from headstart.runs.directory import curve_arrays, write_stage
-from headstart.runs.log import evaluation_record
+from headstart.runs.log import evaluation_record, left_out
 from headstart.statistics.clients import summarize
 from headstart.training.seed_run import Position, monitored_clients, selection_clients
 
@@ -54,6 +54,8 @@ def finish(service: Service, membership: Membership, position: Position) -> Memb
             epochs = choose_epochs(curves, prepared.task)
         arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
         report[group] = summarize(curves, prepared.task, epochs=epochs)
+    before = sum(earlier.rounds for earlier in prepared.experiment.stages[: position.stage])
+    report |= left_out(service.log.records(), range(before + 1, position.round + 1))
     write_stage(service.folder, position.stage, position.state.params, report, arrays)
     service.on_event({"event": "stage", **report})
     return membership

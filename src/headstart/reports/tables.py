@@ -28,7 +28,9 @@ from headstart.runs.results import (
     StageResult,
     before_and_after,
     estimate,
+    format_diverged,
     seed_means,
+    stage_notes,
 )
 from headstart.runs.run import Run
 from headstart.statistics.clients import rounds_to_target
@@ -77,6 +79,7 @@ class Row(NamedTuple):
     beyond_chance: in how many seeds the share lies above what test noise explains.
     epochs: of personalization, chosen on validation clients, one per seed; unit: what they count.
     target: of the first metric, and the rounds until validation clients reach it.
+    notes: what must be said beside the numbers, a sentence each.
     """
 
     run: str
@@ -100,6 +103,7 @@ class Row(NamedTuple):
     target: float | None
     initial_reached: Reached
     personalized_reached: Reached
+    notes: tuple[str, ...] = ()
 
 
 def rows(runs: Sequence[Run | str | os.PathLike[str]], *, allowed_modules: Collection[str] = ()) -> list[Row]:
@@ -144,6 +148,16 @@ def _row(run: Run, stage_result: StageResult) -> Row:
         target=target,
         initial_reached=_reached(run.history, run.history.initial, target, stage_result.round, run.metric),
         personalized_reached=_reached(run.history, run.history.personalized, target, stage_result.round, run.metric),
+        notes=_notes(run.label, stage_result),
+    )
+
+
+def _notes(label: str, stage_result: StageResult) -> tuple[str, ...]:
+    several = len(stage_result.seeds) > 1
+    return tuple(
+        f"{label}, {stage_result.name}{f', seed {seed}' if several else ''}: {note}"
+        for seed, report in zip(stage_result.seeds, stage_result.reports, strict=True)
+        for note in stage_notes(report)
     )
 
 
@@ -178,6 +192,8 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
     else:
         for row in rows:
             echo(console, _line(row))
+    for note in (note for row in rows for note in row.notes):
+        echo(console, note)
 
 
 def _table(rows: Sequence[Row]) -> Table:
@@ -239,6 +255,8 @@ def print_summary(console: Console, summary: Mapping[str, Any], metrics: Sequenc
                 for each in [group[when]]
             ]
             lines.append(f"{metric.name}: {', '.join(parts)}")
+    if summary.get("diverged"):
+        lines.append(format_diverged(summary["diverged"], summary["clients"]))
     if summary["hurt"]:
         lines.append(_harmed(metrics[0], summary["hurt"]["share"], summary["hurt"]["by_chance"]))
     echo(console, "\n".join(lines))

@@ -158,6 +158,15 @@ def round_record(task: Task, stage: str, number: int, info: Info, seconds: float
     }
 
 
+def left_out(records: Sequence[Record], rounds: range) -> Record:
+    """What the end of a stage records of the replies that did not count in its rounds; empty where all did."""
+    mine = [record for record in records if record["event"] == "round" and record["round"] in rounds]
+    dropped = sum(record["dropped"] for record in mine)
+    replies = sum(record["clients"] + record["dropped"] + record.get("missing", 0) for record in mine)
+    found = {"dropped": dropped, "replies": replies, "devices": any("missing" in record for record in mine)}
+    return {"left_out": found} if dropped else {}
+
+
 def format_left_out(dropped: int, replies: int, *, devices: bool = False) -> str:
     """The replies that do not count, in words; of devices, some may have been refused for other reasons."""
     reason = "not finite, or refused," if devices else "not finite"

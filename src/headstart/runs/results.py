@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from headstart.learning.personalization import Curves
 from headstart.learning.tasks import Metric
+from headstart.runs.log import format_left_out
 from headstart.statistics.clients import bootstrap
 
 
@@ -38,6 +40,24 @@ class StageResult(NamedTuple):
     sizes: np.ndarray
     curves: tuple[Curves, ...]
     reports: tuple[dict[str, Any], ...]
+
+
+def stage_notes(report: Mapping[str, Any]) -> list[str]:
+    """What must be said beside the numbers of a `stage-n.json`: replies that did not count, clients that diverged."""
+    lost = report.get("left_out")
+    notes = [format_left_out(**lost)] if lost else []
+    groups = [(name, report.get(name) or {}) for name in ("validation", "test")]
+    return notes + [
+        format_diverged(found["diverged"], found["clients"], name) for name, found in groups if found.get("diverged")
+    ]
+
+
+def format_diverged(lost: int, clients: int, group: str = "") -> str:
+    """The clients whose personalization diverged, in words. group: which clients they are."""
+    return (
+        f"personalization diverged for {lost} of {clients} {f'{group} ' if group else ''}clients (a metric is not"
+        " finite, or a thousand times worse than before): lower its learning rate"
+    )
 
 
 class History(NamedTuple):

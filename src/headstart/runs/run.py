@@ -170,7 +170,8 @@ class Run:
 
         Every metric has "initial", "personalized" and "difference", each with its uniform "mean" over clients and the
         "interval" of 95 % by a bootstrap over clients. "harmed": the "share" of clients with a worse value, and the
-        share "expected" from test noise, means over seeds.
+        share "expected" from test noise, means over seeds. "diverged", where there are any: how many clients'
+        personalization diverged, seed by seed; they are in all the numbers.
 
         Raises:
             UserError: as of `clients`.
@@ -178,6 +179,7 @@ class Run:
         result = self._result(group, stage)
         values = {metric.name: before_and_after(result, metric) for metric in self.metrics}
         harmed = [report[group]["hurt"] for report in result.reports if report[group]["hurt"]]
+        lost = [report[group].get("diverged", 0) for report in result.reports]
         return {
             "clients": len(values[self.metric.name][0]),
             "seeds": list(result.seeds),
@@ -191,6 +193,7 @@ class Run:
                 for name, (before, after) in values.items()
             },
             "harmed": {"share": _mean(harmed, "share"), "expected": _mean(harmed, "by_chance")},
+            **({"diverged": lost} if any(lost) else {}),
         }
 
     @property

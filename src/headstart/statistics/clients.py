@@ -36,14 +36,6 @@ def summarize(curves: Curves, task: Task, *, epochs: int, seed: int = 0, resampl
     return {**report, "diverged": lost} if lost else report
 
 
-def format_diverged(lost: int, clients: int, group: str = "") -> str:
-    """The clients whose personalization diverged, in words. group: which clients they are."""
-    return (
-        f"the personalization of {lost} of {clients} {f'{group} ' if group else ''}clients diverged (a metric is not"
-        " finite, or a thousand times worse than before); lower its learning rate"
-    )
-
-
 @np.errstate(over="ignore", invalid="ignore")  # clients whose training diverged
 def describe(values: np.ndarray, weights: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
     """Description of per-client values `[clients]`: uniform and weighted mean, 95 % interval, spread, percentiles.

@@ -19,7 +19,7 @@ from rich.text import Text
 from headstart.console import echo, printable
 from headstart.experiment.experiment import Experiment
 from headstart.runs.log import OnEvent, Record, format_left_out
-from headstart.statistics.clients import format_diverged
+from headstart.runs.results import stage_notes
 
 
 class Follower:
@@ -95,7 +95,7 @@ def describe(record: Record) -> str:
             return f"{_position(record)}: node {record['node']}: {record['reason']}{clients}"
         case "stage":
             ended = f"seed {record['seed']} stage {record['stage']} finished after round {record['round']}"
-            return "; ".join([ended, *_diverged(record)])
+            return "; ".join([ended, *stage_notes(record)])
         case "note":
             return record["text"]
         case _:
@@ -112,14 +112,6 @@ def _losses(record: Record) -> list[str]:
     everyone = record["clients"] + dropped + missing
     lost = [format_left_out(dropped, everyone, devices="missing" in record)] if dropped else []
     return [*lost, *([f"{missing} of {everyone} did not come"] if missing else [])]
-
-
-def _diverged(record: Record) -> list[str]:
-    """The clients whose personalization diverged at the end of a stage, by group."""
-    groups = [(name, record.get(name) or {}) for name in ("validation", "test")]
-    return [
-        format_diverged(group["diverged"], group["clients"], name) for name, group in groups if group.get("diverged")
-    ]
 
 
 def _traffic(record: Record) -> list[str]:

@@ -33,7 +33,7 @@ from headstart.learning.personalization import Personalization, Personalizer, ch
 from headstart.learning.rounds import initial_key, run_rounds, seed_key
 from headstart.runs import checkpoint
 from headstart.runs.directory import claimed, curve_arrays, write_samples, write_stage
-from headstart.runs.log import Log, OnEvent, Record
+from headstart.runs.log import Log, OnEvent, Record, left_out
 from headstart.runs.reading import open_run
 from headstart.runs.run import Run
 from headstart.statistics.clients import summarize
@@ -398,6 +398,8 @@ def _finish_stage(seed_run: SeedRun, position: Position) -> None:
         arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
         report[group] = summarize(curves, prepared.task, epochs=epochs)
     report["personal_rate"] = learning_rates[chosen]
+    before = sum(earlier.rounds for earlier in prepared.experiment.stages[: position.stage])
+    report |= left_out(seed_run.log.records(), range(before + 1, position.round + 1))
     seed_run.context.on_event({"event": "stage", **report})
     if not cluster.is_first():
         return
