@@ -50,6 +50,7 @@ from headstart.training.seed_run import (
     SeedRun,
     check_initial_model,
     evaluate,
+    initial_params,
     personalization_curves,
     report_interrupted,
     selection_clients,
