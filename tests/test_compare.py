@@ -16,7 +16,7 @@ from headstart import Data, Experiment, ModelSpec, Optimizer, Stage
 from headstart.experiment.setup import prepare
 from headstart.learning.tasks import Classification, Regression
 from headstart.methods import ANIL, IFCA, FedPer, FedRep, LocalOnly, PFedMe, Scaffold
-from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD
+from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD, Reptile
 from headstart.reports.format import typeset
 from headstart.studies.compare.arithmetic import SAMPLE, Cost, cost, representative, sampled
 from headstart.studies.compare.design import design
@@ -46,6 +46,18 @@ def prepared(tmp_path_factory):
     data = Data(str(federation_file(tmp_path_factory.mktemp("data") / "data.npz")), train=0.6, validation=0.2)
     plan = Experiment("costs", (Stage("plain", FedAvg(), Optimizer(), 1, 3),), data, ModelSpec("mlp", {"widths": (8,)}))
     return prepare(plan)
+
+
+UNIFORM = {"Reptile", "FOMAML", "MAML", "ANIL", "PerFedAvg", "PFedMe", "FedRep", "Scaffold"}
+
+
+def test_every_method_weights_replies_as_its_paper_does():
+    kinds = {kind for each in built_in_methods().values() for kind in (each.kind, each.second_kind) if kind}
+    found = {kind.__name__: Stage("stage", kind(), Optimizer()).weighting for kind in kinds}
+    assert {name for name, weighting in found.items() if weighting == "uniform"} == UNIFORM
+    assert set(found.values()) == {"uniform", "examples"}
+    assert built_in_methods()["personalized_fedavg"].second_kind is Reptile
+    assert Stage("stage", Reptile(), Optimizer(), weighting="examples").weighting == "examples"
 
 
 BODY, HEAD = 4 * (4 * 8 + 8), 4 * (8 * 3 + 3)

@@ -166,6 +166,13 @@ def test_a_value_out_of_range_is_refused_with_its_path(document):
         read(override(document, ["stages.0.update.epochs=0"]))
 
 
+def test_a_method_that_a_setting_names_brings_the_weighting_of_its_paper():
+    named, said = "stages.0.update=headstart.methods.PFedMe", "stages.0.weighting=examples"
+    for settings, expected in (([named], "uniform"), ([named, said], "examples"), ([said, named], "examples")):
+        stage = load("fedavg", settings=settings).stages[0]
+        assert isinstance(stage, Stage) and stage.weighting == expected
+
+
 def test_a_setting_may_name_a_method_and_others_change_it(tmp_path, monkeypatch):
     (tmp_path / "own_method.py").write_text(
         "import dataclasses, headstart as hs\n"

@@ -23,7 +23,7 @@ def measurement_problems(experiment: Experiment, federation: Federation, groups:
 def measurement_notes(experiment: Experiment, federation: Federation, groups: Split) -> list[str]:
     """Sentences on what a run will not choose or measure, for want of local test examples."""
     recipe, notes = experiment.personalization, []
-    choosing = recipe.most or len(recipe.candidate_rates) > 1
+    choosing = recipe.most or recipe.learning_rates[1:]
     if choosing and not has_test_examples(federation, groups.validation).any():
         notes.append(
             f"no validation client has local test examples: personalization is not chosen, but is {recipe.most}"

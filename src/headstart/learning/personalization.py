@@ -248,7 +248,8 @@ def evaluate(task: Task, model: Model, params: Tree, client: Client) -> tuple[Su
     def measured(examples: Examples, params: Tree) -> tuple[Sums, Items]:
         output, _ = model.apply(params, examples.x)
         items = metric_items(task.metrics[0], output, examples)
-        return measure(task, output, examples), tuple(whole_batch(leaf.astype(sum_type())) for leaf in items)
+        items = jax.tree.map(lambda leaf: whole_batch(jnp.asarray(leaf).astype(sum_type())), items)
+        return measure(task, output, examples), items
 
     def accumulate(carry: tuple[Sums, Items], examples: Examples, number: Array) -> tuple[Sums, Items]:
         (sums, items), (more, new) = carry, measured(examples, params)
