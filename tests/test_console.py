@@ -24,8 +24,8 @@ HOSTILE = ["\x1b[31mred", "a\x1b[2Jb", "bell\a", "abc\u202ecba", "one\rtwo", "on
 def test_what_is_printed_controls_no_terminal(text):
     file = io.StringIO()
     echo(Console(file=file, force_terminal=True, color_system=None, width=200), text)
-    shown = file.getvalue().rstrip("\n")
-    assert all(character.isprintable() or character == "\n" for character in shown)
+    printed = file.getvalue().rstrip("\n")
+    assert all(character.isprintable() or character == "\n" for character in printed)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

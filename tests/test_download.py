@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import lzma
 import re
 import resource
 import socket
 import threading
+import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -25,10 +28,22 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 @contextmanager
-def serving(content=CONTENT, *, path="/file", ranges=True, stop_after=None, etag='"1"', length=True):
+def serving(
+    content=CONTENT,
+    *,
+    path="/file",
+    ranges=True,
+    stop_after=None,
+    etag='"1"',
+    length=True,
+    code=200,
+    headers=(),
+    drip=0,
+):
     """A server of one file; yields its address and the list of the ranges that were asked for.
 
-    stop_after: how many bytes each answer holds before the connection is cut.
+    stop_after: how many bytes each answer holds before the connection is cut. code: of an answer to what is there.
+    headers: further ones. drip: seconds between a byte and the next.
     """
     asked = []
 
@@ -45,15 +60,20 @@ def serving(content=CONTENT, *, path="/file", ranges=True, stop_after=None, etag
                 self.send_header("Content-Range", f"bytes */{len(content)}")
                 self.send_header("Content-Length", "0")
                 return self.end_headers()
-            self.send_response(206 if start else 200)
+            self.send_response(206 if start else code)
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             if length:
                 self.send_header("Content-Length", str(len(content) - start))
             if etag:
                 self.send_header("ETag", etag)
+            for name, value in headers:
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content[start:][:stop_after])
+            with suppress(OSError):
+                for block in [content[start:][:stop_after]] if not drip else content[start:].hex():
+                    self.wfile.write(block.encode() if drip else block)
+                    time.sleep(drip)
 
         def log_message(self, *arguments):
             pass
@@ -76,7 +96,7 @@ def names(folder):
 def test_a_file_is_fetched_once_and_its_hash_is_recorded(length, tmp_path):
     with serving(length=length) as (url, asked):
         for _ in range(2):
-            path = download(url, tmp_path / "deep" / "file.bin")
+            path = download(url, tmp_path / "deep" / "file.bin", sha256=None if length else DIGEST)
     assert path.read_bytes() == CONTENT and len(asked) == 1
     assert names(path.parent) == ["file.bin", "file.bin.sha256"]
     assert (tmp_path / "deep" / "file.bin.sha256").read_text() == f"{DIGEST}  file.bin\n"
@@ -91,18 +111,102 @@ def test_a_cut_connection_is_said_and_the_next_try_goes_on(ranges, etag, tmp_pat
     part = tmp_path / "file.bin.part"
     have = part.stat().st_size
     assert 0 < have <= 300_000 and not path.exists() and part.read_bytes() == CONTENT[:have]
+    # Another port is another address, so the record of it is moved there.
+    record = tmp_path / "file.bin.part.etag"
     with serving(ranges=ranges, etag=etag) as (url, asked):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "url": url}))
         download(url, path)
-    assert path.read_bytes() == CONTENT and asked == [f"bytes={have}-"]
+    # Without an ETag nobody knows whether it is still the same file.
+    assert path.read_bytes() == CONTENT and asked == [f"bytes={have}-" if etag else None]
     assert names(tmp_path) == ["file.bin", "file.bin.sha256"]
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_from_its_start(tmp_path):
-    with serving(stop_after=300_000, etag='"old"') as (url, _), pytest.raises(UserError):
-        download(url, tmp_path / "file.bin")
+OLD, NEW = "Mon, 01 Jan 2024 00:00:00 GMT", "Tue, 02 Jan 2024 00:00:00 GMT"
+
+
+def begun(tmp_path, url, **said):
+    """A part of the file, and what its server said of it."""
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
+    (tmp_path / "file.bin.part.etag").write_text(json.dumps({"url": url, "total": str(len(CONTENT)), **said}))
+
+
+@pytest.mark.parametrize("same", [{"etag": '"old"'}, {"modified": OLD}, {"etag": 'W/"1"'}, {}])
+def test_a_file_that_changed_meanwhile_is_fetched_from_its_start(same, tmp_path):
     changed = CONTENT[::-1]
     with serving(changed, etag='"new"') as (url, _):
+        begun(tmp_path, url, **same)
         assert download(url, tmp_path / "file.bin").read_bytes() == changed
+
+
+@pytest.mark.parametrize(
+    ("said", "options"),
+    [
+        ({"etag": '"old"'}, {"etag": '"new"'}),
+        ({"etag": '"old"'}, {"etag": None}),
+        ({"modified": OLD}, {"etag": None, "headers": [("Last-Modified", NEW)]}),
+        ({"modified": OLD, "total": "699999"}, {"etag": None}),
+    ],
+)
+def test_halves_of_two_versions_are_not_joined_though_the_server_sends_the_rest(said, options, tmp_path, monkeypatch):
+    changed = CONTENT[::-1]
+    # A server that does not know what If-Range is.
+    add_header = urllib.request.Request.add_header
+    monkeypatch.setattr(
+        urllib.request.Request, "add_header", lambda self, n, v: None if n == "If-Range" else add_header(self, n, v)
+    )
+    with serving(changed, **options) as (url, _):
+        begun(tmp_path, url, **said)
+        with pytest.raises(UserError, match="sent a part of another file than the one whose beginning is here"):
+            download(url, tmp_path / "file.bin")
+        assert download(url, tmp_path / "file.bin").read_bytes() == changed
+
+
+@pytest.mark.parametrize("record", ["", "[1]", '{"url": 3}', "[" * 100_000, '{"etag": "\\"1\\""}'])
+def test_a_damaged_record_of_a_part_begins_anew(record, tmp_path):
+    with serving() as (url, asked):
+        begun(tmp_path, url)
+        (tmp_path / "file.bin.part.etag").write_text(record)
+        assert download(url, tmp_path / "file.bin").read_bytes() == CONTENT and asked == [None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": False}, "does not say how long the file is, so nobody could see it cut short"),
+        ({"code": 204}, "answered 204 No Content, and no file"),
+        ({"code": 206}, "answered 206 Partial Content, and no file"),
+        ({"headers": [("Content-Encoding", "gzip")]}, "packs the file on its way, which was not asked for"),
+        ({"length": False, "headers": [("Content-Length", str(10**15))]}, "has 1,000,000,000,000,000 bytes, and"),
+        ({"length": False, "headers": [("Content-Length", "many")]}, "does not deliver"),
+        ({"drip": 0.01}, "took too long, [1-9][0-9]* bytes are here; run it again to resume"),
+    ],
+)
+def test_other_answers_are_refused(options, message, tmp_path):
+    with serving(**options) as (url, _), pytest.raises(UserError, match=message):
+        download(url, tmp_path / "file.bin", seconds=0.3)
+    assert not (tmp_path / "file.bin").exists()
+
+
+def test_mirrors_are_tried_in_their_order(tmp_path):
+    with serving(code=204) as (first, asked), serving() as (second, _), serving() as (third, never):
+        assert download([first, second, third], tmp_path / "file.bin").read_bytes() == CONTENT
+        assert (len(asked), len(never)) == (1, 0)
+        with pytest.raises(UserError, match=r"answered 204 .*; and .*answered 404"):
+            download([first, f"{second}/no"], tmp_path / "other.bin")
+
+
+def test_a_mirror_of_another_file_is_passed_over(tmp_path):
+    with serving(CONTENT[::-1]) as (wrong, _), serving() as (right, _):
+        assert download([wrong, right], tmp_path / "file.bin", sha256=DIGEST).read_bytes() == CONTENT
+    with pytest.raises(UserError, match="'12' is no SHA-256; give 64 hexadecimal digits"):
+        download("http://127.0.0.1:9/never", tmp_path / "file.bin", sha256="12")
+
+
+def test_a_beginning_is_completed_from_a_mirror_where_the_digest_is_known(tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
+    with serving() as (url, asked):
+        assert download(url, tmp_path / "file.bin", sha256=DIGEST).read_bytes() == CONTENT
+    assert asked == ["bytes=1000-"]
 
 
 def test_a_part_that_is_whole_already_is_placed(tmp_path):
@@ -113,8 +217,9 @@ def test_a_part_that_is_whole_already_is_placed(tmp_path):
 
 
 def test_a_part_that_is_longer_than_the_file_is_dropped(tmp_path):
-    (tmp_path / "file.bin.part").write_bytes(CONTENT + b"more")
     with serving() as (url, _):
+        begun(tmp_path, url, etag='"1"')
+        (tmp_path / "file.bin.part").write_bytes(CONTENT + b"more")
         with pytest.raises(UserError, match="no longer the file whose beginning is here; run it again"):
             download(url, tmp_path / "file.bin")
         assert download(url, tmp_path / "file.bin").read_bytes() == CONTENT
@@ -186,6 +291,18 @@ def test_published_data_sets_come_from_the_address_in_the_environment(tmp_path, 
             datasets.load("emnist")
         monkeypatch.setenv("HEADSTART_DATA_URL", url + "?name=")
         with pytest.raises(UserError, match="answered 404"):
+            datasets.load("shakespeare")
+        monkeypatch.setenv("HEADSTART_DATA_URL", f"{url}?a=, {url}?b=")
+        with pytest.raises(UserError, match=r"a=/shakespeare.* answered 404 .*; and .*b=/shakespeare.* answered 404"):
+            datasets.load("shakespeare")
+
+
+def test_a_digest_of_a_published_data_set_can_be_stated(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path))
+    with serving(path="/shakespeare.sqlite.lzma") as (url, _):
+        monkeypatch.setenv("HEADSTART_DATA_URL", url.rpartition("/")[0])
+        monkeypatch.setenv("HEADSTART_DATA_SHA256", f"emnist={DIGEST} shakespeare={'0' * 64}")
+        with pytest.raises(UserError, match=f"has SHA-256 {DIGEST}, not {'0' * 64}"):
             datasets.load("shakespeare")
 
 

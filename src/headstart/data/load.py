@@ -70,8 +70,19 @@ def _load(name: str, options: Mapping[str, Any], decided: Mapping[str, Any]) -> 
             sources = find(Path(name))
         return _from_files(sources, options, decided)
     path = cache_root() / "downloads" / _PUBLISHED[name]
-    download(f"{os.environ.get('HEADSTART_DATA_URL', _DATA_URL)}/{_PUBLISHED[name]}", path)
+    download([f"{each}/{path.name}" for each in _mirrors()], path, sha256=_published_digest(name))
     return _from_files(Sources(path, (path,), ()), options, decided, name=name)
+
+
+def _mirrors() -> list[str]:
+    """The addresses of published data sets, in the order in which they are tried."""
+    return re.split(r"[\s,]+", os.environ.get("HEADSTART_DATA_URL", _DATA_URL).strip(" ,"))
+
+
+def _published_digest(name: str) -> str | None:
+    """The SHA-256 of a published data set that the environment states, as `emnist=DIGEST shakespeare=DIGEST`."""
+    stated = os.environ.get("HEADSTART_DATA_SHA256", "")
+    return dict(part.split("=", 1) for part in re.split(r"[\s,]+", stated) if "=" in part).get(name, "").lower() or None
 
 
 def _glyphs(options: Mapping[str, Any]) -> Federation:
