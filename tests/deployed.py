@@ -11,13 +11,17 @@ from flwr.serverapp import Grid, ServerApp
 
 from headstart.experiment.loading import load
 from headstart.flower import ServerConfig, client_app, serve, wire
+from hostile import MANIFESTS, REPLIES, with_curves
 
 
 def fail(message: Message, context: Context, answer: ClientAppCallable) -> Message:
     """Leave a mark that a round has come; in the experiment "faults", fail as the node's config says.
 
-    "slow" and "doomed" keep the second round waiting; "spoiled" sends NaN then, and another shape in the third.
+    "slow" and "doomed" keep the second round waiting; "spoiled" sends NaN then, and another shape in the third. In the
+    experiment "hostile" it sends everything that `hostile` has, a reply a round.
     """
+    if context.node_config.get("fault") == "spoiled" and (reply := hostile_reply(message, context, answer)):
+        return reply
     if message.metadata.message_type != MessageType.TRAIN:
         return answer(message, context)
     request, fault = wire.read_request(message.content), context.node_config.get("fault", "")
@@ -33,6 +37,22 @@ def fail(message: Message, context: Context, answer: ClientAppCallable) -> Messa
             {name: Array(spoiled(a.numpy(), request.round)) for name, a in delta.items()}
         )
     return reply
+
+
+def hostile_reply(message: Message, context: Context, answer: ClientAppCallable) -> Message | None:
+    """The reply of a hostile node in the experiment "hostile"; None in any other."""
+    request, kind = wire.read_request(message.content), message.metadata.message_type
+    if request.experiment["name"] != "hostile":
+        return None
+    reply = answer(message, context)
+    if kind == MessageType.EVALUATE:
+        return with_curves(lambda name, array: np.full_like(array, np.nan))(reply)
+    if kind == MessageType.TRAIN:
+        return list(REPLIES.values())[request.round - 1][0](reply)
+    asked = Path(str(context.node_config["data"])).with_suffix(".asked")
+    times = asked.stat().st_size if asked.exists() else 0
+    asked.write_bytes(b"x" * (times + 1))
+    return MANIFESTS[times][0](reply) if times < len(MANIFESTS) else reply
 
 
 def spoiled(array: np.ndarray, number: int) -> np.ndarray:

@@ -43,6 +43,7 @@ from headstart.runs.checkpoint import read, read_arrays
 from headstart.runs.directory import read_curves, read_json
 from headstart.runs.log import read_records
 from headstart.training.sampling import sample
+from hostile import MANIFESTS, REPLIES
 from patience import factor, until
 
 NODES = ("good", "doomed", "spoiled", "slow", "late")
@@ -82,7 +83,7 @@ class Deployment:
     """A federation of processes, and what the tests need of it."""
 
     def __init__(self, folder: Path, link: Loopback) -> None:
-        self.folder, self.link = folder, link
+        self.folder, self.link, self.started = folder, link, set()
         # A message takes as long as some imports and a little more, and this machine may have other things to do.
         began = time.monotonic()
         subprocess.run([sys.executable, "-c", "import headstart.flower"], env=link.environment("user"), check=True)
@@ -98,6 +99,9 @@ class Deployment:
         return path
 
     def start(self, name: str, **config: object) -> None:
+        if name in self.started:
+            return
+        self.started.add(name)
         self.link.register(name)
         self.link.start_node(name, data=str(self.data(name)), **{"data-options": "classes=4"}, **config)
 
@@ -176,6 +180,12 @@ def distance(a, b) -> float:
     """The norm of the difference of two trees, relative to the norm of the second."""
     flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]).astype(np.float64) for tree in (a, b)]
     return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]))
+
+
+def members_of(out: Path, group: str) -> dict[str, list[str]]:
+    """The clients of a group, by the node that holds them."""
+    members = read_json(out / "seed-0" / "members.json")[group]
+    return {name: [c for c in members if c.startswith(f"client-{NODES.index(name)}")] for name in NODES}
 
 
 def round_here(ready: Prepared, stage: Stage, number: int, state: State, clients: np.ndarray) -> State:
@@ -265,8 +275,8 @@ def test_what_fails_is_reported_and_spoils_nothing(deployment, tmp_path):
     assert reasons["slow", 2] == f"no reply within {deadline:g} s" and ("slow", 4) not in reasons
     assert reasons["doomed", 2] in (f"no reply within {deadline:g} s", "the node is gone")
     assert sorted(rounds()) == [1, 2, 3, 4]
-    members = read_json(out / "seed-0" / "members.json")["train"]
-    held = {name: [c for c in members if c.startswith(f"client-{NODES.index(name)}")] for name in NODES}
+    held = members_of(out, "train")
+    members = sorted(client for clients in held.values() for client in clients)
     assert held["late"] and rounds()[1]["clients"] == sum(len(held[name]) for name in nodes)
     assert rounds()[4]["clients"] == sum(len(held[name]) for name in NODES if name != "doomed")
     lost = {(r["round"], c) for r in records if r["event"] == "fault" for c in r["clients"]}
@@ -282,3 +292,38 @@ def test_what_fails_is_reported_and_spoils_nothing(deployment, tmp_path):
         assert rounds()[number]["clients"] == len(there)
         state = round_here(ready, stage, number, state, np.array([indices[c] for c in there]))
     assert distance(read(out / "seed-0" / "stage-0.safetensors", state.params).tree, state.params) < 1e-5
+
+
+@pytest.mark.slow
+def test_whatever_one_node_of_four_sends_the_others_finish(deployment, tmp_path):
+    # In the place of the one that an earlier test has killed, the one that it has started.
+    nodes = ("good", "late" if "late" in deployment.started else "doomed", "spoiled", "slow")
+    for name in nodes[2:]:
+        deployment.start(name, fault=name)
+    stage = Stage("step", FedSGD(0.1), Optimizer("sgd", 1.0, {"momentum": 0.9}), len(REPLIES), 99)
+    changes = {"model": ModelSpec("logistic"), "test": True}
+    experiment = plan("hostile", deployment.data(*nodes), stage, validation=0.2, **changes)
+    out = tmp_path / "devices"
+    run = deployment.submit(experiment, out, nodes=len(nodes), deadline=deployment.deadline)
+    deployment.wait(run, (out / "seed-0" / "stage-0.json").exists)
+
+    faults = [r for r in read_records(out / "seed-0" / "metrics.jsonl") if r["event"] == "fault"]
+    assert {fault["node"] for fault in faults} == {"spoiled"}
+    for _, reason in MANIFESTS:
+        assert any(reason in fault["reason"] for fault in faults)
+    held = members_of(out, "train")
+    assert held["spoiled"]
+    reasons = {r["round"]: r["reason"] for r in faults if r["clients"] == held["spoiled"]}
+    for number, (name, (_, reason)) in enumerate(REPLIES.items(), 1):
+        assert reason in reasons[number], name
+    ready = prepare(replace(experiment, stages=(replace(stage, clients_per_round=1),)))
+    indices = {name: i for i, name in enumerate(ready.federation.ids)}
+    honest = np.array([indices[c] for name in nodes if name != "spoiled" for c in held[name]])
+    params = ready.model.init(jax.random.fold_in(seed_key(0), 0))
+    state = State(params, stage.server.build().init(params))
+    for number in range(1, len(REPLIES) + 1):
+        state = round_here(ready, stage, number, state, honest)
+    assert distance(read(out / "seed-0" / "stage-0.safetensors", state.params).tree, state.params) < 1e-5
+    report = read_json(out / "seed-0" / "stage-0.json")
+    lost = sum(len(members_of(out, group)["spoiled"]) for group in ("validation", "test"))
+    assert sum(report[group]["untested"] for group in ("validation", "test")) == lost
