@@ -241,6 +241,30 @@ BAD_SETTINGS = {
         ["--set", "stages.0.server.options.momentum=much"],
         "optimizer 'sgd' refuses its options {'momentum': 'much'}",
     ),
+    "an optimizer's flag": (
+        ["--set", "stages.0.server.options.nesterov=perhaps"],
+        "option 'nesterov' of optimizer 'sgd' is 'perhaps', but must be true or false",
+    ),
+    "a schedule that ends below 0": (
+        [
+            "--set",
+            'stages.0.server.schedule={"type": "headstart.Schedule", "name": "linear_schedule", "options":'
+            ' {"end_value": -1, "transition_steps": 50}}',
+        ],
+        "has the learning rate -1 at step 99; rates are at least 0",
+    ),
+    "a schedule of no numbers": (
+        [
+            "--set",
+            'stages.0.server.schedule={"type": "headstart.Schedule", "name": "piecewise_constant_schedule", "options":'
+            ' {"boundaries_and_scales": [1]}}',
+        ],
+        "schedule 'piecewise_constant_schedule' refuses its options",
+    ),
+    "a model larger than the machine": (
+        ["--model", "mlp", "--set", "model.options.widths=[1000000000000]"],
+        "more than this machine's memory",
+    ),
     "a client's optimizer": (["--set", "personalization.optimizer.name=sdg"], "no optimizer named 'sdg'"),
     "a start": (["--set", "start=nowhere.safetensors"], "nowhere.safetensors"),
     "rounds": (["--set", "stages.0.rounds=10000000000000"], "rounds is 10000000000000, but must be at most"),

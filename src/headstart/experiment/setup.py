@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
@@ -76,7 +78,8 @@ def prepare(
         built = build_model(experiment.model, federation, allowed_modules=allowed_modules)
     check_fit(experiment.task, built, federation)
     params = jax.eval_shape(built.init, jax.random.key(0))
-    refuse(refusals(*(partial(optimizer.try_on, params) for optimizer in _optimizers(experiment))))
+    _check_memory(experiment.model, params)
+    refuse(refusals(*(partial(optimizer.try_on, params, steps) for optimizer, steps in _optimizers(experiment))))
     for stage in experiment.stages:
         jax.eval_shape(partial(_method_trees, stage.method, built))
     return Prepared(experiment, experiment.task, built, federation, groups)
@@ -119,6 +122,17 @@ def given_model(model: Any, federation: Federation) -> Model:
     return as_model(model, jax.tree.map(lambda leaf: as_input(jnp.asarray(leaf[:1])), x))
 
 
+def _check_memory(model: ModelSpec, params: Tree) -> None:
+    """Refuse a model whose parameters (a tree of shapes) would not fit this machine's memory."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if size > memory:
+        raise UserError(
+            f"the parameters of model {model.path} have {size / 1e9:,.0f} GB, more than this machine's memory of"
+            f" {memory / 1e9:,.0f} GB; choose a smaller one"
+        )
+
+
 def _method_trees(method: Method, model: Model) -> Tree:
     """The server's tree and the client state of a method; raises what the method raises for this model."""
     params = model.init(jax.random.key(0))
@@ -149,12 +163,16 @@ def check_stages(experiment: Experiment) -> None:
     ]
     if sum(stage.rounds for stage in experiment.stages) > MOST:
         problems.append(f"the stages have more than {MOST} rounds together; give fewer")
-    refuse([*problems, *refusals(*(optimizer.build for optimizer in _optimizers(experiment)))])
+    refuse([*problems, *refusals(*(optimizer.build for optimizer, _ in _optimizers(experiment)))])
 
 
-def _optimizers(experiment: Experiment) -> list[Optimizer]:
-    of_stages = [stage.server if isinstance(stage, Stage) else stage.optimizer for stage in experiment.stages]
-    return [*of_stages, experiment.personalization.optimizer]
+def _optimizers(experiment: Experiment) -> list[tuple[Optimizer, int]]:
+    """The optimizers, and how many steps each takes: of a client's, which depend on its examples, the first."""
+    found = [
+        (stage.server, stage.rounds) if isinstance(stage, Stage) else (stage.optimizer, stage.rounds * stage.steps)
+        for stage in experiment.stages
+    ]
+    return [*found, (experiment.personalization.optimizer, 1)]
 
 
 def with_cohorts(experiment: Experiment, clients: int = COHORT) -> Experiment:

@@ -38,12 +38,27 @@ class Schedule:
         options = {name: _whole_keys(value) for name, value in self.options.items()}
         return _call("schedule", self.name, {"init_value": learning_rate, **options})
 
+    def try_on(self, learning_rate: float, steps: int) -> None:
+        """Try the schedule at some of its steps, the first and the last among them.
+
+        Raises:
+            UserError: if it has no learning rate there, or one below 0.
+        """
+        schedule = self.build(learning_rate)
+        for step in (*(10**power - 1 for power in range(9) if 10**power < steps), steps - 1):
+            found = float(schedule(step))
+            if not 0 <= found < float("inf"):
+                raise UserError(
+                    f"schedule {self.name!r} with its options {dict(self.options)} has the learning rate {found:g} at"
+                    f" step {step}; rates are at least 0"
+                )
+
 
 def _whole_keys(option: Any) -> Any:
     """The option with numbers for keys, such as boundaries in steps, which JSON holds as text."""
     if not isinstance(option, Mapping):
         return option
-    return {int(key) if str(key).isdigit() else key: value for key, value in option.items()}
+    return {int(key) if str(key).isascii() and str(key).isdigit() else key: value for key, value in option.items()}
 
 
 @dataclass(frozen=True)
@@ -72,33 +87,48 @@ class Optimizer:
         learning_rate = self.learning_rate if self.schedule is None else self.schedule.build(self.learning_rate)
         return _call("optimizer", self.name, {"learning_rate": learning_rate, **self.options})
 
-    def try_on(self, params: Tree) -> None:
-        """Try a step from parameters (a tree of shapes), without computing anything.
+    def try_on(self, params: Tree, steps: int) -> None:
+        """Try a step from parameters (a tree of shapes), without computing it, and the learning rates of all steps.
 
         Raises:
-            UserError: if the optimizer cannot take it, as with an option of the wrong type.
+            UserError: if the optimizer cannot take it, as with an option of the wrong type, or has no such rate.
         """
         optimizer = self.build()
         try:
             jax.eval_shape(lambda params: optimizer.update(params, optimizer.init(params), params), params)
         except Exception as error:  # whatever optax makes of the options
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"optimizer {self.name!r} refuses its options {dict(self.options)}: {reason}") from error
+            raise _refused("optimizer", self.name, self.options, error) from error
+        if self.schedule is not None:
+            self.schedule.try_on(self.learning_rate, steps)
 
 
 def _call(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     function = getattr(optax, name, None)
-    accepted = list(inspect.signature(function).parameters) if callable(function) else []
-    if callable(function) and next(iter(options)) not in accepted:
-        function = None
-    if not callable(function):
+    accepted = _parameters(function)
+    if next(iter(options)) not in accepted:
         raise UserError(
             f"optax has no {kind} named {name!r}; see the list of its {kind}s in the documentation of optax"
         )
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise UserError(f"{kind} {name!r} has no option {unknown[0]!r}; it accepts {', '.join(accepted)}")
+    for option, value in options.items():
+        if isinstance(accepted[option].default, bool) and not isinstance(value, bool):
+            raise UserError(f"option {option!r} of {kind} {name!r} is {value!r}, but must be true or false")
     try:
         return function(**options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{kind} {name!r} refuses its options {dict(options)}: {error}") from error
+    except Exception as error:  # whatever optax makes of the options
+        raise _refused(kind, name, options, error) from error
+
+
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a function, by name; none of what is no function."""
+    try:
+        return inspect.signature(function).parameters if callable(function) else {}
+    except ValueError:
+        return {}
+
+
+def _refused(kind: str, name: str, options: Mapping[str, Any], error: Exception) -> UserError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return UserError(f"{kind} {name!r} refuses its options {dict(options)}: {reason}")
