@@ -51,6 +51,7 @@ EARLIER = (
     ' 2008), no run is repeated, and "open" marks those of which the narrowest would exclude zero and the widest does'
     " not. Colours in figures and stars in tables are still by the earlier rule."
 )
+ALIKE = "true gain were the mean one and as many answers changed; too many where clients differ in that."
 WIDEST = "two-way at most"
 _END = r"\[([^,\]]+), ([^,\]]+)\]"
 _TWO_WAY = rf"(?:{_END} {WIDEST}, )?"
@@ -85,7 +86,7 @@ def decided_again(sentence: str) -> tuple[str, int | None]:
         low, high = both = correlation_interval(seeds, clients)
         sign, tag = _sign(both, seeds, clients, enough=int(count) >= LEAST_SEEDS_FOR_SPREAD)
         return f"{what} [{low:.2f}, {high:.2f}] {WIDEST}, {_stored(numbers)}{tag}", sign
-    return sentence, None
+    return sentence.replace("best here: ", "best here on test clients: "), None
 
 
 def _stored(ends: Sequence[str]) -> str:
@@ -157,6 +158,7 @@ def evidence_again(document: Mapping[str, Any]) -> Evidence:
 def _table_again(table: Table) -> Table:
     rows = tuple(tuple(decided_again(cell)[0] for cell in row) for row in table.rows)
     note = table.note.replace("* both intervals exclude zero.", "* both intervals exclude zero, the earlier rule.")
+    note = note.replace("true gain were the mean one. Changes", f"{ALIKE} Changes")
     return Table(table.title, tuple(table.head), rows, note)
 
 

@@ -155,3 +155,36 @@ def test_what_diverges_overflows_in_silence():
     assert (
         means(task, {metric.name: (np.float32(4000), np.float32(4)) for metric in task.metrics})["perplexity"] == np.inf
     )
+
+
+def noisy(generator, gains, *, differ, items=14):
+    """Clients of these true gains, of whose answers three in ten change in the mean, more of some than of others."""
+    spread = (differ * 0.3) ** 2
+    size = 0.3 * 0.7 / spread - 1 if differ else 0
+    changed = generator.beta(0.3 * size, 0.7 * size, len(gains)) if differ else np.full(len(gains), 0.3)
+    changed = np.maximum(changed, np.abs(gains))
+    better = generator.binomial(items, (changed + gains) / 2)
+    worse = generator.binomial(items - better, (changed - gains) / 2 / (1 - (changed + gains) / 2))
+    gain, squared = (np.stack([np.zeros(len(gains)), each], axis=1) for each in (better - worse, better + worse))
+    counts = np.full(len(gains), float(items))
+    return harmed(Curves({"accuracy": (gain, counts)}, gain, squared), ACCURACY, epochs=1)
+
+
+def test_what_test_noise_gives_is_estimated_too_high_where_clients_differ_in_how_much_changes():
+    generator = np.random.default_rng(0)
+
+    def over(differ):
+        found = noisy(generator, np.full(8000, 0.05), differ=differ)
+        return found["by_chance"] - found["share"]
+
+    alike, unlike, far = over(0.0), over(0.5), over(0.8)
+    assert abs(alike) < 0.01
+    assert 0.015 < unlike < 0.035 and 0.045 < far < 0.075
+
+
+def test_harm_is_hardly_ever_noticed():
+    """A fifth of the clients truly lose 20 points, and the others gain three."""
+    generator = np.random.default_rng(1)
+    gains = np.where(np.arange(149) < 30, -0.2, 0.03)
+    found = [noisy(generator, gains, differ=0.6) for _ in range(20)]
+    assert np.mean([each["beyond_chance"] for each in found]) <= 0.1

@@ -104,5 +104,5 @@ def _harm(metric: Metric, harmed: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"{format_share(harmed['share'])} of them have {format_worse(metric)} after personalization; test noise alone "
-        f"would give {format_share(harmed['by_chance'])}. A device can see for itself, with examples held back."
+        f"would give up to {format_share(harmed['by_chance'])}. A device can see for itself, with examples held back."
     ]

@@ -59,7 +59,7 @@ def clients_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
             axes.set_xlabel(f"initial {name}")
             axes.tick_params(labelbottom=True)
     figure.legend(handles=_client_handles(compared, theme), loc="outside lower left", ncols=4)
-    titled(figure, "Each client before and after" if len(compared) > 1 else _counts(compared[0], "test clients"))
+    titled(figure, "Each test client before and after" if len(compared) > 1 else _counts(compared[0], "test clients"))
     return figure
 
 
@@ -192,6 +192,6 @@ def _gains_title(compared: Sequence[Entry]) -> str:
     metric = compared[0].run.metric
     means = [estimate(gains(*finite_values(e), metric)) for e in compared]
     if len(means) == 1:
-        return f"Mean gain {format_mean(metric, means[0], change=True)}"
+        return f"Mean gain on test clients {format_mean(metric, means[0], change=True)}"
     best = int(np.argmax([mean.mean for mean in means]))
-    return f"Largest mean gain: {format_change(metric, means[best].mean)}, {compared[best].label}"
+    return f"Largest mean gain on test clients: {format_change(metric, means[best].mean)}, {compared[best].label}"

@@ -166,9 +166,9 @@ def _stage_lines(axes: Axes, runs: Sequence[Run], theme: Theme) -> None:
 def _rounds_title(runs: Sequence[Run], metric: Metric) -> str:
     last = [float(run.history.personalized[:, -1].mean()) for run in runs]
     best = int(np.argmax(last) if metric.higher_is_better else np.argmin(last))
-    after = f"after {runs[best].history.rounds[-1]} rounds"
+    after = f"on validation clients after {runs[best].history.rounds[-1]} rounds"
     if len(runs) > 1:
-        return f"Best personalized {metric.name}: {format_value(metric, last[best])} by {runs[best].label} {after}"
+        return f"Best personalized {metric.name} {after}: {format_value(metric, last[best])} by {runs[best].label}"
     initial = format_value(metric, float(runs[0].history.initial[:, -1].mean()))
     return f"{metric.name.capitalize()} {after}: {initial} initial, {format_value(metric, last[0])} personalized"
 
@@ -207,5 +207,5 @@ def _personalization_title(compared: Sequence[Entry], metric: Metric) -> str:
     last = [after for _, after in pairs]
     best = int(np.argmax(last) if metric.higher_is_better else np.argmin(last))
     before, after = (format_value(metric, value) for value in pairs[best])
-    name = f", {compared[best].label}" if len(compared) > 1 else ""
-    return f"Personalization takes {metric.name} from {before} to {after}{name}"
+    name = f" of {compared[best].label}, the best on them," if len(compared) > 1 else ""
+    return f"Personalization takes {metric.name} on test clients{name} from {before} to {after}"

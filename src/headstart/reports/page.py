@@ -119,7 +119,7 @@ def _tiles(row: Row) -> list[tuple[str, str, str]]:
         (
             f"clients with {format_worse(metric)}",
             format_share(row.harmed),
-            f"{format_share(row.harmed_by_chance)} expected from test noise",
+            f"up to {format_share(row.harmed_by_chance)} expected from test noise",
         ),
     ]
 
@@ -145,7 +145,7 @@ def _results(runs: Sequence[Run], rows: Sequence[Row]) -> Table:
 def _cells(row: Row, targets: bool) -> list[str | Cell]:
     metric, before, after = row.metric, row.initial_clients, row.personalized_clients
     beyond = f"beyond in {row.beyond_chance} of {row.seeds} seeds" if row.seeds > 1 else "beyond test noise"
-    expected = f"test noise {format_share(row.harmed_by_chance)}"
+    expected = f"test noise: up to {format_share(row.harmed_by_chance)}"
     return [
         Cell(str(row.clients), (format_count(row.seeds, "seed"),) if row.seeds > 1 else ()),
         _mean(row, row.initial, before),

@@ -75,7 +75,8 @@ class Row(NamedTuple):
 
     round: the stage's last. final: whether it is the run's last stage. seeds: how many have finished it.
     difference: personalized - initial, paired by client.
-    harmed, harmed_by_chance: shares of clients with a lower value, and expected from test noise; means over seeds.
+    harmed, harmed_by_chance: shares of clients with a lower value, and expected from test noise, at most; means over
+        seeds.
     beyond_chance: in how many seeds the share lies above what test noise explains.
     epochs: of personalization, chosen on validation clients, one per seed; unit: what they count.
     target: of the first metric, and the rounds until validation clients reach it.
@@ -200,7 +201,7 @@ def _table(rows: Sequence[Row]) -> Table:
     table = Table(title="test clients; 95 % intervals over clients", title_justify="left")
     targets, metric = any(row.target is not None for row in rows), rows[0].metric
     table.add_column("run, stage", overflow="fold")
-    harmed = f"{format_worse(metric)}\n(test noise)"
+    harmed = f"{format_worse(metric)}\n(test noise: up to)"
     columns = (f"initial {metric.name}", f"personalized {metric.name}", "difference", harmed, "personalization")
     for column in (*columns, *(["rounds to target"] if targets else [])):
         table.add_column(Text(column), justify="right")
@@ -238,8 +239,13 @@ def _line(row: Row) -> str:
     return f"{line}, rounds to {target} initial {row.initial_reached} personalized {row.personalized_reached}"
 
 
+def _at_most(by_chance: float) -> str:
+    """An estimate that errs upward, where clients differ in how much changes."""
+    return f"up to {format_share(by_chance)}"
+
+
 def _harmed(metric: Metric, share: float, by_chance: float) -> str:
-    return f"{format_worse(metric)} for {format_share(share)} ({format_share(by_chance)} expected from test noise)"
+    return f"{format_worse(metric)} for {format_share(share)} ({_at_most(by_chance)} expected from test noise)"
 
 
 def print_summary(console: Console, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> None:

@@ -77,9 +77,15 @@ def harmed(curves: Curves, metric: Metric, *, epochs: int) -> dict[str, Any]:
 
     Lower means worse in the metric's own direction, on the client's few test items, or training that diverged.
     `by_chance` is the expected share of such clients if every client's true gain were the same, the mean one over all
-    test items; `chance_interval` is where the share would lie in 95 of 100 repetitions. Test items are taken as
-    independent. `beyond_chance` says whether the observed share lies above that interval. If the mean gain is not
-    positive, most clients are expected to have a lower value.
+    test items, and so were the share of its items that change; `chance_interval` is where the share would lie in 95 of
+    100 repetitions. Test items are taken as independent. `beyond_chance` says whether the observed share lies above
+    that interval. If the mean gain is not positive, most clients are expected to have a lower value.
+
+    `by_chance` is too large where clients differ in how much changes: by 2 to 3 points where their shares of changed
+    items have a standard deviation of half their mean, by 5 to 7 where it is 0.8 of it. And harm lowers the mean gain
+    with which it is compared. So a share beyond it is a sign of harm (or of items that are not independent), and one
+    that is not says little: of 149 clients with 14 items each, a fifth that lose 20 points are not noticed
+    (tests/test_statistics.py).
     """
     _, counts = curves.metrics[metric.name]
     tested = counts > 0
@@ -112,7 +118,8 @@ def chance_of_harm(gain: np.ndarray, squared: np.ndarray, counts: np.ndarray, *,
         return stats.norm.cdf(-mean * np.sqrt(counts) / spread)
     changed = squared.sum() / total
     worse = (changed - mean) / 2 / changed if changed else 0.0
-    return np.array([_worse_than_better(round(n), changed, worse) for n in counts])
+    sizes, of_client = np.unique(np.round(counts).astype(int), return_inverse=True)
+    return np.array([_worse_than_better(n, changed, worse) for n in sizes.tolist()])[of_client]
 
 
 def _worse_than_better(items: int, changed: float, worse: float) -> float:

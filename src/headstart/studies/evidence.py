@@ -19,7 +19,7 @@ class Result(NamedTuple):
     epochs: `[seeds]`: the epochs chosen on validation clients.
     rounds: `[evaluations]`. history: `[seeds, evaluations, clients, epochs + 1]`, of validation clients along training.
     items: `[seeds]`: examples that trained, counted each time one was used. ends: `[seeds]`: the last round.
-    by_chance: `[seeds]`: the share of clients expected to have lower accuracy from test noise alone, as
+    by_chance: `[seeds]`: the share of clients expected to have lower accuracy from test noise alone, at most, as
         `statistics.clients.harmed` computes it. command: repeats the run.
     beyond_chance: `[seeds]`: whether more clients are harmed than expected from test noise.
     seconds: `[seeds]`: of training.

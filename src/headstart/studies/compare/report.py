@@ -111,7 +111,9 @@ def _values_note(formats: GainFormat, direction: str) -> str:
         f" intervals. Differences in {formats.unit}{sign}; better and worse: decided, corrected for the number of"
         f" methods (Holm), while intervals are not. {direction.capitalize()} after personalization: clients with"
         f" {format_worse(metric)} than that of their initial model; expected from test noise: those that would have it"
-        " if every client's true gain were the mean one and test items independent; * more than that in most seeds."
+        " if every client's true gain were the mean one, as many items changed, and test items were independent, which"
+        " is too many where clients differ in how much changes; * more than that in most seeds; without it harm is"
+        " neither shown nor ruled out."
         f" {direction.capitalize()} than FedAvg: clients measured {direction} than with its best global model, by test"
         " noise or not. A client whose value is not finite counts as both. Bottom 10 % of clients: the mean of the"
         " tenth of clients that ends worst."
@@ -188,7 +190,7 @@ def _figure_specs(
         forest(
             "versus",
             f"Difference of {metric.name} to FedAvg + fine-tuning, for every method",
-            "Better or worse than FedAvg + fine-tuning",
+            "Better or worse than FedAvg + fine-tuning, on test clients",
             [(row.name, row.by_seeds_and_clients) for row in others],
             unit=unit,
             decided=[row.decided != 0 for row in others],
@@ -196,7 +198,7 @@ def _figure_specs(
         curves(
             "amounts",
             f"Gain of {metric.name} over FedAvg against the number of local training (support) examples",
-            "Gain by the number of local training (support) examples",
+            "Gain on test clients by their number of local training (support) examples",
             [("", [(name, groups.sizes, gains[name]) for name in drawn])],
             x_label="local training (support) examples",
             y_label="gain over FedAvg" if share else f"gain over FedAvg ({unit})",
@@ -205,7 +207,7 @@ def _figure_specs(
         curves(
             "epochs",
             f"{metric.name} of test clients after every epoch of personalization",
-            "Every epoch of personalization",
+            "Every epoch of personalization, on test clients",
             [("", by_epoch)],
             x_label="epochs of personalization",
             y_label=metric.name if share else axis_name(metric),

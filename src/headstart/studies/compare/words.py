@@ -217,5 +217,6 @@ def _harm(row: Row, formats: GainFormat) -> str:
     beyond = "It is more than that in most seeds" if row.beyond_chance else "That neither shows harm nor rules it out"
     return (
         f"{100 * row.harmed:.1f} % of the clients have {format_worse(formats.metric)} after fine-tuning;"
-        f" {100 * row.by_chance:.1f} % would be expected from test noise if all gained and changed alike. {beyond}."
+        f" up to {100 * row.by_chance:.1f} % would be expected from test noise if all gained and changed alike."
+        f" {beyond}."
     )

@@ -220,7 +220,8 @@ def _table(setting: Setting, found: Mapping[str, Result]) -> Table:
         head,
         tuple(rows),
         "Gain: personalized less initial, in points. Lower accuracy: the clients whose own accuracy falls; expected"
-        " from noise: those for whom it would if every client's true gain were the mean one. Changes are against"
+        " from noise: those for whom it would if every client's true gain were the mean one and as many answers"
+        " changed; too many where clients differ in that. Changes are against"
         " stopping after the first stage, in points; * decided, by the two-way interval. Examples: of clients, in both"
         " stages, each counted every time it was used.",
     )

@@ -94,7 +94,7 @@ def _best_epochs(setting: Setting, rows: Rows, m: int, what: str) -> Claim:
         f"best E = {best}: {format_share(printed[best])}" if printed else "not known",
         decide([each.sign for each in found]),
         (
-            f"best here: E = {measured}, {format_share(float(np.nanmean(values[measured])))}",
+            f"best here on test clients: E = {measured}, {format_share(float(np.nanmean(values[measured])))}",
             *(format_difference(f"E = {best} over E = {e}", each) for e, each in zip(ends, found, strict=True)),
         ),
     )
