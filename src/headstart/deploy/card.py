@@ -10,7 +10,7 @@ from headstart.experiment.experiment import Experiment
 from headstart.experiment.serialization import to_json
 from headstart.learning.tasks import Metric
 from headstart.reports.format import format_mean, format_share, format_worse
-from headstart.runs.directory import read_json
+from headstart.runs.contents import federation_document, read_json
 from headstart.runs.results import Estimate, format_diverged
 
 WHEN = ("initial", "personalized", "difference")
@@ -22,7 +22,7 @@ def describe_run(run: Path, experiment: Experiment, report: Mapping[str, Any]) -
 
     report: that stage's `stage-n.json`.
     """
-    data, environment = read_json(run / "federation.json"), read_json(run / "environment.json")
+    data, environment = federation_document(run / "federation.json"), read_json(run / "environment.json")
     metadata = {name: data["facts"][name] for name in ("kind", "classes", "source") if name in data["facts"]}
     return {
         "name": experiment.name,

@@ -72,7 +72,10 @@ def _page(runs: Sequence[Run], samples: Sequence[tuple[str, Samples]], figures: 
         title=f"headstart: {', '.join(run.label for run in runs)}",
         heading=heading,
         lead=lead,
-        notices=[*(text for text in map(_missing, runs) if text), *(f"{note}." for row in rows for note in row.notes)],
+        notices=[
+            *(text for run in runs for text in (_missing(run), *(f"{note}." for note in run.notes)) if text),
+            *(f"{note}." for row in rows for note in row.notes),
+        ],
         tiles=_tiles(rows[-1]) if len(runs) == 1 and rows else [],
         metric=metric,
         worse=format_worse(metric),

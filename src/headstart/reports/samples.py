@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from headstart.errors import UserError
 from headstart.reports.style import Theme, titled
+from headstart.runs.contents import check_metadata, read_arrays, reading
 
 PER_CLIENT = 16
 LETTERS = 36
@@ -52,15 +51,21 @@ def read_samples(run: Path) -> Samples | None:
     path = run / "samples.npz"
     if not path.exists():
         return None
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            ids, metadata = [str(name) for name in arrays["ids"]], json.loads(str(arrays["facts"]))
-            x, y = ([arrays[f"{name}{i}"] for i in range(len(ids))] for name in "xy")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"cannot read {path} ({error}); delete it and repeat the `headstart run` of this folder"
-        ) from error
+    with reading(path, instead="delete it and repeat the `headstart run` of this folder"):
+        arrays = read_arrays(path)
+        ids, metadata = [str(name) for name in arrays["ids"]], json.loads(str(arrays["facts"]))
+        x, y = ([arrays[f"{name}{i}"] for i in range(len(ids))] for name in "xy")
+        check_metadata(metadata)
+        _check_examples(x, y)
     return Samples(ids, x, y, metadata)
+
+
+def _check_examples(x: list[np.ndarray], y: list[np.ndarray]) -> None:
+    for inputs, targets in zip(x, y, strict=True):
+        if inputs.ndim < 1 or targets.ndim < 1 or {inputs.dtype.kind, targets.dtype.kind} - set("fiub"):
+            raise ValueError("examples that are no arrays of numbers")
+        if inputs.shape[1:] != x[0].shape[1:]:
+            raise ValueError("examples of different shapes")
 
 
 def label(samples: Samples, y: Any) -> str:

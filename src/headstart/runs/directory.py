@@ -16,13 +16,12 @@ import hashlib
 import json
 import os
 import platform
-import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,10 +34,9 @@ from headstart.experiment.loading import document_of, read
 from headstart.files import atomic, is_temporary, locked, write_json
 from headstart.learning.personalization import Curves
 from headstart.runs import checkpoint
+from headstart.runs.contents import Group, federation_document, read_group, read_json, seed_folders
+from headstart.runs.extension import reopen, rounds_before
 from headstart.runs.log import Record
-
-# The clients that are measured at the end of a stage.
-Group = Literal["validation", "test"]
 
 
 @contextmanager
@@ -64,21 +62,34 @@ def claimed(
             _check_same(out, document, allowed_modules)
             out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(out / ".lock", wait=False, on_note=on_note))
-            _check_same(out, document, allowed_modules)  # another process may have begun and ended in between
+            had = _check_same(out, document, allowed_modules)  # another process may have begun and ended in between
         except TimeoutError as error:
             raise UserError(f"another process is writing {out}; wait for it, or choose another --out") from error
         except OSError as error:
             raise UserError(f"cannot write the folder {out}: {error.strerror}; choose another with --out") from error
         data = _same_data(out, federation)
+        if had is not None:
+            reopen(out, experiment, had)
         _remove_leftovers(out)
         write_json(out / "experiment.json", document)
         write_json(out / "federation.json", data)
         if not (out / "environment.json").exists():
             write_json(out / "environment.json", environment())
+        written = (out / "experiment.json").read_bytes()
         yield
+        _check_still_there(out, written)
 
 
-def _check_same(out: Path, document: Mapping[str, Any], allowed_modules: Collection[str]) -> None:
+def _check_still_there(out: Path, written: bytes) -> None:
+    """A folder that somebody has removed or renamed meanwhile is no run, whatever has been written since."""
+    with suppress(OSError):
+        if (out / "experiment.json").read_bytes() == written:
+            return
+    raise UserError(f"{out} was removed, renamed or replaced during the run; repeat the command")
+
+
+def _check_same(out: Path, document: Mapping[str, Any], allowed_modules: Collection[str]) -> int | None:
+    """Refuse another experiment; returns the rounds that the last stage had, if it is to have more."""
     saved = out / "experiment.json"
     if not (saved.exists() and (out / "federation.json").exists()):
         # No run, or one that was killed as it began, which leaves nothing but these.
@@ -89,12 +100,20 @@ def _check_same(out: Path, document: Mapping[str, Any], allowed_modules: Collect
                 " folder with --out"
             )
     if not saved.exists():
-        return
+        return None
     # What was saved by an earlier headstart is compared as the experiment that it is.
-    before = document_of(read(read_json(saved), allowed_modules=allowed_modules))
-    differing = _difference(before, json.loads(json.dumps(document)))
-    if differing:
+    before, now = document_of(_experiment_in(saved, allowed_modules)), json.loads(json.dumps(document))
+    differing, had = _difference(before, now), rounds_before(before, now)
+    if differing and had is None:
         raise UserError(f"{out} holds another experiment ({differing}); choose another --out or repeat its settings")
+    return had
+
+
+def _experiment_in(path: Path, allowed_modules: Collection[str]) -> Experiment:
+    try:
+        return read(read_json(path), allowed_modules=allowed_modules)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -120,7 +139,7 @@ def _same_data(out: Path, federation: Federation) -> Record:
     digest = hashlib.sha256("\n".join(federation.ids).encode())
     digest.update(np.ascontiguousarray(federation.sizes).tobytes())
     saved = out / "federation.json"
-    if saved.exists() and read_json(saved)["sha256"] != digest.hexdigest():
+    if saved.exists() and federation_document(saved)["sha256"] != digest.hexdigest():
         raise UserError(f"the clients of {federation.name} have changed since {out} was begun; choose another --out")
     metadata = {"clients": len(federation), "examples": int(federation.sizes.sum()), "facts": dict(federation.metadata)}
     return {"name": federation.name, **metadata, "sha256": digest.hexdigest()}
@@ -196,32 +215,3 @@ def read_curves(path: Path, group: Group) -> tuple[list[str], Curves]:
     """The ids and results of a group of clients in a `stage-n.npz`."""
     ids, _, curves = read_group(path, group)
     return ids, curves
-
-
-def read_group(path: Path, group: Group) -> tuple[list[str], np.ndarray, Curves]:
-    """The ids, sizes (int `[clients, 2]`) and results of a group of clients in a `stage-n.npz`."""
-    with np.load(path, allow_pickle=False) as arrays:
-        mine = {name.removeprefix(f"{group}/"): arrays[name] for name in arrays.files if name.startswith(f"{group}/")}
-    names = [name.removesuffix("/sums") for name in mine if name.endswith("/sums")]
-    metrics = {name: (mine[f"{name}/sums"], mine[f"{name}/counts"]) for name in names}
-    return [str(i) for i in mine["ids"]], mine["sizes"], Curves(metrics, mine["gain"], mine["gain_squared"])
-
-
-def read_json(path: Path) -> Any:
-    """A JSON document of a run folder.
-
-    Raises:
-        UserError: if it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path.parent} is no run folder, or a damaged one: cannot read {path.name} ({error})"
-        ) from error
-
-
-def seed_folders(out: Path) -> list[Path]:
-    """The folders of the seeds that were begun, in order."""
-    found = [path for path in out.glob("seed-*") if re.fullmatch(r"seed-[0-9]+", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,21 @@ import numpy as np
 
 from headstart.errors import UserError
 from headstart.experiment.serialization import current, from_json
+from headstart.learning.personalization import Curves
 from headstart.learning.tasks import Metric, Task
-from headstart.runs.directory import Group, read_group, read_json, seed_folders
-from headstart.runs.log import Record, read_records
+from headstart.runs.contents import (
+    GROUPS,
+    Group,
+    experiment_document,
+    read_group,
+    read_json,
+    reading,
+    seed_folders,
+    stage_report,
+)
+from headstart.runs.log import Record, complaints, read_log
 from headstart.runs.results import History, StageResult
 from headstart.runs.run import Run
-
-GROUPS: tuple[Group, ...] = ("validation", "test")
 
 
 def open_run(path: str | os.PathLike[str] | Run, *, allowed_modules: Collection[str] = (), model: Any = None) -> Run:
@@ -51,10 +58,7 @@ def open_runs(paths: Sequence[str | os.PathLike[str] | Run], *, allowed_modules:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    document = read_json(path / "experiment.json")
-    if not (isinstance(document, dict) and {"name", "stages", "task", "personalization"} <= set(document)):
-        raise UserError(f"{path}/experiment.json is not an experiment; give a folder that `headstart run` has written")
-    return current(document)
+    return current(experiment_document(path / "experiment.json"))
 
 
 def _labels(paths: Sequence[Path], names: list[str]) -> list[str]:
@@ -71,51 +75,77 @@ def _labels(paths: Sequence[Path], names: list[str]) -> list[str]:
 
 
 def _read(path: Path, label: str, document: dict[str, Any], allowed_modules: Collection[str]) -> Run:
-    task: Task = from_json(document["task"], allowed_modules=allowed_modules, where="task")
+    task = _task(path, document, allowed_modules)
     ends = tuple(int(end) for end in np.cumsum([stage["rounds"] for stage in document["stages"]]))
-    logs = {int(folder.name.removeprefix("seed-")): _records(folder / "metrics.jsonl") for folder in seed_folders(path)}
+    read = {int(folder.name.removeprefix("seed-")): read_log(folder / "metrics.jsonl") for folder in seed_folders(path)}
+    logs = {seed: log for seed, (log, _) in read.items()}
     reached = {seed: max((record["round"] for record in log), default=0) for seed, log in logs.items()}
-    stages = [_stage_results(path, list(logs), number, document["stages"], ends) for number in range(len(ends))]
+    stages = [_stage_results(path, list(logs), number, document["stages"], task) for number in range(len(ends))]
     results: dict[Group, tuple[StageResult, ...]] = {
         group: tuple(stage[group] for stage in stages if group in stage) for group in GROUPS
     }
     history = _history(logs, results, ends, task.metrics[0])
     environment = read_json(path / "environment.json")
-    return Run(path, label, document, environment, task, ends, reached, results, history, tuple(allowed_modules))
+    if not (isinstance(environment, dict) and isinstance(environment.get("versions"), dict)):
+        raise UserError(f"{path}/environment.json is not what a run writes there; repeat its `headstart run`")
+    notes = tuple(
+        text
+        for seed, (log, unreadable) in read.items()
+        for text in complaints(path / f"seed-{seed}" / "metrics.jsonl", log, unreadable, _done(results, seed))
+    )
+    return Run(path, label, document, environment, task, ends, reached, results, history, notes, tuple(allowed_modules))
 
 
-def _records(path: Path) -> list[Record]:
+def _task(path: Path, document: dict[str, Any], allowed_modules: Collection[str]) -> Task:
+    file = path / "experiment.json"
     try:
-        return read_records(path)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); repeat the `headstart run` command of this folder") from error
+        task = from_json(document["task"], allowed_modules=allowed_modules, where="task")
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    if not isinstance(getattr(task, "metrics", None), tuple) or not task.metrics:
+        raise UserError(f"{file} names no task; give a folder that `headstart run` has written")
+    return task
+
+
+def _done(results: Mapping[Group, tuple[StageResult, ...]], seed: int) -> int:
+    """The last round of the stages that a seed has ended."""
+    reports = [report for group in GROUPS for result in results[group] for report in result.reports]
+    return max((report["round"] for report in reports if report["seed"] == seed), default=0)
 
 
 def _stage_results(
-    path: Path, seeds: list[int], number: int, stages: list[dict[str, Any]], ends: tuple[int, ...]
+    path: Path, seeds: list[int], number: int, stages: list[dict[str, Any]], task: Task
 ) -> dict[Group, StageResult]:
     """What the seeds that have ended a stage measured; where settings are chosen, that is no test client."""
-    done = tuple(seed for seed in seeds if (path / f"seed-{seed}" / f"stage-{number}.json").exists())
-    reports = tuple(read_json(path / f"seed-{seed}" / f"stage-{number}.json") for seed in done)
+    files = {seed: path / f"seed-{seed}" / f"stage-{number}" for seed in seeds}
+    done = tuple(seed for seed, file in files.items() if file.with_suffix(".json").exists())
+    reports = tuple(stage_report(files[seed].with_suffix(".json")) for seed in done)
     name, final = stages[number]["name"], number == len(stages) - 1
+    end = sum(stage["rounds"] for stage in stages[: number + 1])
     results: dict[Group, StageResult] = {}
     for group in GROUPS:
         if not done or not all(group in report for report in reports):
             continue
-        read = [_results(path / f"seed-{seed}" / f"stage-{number}.npz", group) for seed in done]
-        epochs = tuple(int(report[group]["length"]) for report in reports)
+        read = [read_group(files[seed].with_suffix(".npz"), group) for seed in done]
+        for seed, report, (ids, _, curves) in zip(done, reports, read, strict=True):
+            with reading(files[seed].with_suffix(".npz")):
+                _check_results(group, report, ids, curves, read[0][0], task)
+        epochs = tuple(report[group]["length"] for report in reports)
         (ids, sizes, _), curves = read[0], tuple(curves for _, _, curves in read)
-        results[group] = StageResult(number, name, ends[number], final, done, epochs, ids, sizes, curves, reports)
+        results[group] = StageResult(number, name, end, final, done, epochs, ids, sizes, curves, reports)
     return results
 
 
-def _results(path: Path, group: Group) -> tuple[list[str], np.ndarray, Any]:
-    try:
-        return read_group(path, group)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"cannot read {path} ({error}); it is missing or damaged, repeat its `headstart run`"
-        ) from error
+def _check_results(
+    group: Group, report: Mapping[str, Any], ids: list[str], curves: Curves, others: list[str], task: Task
+) -> None:
+    missing = [metric.name for metric in task.metrics if not {metric.name} <= set(curves.metrics) & set(report[group])]
+    if missing:
+        raise ValueError(f"the {group} clients' {missing[0]} is not there")
+    if report[group]["length"] >= curves.gain.shape[1]:
+        raise ValueError(f"{report[group]['length']} epochs were chosen of {curves.gain.shape[1] - 1}")
+    if ids != others:
+        raise ValueError(f"the {group} clients are others than those of the first seed")
 
 
 def _history(
@@ -123,18 +153,21 @@ def _history(
 ) -> History:
     known = [result for group in GROUPS for result in results[group]]
     chosen = {(r.number, seed): count for r in known for seed, count in zip(r.seeds, r.epochs, strict=True)}
-    curves: list[tuple[list[int], list[float], list[float]]] = []
+    curves: list[dict[int, tuple[float, float]]] = []
     for seed, log in logs.items():
         evaluations = [record for record in log if record["event"] == "evaluation"]
-        rounds = [record["round"] for record in evaluations]
-        values = [record["validation"][metric.name] for record in evaluations]
-        stages = np.searchsorted(ends, rounds)
-        epochs = [chosen.get((int(stage), seed), -1) for stage in stages]
+        values = {r["round"]: r["validation"][metric.name] for r in evaluations if metric.name in r["validation"]}
+        epochs = [chosen.get((int(stage), seed), -1) for stage in np.searchsorted(ends, list(values))]
         # A stage with a target is evaluated without personalization.
-        personalized = [v[min(count, len(v) - 1)] for v, count in zip(values, epochs, strict=True)]
-        curves.append((rounds, [v[0] for v in values], personalized))
-    furthest = max((rounds[-1] for rounds, _, _ in curves if rounds), default=-1)
-    curves = [curve for curve in curves if curve[0] and curve[0][-1] == furthest]
-    if not curves:
-        return History(np.zeros(0, int), np.zeros((0, 0)), np.zeros((0, 0)))
-    return History(np.array(curves[0][0]), *(np.array([curve[i] for curve in curves], float) for i in (1, 2)))
+        curves.append(
+            {
+                number: (each[0], each[min(count, len(each) - 1)])
+                for (number, each), count in zip(values.items(), epochs, strict=True)
+            }
+        )
+    furthest = max((max(curve) for curve in curves if curve), default=-1)
+    curves = [curve for curve in curves if furthest in curve]
+    # Of a damaged log some may be lost.
+    rounds = [number for number in curves[0] if all(number in curve for curve in curves)] if curves else []
+    both = np.array([[curve[number] for number in rounds] for curve in curves], float).reshape(-1, len(rounds), 2)
+    return History(np.array(rounds, int), both[..., 0], both[..., 1])

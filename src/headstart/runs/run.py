@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +25,7 @@ from headstart.learning.tasks import Metric, Regression, Task
 from headstart.models.zoo import Model
 from headstart.runs import checkpoint
 from headstart.runs.clients import Clients, clients_of
-from headstart.runs.directory import Group, read_json
+from headstart.runs.contents import Group, federation_document, read_arrays, reading, stage_report
 from headstart.runs.inputs import inputs_like, targets_like
 from headstart.runs.personal import TrainedModel
 from headstart.runs.results import History, StageResult, before_and_after, estimate
@@ -41,6 +40,7 @@ class Run:
     ends: the last round of every stage, as planned. reached: the newest round of every seed that was begun.
     results: of the stages that some seed has finished, by group of clients ("validation", "test").
     history: the first metric on validation clients during training.
+    notes: what is missing of the folder, or cannot be read, as sentences.
     allowed_modules: modules beside headstart's own that its values may be imported from.
     """
 
@@ -53,6 +53,7 @@ class Run:
     reached: dict[int, int]
     results: Mapping[Group, tuple[StageResult, ...]]
     history: History
+    notes: tuple[str, ...] = ()
     allowed_modules: tuple[str, ...] = ()
     given_model: Any = None
 
@@ -71,7 +72,10 @@ class Run:
     @cached_property
     def experiment(self) -> Experiment:
         """What was run."""
-        return read(self.document, allowed_modules=self.allowed_modules)
+        try:
+            return read(self.document, allowed_modules=self.allowed_modules)
+        except UserError as error:
+            raise UserError(f"{self.path}/experiment.json: {error}") from error
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -116,7 +120,7 @@ class Run:
             UserError: if it is not finished.
         """
         number, seed = self._ended(seed, stage)
-        return read_json(self.path / f"seed-{seed}" / f"stage-{number}.json")
+        return stage_report(self.path / f"seed-{seed}" / f"stage-{number}.json")
 
     def params(self, seed: int | None = None, stage: int = -1) -> Tree:
         """The parameters of the initial model at the end of a stage, a plain tree of arrays.
@@ -204,7 +208,7 @@ class Run:
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """What is known of the examples, as of a `Federation`."""
-        return read_json(self.path / "federation.json")["facts"]
+        return federation_document(self.path / "federation.json")["facts"]
 
     @property
     def decided(self) -> dict[str, Any]:
@@ -235,15 +239,11 @@ class Run:
             UserError: if it keeps none, as where x and y are not one array each.
         """
         path = self.path / "samples.npz"
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                kept = [name[1:] for name in arrays.files if name.startswith("x")]
-                most = max(kept, key=lambda index: len(arrays[f"x{index}"]))
-                x, y = arrays[f"x{most}"], arrays[f"y{most}"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"cannot read the examples in {path} ({error}); a run keeps some if x and y are one array each"
-            ) from error
+        with reading(path, instead="and a run keeps examples only if x and y are one array each"):
+            arrays = read_arrays(path)
+            kept = [name[1:] for name in arrays if name.startswith("x")]
+            most = max(kept, key=lambda index: len(arrays[f"x{index}"]))
+            x, y = arrays[f"x{most}"], arrays[f"y{most}"]
         return from_arrays("samples", ["sample"], np.array([[len(x), 0]]), x, y, metadata=self.metadata)
 
     def initial_model(self, seed: int | None = None, stage: int = -1) -> TrainedModel:

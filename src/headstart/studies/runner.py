@@ -179,15 +179,17 @@ class Runs:
         curves = [end.curves[0] for end in ends]
         tested = curves[0].metrics[metric.name][1] > 0
         logs = [read_records(job.results / "metrics.jsonl") for job in jobs]
-        evaluations = [[record for record in log if record["event"] == "evaluation"] for log in logs]
+        for note in (note for run in runs for note in run.notes):
+            self.log(note)
+        evaluations = [{record["round"]: record for record in log if record["event"] == "evaluation"} for log in logs]
         # Runs that stop at a target differ in their number of evaluations; nothing reads the history of those.
-        common = min(map(len, evaluations))
+        common = [number for number in evaluations[0] if all(number in each for each in evaluations)]
         return Result(
             tuple(client for client, counts in zip(ends[0].ids, tested, strict=True) if counts),
             np.array([each.means(metric)[tested] for each in curves], np.float64),
             np.array([end.epochs[0] for end in ends]),
-            np.array([record["round"] for record in evaluations[0][:common]]),
-            np.array([[record["clients_values"] for record in each[:common]] for each in evaluations], np.float64),
+            np.array(common),
+            np.array([[each[number]["clients_values"] for number in common] for each in evaluations], np.float64),
             np.array([sum(record.get("items", 0) for record in log) for log in logs]),
             np.array([report["round"] for report in reports]),
             np.array([report[group]["hurt"].get("by_chance", np.nan) for report in reports]),

@@ -202,7 +202,7 @@ def _check_start(prepared: Prepared, out: Path, seeds: int) -> None:
         return
     params = jax.eval_shape(prepared.model.init, jax.random.key(0))
     for seed in range(experiment.seed, experiment.seed + seeds):
-        if not (out / f"seed-{seed}").exists():
+        if not os.path.isdir(out / f"seed-{seed}"):
             initial_params(experiment, seed, params)
 
 

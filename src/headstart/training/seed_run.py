@@ -22,6 +22,7 @@ from headstart.learning.rounds import Algorithm, Info, Rounds, State, initial_ke
 from headstart.learning.tasks import Task
 from headstart.runs import checkpoint
 from headstart.runs.log import Log, OnEvent, evaluation_record, round_record
+from headstart.runs.start import read_parameters
 from headstart.training import cluster
 from headstart.training.divergence import DivergedError as DivergedError
 from headstart.training.divergence import RoundWatch, check_evaluation
@@ -124,7 +125,7 @@ def start_params(seed_run: SeedRun) -> Tree:
 def initial_params(experiment: Experiment, seed: int, params: Tree) -> Tree:
     """What a seed starts from: the parameters in the file that the experiment names, or else these."""
     file = experiment.start
-    return params if file is None else checkpoint.read(Path(file.replace("{seed}", str(seed))), like=params).tree
+    return params if file is None else read_parameters(Path(file.replace("{seed}", str(seed))), params)
 
 
 def evaluate(seed_run: SeedRun, position: Position) -> float | None:
