@@ -9,12 +9,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from headstart.data import cache
 from headstart.data import load as datasets
 from headstart.data.readers.rows import Rows
+from headstart.training.compilation_cache import keep_programs
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "handwriting62.sqlite.lzma"
 
@@ -187,6 +189,29 @@ def test_the_cache_is_where_the_system_keeps_caches(monkeypatch):
     assert cache.cache_root() == Path("/somewhere/headstart")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.cache_root() == Path.home() / ".cache" / "headstart"
+
+
+def test_without_a_home_the_cache_is_a_temporary_folder_of_ones_own(monkeypatch, tmp_path):
+    def nobody(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("HEADSTART_CACHE", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = cache.cache_root()
+    assert found.parent == tmp_path and found.stat().st_mode & 0o777 == 0o700
+    found.chmod(0o777)
+    assert not cache.cache_root().exists()
+
+
+def test_where_the_cache_cannot_be_written_nothing_is_kept(monkeypatch, source):
+    monkeypatch.setenv("HEADSTART_CACHE", "/dev/null/cache")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    before = jax.config.jax_compilation_cache_dir
+    keep_programs()
+    assert jax.config.jax_compilation_cache_dir == before
+    assert cache.cached([source], {}, Builder()).x.tolist() == [[1, 1]] * 3
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data, which is not here")

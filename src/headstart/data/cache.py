@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,10 +33,25 @@ _HASHED_WHOLE, _PIECES = 2**30, 256
 
 
 def cache_root() -> Path:
-    """`HEADSTART_CACHE`, or `headstart` where the system keeps caches."""
+    """`HEADSTART_CACHE`, or `headstart` where the system keeps caches; without a home, a folder for temporary files."""
     if "HEADSTART_CACHE" in os.environ:
         return Path(os.environ["HEADSTART_CACHE"])
-    return platformdirs.user_cache_path("headstart", appauthor=False)
+    try:
+        return platformdirs.user_cache_path("headstart", appauthor=False)
+    except (RuntimeError, KeyError):  # the user has no entry in /etc/passwd, and HOME is not set
+        return _temporary_root()
+
+
+def _temporary_root() -> Path:
+    """A folder that nobody else may write to; if somebody else has made one of its name, a path that is never there."""
+    folder = Path(tempfile.gettempdir()) / f"headstart-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    except OSError:
+        own = False
+    return folder if own else Path(os.devnull) / "headstart"
 
 
 def cached(files: Sequence[Path], options: Mapping[str, Any], build: Callable[[], Rows]) -> Rows:

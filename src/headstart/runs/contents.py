@@ -18,6 +18,7 @@ from headstart.documents import check_plain
 from headstart.errors import UserError
 from headstart.files import from_null
 from headstart.learning.personalization import Curves
+from headstart.runs import checkpoint
 
 # The clients that are measured at the end of a stage.
 Group = Literal["validation", "test"]
@@ -130,6 +131,20 @@ def _check_summary(group: str, summary: Any) -> None:
                 if metric[when]:
                     low, high = metric[when]["interval"]
                     _check(f"{group}, {name}", all(map(_is_number, (metric[when]["mean"], low, high))))
+
+
+def is_whole(folder: Path, number: int) -> bool:
+    """Whether the folder of a seed has the end of a stage, and all of it can be read."""
+    end = folder / f"stage-{number}"
+    try:
+        report = stage_report(end.with_suffix(".json"))
+        for group in GROUPS:
+            if group in report:
+                read_group(end.with_suffix(".npz"), group)
+        checkpoint.read_arrays(end.with_suffix(".safetensors"))
+    except UserError:
+        return False
+    return True
 
 
 def federation_document(path: Path) -> dict[str, Any]:

@@ -169,5 +169,7 @@ def _history(
     curves = [curve for curve in curves if furthest in curve]
     # Of a damaged log some may be lost.
     rounds = [number for number in curves[0] if all(number in curve for curve in curves)] if curves else []
-    both = np.array([[curve[number] for number in rounds] for curve in curves], float).reshape(-1, len(rounds), 2)
+    if not rounds:
+        return History(np.zeros(0, int), np.zeros((0, 0)), np.zeros((0, 0)))
+    both = np.array([[curve[number] for number in rounds] for curve in curves], float)
     return History(np.array(rounds, int), both[..., 0], both[..., 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,19 @@ from headstart.devices import cores_as_devices
 
 
 def keep_programs() -> None:
-    """Have JAX keep what it compiles, unless the user's environment says where; before it compiles anything."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "programs"))
+    """Have JAX keep what it compiles, unless the user's environment says where; before it compiles anything.
+
+    Where the cache cannot be written, nothing is kept.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = cache_root() / "programs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+    except OSError:
+        return
 
 
 def prepare_devices(count: int | None) -> None:

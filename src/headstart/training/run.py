@@ -32,6 +32,7 @@ from headstart.learning.parallel import Parallel
 from headstart.learning.personalization import Personalization, Personalizer, choose_recipe, personalizer
 from headstart.learning.rounds import initial_key, run_rounds, seed_key
 from headstart.runs import checkpoint
+from headstart.runs.contents import is_whole
 from headstart.runs.directory import claimed, curve_arrays, write_samples, write_stage
 from headstart.runs.log import Log, OnEvent, Record, left_out
 from headstart.runs.reading import open_run
@@ -300,11 +301,15 @@ def _context(
 
 def _run_seed(context: RunContext, folder: Path, seed: int) -> bool:
     stages = context.prepared.experiment.stages
-    if cluster.broadcast(all((folder / f"stage-{number}.json").exists() for number in range(len(stages)))):
+    if cluster.broadcast(all(is_whole(folder, number) for number in range(len(stages)))):
         return True
     log = Log(folder / "metrics.jsonl" if cluster.is_first() else None, context.on_event, seed)
     seed_run = SeedRun(context, seed, folder, seed_key(seed), log)
     position = _start(seed_run)
+    for number in range(position.stage):
+        if cluster.is_first() and not is_whole(folder, number):
+            text = f"stage {number} in {folder} is damaged; only a new run, into another --out, would make it again"
+            context.on_event({"event": "note", "seed": seed, "text": text})
     for number in range(position.stage, len(stages)):
         if number > position.stage:
             position = _begin(seed_run, number, position.round, position.state.params)
