@@ -35,17 +35,17 @@ def values_replaced(content: bytes, generator: np.random.Generator) -> bytes:
     lines = content.split(b"\n")
     number = int(generator.integers(len(lines) - 1)) if b"\n" in content.strip() and content[:2] != b"{\n" else None
     document = json.loads(content if number is None else lines[number])
-    places: list[tuple] = []
+    positions: list[tuple] = []
 
     def walk(value) -> None:
         items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for key, inner in items:
-            places.append((value, key))
+            positions.append((value, key))
             walk(inner)
 
     walk(document)
     foreign = [None, True, -1, 0.5, 10**400, "text", [], {}, [1], {"a": 1}, float("nan"), float("inf"), [[]], "\ud800"]
-    holder, key = places[generator.integers(len(places))]
+    holder, key = positions[generator.integers(len(positions))]
     if generator.random() < 0.2 and isinstance(holder, dict):
         del holder[key]
     else:

@@ -124,7 +124,7 @@ def _check_summary(group: str, summary: Any) -> None:
     harmed = summary["hurt"]
     if harmed:
         numbers = [harmed[name] for name in ("share", "by_chance")]
-        _check(f"{group}, hurt", all(map(_is_number, numbers)) and isinstance(harmed["beyond_chance"], bool))
+        _check(f"{group}, harmed", all(map(_is_number, numbers)) and isinstance(harmed["beyond_chance"], bool))
     for name, metric in summary.items():
         if isinstance(metric, dict) and name != "hurt":
             for when in ("initial", "personalized", "difference"):

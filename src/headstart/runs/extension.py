@@ -1,4 +1,4 @@
-"""More rounds for the last stage of a run: it goes on from its saved state, as if it had had them from the start."""
+"""More rounds for the last stage of a run: it resumes from its saved state, as if it had had them from the start."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def reopen(out: Path, experiment: Experiment, had: int) -> None:
     had: the rounds that the stage had.
 
     Raises:
-        UserError: if it cannot go on from there; nothing is changed.
+        UserError: if it cannot resume from there; nothing is changed.
     """
     _check_schedule(experiment, had)
     number = len(experiment.stages) - 1
@@ -53,9 +53,9 @@ def _check_schedule(experiment: Experiment, had: int) -> None:
     schedule = optimizer.schedule
     if schedule is None:
         return
-    rate = schedule.build(optimizer.learning_rate)
-    rates = np.array([rate(count) for count in (had * steps, stage.rounds * steps - 1)], float)
-    if had * steps in schedule.options.values() or not rates.any():
+    learning_rate = schedule.build(optimizer.learning_rate)
+    learning_rates = np.array([learning_rate(count) for count in (had * steps, stage.rounds * steps - 1)], float)
+    if had * steps in schedule.options.values() or not learning_rates.any():
         raise UserError(
             f"the schedule of stage {stage.name!r} ({schedule.name}) is over after the {had} rounds that it had; for"
             " more rounds choose another schedule, and another --out"
