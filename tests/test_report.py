@@ -249,7 +249,6 @@ def test_a_report_is_replaced_whole(tmp_path: Path) -> None:
         lambda run: (run / "experiment.json").unlink(),
         lambda run: (run / "experiment.json").write_text("{}"),
         lambda run: (run / "environment.json").write_text("{"),
-        lambda run: (run / "seed-0" / "metrics.jsonl").write_text("{}}\n"),
         lambda run: (run / "seed-0" / "stage-1.npz").write_bytes(b"PK"),
         lambda run: (run / "seed-0" / "stage-1.npz").unlink(),
         lambda run: (run / "samples.npz").write_bytes(b"nothing"),

@@ -165,7 +165,7 @@ def federation_document(path: Path) -> dict[str, Any]:
 def check_metadata(metadata: Any) -> None:
     """Refuse what is no metadata of a federation; within `reading`."""
     _check("the facts", isinstance(metadata, Mapping))
-    _check("the labels or features", all(isinstance(metadata.get(n) or [], list) for n in ("labels", "features")))
+    _check("the labels or features", all(isinstance(metadata.get(n) or [], list | str) for n in ("labels", "features")))
     _check("the number of classes", metadata.get("classes") is None or _is_whole(metadata["classes"]))
 
 
