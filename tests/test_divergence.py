@@ -16,7 +16,7 @@ from headstart.learning.rounds import Cohort, Info
 from headstart.learning.tasks import Classification, Regression
 from headstart.runs.results import stage_notes
 from headstart.statistics.clients import summarize
-from headstart.training.divergence import DivergedError, RoundWatch, check_evaluation, metrics_at_start
+from headstart.training.divergence import DivergedError, RoundMonitor, check_evaluation, metrics_at_start
 from headstart.training.sampling import CohortBatch
 
 CLASSES, ERRORS = Classification(), Regression()
@@ -68,12 +68,12 @@ def info_of(squared, *, clients=3, dropped=0, finite=True):
     return Info(metrics, np.int32(clients), np.int32(dropped), np.bool_(finite))
 
 
-def watched(start, asked):
+def monitor_of(start, asked):
     def at(number):
         asked.append(number)
         return {SQUARED: start, ABSOLUTE: start}
 
-    return RoundWatch(ERRORS, at)
+    return RoundMonitor(ERRORS, at)
 
 
 @pytest.mark.parametrize(
@@ -82,19 +82,19 @@ def watched(start, asked):
 )
 def test_a_rounds_loss_is_judged_beside_that_before_training(start, sound, lost):
     asked = []
-    watch = watched(start, asked)
+    monitor = monitor_of(start, asked)
     for number, value in enumerate(sound):
-        watch.check("stage 'S', round 1 of seed 0", number, info_of(value))
+        monitor.check("stage 'S', round 1 of seed 0", number, info_of(value))
     with pytest.raises(DivergedError, match=r"diverged in stage 'S', round 9 of seed 0: the training mean squared err"):
-        watch.check("stage 'S', round 9 of seed 0", 9, info_of(lost))
+        monitor.check("stage 'S', round 9 of seed 0", 9, info_of(lost))
     assert asked[-1] == 9 and (0 in asked) == (sound[0] > 1000)
 
 
 def test_a_round_without_a_usable_reply_or_with_broken_parameters_ends_the_run():
     for info in (info_of(1, clients=0, dropped=3), info_of(1, finite=False)):
         with pytest.raises(DivergedError, match="no longer finite; lower the learning rates"):
-            watched(1.0, []).check("stage 'S', round 1", 1, info)
-    watched(1.0, []).check("stage 'S', round 1", 1, info_of(1, clients=2, dropped=1))
+            monitor_of(1.0, []).check("stage 'S', round 1", 1, info)
+    monitor_of(1.0, []).check("stage 'S', round 1", 1, info_of(1, clients=2, dropped=1))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from headstart.flower.service import Membership, Service, refresh
 from headstart.learning.rounds import Info, Totals, no_totals, server_step
 from headstart.learning.tasks import add
 from headstart.runs.log import round_record
-from headstart.training.divergence import DivergedError, RoundWatch, diverged_in
+from headstart.training.divergence import DivergedError, RoundMonitor, diverged_in
 from headstart.training.sampling import sample
 from headstart.training.seed_run import Position
 
@@ -69,8 +69,8 @@ def train_round(service: Service, membership: Membership, position: Position) ->
     step = jax.jit(partial(server_step, stage.server.build()))
     state, info = step(position.state, outcome.totals)
     info = jax.device_get(info)
-    watch = RoundWatch(service.prepared.task, partial(_metrics_at_start, service))
-    watch.check(f"stage {stage.name!r}, round {number}", number, info)
+    monitor = RoundMonitor(service.prepared.task, partial(_metrics_at_start, service))
+    monitor.check(f"stage {stage.name!r}, round {number}", number, info)
     _record(service, stage, number, outcome, info, time.monotonic() - began)
     return membership, Position(position.stage, number, state)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from headstart.learning.tasks import Metric, Task
 
-# So many times worse than at the start, or than 1, is of no use: no sound training comes near it.
+# A thousand times worse than at the start, or than 1, is of no use: no sound training comes near it.
 LIMIT = 1e3
 
 

@@ -154,9 +154,8 @@ def _row(run: Run, stage_result: StageResult) -> Row:
 
 
 def _notes(label: str, stage_result: StageResult) -> tuple[str, ...]:
-    several = len(stage_result.seeds) > 1
     return tuple(
-        f"{label}, {stage_result.name}{f', seed {seed}' if several else ''}: {note}"
+        f"{label}, {stage_result.name}{f', seed {seed}' if len(stage_result.seeds) > 1 else ''}: {note}"
         for seed, report in zip(stage_result.seeds, stage_result.reports, strict=True)
         for note in stage_notes(report)
     )

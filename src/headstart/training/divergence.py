@@ -1,4 +1,4 @@
-"""The watch over training: a run whose model has come to be of no use ends with a sentence, and not as a result.
+"""Monitoring of training: a run whose model has come to be of no use ends with a sentence, and not as a result.
 
 A metric is judged beside that of the model which the run started from, on the same clients. It is only computed where
 a metric looks bad, which in most runs is never.
@@ -34,8 +34,8 @@ class DivergedError(UserError):
     """Training came to nothing: no reply was finite, or what it made is of no use."""
 
 
-class RoundWatch:
-    """The watch over the rounds of a stage.
+class RoundMonitor:
+    """Monitors the rounds of a stage.
 
     start: what a round's metrics are judged beside.
     """

@@ -12,7 +12,7 @@ from headstart.learning.client_state import ClientStates
 from headstart.learning.parallel import Parallel
 from headstart.learning.rounds import Cohort
 from headstart.training import cluster
-from headstart.training.divergence import RoundWatch, metrics_at_start
+from headstart.training.divergence import RoundMonitor, metrics_at_start
 from headstart.training.sampling import CohortBatch, Cohorts, cohorts
 from headstart.training.seed_run import (
     Position,
@@ -38,7 +38,7 @@ def train(seed_run: SeedRun, position: Position) -> Position | None:
     first = sum(earlier.rounds for earlier in experiment.stages[: position.stage]) + 1
     last, capacity = first + stage.rounds - 1, _capacity(context, stage)
     gather = _cohorts(seed_run, stage, first)
-    watch = _watch(seed_run, stage, gather)
+    monitor = _monitor(seed_run, stage, gather)
     program, saved, pace = context.programs[position.stage], time.monotonic(), 1
     # The pool of a datacenter is walked by one device.
     position = position._replace(
@@ -62,7 +62,7 @@ def train(seed_run: SeedRun, position: Position) -> Position | None:
         seconds = (time.perf_counter() - began) / count
         for i in range(count):
             info = jax.tree.map(lambda leaf, i=i: leaf[i], infos._replace(client_state=None))
-            record_round(seed_run, watch, stage.name, number + i, info, seconds)
+            record_round(seed_run, monitor, stage.name, number + i, info, seconds)
         position = position._replace(round=number + count - 1, state=state)
         pace = max(1, int(cluster.broadcast(min(CALL_SECONDS, context.options.checkpoint_seconds) / seconds)))
         count = following
@@ -107,12 +107,12 @@ def _cohorts(seed_run: SeedRun, stage: Stage | Centralized, first: int) -> Cohor
     )
 
 
-def _watch(seed_run: SeedRun, stage: Stage | Centralized, gather: Cohorts) -> RoundWatch:
+def _monitor(seed_run: SeedRun, stage: Stage | Centralized, gather: Cohorts) -> RoundMonitor:
     context, (_, task, model, *_) = seed_run.context, seed_run.context.prepared
     # The pool of a datacenter is on one device.
     mesh = context.gather.mesh if isinstance(stage, Stage) else None
     parallel = Parallel(context.options.lanes, mesh)
-    return RoundWatch(task, metrics_at_start(task, model, lambda: start_params(seed_run), gather, parallel))
+    return RoundMonitor(task, metrics_at_start(task, model, lambda: start_params(seed_run), gather, parallel))
 
 
 def _capacity(context: RunContext, stage: Stage | Centralized) -> int:

@@ -25,7 +25,7 @@ from headstart.runs.log import Log, OnEvent, evaluation_record, round_record
 from headstart.runs.start import read_parameters
 from headstart.training import cluster
 from headstart.training.divergence import DivergedError as DivergedError
-from headstart.training.divergence import RoundWatch, check_evaluation
+from headstart.training.divergence import RoundMonitor, check_evaluation
 from headstart.training.interrupt import Interrupt
 
 
@@ -98,13 +98,13 @@ def report_interrupted(seed_run: SeedRun, position: Position) -> None:
     seed_run.context.on_event({"event": "note", "seed": seed_run.seed, "text": text})
 
 
-def record_round(seed_run: SeedRun, watch: RoundWatch, stage: str, number: int, info: Info, seconds: float) -> None:
+def record_round(seed_run: SeedRun, monitor: RoundMonitor, stage: str, number: int, info: Info, seconds: float) -> None:
     """Log a round, and stop where training has come to nothing.
 
     Raises:
         DivergedError: if no reply of the round was finite, or what it made is of no use.
     """
-    watch.check(_where(seed_run, stage, number), number, info)
+    monitor.check(_where(seed_run, stage, number), number, info)
     seed_run.log(round_record(seed_run.context.prepared.task, stage, number, info, seconds))
 
 
