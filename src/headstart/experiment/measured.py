@@ -16,15 +16,15 @@ def measurement_problems(experiment: Experiment, federation: Federation, groups:
     counts = " and ".join(f"{len(clients)} {name}" for name, clients in measured.items())
     return [
         f"none of the {counts} clients has a local test (query) example, so nothing could be measured; give clients at"
-        " least two examples each, or a test part of their own"
+        " least two examples each, or query examples of their own"
     ]
 
 
 def measurement_notes(experiment: Experiment, federation: Federation, groups: Split) -> list[str]:
     """Sentences on what a run will not choose or measure, for want of local test examples."""
     recipe, notes = experiment.personalization, []
-    choosing = recipe.most or recipe.learning_rates[1:]
-    if choosing and not has_test_examples(federation, groups.validation).any():
+    is_chosen = recipe.most or recipe.learning_rates[1:]
+    if is_chosen and not has_test_examples(federation, groups.validation).any():
         notes.append(
             f"no validation client has local test examples: personalization is not chosen, but is {recipe.most}"
             f" {recipe.unit} with the learning rate {recipe.candidate_rates[0]:g}"
