@@ -125,11 +125,11 @@ def given_model(model: Any, federation: Federation) -> Model:
 def _check_memory(model: ModelSpec, params: Tree) -> None:
     """Refuse a model whose parameters (a tree of shapes) would not fit this machine's memory."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
-    if size > memory:
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if size > there:
         raise UserError(
             f"the parameters of model {model.path} have {size / 1e9:,.0f} GB, more than this machine's memory of"
-            f" {memory / 1e9:,.0f} GB; choose a smaller one"
+            f" {there / 1e9:,.0f} GB; choose a smaller one"
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from headstart.data.federation import Tree
@@ -46,7 +47,7 @@ class Schedule:
         """
         schedule = self.build(learning_rate)
         for step in (*(10**power - 1 for power in range(9) if 10**power < steps), steps - 1):
-            found = float(schedule(step))
+            found = float(np.real(schedule(step)))
             if not 0 <= found < float("inf"):
                 raise UserError(
                     f"schedule {self.name!r} with its options {dict(self.options)} has the learning rate {found:g} at"
@@ -105,7 +106,7 @@ class Optimizer:
 def _call(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     function = getattr(optax, name, None)
     accepted = _parameters(function)
-    if next(iter(options)) not in accepted:
+    if function is None or next(iter(options)) not in accepted:
         raise UserError(
             f"optax has no {kind} named {name!r}; see the list of its {kind}s in the documentation of optax"
         )
