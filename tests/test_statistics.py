@@ -187,4 +187,4 @@ def test_harm_is_hardly_ever_noticed():
     generator = np.random.default_rng(1)
     gains = np.where(np.arange(149) < 30, -0.2, 0.03)
     found = [noisy(generator, gains, differ=0.6) for _ in range(20)]
-    assert np.mean([each["beyond_chance"] for each in found]) <= 0.1
+    assert not any(each["beyond_chance"] for each in found)
