@@ -54,7 +54,12 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.
                 f" {name}.astype(str)"
             )
         size = math.prod(shape) * dtype.itemsize
-        if dtype.itemsize == 0 or 0 in shape[1:] or size > member.file_size:
+        if (
+            dtype.itemsize == 0
+            or min(shape[:1], default=0) < 0
+            or min(shape[1:], default=1) < 1
+            or size > member.file_size
+        ):
             raise ValueError(f"{name} with {member.file_size} bytes for the shape {shape} of {dtype}")
         if not shape or not shape[0]:
             return np.zeros(shape, dtype)

@@ -63,7 +63,11 @@ def images(messages: Sequence[bytes], *, size: int) -> tuple[np.ndarray, np.ndar
         left = np.array(rows)
         table = np.frombuffer(b"".join([messages[i] for i in rows]), np.uint8).reshape(-1, length)
         while len(left):
-            same, found = _alike(table, size) or (np.ones(len(left), bool), _one_by_one(table, size))
+            alike = _alike(table, size)
+            # Where hardly any share a layout, looking for those that do would take the square of their number.
+            if alike is None or 64 * int(alike[0].sum()) < len(left):
+                alike = np.ones(len(left), bool), _one_by_one(table, size)
+            same, found = alike
             pixels[left[same]], labels[left[same]] = found
             left, table = left[~same], table[~same]
     return pixels, labels
