@@ -81,6 +81,6 @@ def changed(draw: st.DrawFn, sound: Any) -> Any:
     return document
 
 
-def memory() -> int:
+def peak_bytes() -> int:
     """The most bytes that this process has had so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from headstart.experiment.loading import load
 from headstart.flower import ServerConfig, client_app, serve, wire
-from hostile import MANIFESTS, REPLIES, with_curves
+from hostile import DEPLOYED, MANIFESTS, REPLIES, with_curves
 
 
 def fail(message: Message, context: Context, answer: ClientAppCallable) -> Message:
@@ -48,7 +48,7 @@ def hostile_reply(message: Message, context: Context, answer: ClientAppCallable)
     if kind == MessageType.EVALUATE:
         return with_curves(lambda name, array: np.full_like(array, np.nan))(reply)
     if kind == MessageType.TRAIN:
-        return list(REPLIES.values())[request.round - 1][0](reply)
+        return REPLIES[DEPLOYED[request.round - 1]][0](reply)
     asked = Path(str(context.node_config["data"])).with_suffix(".asked")
     times = asked.stat().st_size if asked.exists() else 0
     asked.write_bytes(b"x" * (times + 1))

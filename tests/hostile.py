@@ -161,6 +161,12 @@ def with_curves(change: Callable[[str, np.ndarray], np.ndarray]) -> Callable[[Me
     return spoil
 
 
+# Those that a real deployment gets, one of each kind: every round of it takes seconds.
+DEPLOYED = (
+    *("not finite", "of another shape", "of negative weight", "no numbers", "of too many clients", "an error"),
+    *("an error with the words '{0}{x}'", "an error without a reason", "deeply nested", "a number beyond floats"),
+    *("a list", "of absurd counts", "of huge metrics", "of other records", "without arrays", "of broken arrays"),
+)
 # Manifests, in the order in which a hostile node sends them.
 MANIFESTS: list[tuple[Callable[[Message], Message], str]] = [
     (with_report(ids=[["a"], {}]), "must be text"),

@@ -1,4 +1,4 @@
-"""Any saved experiment, setting or option ends in a result or in a `UserError`, soon and in little memory."""
+"""Any saved experiment, setting or option ends in a result or in a `UserError`, soon and in few bytes."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from arbitrary import NAMES, changed, documents, examples, memory
+from arbitrary import NAMES, changed, documents, examples, peak_bytes
 from headstart import UserError
 from headstart.cli.main import app
 from headstart.cli.options import data_options, learning_rates_given, modules_named, numbers, overrides
@@ -34,10 +34,10 @@ SOUND[2]["stages"][0]["update"] = to_json(FedRep())
 
 @pytest.fixture(autouse=True)
 def soon():
-    """No example takes 10 s or 2 GB, so far as the whole test tells."""
-    before = memory()
+    """No example takes 10 s or 2 GB, so far as the whole test shows."""
+    before = peak_bytes()
     yield
-    assert memory() - before < 2 * 2**30
+    assert peak_bytes() - before < 2 * 2**30
 
 
 def ends(attempt, *arguments, **options):

@@ -43,7 +43,7 @@ from headstart.runs.checkpoint import read, read_arrays
 from headstart.runs.directory import read_curves, read_json
 from headstart.runs.log import read_records
 from headstart.training.sampling import sample
-from hostile import MANIFESTS, REPLIES
+from hostile import DEPLOYED, MANIFESTS, REPLIES
 from patience import factor, until
 
 NODES = ("good", "doomed", "spoiled", "slow", "late")
@@ -300,7 +300,7 @@ def test_whatever_one_node_of_four_sends_the_others_finish(deployment, tmp_path)
     nodes = ("good", "late" if "late" in deployment.started else "doomed", "spoiled", "slow")
     for name in nodes[2:]:
         deployment.start(name, fault=name)
-    stage = Stage("step", FedSGD(0.1), Optimizer("sgd", 1.0, {"momentum": 0.9}), len(REPLIES), 99)
+    stage = Stage("step", FedSGD(0.1), Optimizer("sgd", 1.0, {"momentum": 0.9}), len(DEPLOYED), 99)
     changes = {"model": ModelSpec("logistic"), "test": True}
     experiment = plan("hostile", deployment.data(*nodes), stage, validation=0.2, **changes)
     out = tmp_path / "devices"
@@ -314,14 +314,14 @@ def test_whatever_one_node_of_four_sends_the_others_finish(deployment, tmp_path)
     held = members_of(out, "train")
     assert held["spoiled"]
     reasons = {r["round"]: r["reason"] for r in faults if r["clients"] == held["spoiled"]}
-    for number, (name, (_, reason)) in enumerate(REPLIES.items(), 1):
-        assert reason in reasons[number], name
+    for number, name in enumerate(DEPLOYED, 1):
+        assert REPLIES[name][1] in reasons[number], name
     ready = prepare(replace(experiment, stages=(replace(stage, clients_per_round=1),)))
     indices = {name: i for i, name in enumerate(ready.federation.ids)}
     honest = np.array([indices[c] for name in nodes if name != "spoiled" for c in held[name]])
     params = ready.model.init(jax.random.fold_in(seed_key(0), 0))
     state = State(params, stage.server.build().init(params))
-    for number in range(1, len(REPLIES) + 1):
+    for number in range(1, len(DEPLOYED) + 1):
         state = round_here(ready, stage, number, state, honest)
     assert distance(read(out / "seed-0" / "stage-0.safetensors", state.params).tree, state.params) < 1e-5
     report = read_json(out / "seed-0" / "stage-0.json")
