@@ -132,6 +132,7 @@ REPLIES: dict[str, tuple[Callable[[Message], Message | None], str]] = {
     "of a count that is true": (with_report(dropped=True), "must be a whole number"),
     "of infinite metrics": (with_report(metrics={"accuracy": [1e999, 1], "loss": [1, 1]}), "no number"),
     "of huge metrics": (with_report(metrics={"accuracy": [1e300, 1], "loss": [1, 1]}), "its accuracy is 1e"),
+    "of a loss that is of no use": (with_report(metrics={"accuracy": [1, 4], "loss": [1e30, 4]}), "before training"),
     "of metrics that are text": (with_report(metrics={"accuracy": ["1", 1], "loss": [1, 1]}), "must be a number"),
     "of metrics without counts": (with_report(metrics={"accuracy": [1], "loss": [1, 1]}), "a list of 2 to 2 items"),
     "without records": (with_records(RecordDict()), "has no record 'report'"),

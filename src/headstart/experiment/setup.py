@@ -270,7 +270,12 @@ def _named(path: str, allowed_modules: Collection[str]) -> Any:
 def _called(thing: Any, model: ModelSpec, federation: Federation) -> Any:
     """The result of a class or function for the model's options, with the number of classes filled in."""
     is_nnx = isinstance(thing, type) and issubclass(thing, nnx.Module)
-    parameters = inspect.signature(thing.__init__ if is_nnx else thing).parameters
+    try:
+        parameters = inspect.signature(thing.__init__ if is_nnx else thing).parameters
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"model {model.path} is nothing that makes a model ({error}); give a class or a function"
+        ) from error
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in model.options.items()}
     unknown = sorted(set(options) - set(parameters))
     if unknown:

@@ -17,9 +17,10 @@ from headstart.flower import wire
 from headstart.flower.exchange import POLL_SECONDS, Answer, exchange, sort_answers
 from headstart.flower.registry import RETRY_SECONDS, Fault, Node, group_by_node
 from headstart.flower.service import Membership, Service, refresh
+from headstart.learning.divergence import beyond_use, judged_metrics
 from headstart.learning.rounds import Info, Totals, no_totals, server_step
 from headstart.learning.tasks import add
-from headstart.runs.log import round_record
+from headstart.runs.log import means, round_record
 from headstart.training.divergence import DivergedError, RoundMonitor, diverged_in
 from headstart.training.sampling import sample
 from headstart.training.seed_run import Position
@@ -59,7 +60,7 @@ def train_round(service: Service, membership: Membership, position: Position) ->
                 break
             if outcome.refused == len(cohort):
                 where = f"stage {stage.name!r}, round {number}"
-                raise DivergedError(diverged_in(where, "no reply is finite"))
+                raise DivergedError(diverged_in(where, "no reply is finite and of use"))
         if time.monotonic() - began > service.config.patience:
             raise UserError(
                 f"round {number} had no {service.config.replies} usable replies in {service.config.patience:g} s, with"
@@ -111,12 +112,29 @@ def _add_answer(
     max_weight = float(len(ids)) if stage.weighting == "uniform" else _examples(node, ids)
     try:
         totals = wire.read_totals(answer.content, like=outcome.totals, max_weight=max_weight, clients=len(ids))
+        _check_metrics(service, totals, position.round)
     except UserError as error:
         service.report(Fault(node.name, f"the reply is refused: {error}", ids), position)
         return outcome._replace(refused=outcome.refused + len(ids))
     if totals.dropped:
         service.report(Fault(node.name, f"{totals.dropped} of its clients have a Δ that is not finite", ids), position)
     return outcome._replace(totals=add(outcome.totals, totals), refused=outcome.refused + int(totals.dropped))
+
+
+def _check_metrics(service: Service, totals: Totals, number: int) -> None:
+    """Refuse a reply whose metrics say that its clients' training has come to nothing: it shall not end that of all.
+
+    Raises:
+        UserError: if one is far worse than before training.
+    """
+    task = service.prepared.task
+    found = means(task, jax.device_get(totals.metrics))
+    for metric in judged_metrics(task):
+        value = found[metric.name]
+        if value is not None and beyond_use(metric, value, 1.0):
+            start = _metrics_at_start(service, number)[metric.name]
+            if beyond_use(metric, value, start):
+                raise UserError(f"its {metric.name} is {value:.3g}, and that of all was {start:.3g} before training")
 
 
 def _examples(node: Node, ids: tuple[str, ...]) -> float:
