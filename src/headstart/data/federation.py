@@ -116,6 +116,29 @@ class Ids(Sequence[str]):
         return map(self.name, range(self.length))
 
 
+Fetch = Callable[[np.ndarray], tuple[Tree, Tree]]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A `Federation.fetch` of rows that a function makes from a few values, which `made_from` names.
+
+    With the same `made_from` the rows of clients of the same ids and sizes are the same.
+    """
+
+    function: Fetch
+    made_from: str
+
+    def __call__(self, clients: np.ndarray) -> tuple[Tree, Tree]:
+        """The rows of these clients."""
+        return self.function(clients)
+
+
+def _derived(fetch: Fetch, source: Fetch, how: str) -> Fetch:
+    """A fetch that changes the rows of another one; of generated rows it says how."""
+    return Generated(fetch, source.made_from + how) if isinstance(source, Generated) else fetch
+
+
 @dataclass(frozen=True)
 class Federation:
     """Clients that hold different examples.
@@ -134,7 +157,7 @@ class Federation:
     name: str
     ids: Sequence[str]
     sizes: np.ndarray
-    fetch: Callable[[np.ndarray], tuple[Tree, Tree]]
+    fetch: Fetch
     has_predefined_split: bool = True
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -175,7 +198,7 @@ class Federation:
             self,
             ids=Ids(len(clients), lambda index: self.ids[int(clients[index])]),
             sizes=self.sizes[clients],
-            fetch=lambda inner: self.fetch(clients[np.asarray(inner, np.int64)]),
+            fetch=_derived(lambda inner: self.fetch(clients[np.asarray(inner, np.int64)]), self.fetch, ""),
         )
 
     def example(self) -> tuple[Tree, Tree]:
@@ -263,7 +286,11 @@ def split_examples(federation: Federation, *, test_fraction: float = 0.2, seed: 
         rows = np.concatenate([*order, np.zeros(0, np.int64)]).astype(np.int64)
         return jax.tree.map(lambda leaf: leaf[rows], federation.fetch(clients))
 
-    return replace(federation, sizes=np.stack([totals - test, test], axis=1), fetch=fetch, has_predefined_split=False)
+    sizes, fetch_split = (
+        np.stack([totals - test, test], axis=1),
+        _derived(fetch, federation.fetch, f", split by {seed}"),
+    )
+    return replace(federation, sizes=sizes, fetch=fetch_split, has_predefined_split=False)
 
 
 def limited(federation: Federation, adapt_examples: float, *, seed: int = 0) -> Federation:
@@ -294,7 +321,9 @@ def limited(federation: Federation, adapt_examples: float, *, seed: int = 0) -> 
         taken = np.concatenate(rows)
         return jax.tree.map(lambda leaf: leaf[taken], federation.fetch(clients))
 
-    return replace(federation, sizes=np.stack([kept, federation.sizes[:, 1]], axis=1), fetch=fetch)
+    sizes = np.stack([kept, federation.sizes[:, 1]], axis=1)
+    how = f", limited by {seed} from {hashlib.sha256(all_of_it.tobytes()).hexdigest()}"
+    return replace(federation, sizes=sizes, fetch=_derived(fetch, federation.fetch, how))
 
 
 class Split(NamedTuple):

@@ -56,7 +56,7 @@ def finish(service: Service, membership: Membership, position: Position) -> Memb
         report[group] = summarize(curves, prepared.task, epochs=epochs)
     before = sum(earlier.rounds for earlier in prepared.experiment.stages[: position.stage])
     report |= left_out(service.log.records(), range(before + 1, position.round + 1))
-    write_stage(service.folder, position.stage, position.state.params, report, arrays)
+    write_stage(service.folder, position.stage, position.state.params, report, arrays, service.origin)
     service.on_event({"event": "stage", **report})
     return membership
 

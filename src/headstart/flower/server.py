@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from headstart.console import printable
 from headstart.data.federation import Split, split_clients
 from headstart.errors import UserError
+from headstart.experiment.code import code_digests
 from headstart.experiment.experiment import Centralized, Data, Experiment
 from headstart.experiment.measured import measurement_notes, measurement_problems
 from headstart.experiment.serialization import to_json
@@ -95,7 +96,8 @@ def serve(
     check_fit(experiment.task, model, blank)
     if not (Path(out) / f"seed-{experiment.seed}").exists():
         initial_params(experiment, experiment.seed, jax.eval_shape(model.init, jax.random.key(0)))
-    with claimed(Path(out), experiment, blank, allowed_modules=allowed_modules):
+    code = {"code": code_digests(experiment)}
+    with claimed(Path(out), experiment, blank, allowed_modules=allowed_modules, code=code) as name:
         folder = Path(out) / f"seed-{experiment.seed}"
         membership, prepared = _membership(experiment, model, registry, folder)
         refuse(measurement_problems(experiment, prepared.federation, prepared.groups))
@@ -103,7 +105,7 @@ def serve(
             on_event({"event": "note", "text": text})
         log = Log(folder / "metrics.jsonl", on_event, experiment.seed)
         request = request._replace(experiment=_public(experiment))
-        service = Service(grid, config, prepared, request, folder, log, on_event)
+        service = Service(grid, config, prepared, request, folder, log, on_event, name)
         position = _start(service)
         for fault in faults:
             service.report(fault, position)
@@ -182,7 +184,9 @@ def _start(service: Service) -> Position:
     algorithms = [stage.algorithm(prepared.task, prepared.model) for stage in prepared.experiment.stages]
     params = prepared.model.init(initial_key(seed_key(service.seed)))
     expected = {number: jax.eval_shape(algorithm.init, params) for number, algorithm in enumerate(algorithms)}
-    saved, complaints = checkpoint.read_newest(service.folder / "checkpoints", lambda about: expected[about["stage"]])
+    saved, complaints = checkpoint.read_newest(
+        service.folder / "checkpoints", lambda about: expected[about["stage"]], service.origin
+    )
     for complaint in complaints:
         service.on_event({"event": "note", "text": complaint})
     if saved is not None:
@@ -219,5 +223,5 @@ def _train(service: Service, membership: Membership, position: Position) -> tupl
         if position.round >= last or target_reached(task, stage, value):
             return membership, position
         (membership, position), value = train_round(service, membership, position), None
-        about = {"round": position.round, "stage": position.stage}
+        about = {"round": position.round, "stage": position.stage, **service.origin}
         checkpoint.write_round(service.folder / "checkpoints", position.state, about)

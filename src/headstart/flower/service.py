@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flwr.serverapp import Grid
 
@@ -38,7 +38,10 @@ class ServerConfig:
 
 
 class Service(NamedTuple):
-    """A run on devices. request: the fields that all its requests share."""
+    """A run on devices.
+
+    request: the fields that all its requests share. name: of the run, which its states carry.
+    """
 
     grid: Grid
     config: ServerConfig
@@ -47,6 +50,12 @@ class Service(NamedTuple):
     folder: Path
     log: Log
     on_event: OnEvent
+    name: str = ""
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a state says of where it comes from: the run and the seed."""
+        return {"run": self.name, "seed": self.seed}
 
     @property
     def seed(self) -> int:

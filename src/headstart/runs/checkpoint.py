@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -134,10 +135,13 @@ def write_round(folder: Path, tree: Tree, about: Mapping[str, Any], *, keep: int
         old.unlink(missing_ok=True)
 
 
-def read_newest(folder: Path, like: Callable[[Mapping[str, Any]], Tree]) -> tuple[Saved | None, list[str]]:
+def read_newest(
+    folder: Path, like: Callable[[Mapping[str, Any]], Tree], origin: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Saved | None, list[str]]:
     """The newest undamaged state and what was wrong with newer ones.
 
     like: maps what a file records about itself to the tree to expect in it.
+    origin: the "run" and the "seed" that it must be of, if it records them.
     """
     complaints = []
     for path in _newest_first(folder):
@@ -145,6 +149,9 @@ def read_newest(folder: Path, like: Callable[[Mapping[str, Any]], Tree]) -> tupl
             arrays, about = read_arrays(path)
             if about.get("round") != _round_of(path):
                 raise UserError(f"{path} is damaged: it says that it is of round {about.get('round')}")
+            other = [name for name, value in origin.items() if about.get(name, value) != value]
+            if other:
+                raise UserError(f"{path} holds the state of another {other[0]}; it is passed over")
             return Saved(_fitted(path, arrays, like(about)), about), complaints
         except UserError as error:
             complaints.append(str(error))

@@ -1,6 +1,8 @@
 """A run folder: what is in it, who may write it, and how to read it back.
 
 experiment.json      the experiment, complete
+federation.json      the data and the user's own code, by fingerprints; the name that the run's states carry
+members.json         the ids of the clients that train, validate and test
 environment.json     versions and machine
 samples.npz          a few examples of a few test clients
 seed-0/metrics.jsonl a line per round ("round") and per evaluation on validation clients ("evaluation")
@@ -12,7 +14,6 @@ seed-0/stage-0.safetensors  the initial model, or whatever the method shares
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -39,6 +41,7 @@ from headstart.runs.contents import federation_document, read_group, seed_folder
 from headstart.runs.contents import read_json as read_json
 from headstart.runs.extension import reopen, rounds_before
 from headstart.runs.log import Record
+from headstart.runs.provenance import at_present_source, provenance, resumed
 
 
 @contextmanager
@@ -48,37 +51,40 @@ def claimed(
     federation: Federation,
     *,
     allowed_modules: Collection[str] = (),
+    code: Mapping[str, Any] = MappingProxyType({}),
     on_note: Callable[[str], None] = warnings.warn,
-) -> Iterator[None]:
-    """Make the folder this experiment's own for the time of the block.
+) -> Iterator[str]:
+    """Make the folder this experiment's own for the time of the block; yields the name that the run's states carry.
 
     allowed_modules: modules that the experiment in it may be imported from.
+    code: digests of the user's own code, as `provenance` takes them.
     on_note: gets a sentence where the file system cannot lock the folder, and the block is entered without a lock.
 
     Raises:
-        UserError: if it cannot be written, holds another experiment or other data, or another process writes it.
+        UserError: if it cannot be written, holds another experiment, or one that was begun with other data or other
+            code, or another process writes it.
     """
-    document = document_of(experiment)
+    document, now = document_of(experiment), provenance(federation, code)
     with ExitStack() as stack:
         try:
-            _check_same(out, document, allowed_modules)
+            _check_same(out, document, allowed_modules, now)
             out.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(out / ".lock", wait=False, on_note=on_note))
-            had = _check_same(out, document, allowed_modules)  # another process may have begun and ended in between
+            had = _check_same(out, document, allowed_modules, now)  # another may have begun and ended in between
         except TimeoutError as error:
             raise UserError(f"another process is writing {out}; wait for it, or choose another --out") from error
         except OSError as error:
             raise UserError(f"cannot write the folder {out}: {error.strerror}; choose another with --out") from error
-        data = _same_data(out, federation)
+        record = resumed(out, _saved_record(out), now, document)
         if had is not None:
             reopen(out, experiment, had)
         _remove_leftovers(out)
         write_json(out / "experiment.json", document)
-        write_json(out / "federation.json", data)
+        write_json(out / "federation.json", record)
         if not (out / "environment.json").exists():
             write_json(out / "environment.json", environment())
         written = (out / "experiment.json").read_bytes()
-        yield
+        yield record["run"]
         _check_still_there(out, written)
 
 
@@ -90,7 +96,7 @@ def _check_still_there(out: Path, written: bytes) -> None:
     raise UserError(f"{out} was removed, renamed or replaced during the run; repeat the command")
 
 
-def _check_same(out: Path, document: Mapping[str, Any], allowed_modules: Collection[str]) -> int | None:
+def _check_same(out: Path, document: Mapping[str, Any], allowed_modules: Collection[str], now: Record) -> int | None:
     """Refuse another experiment; returns the rounds that the last stage had, if it is to have more."""
     saved = out / "experiment.json"
     if not (saved.exists() and (out / "federation.json").exists()):
@@ -104,8 +110,9 @@ def _check_same(out: Path, document: Mapping[str, Any], allowed_modules: Collect
     if not saved.exists():
         return None
     # What was saved by an earlier headstart is compared as the experiment that it is.
-    before, now = document_of(_experiment_in(saved, allowed_modules)), json.loads(json.dumps(document))
-    differing, had = _difference(before, now), rounds_before(before, now)
+    before, present = document_of(_experiment_in(saved, allowed_modules)), json.loads(json.dumps(document))
+    before = at_present_source(before, present, _saved_record(out), now)
+    differing, had = _difference(before, present), rounds_before(before, present)
     if differing and had is None:
         raise UserError(f"{out} holds another experiment ({differing}); choose another --out or repeat its settings")
     return had
@@ -136,15 +143,10 @@ def _remove_leftovers(out: Path) -> None:
                 path.unlink()
 
 
-def _same_data(out: Path, federation: Federation) -> Record:
-    """What to record of the data; data that changed behind the same path make another run."""
-    digest = hashlib.sha256("\n".join(federation.ids).encode())
-    digest.update(np.ascontiguousarray(federation.sizes).tobytes())
-    saved = out / "federation.json"
-    if saved.exists() and federation_document(saved)["sha256"] != digest.hexdigest():
-        raise UserError(f"the clients of {federation.name} have changed since {out} was begun; choose another --out")
-    metadata = {"clients": len(federation), "examples": int(federation.sizes.sum()), "facts": dict(federation.metadata)}
-    return {"name": federation.name, **metadata, "sha256": digest.hexdigest()}
+def _saved_record(out: Path) -> Record | None:
+    """What the folder says of its data and code; None without it."""
+    path = out / "federation.json"
+    return federation_document(path) if path.exists() else None
 
 
 def _difference(old: Any, new: Any, path: str = "") -> str:
@@ -192,10 +194,18 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def write_stage(
-    folder: Path, number: int, params: Tree, report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    folder: Path,
+    number: int,
+    params: Tree,
+    report: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    origin: Mapping[str, Any],
 ) -> None:
-    """The end of a stage in the folder of a seed; the report comes last, and says that all of it is there."""
-    checkpoint.write(folder / f"stage-{number}.safetensors", params, {"round": report["round"]})
+    """The end of a stage in the folder of a seed; the report comes last, and says that all of it is there.
+
+    origin: the "run" and the "seed" that the parameters are of.
+    """
+    checkpoint.write(folder / f"stage-{number}.safetensors", params, {"round": report["round"], **origin})
     write_arrays(folder / f"stage-{number}.npz", arrays)
     write_json(folder / f"stage-{number}.json", report)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,12 +17,14 @@ from jax.sharding import Mesh
 from headstart._version import __version__
 from headstart.data.device_data import on_device
 from headstart.data.federation import Federation, Tree
+from headstart.data.fingerprint import combined, fingerprint
 from headstart.devices import all_devices
 from headstart.errors import UserError
+from headstart.experiment.code import code_digests, model_digest
 from headstart.experiment.experiment import Centralized, Experiment, ModelSpec, Stage
 from headstart.experiment.measured import measurement_notes
 from headstart.experiment.serialization import to_json
-from headstart.experiment.setup import Prepared, prepare
+from headstart.experiment.setup import Prepared, in_memory, prepare
 from headstart.fields import MOST_SEED, refuse
 from headstart.files import file_name
 from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
@@ -35,6 +36,7 @@ from headstart.runs import checkpoint
 from headstart.runs.contents import is_whole
 from headstart.runs.directory import claimed, curve_arrays, write_samples, write_stage
 from headstart.runs.log import Log, OnEvent, Record, left_out
+from headstart.runs.provenance import write_members
 from headstart.runs.reading import open_run
 from headstart.runs.run import Run
 from headstart.statistics.clients import summarize
@@ -52,6 +54,7 @@ from headstart.training.seed_run import (
     check_initial_model,
     evaluate,
     initial_params,
+    origin,
     personalization_curves,
     report_interrupted,
     selection_clients,
@@ -151,20 +154,22 @@ def run_into(
             prepared.experiment,
             prepared.federation,
             allowed_modules=allowed_modules,
+            code=_own_code(prepared),
             on_note=lambda text: on_event({"event": "note", "text": text}),
         )
         if cluster.is_first()
         else nullcontext()
     )
-    with writing, Interrupt() as interrupt:
+    with writing as name, Interrupt() as interrupt:
         for text in measurement_notes(prepared.experiment, prepared.federation, prepared.groups):
             on_event({"event": "note", "text": text})
         if cluster.is_first():
+            write_members(out, prepared.federation.ids, prepared.groups)
             write_samples(out, prepared.federation, prepared.groups.test)
             notes = (f"data: {note}" for note in prepared.federation.metadata.get("notes", ()))
             for text in (*_decided(experiment, prepared.experiment), *notes):
                 on_event({"event": "note", "text": text})
-        context = _context(prepared, mesh, options, on_event, interrupt, cache)
+        context = _context(prepared, mesh, options, on_event, interrupt, cache)._replace(name=name or "")
         return all(_run_seed(context, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
 
 
@@ -220,6 +225,14 @@ def _decided(given: Experiment, experiment: Experiment) -> list[str]:
     return sentences
 
 
+def _own_code(prepared: Prepared) -> dict[str, Any]:
+    """The digests of the user's own code in an experiment."""
+    code: dict[str, Any] = {"code": code_digests(prepared.experiment)}
+    if prepared.experiment.model is not None and in_memory(prepared.experiment.model):
+        code["model"] = model_digest(prepared.model, prepared.federation)
+    return code
+
+
 def _check_together(prepared: Prepared, seeds: int, options: Options) -> None:
     """Several processes need stages with clients, and all of them the same work."""
     if cluster.size() == 1:
@@ -240,9 +253,7 @@ def _check_together(prepared: Prepared, seeds: int, options: Options) -> None:
         __version__,
         jax.dtypes.canonicalize_dtype(float).name,
     )
-    sizes = hashlib.sha256(np.ascontiguousarray(federation.sizes, np.int64).tobytes()).hexdigest()
-    data = sizes, federation.ids[0], federation.ids[len(federation) - 1]
-    mine = hashlib.sha256(json.dumps([to_json(placeless), repr(alike), data]).encode()).hexdigest()
+    mine = combined([to_json(placeless), repr(alike), fingerprint(federation)])
     if cluster.any_of(mine != cluster.broadcast(mine)):
         raise UserError(
             "the processes of the cluster have not the same experiment, data, options or versions; start all with the"
@@ -372,7 +383,7 @@ def _saved(seed_run: SeedRun, params: Tree) -> checkpoint.Saved | None:
 
     saved, complaints = None, []
     if cluster.is_first():
-        saved, complaints = checkpoint.read_newest(seed_run.folder / "checkpoints", like)
+        saved, complaints = checkpoint.read_newest(seed_run.folder / "checkpoints", like, origin(seed_run))
     for complaint in complaints:
         seed_run.context.on_event({"event": "note", "seed": seed_run.seed, "text": complaint})
     about = cluster.broadcast(None if saved is None else saved.about)
@@ -409,4 +420,4 @@ def _finish_stage(seed_run: SeedRun, position: Position) -> None:
     seed_run.context.on_event({"event": "stage", **report})
     if not cluster.is_first():
         return
-    write_stage(seed_run.folder, position.stage, position.state.params, report, arrays)
+    write_stage(seed_run.folder, position.stage, position.state.params, report, arrays, origin(seed_run))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -53,6 +53,7 @@ class RunContext(NamedTuple):
     gather: draws cohorts of the federation, on the devices in use.
     algorithms, programs: of every stage; the programs are its rounds, compiled. personalizers, evaluators: of every
         stage, compiled personalization, and the same of no epochs.
+    name: of the run, which its states carry; only the process that writes them has it.
     """
 
     prepared: Prepared
@@ -64,6 +65,7 @@ class RunContext(NamedTuple):
     options: Options
     on_event: OnEvent
     interrupt: Interrupt
+    name: str = ""
 
 
 class SeedRun(NamedTuple):
@@ -223,11 +225,16 @@ def personalization_curves(
     )
 
 
+def origin(seed_run: SeedRun) -> dict[str, Any]:
+    """What a state says of where it comes from: the run and the seed."""
+    return {"run": seed_run.context.name, "seed": seed_run.seed}
+
+
 def save(seed_run: SeedRun, position: Position) -> None:
     """Write a checkpoint."""
     if not cluster.is_first():
         return
-    tree, about = position.state, {"round": position.round, "stage": position.stage}
+    tree, about = position.state, {"round": position.round, "stage": position.stage, **origin(seed_run)}
     if position.client_states is not None:
         tree, about = (tree, position.client_states.as_tree()), {**about, "kept": len(position.client_states)}
     checkpoint.write_round(seed_run.folder / "checkpoints", tree, about)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from headstart.data.federation import Federation, Ids
+from headstart.data.federation import Federation, Generated, Ids
 from headstart.data.glyphs.atlas import CHARACTERS, atlas
 from headstart.data.glyphs.draws import bits, normal, streams, uniform
 from headstart.data.glyphs.pen import draw
@@ -25,6 +25,7 @@ _SHARE_OF_FIRST_HUMP = 0.65  # with humps at 170 and 340: mean 230, deviation 87
 _SPREAD = 0.12  # deviation of a hump, as a share of its centre
 _SIZE_STREAM = 2**40  # apart from the streams of the styles
 _MOST = 2**24  # writers: their sizes alone take a gigabyte
+_VERSION = 1  # to be raised when the same options give other rows
 _GROUP = 16  # writers whose styles are made at once: bounds the memory of a fetch
 
 
@@ -69,7 +70,10 @@ def glyphs(
         name="glyphs",
         ids=Ids(writers, _id),
         sizes=sizes,
-        fetch=functools.partial(_fetch, sizes=sizes, seed=seed, habits=habits, variation=variation),
+        fetch=Generated(
+            functools.partial(_fetch, sizes=sizes, seed=seed, habits=habits, variation=variation),
+            f"glyphs {_VERSION}: seed {seed}, habits {float(habits)!r}, variation {float(variation)!r}",
+        ),
         metadata={"kind": "image", "classes": 62, "labels": CHARACTERS, "source": "drawn from matplotlib's fonts"},
     )
 
