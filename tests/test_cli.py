@@ -123,7 +123,7 @@ def test_own_data_and_own_model_without_registration(command, tmp_path):
 
 def test_personalize_gives_every_client_its_result_and_its_parameters(command, finished, tmp_path):
     data, folder = finished
-    code, _, err = command("personalize", folder, "--data", data, "--out", "mine", "--epochs", 2)
+    code, out, err = command("personalize", folder, "--data", data, "--out", "mine", "--epochs", 2)
     assert (code, err) == (0, "")
     rows = list(csv.DictReader((tmp_path / "mine/clients.csv").read_text().splitlines()))
     assert [row["client"] for row in rows] == [f"client-{i:02d}" for i in range(12)]
@@ -133,8 +133,13 @@ def test_personalize_gives_every_client_its_result_and_its_parameters(command, f
         assert about["client"] == row["client"]
         assert any(np.any(adapted[name] != value) for name, value in initial.items())
     summary = json.loads((tmp_path / "mine/summary.json").read_text())
-    mean = np.mean([float(row["personalized accuracy"]) for row in rows])
-    assert summary["accuracy"]["personalized"]["mean"] == pytest.approx(mean, abs=1e-5)
+    trained = set(json.loads((folder / "members.json").read_text())["train"])
+    assert {row["client"] for row in rows if row["group in the run"] == "train"} == trained and len(trained) == 7
+    for group, mine in ((summary, False), (summary["training_clients"], True)):
+        values = [float(row["personalized accuracy"]) for row in rows if (row["client"] in trained) == mine]
+        assert group["clients"] == len(values)
+        assert group["accuracy"]["personalized"]["mean"] == pytest.approx(np.mean(values), abs=1e-5)
+    assert "7 of 12 clients trained the run (client-0" in out and "they are left out here" in out
 
 
 def test_report_writes_a_page(command, finished, tmp_path):

@@ -17,6 +17,7 @@ from rich.console import Console
 from headstart.cli import overview
 from headstart.data.federation import from_arrays
 from headstart.errors import UserError
+from headstart.files import write_json
 from headstart.reports import page as report
 from headstart.reports import tables
 from headstart.reports.format import format_change, format_epochs
@@ -166,6 +167,39 @@ def test_runs_are_compared_in_one_table_with_the_last_stage_emphasised(tmp_path:
     assert "--out" in text_of(page)
     metrics = page.read_text().partition("<h2>All metrics</h2>")[2].partition("</table>")[0]
     assert re.findall(r"<tr><td>(\w*)", metrics) == ["one", "", "one", "", "two", "", "two", ""]
+
+
+def check_groups(tmp_path: Path, runs: list[Path], words: str) -> None:
+    page = report.write(runs, tmp_path / "page.html").read_text()
+    text = re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", page)))
+    start, notice = page.index("<h1>"), "are not of the same data or test clients"
+    assert page[start:].index(notice) < page[start:].index("<h2>Results") and words in text
+    assert "2 runs of different data" in text and "runs compared" not in text
+    assert page.count("<h2>Results: ") == page.count("<h2>All metrics: ") == 2
+    output = StringIO()
+    tables.print_runs(Console(file=output, width=200), runs)
+    assert output.getvalue().startswith("These runs are not of the same data") and words in output.getvalue()
+
+
+@pytest.mark.parametrize("what", ["test clients", "contents", "contents of an earlier version"])
+def test_runs_of_different_data_are_shown_apart_and_not_ranked(tmp_path: Path, what: str) -> None:
+    kinds = {"test clients": {"clients": 30}}.get(what, {})
+    one = write_run(tmp_path / "one", of=experiment("one"))
+    two = write_run(tmp_path / "two", of=experiment("two"), **kinds)
+    words = "other clients were tested"
+    if what != "test clients":
+        known = {"name": "visits", "clients": 52, "examples": 900, "facts": {}, "sha256": "a"}
+        known["fingerprint"] = {"ids": "a", "sizes": "b", "[1]": "c"}
+        changed = {**known, "fingerprint": {**known["fingerprint"], "[1]": "d"}}
+        words = "they differ in the examples (y)"
+        if what != "contents":
+            changed = {**{name: known[name] for name in known if name != "fingerprint"}, "sha256": "b"}
+            words = "they differ in the clients or how many examples these have"
+        write_json(one / "federation.json", known)
+        write_json(two / "federation.json", known)
+        assert "2 runs compared" in text_of(report.write([one, two], tmp_path / "page.html"))
+        write_json(two / "federation.json", changed)
+    check_groups(tmp_path, [one, two], words)
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:

@@ -205,13 +205,13 @@ def report(
 ) -> None:
     """Make one self-contained page, and figures, from run folders."""
     from headstart.reports.page import write
-    from headstart.reports.tables import print_rows, rows
+    from headstart.reports.tables import print_runs
 
     output = output_of(context)
     allowed_modules = modules_named(imports, None)
     with output.measured():
         page = write(runs, out, allowed_modules=allowed_modules)
-    print_rows(output.console, rows(runs, allowed_modules=allowed_modules))
+    print_runs(output.console, runs, allowed_modules=allowed_modules)
     output.result(f"The report: {page}")
     output.detail(files_in(page.parent / "figures"))
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from headstart.console import csv_cell
+from headstart.console import csv_cell, printable
 from headstart.data.decided import as_decided
 from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Client, Federation, Tree
@@ -49,6 +49,9 @@ def personalize_run(
 
     Labels are numbered, features ordered and pictures inverted as in the run's own data, whatever is in the source.
 
+    The summary is of clients that did not train the run. Those that did are summarized apart, as `training_clients`,
+    for on their own examples a model looks better than it is on others'; `notes` says so in sentences.
+
     Writes `parameters/<client>.safetensors`, `clients.csv` (a line per client) and, last, `summary.json`.
 
     epochs: of personalization (or steps); by default as many as the run chose on its validation clients.
@@ -75,12 +78,46 @@ def personalize_run(
     gather, key = on_device(federation, mesh=parallel.mesh), personal_key(root)
     personalize = personalizer(task, model, recipe, method=method, parallel=parallel)
     curves = personalize(params, np.arange(len(federation)), gather, key, lambda done: progress(done, len(federation)))
-    summary = summarize(curves, task, epochs=count)
+    groups = _groups(run, federation)
+    summary = _summary(curves, task, count, federation, groups)
     adapted = _adapter(model, task, recipe, params, key, parallel, method)
     _write_parameters(out / "parameters", federation, gather, adapted)
-    write_bytes(out / "clients.csv", _csv(federation, curves, task, count))
+    write_bytes(out / "clients.csv", _csv(federation, curves, task, count, groups))
     write_json(out / "summary.json", summary)
     return summary, task
+
+
+def _groups(run: Run, federation: Federation) -> list[str] | None:
+    """The group in which each client was in the run, "new" for one that was not in it; None if the run kept none."""
+    if run.members is None:
+        return None
+    group_of = {client: group for group, clients in run.members.items() for client in clients}
+    return [group_of.get(client, "new") for client in federation.ids]
+
+
+def _summary(
+    curves: Curves, task: Task, epochs: int, federation: Federation, groups: list[str] | None
+) -> dict[str, Any]:
+    """The summary of the clients that did not train the run, and apart of those that did, with sentences on both."""
+    if groups is None:
+        text = "the run is of an earlier version, which did not keep who trained: clients that did may be among these"
+        return {**summarize(curves, task, epochs=epochs), "notes": [text]}
+    trained = np.array([group == "train" for group in groups], bool)
+    of_others, of_trained = (
+        summarize(jax.tree.map(lambda leaf, mask=mask: leaf[mask], curves), task, epochs=epochs)
+        for mask in (~trained, trained)
+    )
+    if not trained.any():
+        return of_others
+    names = [printable(federation.ids[int(i)]) for i in np.flatnonzero(trained)[:5]]
+    names = ", ".join(names) + (", ..." if trained.sum() > 5 else "")
+    text = (
+        f"{int(trained.sum())} of {len(federation)} clients trained the run ({names}); they are left out here, and"
+        " summarized apart as training_clients, for a model looks better on what it was trained on"
+    )
+    if trained.all():
+        text = f"all {len(federation)} clients trained the run ({names}), so how well it does on others is not measured"
+    return {**of_others, "training_clients": of_trained, "notes": [text]}
 
 
 def _params(run: Run, model: Model, seed: int) -> Tree:
@@ -120,14 +157,16 @@ def _write_parameters(folder: Path, federation: Federation, gather: Gather, adap
             checkpoint.write(path, jax.tree.map(lambda leaf, index=index: leaf[index], parameters), {"client": name})
 
 
-def _csv(federation: Federation, curves: Curves, task: Task, epochs: int) -> bytes:
+def _csv(federation: Federation, curves: Curves, task: Task, epochs: int, groups: list[str] | None) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [metric.name for metric in task.metrics]
     columns = [f"{when} {name}" for name in names for when in ("initial", "personalized")]
-    writer.writerow(["client", "adapt examples", "test examples", *columns])
+    # Last, so that the columns of runs that did not keep who trained are where they were.
+    writer.writerow(["client", "adapt examples", "test examples", *columns, *(["group in the run"] if groups else [])])
     values = [curves.means(metric)[:, [0, epochs]] for metric in task.metrics]
     for index, name in enumerate(federation.ids):
         cells = [f"{cell:.6g}" for value in values for cell in value[index]]
-        writer.writerow([csv_cell(name), *map(int, federation.sizes[index]), *cells])
+        group = [groups[index]] if groups else []
+        writer.writerow([csv_cell(name), *map(int, federation.sizes[index]), *cells, *group])
     return text.getvalue().encode()

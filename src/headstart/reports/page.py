@@ -13,6 +13,7 @@ import numpy as np
 
 from headstart.errors import UserError
 from headstart.files import write_bytes
+from headstart.reports.comparability import comparable_groups, incomparable_notice
 from headstart.reports.figures import caption, figure_specs, left_out
 from headstart.reports.format import (
     format_change,
@@ -65,7 +66,8 @@ def write(
 
 
 def _page(runs: Sequence[Run], samples: Sequence[tuple[str, Samples]], figures: Path, command: str) -> bytes:
-    rows, metric = rows_of(runs), runs[0].metric
+    rows, metric, groups = rows_of(runs), runs[0].metric, comparable_groups(runs)
+    incomparable = incomparable_notice(groups)
     heading, lead = _heading(runs)
     return render(
         "report.html",
@@ -73,17 +75,14 @@ def _page(runs: Sequence[Run], samples: Sequence[tuple[str, Samples]], figures: 
         heading=heading,
         lead=lead,
         notices=[
+            *([incomparable] if incomparable else []),
             *(text for run in runs for text in (_missing(run), *(f"{note}." for note in run.notes)) if text),
             *(f"{note}." for row in rows for note in row.notes),
         ],
         tiles=_tiles(rows[-1]) if len(runs) == 1 and rows else [],
         metric=metric,
         worse=format_worse(metric),
-        results=_results(runs, rows),
-        left_out=left_out(runs),
-        pictures=[_picture(spec, figures, caption(spec.name, runs)) for spec in figure_specs(runs)],
-        clients=_clients(rows) if rows else None,
-        metrics=_all_metrics(runs) if rows else None,
+        groups=[_group(number, group, figures, apart=len(groups) > 1) for number, group in enumerate(groups)],
         samples=[_examples(*each, figures) for each in samples],
         experiment=_settings(runs, [_flat(run.document) for run in runs]),
         documents=[(run.label, json.dumps(run.document, indent=2, ensure_ascii=False)) for run in runs],
@@ -92,12 +91,27 @@ def _page(runs: Sequence[Run], samples: Sequence[tuple[str, Samples]], figures: 
     )
 
 
+def _group(number: int, runs: Sequence[Run], figures: Path, *, apart: bool) -> dict[str, Any]:
+    """The tables and figures of runs that can be compared; of several groups each has a title and names of its own."""
+    rows, end = rows_of(runs), f"-{number + 1}" if number else ""
+    specs = [spec._replace(name=f"{spec.name}{end}") for spec in figure_specs(runs)]
+    return {
+        "title": f": {', '.join(run.label for run in runs)}" if apart else "",
+        "results": _results(runs, rows),
+        "left_out": left_out(runs),
+        "pictures": [_picture(spec, figures, caption(spec.name, runs)) for spec in specs],
+        "clients": _clients(rows) if rows else None,
+        "metrics": _all_metrics(runs) if rows else None,
+    }
+
+
 def _heading(runs: Sequence[Run]) -> tuple[str, str]:
     seeds = sorted({len(run.reached) for run in runs})
     count = f"{' to '.join(map(str, seeds[:: max(len(seeds) - 1, 1)]))} {'seed' if seeds == [1] else 'seeds'}"
     if len(runs) == 1:
         return runs[0].label, f"Stages: {' → '.join(runs[0].stage_names)}. {count}."
-    return f"{len(runs)} runs compared", f"{', '.join(run.label for run in runs)}. {count} per run."
+    compared = "compared" if len(comparable_groups(runs)) == 1 else "of different data"
+    return f"{len(runs)} runs {compared}", f"{', '.join(run.label for run in runs)}. {count} per run."
 
 
 def _missing(run: Run) -> str:

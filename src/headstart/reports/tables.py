@@ -13,6 +13,7 @@ from rich.text import Text
 
 from headstart.console import echo, printable
 from headstart.learning.tasks import Metric
+from headstart.reports.comparability import comparable_groups, incomparable_notice
 from headstart.reports.format import (
     format_count,
     format_epochs,
@@ -183,6 +184,17 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
+def print_runs(
+    console: Console, runs: Sequence[Run | str | os.PathLike[str]], *, allowed_modules: Collection[str] = ()
+) -> None:
+    """Print the rows of runs; those that cannot be compared apart, with a sentence that says why."""
+    groups = comparable_groups(open_runs(runs, allowed_modules=allowed_modules))
+    if notice := incomparable_notice(groups):
+        echo(console, notice)
+    for group in groups:
+        print_rows(console, rows_of(group))
+
+
 def print_rows(console: Console, rows: Sequence[Row]) -> None:
     """Print rows: a table on a terminal, plain lines in a pipe."""
     if not rows:
@@ -248,7 +260,16 @@ def _harmed(metric: Metric, share: float, by_chance: float) -> str:
 
 
 def print_summary(console: Console, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
-    """Print a document of `statistics.summarize`: every one of the task's metrics, and the clients harmed."""
+    """Print a document of `personalize_run`: every one of the task's metrics, the clients harmed, and its notes."""
+    for text in summary.get("notes", ()):
+        echo(console, text)
+    _print_group(console, summary, metrics)
+    if "training_clients" in summary:
+        echo(console, "the clients that trained the run:")
+        _print_group(console, summary["training_clients"], metrics)
+
+
+def _print_group(console: Console, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
     untested = f" ({summary['untested']} more without test examples)" if summary["untested"] else ""
     lines = [f"{summary['clients']} clients{untested}, {summary['length']} epochs (or steps) of personalization"]
     for metric in metrics:

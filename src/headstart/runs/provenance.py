@@ -14,6 +14,7 @@ import numpy as np
 
 from headstart.data.federation import Federation, Split
 from headstart.data.fingerprint import combined, differing, fingerprint
+from headstart.documents import parse_json
 from headstart.errors import UserError
 from headstart.experiment.setup import IN_MEMORY
 from headstart.files import write_json
@@ -107,3 +108,19 @@ def write_members(out: Path, ids: Sequence[str], groups: Split) -> None:
     """Keep who trains, validates and tests, by id; a run that resumes has it already."""
     if not (out / MEMBERS).exists():
         write_json(out / MEMBERS, {name: [ids[int(i)] for i in group] for name, group in groups._asdict().items()})
+
+
+def read_members(path: Path) -> dict[str, list[str]]:
+    """The ids of clients by group, as `write_members` keeps them.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        members = parse_json(path.read_bytes(), largest=2**28)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}); repeat the `headstart run` command of its run") from error
+    whole = isinstance(members, dict) and set(members) == set(Split._fields)
+    if not whole or not all(isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in members.values()):
+        raise UserError(f"{path} is damaged: it does not name clients by group; remove it, and repeat `headstart run`")
+    return members

@@ -28,6 +28,7 @@ from headstart.runs.clients import Clients, clients_of
 from headstart.runs.contents import Group, federation_document, read_arrays, reading, stage_report
 from headstart.runs.inputs import inputs_like, targets_like
 from headstart.runs.personal import TrainedModel
+from headstart.runs.provenance import MEMBERS, read_members
 from headstart.runs.results import History, StageResult, before_and_after, estimate
 
 
@@ -209,6 +210,17 @@ class Run:
     def metadata(self) -> dict[str, Any]:
         """What is known of the examples, as of a `Federation`."""
         return federation_document(self.path / "federation.json")["facts"]
+
+    @cached_property
+    def members(self) -> dict[str, list[str]] | None:
+        """The ids of the clients that train, validate and test; None of a run from before these were kept.
+
+        Raises:
+            UserError: if the file of them is damaged.
+        """
+        paths = [self.path / MEMBERS, *(self.path / f"seed-{seed}" / MEMBERS for seed in self.seeds)]
+        path = next((path for path in paths if path.exists()), None)
+        return None if path is None else read_members(path)
 
     @property
     def decided(self) -> dict[str, Any]:
