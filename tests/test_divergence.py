@@ -1,6 +1,7 @@
 """A run that has diverged ends with a sentence; a personalization that has is not chosen, and is counted."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,8 @@ def test_a_summary_counts_the_clients_that_diverged_and_says_so():
 
 def info_of(squared, *, clients=3, dropped=0, finite=True):
     metrics = {SQUARED: (np.float32(squared), np.float32(1)), ABSOLUTE: (np.float32(1), np.float32(1))}
-    return Info(metrics, np.int32(clients), np.int32(dropped), np.bool_(finite))
+    given: Any = metrics, np.int32(clients), np.int32(dropped), np.bool_(finite)
+    return Info(*given)
 
 
 def monitor_of(start, asked):

@@ -141,5 +141,7 @@ def test_the_servers_moments_are_not_those_of_half_precision():
 def test_a_datacenter_in_half_precision_counts_every_example(dtype):
     gather, size = on_device(large([[3000, 0]])), 3000
     algorithm = centralized(hs.Classification(), in_type(dtype), optax.sgd(0.1), batch_size=20)
-    state, info = jax.jit(algorithm.step)(algorithm.init({"theta": jnp.zeros(16, dtype)}), Cohort(gather([0])), KEY)
+    state, info = jax.jit(algorithm.step)(
+        algorithm.init({"theta": jnp.zeros(16, dtype)}), Cohort(gather(np.array([0]))), KEY
+    )
     assert info.metrics["accuracy"][1] == size and state.params["theta"].dtype == dtype
