@@ -166,3 +166,14 @@ def test_the_same_files_give_the_same_picture(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     first, second = (render(figure_specs(open_runs([run]))[1], LIGHT)[0] for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_title_says_on_which_clients_a_value_was_measured(tmp_path: Path, runs: int) -> None:
+    folders = [write_run(tmp_path / f"run {number}") for number in range(runs)]
+    titles = {
+        spec.name: spec.draw(LIGHT).get_suptitle().replace("\n", " ") for spec in figure_specs(open_runs(folders))
+    }
+    assert "on validation clients" in titles.pop("rounds")
+    assert set(titles) == {"personalization", "clients", "gains"}
+    assert all("test client" in title for title in titles.values()), titles
