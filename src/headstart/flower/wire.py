@@ -20,7 +20,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from headstart.data.federation import Federation, Tree, named
-from headstart.documents import parse_json
+from headstart.documents import LARGEST, parse_json
 from headstart.errors import UserError
 from headstart.flower.schema import (
     Schema,
@@ -43,6 +43,8 @@ PARAMS, REQUEST, DELTA, REPORT, CURVES = "params", "request", "delta", "report",
 
 # The most numbers in one example, so that the shape a node reports cannot take all of the server's memory.
 LARGEST_EXAMPLE = 2**27
+# The most characters of the document with totals, which does not grow with the model or the clients.
+LARGEST_TOTALS = 2**20
 # The most items (examples, or tokens of them) that a client may have.
 MOST_COUNTED = 2**40
 
@@ -143,7 +145,8 @@ def read_totals(content: RecordDict, like: Totals, *, max_weight: float, clients
     Raises:
         UserError: if the totals cannot be those of these clients.
     """
-    report = _read(content, REPORT, fields(_TOTALS | {"metrics": fields(dict.fromkeys(like.metrics, _SUM))}))
+    schema = fields(_TOTALS | {"metrics": fields(dict.fromkeys(like.metrics, _SUM))})
+    report = _read(content, REPORT, schema, largest=LARGEST_TOTALS)
     weight, counted, dropped = (report[name] for name in ("weight", "clients", "dropped"))
     if weight > max_weight * (1 + 1e-6):
         raise UserError(f"its weight is {weight:g}, and its clients' is at most {max_weight:g}")
@@ -257,13 +260,13 @@ def _document(fields: Mapping[str, Any]) -> ConfigRecord:
         raise UserError("a number of the message is not finite") from None
 
 
-def _read(content: RecordDict, name: str, schema: Schema) -> dict[str, Any]:
+def _read(content: RecordDict, name: str, schema: Schema, *, largest: int = LARGEST) -> dict[str, Any]:
     record = content.get(name)
     text = record.get("json") if isinstance(record, ConfigRecord) else None
     if not isinstance(text, str):
         raise UserError(f"it has no record {name!r} of this version of headstart; install the same on all nodes")
     try:
-        found = parse_json(text)
+        found = parse_json(text, largest=largest)
     except ValueError as error:
         raise UserError(f"its record {name!r} is no JSON document: {error}") from None
     return schema(found, f"its {name}")
