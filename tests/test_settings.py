@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import headstart
@@ -38,10 +39,13 @@ from headstart.studies.compare.protocol import Protocol
 from headstart.training.cluster import as_one, membership
 from headstart.training.seed_run import Options
 from small import experiment, first_stage_only
+from tiny import SOFTMAX
 
 NAN, INF = float("nan"), float("inf")
 STAGE = Stage("s", FedAvg(), Optimizer(), 3)
 WHOLE = Experiment("whole", (STAGE,))
+ROWS = np.zeros((3, 4), np.float32), np.zeros(3, np.int32)
+PARTS = headstart.Classification(), SOFTMAX
 
 
 @pytest.mark.parametrize(
@@ -302,6 +306,47 @@ def test_a_bad_length_of_personalization_is_one_sentence(command, small_run, sma
     code, _, err = command(*words)
     assert code == 2 and "epochs is 10000000000000, but must be at most 10000" in err
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("ask", "complaint"),
+    [
+        (lambda run: run.clients("tests"), "group is 'tests', but must be one of 'validation', 'test'"),
+        (lambda run: run.summary(3), "group is 3, but must be one of 'validation', 'test'"),
+        (lambda run: run.params(stage=2), "stage is 2, but must be at most 1"),
+        (lambda run: run.clients(stage=-3), "stage is -3, but must be at least -2"),
+        (lambda run: run.report(stage=1.5), "stage is 1.5, but must be a whole number"),
+        (lambda run: run.params(seed="0"), "seed 0 of .* is not finished"),
+        (lambda run: run.personalize(*ROWS, epochs=-1), "epochs is -1, but must be at least 0"),
+        (lambda run: run.personalize(*ROWS, epochs=2.5), "epochs is 2.5, but must be a whole number"),
+        (lambda run: run.personalize(*ROWS, epochs=10**13), "but must be at most 10000"),
+        (lambda run: run.personalize(ROWS[0][:0], ROWS[1][:0]), "there are no examples to personalize with"),
+    ],
+)
+def test_a_run_refuses_what_it_does_not_have(small_run, ask, complaint):
+    with pytest.raises(UserError, match=complaint):
+        ask(headstart.open_run(small_run))
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: federated(weighting="fair"), "weighting is 'fair', but must be one of 'examples', 'uniform'"),
+        (lambda: federated(participation=0), "participation is 0, but must be above 0"),
+        (
+            lambda: headstart.centralized(*PARTS, optax.sgd(1.0), batch_size=0),
+            "batch_size is 0, but must be at least 1",
+        ),
+        (lambda: headstart.LocalSGD(*PARTS, optax.sgd(1.0), 2.5), r"LocalSGD\.batch_size is 2\.5, but must be a whole"),
+    ],
+)
+def test_the_functions_under_an_experiment_refuse_bad_settings_too(make, complaint):
+    with pytest.raises(UserError, match=complaint):
+        make()
+
+
+def federated(**settings: Any) -> headstart.Algorithm:
+    return headstart.federated(*PARTS, FedAvg(), optax.sgd(1.0), **settings)
 
 
 def test_a_typo_does_not_claim_the_folder(small_data, tmp_path):

@@ -99,6 +99,17 @@ def check_fields(value: Any) -> None:
             object.__setattr__(value, name, item)
 
 
+def check_argument(name: str, value: Any, hint: Any, accepted: Range | None = None) -> None:
+    """Refuse an argument of a function that is of the wrong type or out of its range.
+
+    Raises:
+        UserError: if it is.
+    """
+    wrong = _wrong(value, hint, accepted)
+    if wrong:
+        raise UserError(f"{name} {wrong}")
+
+
 def complaints(kind: type, given: Mapping[str, Any], show: Callable[[Any], str] = repr) -> dict[str, str]:
     """What is wrong with values given for fields of a dataclass: by name, what follows the name in a sentence.
 
@@ -108,15 +119,16 @@ def complaints(kind: type, given: Mapping[str, Any], show: Callable[[Any], str] 
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name, value in given.items():
         hint = hints.get(name, Any)
-        if value is fields[name].default:
-            continue
-        if fits(value, hint):
-            wrong = _complaint(value, hint, _suited(fields[name].metadata.get(_RANGE), hint))
-        else:
-            wrong = f"must be {described(hint)}"
+        default = value is fields[name].default
+        wrong = None if default else _wrong(value, hint, fields[name].metadata.get(_RANGE), show)
         if wrong:
-            found[name] = f"is {_short(value, show)}, but {wrong}"
+            found[name] = wrong
     return found
+
+
+def _wrong(value: Any, hint: Any, accepted: Range | None, show: Callable[[Any], str] = repr) -> str | None:
+    wrong = _complaint(value, hint, _suited(accepted, hint)) if fits(value, hint) else f"must be {described(hint)}"
+    return f"is {_short(value, show)}, but {wrong}" if wrong else None
 
 
 def _suited(accepted: Range | None, hint: Any) -> Range | None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from headstart.data.federation import Array, Client, Examples, Tree
+from headstart.fields import Range, check_argument
 from headstart.learning.partial_batches import with_partial_batches
 from headstart.learning.tasks import Sums, Task, add, at_least_float32, mean, measure, no_sums, sum_type, total_loss
 from headstart.models.threefry import uniform
@@ -113,6 +114,9 @@ class LocalSGD:
     batch_size: int
     gradient_transform: Callable[[Tree, Tree], Tree] | None = None
     differentiable: bool = False
+
+    def __post_init__(self) -> None:
+        check_argument("LocalSGD.batch_size", self.batch_size, int, Range(1))
 
     def init(self, params: Tree) -> LocalState:
         """The state before the first step, at `params` and with a fresh optimizer."""

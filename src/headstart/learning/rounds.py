@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from headstart.data.federation import Array, Client, Examples, Tree
+from headstart.fields import Range, check_argument
 from headstart.learning.local_sgd import fold_batches, gradient_at, optimizer_step
 from headstart.learning.method import ClientUpdate, Reply, Weighting, method_of
 from headstart.learning.parallel import Parallel, map_reduce_clients
@@ -96,7 +97,12 @@ def federated(
     transform: changes each reply before it is aggregated (clip, quantise, mask).
     participation: the share of all training clients that is in a cohort, for methods that want to know.
     parallel: how many clients are trained at once.
+
+    Raises:
+        UserError: if the update is no method, or there is no such weighting or participation.
     """
+    check_argument("weighting", weighting, Weighting)
+    check_argument("participation", participation, float, Range(0, 1, above=True))
     aggregate = aggregate_clients(task, model, update, weighting=weighting, transform=transform, parallel=parallel)
     method = method_of(update)
     server = method.server_optimizer(server, participation)
@@ -243,7 +249,11 @@ def centralized(
 
     A cohort is a single `Client` (leading axis 1) that holds the examples of this round in the order to be taken; the
     round is one pass over them in batches.
+
+    Raises:
+        UserError: if the batch size is none.
     """
+    check_argument("batch_size", batch_size, int, Range(1))
 
     def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
         def descend(carry: tuple[State, Sums], examples: Examples, number: Array) -> tuple[State, Sums]:

@@ -19,6 +19,7 @@ from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.loading import read
 from headstart.experiment.setup import build_model, given_model, in_memory
+from headstart.fields import Range, check_argument
 from headstart.learning.personalization import adapt_client
 from headstart.learning.rounds import client_key, personal_key, seed_key
 from headstart.learning.tasks import Metric, Regression, Task
@@ -292,9 +293,11 @@ class Run:
         """
         number, seed = self._ended(seed, -1)
         recipe = self.personal_experiment(seed).personalization
-        count = self.chosen_epochs(seed) if epochs is None else epochs
+        count = self.chosen_epochs(seed) if epochs is None else recipe.at_most(epochs).most
         x, y = inputs_like(self.decided, self._example())(x), targets_like(self.decided)(y)
         rows = len(jax.tree.leaves(y)[0])
+        if not rows:
+            raise UserError("there are no examples to personalize with; give one at least")
         mine = from_arrays("mine", [client], np.array([[rows, 0]]), *jax.tree.map(np.asarray, (x, y)))
         method, model = self.experiment.stages[number].method, self.model
         shared = self.server_params(model, seed)
@@ -326,7 +329,9 @@ class Run:
 
     def _ended(self, seed: int | None, stage: int) -> tuple[int, int]:
         """The number of the stage, and the seed that has ended it."""
-        number = range(len(self.ends))[stage]
+        stages = len(self.ends)
+        check_argument("stage", stage, int, Range(-stages, stages - 1))
+        number = range(stages)[stage]
         ended = [s for s in self.seeds if (self.path / f"seed-{s}" / f"stage-{number}.json").exists()]
         if not ended or (seed is not None and seed not in ended):
             what = f"{self.path} is not finished" if seed is None else f"seed {seed} of {self.path} is not finished"
@@ -334,6 +339,7 @@ class Run:
         return number, ended[0] if seed is None else seed
 
     def _result(self, group: Group, stage: int) -> StageResult:
+        check_argument("group", group, Group)
         number, _ = self._ended(None, stage)
         found = [result for result in self.results[group] if result.number == number]
         if not found:
