@@ -11,7 +11,7 @@ from headstart.errors import UserError
 
 VARIABLE = "HEADSTART_MAX_UNPACKED"
 # Text grows by a large factor again when it is parsed, numbers do not.
-TEXT, NUMBERS = 1 << 26, 1 << 29
+TEXT, NUMBERS = 1 << 25, 1 << 29
 # Real data pack to a twentieth, seldom to a fiftieth.
 _FACTOR = 100
 
