@@ -176,7 +176,7 @@ class Run:
 
         Every metric has "initial", "personalized" and "difference", each with its uniform "mean" over clients and the
         "interval" of 95 % by a bootstrap over clients. "harmed": the "share" of clients with a worse value, and the
-        share "expected" from test noise, means over seeds. "diverged", where there are any: how many clients'
+        share "expected" from test noise at most, means over seeds. "diverged", where there are any: how many clients'
         personalization diverged, seed by seed; they are in all the numbers.
 
         Raises:

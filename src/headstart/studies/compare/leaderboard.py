@@ -23,7 +23,7 @@ class Row(NamedTuple):
         inconclusive. Lost clients never count in favour of the method that lost them.
     by_seeds_and_clients: `versus` with its interval over seeds and that over clients.
     lost: the share of clients without a finite value in the end, which count as harmed and as below FedAvg.
-    harmed, by_chance: the share of clients whose own value gets worse, and the share expected from test noise alone.
+    harmed, by_chance: the share of clients whose own value gets worse, and the share expected from test noise, at most.
         beyond_chance: whether the first is larger in most seeds; None where nothing is personalized.
     below_fedavg: the share of clients with a worse value than that of FedAvg's global model.
     worst_tenth: the mean of the bottom 10 % of clients.
