@@ -1,5 +1,8 @@
 """What training decided of its data is applied to data that come later; a contradiction is a sentence."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pandas
 import pytest
@@ -8,6 +11,7 @@ import headstart as hs
 from headstart.data.decided import class_numbers, decisions
 from headstart.data.load import load_as_decided
 from headstart.deploy.adapt import personalize_run
+from headstart.deploy.export import description, read_source
 from small import run as run_small
 
 FAST = hs.Personalization(hs.Optimizer("sgd", 0.1), 4, 1)
@@ -79,6 +83,22 @@ def test_pictures_are_inverted_as_those_of_training_were(pictures, tmp_path, bor
         with pytest.raises(hs.UserError, match="the negatives of those trained on"):
             pictures.personalize(x, y)
     assert np.mean(pictures.predict(255 - x) == y.astype(str)) == 1.0
+
+
+def test_an_artifact_knows_labels_and_polarity_and_a_device_holds_its_own_to_them(pictures, codes):
+    known = description(read_source(pictures), ["cpu"], {})["facts"]
+    assert known["inverted"] and known["background"] > 200
+    program = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "on_device" / "adapt.py"))
+    as_trained, mistake = program["as_trained"], program["MistakeError"]
+    x = np.full((3, 28, 28, 1), 20, np.uint8)
+    assert as_trained("x", "x", 255 - x, {"facts": known}) is not None
+    with pytest.raises(mistake, match="the negatives of those that the model was trained on"):
+        as_trained("x in own.npz", "x", x, {"facts": known})
+    known = description(read_source(codes), ["cpu"], {})["facts"]
+    assert known["labels"] == ["3", "5", "7"] and known["features"] == ["a", "b"]
+    assert as_trained("y", "y", np.array(["7", "3"]), {"facts": known}).tolist() == [2, 0]
+    with pytest.raises(mistake, match=r"y in own.npz has the label '4', and the model knows 3, 5, 7"):
+        as_trained("y in own.npz", "y", np.array(["4"]), {"facts": known})
 
 
 def test_light_pictures_contradict_a_run_of_dark_ones_unless_the_user_decides(pictures, tmp_path):

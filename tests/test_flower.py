@@ -18,10 +18,11 @@ from flwr.clientapp import ClientApp
 
 import tiny
 from headstart import Centralized, Cohort, Data, Experiment, FedAvg, FedSGD, ModelSpec, Optimizer, Stage, UserError
+from headstart.data.decided import decisions
 from headstart.data.device_data import on_device
 from headstart.data.federation import named
 from headstart.experiment.serialization import to_json
-from headstart.flower import ServerConfig, client_app, serve, wire
+from headstart.flower import ServerConfig, client_app, registry, serve, wire
 from headstart.learning.personalization import Curves, Personalization
 from headstart.learning.rounds import Totals, aggregate_clients, round_key, seed_key
 from headstart.learning.tasks import Classification
@@ -564,3 +565,42 @@ def test_a_request_that_is_none_is_refused_with_a_sentence(fields):
     content = wire.request_record(wire.Request(to_json(PLAN))._replace(**fields), model_params())
     reply = send(client_app(None, own_clients), MessageType.TRAIN, content)
     assert "the node's own log" not in refusal(reply) and len(refusal(reply)) < 700
+
+
+def dark_or_not(path, ids, border):
+    """Pictures of a light square before a background of this level."""
+    x = np.full((4 * len(ids), 28, 28), border, np.uint8)
+    x[:, 8:20, 8:20] = 250
+    np.savez(path, client=np.repeat(ids, 4), x=x, y=np.arange(len(x)) % 2)
+    return str(path)
+
+
+def test_all_devices_read_pictures_and_labels_as_the_run_decided(tmp_path):
+    plan = replace(PLAN, model=ModelSpec("logistic"), data=Data("devices"))
+    files = [dark_or_not(tmp_path / f"{border}.npz", [f"{border}a", f"{border}b"], border) for border in (10, 20, 70)]
+    app = client_app(plan)
+
+    def manifest(path, **fields):
+        return wire.read_manifest(ask(app, MessageType.QUERY, plan, config={"data": path}, **fields).content)
+
+    found = [manifest(path) for path in files]
+    assert [each.inverted for each in found] == [True, True, False]
+    nodes = {number: registry.Node(number, str(number), each) for number, each in enumerate(found)}
+    metadata = registry.decided_among(registry.Registry(nodes=nodes, schema=found[0].schema))
+    decided = decisions(metadata)
+    assert decided["inverted"] and decided["background"] == 255 and decided["labels"] == ["0", "1"]
+    assert all(manifest(path, decided=decided).inverted for path in files)
+    with np.load(files[0]) as held:
+        np.savez(files[0], client=held["client"], x=held["x"], y=held["y"] * 0 + 1)
+    one_label = manifest(files[0], decided=decided)
+    assert manifest(files[0]).schema != found[0].schema and one_label.schema == found[0].schema
+    light = dark_or_not(tmp_path / "light.npz", ["l"], 254)
+    # Why is for the node's own log; the server learns no more.
+    reason = refusal(ask(app, MessageType.QUERY, plan, config={"data": light}, decided=decided))
+    assert reason == "its data cannot be loaded; the node's own log says why"
+
+
+@pytest.mark.parametrize("decided", [{"inverted": "yes"}, {"labels": [["a"]]}, {"background": 256}, {"path": "x"}])
+def test_a_request_with_other_decisions_is_refused(decided):
+    reason = refusal(ask(client_app(PLAN, own_clients), MessageType.QUERY, decided=decided))
+    assert "decided" in reason

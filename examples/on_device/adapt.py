@@ -183,12 +183,39 @@ def read_data(path: Path, about: dict[str, Any], names: tuple[str, ...]) -> list
             absent = [name for name in names if name not in file.files]
             if absent:
                 raise MistakeError(f"{path} has no array {absent[0]!r}; it holds {', '.join(file.files) or 'nothing'}")
-            arrays = [accepted(f"{name} in {path}", file[name], about[name]) for name in names]
+            arrays = [
+                accepted(f"{name} in {path}", as_trained(f"{name} in {path}", name, file[name], about), about[name])
+                for name in names
+            ]
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise MistakeError(f"cannot read {path} ({first_line(error)}); give an .npz file of x and y") from error
     if len({len(array) for array in arrays}) > 1:
         raise MistakeError(f"{path} has {len(arrays[0])} rows of x and {len(arrays[1])} of y; give as many of both")
     return arrays
+
+
+def as_trained(name: str, part: str, array: np.ndarray, about: dict[str, Any]) -> np.ndarray:
+    """The array as the model was trained: labels given as text become the numbers of their classes.
+
+    Raises:
+        MistakeError: for a label that training did not know, or pictures that are the negatives of those trained on.
+    """
+    facts, labels = about["facts"], [str(label) for label in about["facts"].get("labels") or ()]
+    if part == "y" and array.dtype.kind in "US" and labels:
+        texts = [value.decode() if isinstance(value, bytes) else str(value) for value in array.ravel().tolist()]
+        unknown = [text for text in texts if text not in labels]
+        if unknown:
+            raise MistakeError(f"{name} has the label {unknown[0]!r}, and the model knows {', '.join(labels)}")
+        return np.array([labels.index(text) for text in texts], np.int32).reshape(array.shape)
+    if part == "x" and "background" in facts and array.dtype == np.uint8 and array.ndim == 4 and array.size:
+        edge = np.concatenate([array[:, [0, -1]].ravel(), array[:, :, [0, -1]].ravel()])
+        level, trained = float(np.median(edge)), facts["background"]
+        if abs(level - trained) > abs(level - (255 - trained)):
+            raise MistakeError(
+                f"{name} has pictures with a background of {level:g}, the negatives of those that the model was trained"
+                f" on, with one of {trained}; give 255 less each pixel"
+            )
+    return array
 
 
 def accepted(name: str, array: np.ndarray, expected: dict[str, Any]) -> np.ndarray:

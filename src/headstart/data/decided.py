@@ -18,9 +18,9 @@ from headstart.errors import UserError
 
 # In a federation's metadata. `regression` is added where the task says that targets are quantities.
 _NAMES = ("kind", "classes", "labels", "features", "inverted", "background", "regression")
-# The source of a table in its metadata; pictures of every other source have the light background they are published in.
-_TABLE = re.compile(r"(npz|parquet|csv) ")
-_LIGHT = 255
+# How a table's source begins. Pictures of every other source have the light background that they are published in.
+_TABLE = re.compile(r"(npz|parquet|csv) |devices")
+_LIGHT, _DARK = 255, 64
 
 
 def decisions(metadata: Mapping[str, Any], *, regression: bool = False) -> dict[str, Any]:
@@ -91,7 +91,9 @@ def as_decided(federation: Federation, decided: Mapping[str, Any], what: str) ->
     complaint = next(filter(None, (check(own, decided) for check in (_kind, _features, _targets, _pictures))), "")
     if complaint:
         raise UserError(f"{what} {complaint}")
-    classes = {name: decided[name] for name in ("classes", "labels") if name in decided and "classes" in own}
+    if "classes" not in own or class_labels(own) == class_labels(decided):
+        return federation
+    classes = {name: decided[name] for name in ("classes", "labels") if name in decided}
     return replace(federation, metadata={**federation.metadata, **classes})
 
 
@@ -131,6 +133,8 @@ def _some(labels: Sequence[str], most: int = 12) -> str:
 
 
 def _pictures(own: Mapping[str, Any], decided: Mapping[str, Any]) -> str:
+    if decided.get("inverted") is False and "background" not in decided and own.get("background", _LIGHT) < _DARK:
+        return "holds pictures with a dark background, and training had none; invert them (255 less each pixel)"
     if "background" not in own or "background" not in decided:
         return ""
     return polarity_complaint(own["background"], decided["background"])

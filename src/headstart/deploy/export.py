@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from headstart._version import __version__
+from headstart.data.decided import decisions
 from headstart.data.federation import Tree, named
 from headstart.deploy.card import describe_run, markdown
 from headstart.deploy.programs import (
@@ -155,9 +156,16 @@ def description(source: Source, platforms: Sequence[str], files: Mapping[str, by
         "metric": {"name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better},
         "recipe": _recipe(source),
         "key": _key(report["seed"]),
-        "facts": {name: source.metadata[name] for name in ("kind", "labels", "features") if name in source.metadata},
+        "facts": _known(source.metadata),
         "files": {name: _checksum(content) | {"bytes": len(content)} for name, content in files.items()},
     }
+
+
+def _known(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What training decided of its data, for a device to hold its own to: labels, features, polarity of pictures."""
+    plain = {name: metadata[name] for name in ("kind", "labels", "features") if name in metadata}
+    decided = decisions(metadata)
+    return plain | {name: decided[name] for name in ("inverted", "background") if name in decided}
 
 
 def _described(leaf: Any, *, name: str | None = None, rows: bool = False) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
 from headstart.console import printable
+from headstart.data.decided import as_decided
 from headstart.data.device_data import on_device
 from headstart.data.federation import Federation, Tree, limited
-from headstart.data.load import load
+from headstart.data.load import load_as_decided
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment, Stage
 from headstart.experiment.loading import read
@@ -114,23 +115,24 @@ class Device:
             _check_same(self.experiment, experiment)
         if not (0 <= request.stage < len(experiment.stages) and isinstance(experiment.stages[request.stage], Stage)):
             raise UserError(f"there is no stage {request.stage} for devices in the experiment")
-        federation = self._federation(experiment, context)
+        federation = self._federation(experiment, request.decided, context)
         experiment = suited(experiment, federation)
         assert experiment.model is not None and experiment.task is not None
         model = build_model(experiment.model, federation, allowed_modules=self.allowed_modules)
         return Setup(experiment, experiment.task, model, federation)
 
-    def _federation(self, experiment: Experiment, context: Context) -> Federation:
+    def _federation(self, experiment: Experiment, decided: Mapping[str, Any], context: Context) -> Federation:
         own = {**(self.experiment.data.options if self.experiment else {}), **self.options}
         try:
             options = {**own, **_options_of(context)}
-            federation = (self.data or partial(from_node, options=own))(context)
+            federation = (self.data or partial(from_node, options=own, decided=decided))(context)
         except Exception as error:
             # An error of the user's own code may show the data in its text.
             _log(error)
             raise UserError("its data cannot be loaded; the node's own log says why") from error
         if self.data is None:
             _check_options(experiment.data.options, options)
+        federation = as_decided(federation, decided, "its data")
         most = experiment.data.adapt_examples
         return federation if most is None else limited(federation, most)
 
@@ -164,19 +166,20 @@ def client_app(
     return app
 
 
-def from_node(context: Context, options: Any = None) -> Federation:
+def from_node(context: Context, options: Any = None, decided: Mapping[str, Any] | None = None) -> Federation:
     """The clients in the file that the node's config names: `flower-supernode --node-config 'data="clients.npz"'`.
 
     The config may have options of the file's reader, as `data-options="client=ward target=days"`.
 
     options: others beside them.
+    decided: what the run has decided of its data, by which these are read.
 
     Raises:
         UserError: if the config names no file, or it cannot be read.
     """
     if "data" not in context.node_config:
         raise UserError("the node's config names no data; start the node with --node-config 'data=\"FILE\"'")
-    return load(str(context.node_config["data"]), **{**(options or {}), **_options_of(context)})
+    return load_as_decided(str(context.node_config["data"]), {**(options or {}), **_options_of(context)}, decided or {})
 
 
 def _options_of(context: Context) -> dict[str, Any]:

@@ -104,6 +104,14 @@ def fix_schema(registry: Registry, *, schema: Mapping[str, Any] | None = None) -
     return registry._replace(nodes=nodes, schema=schema), faults
 
 
+def decided_among(registry: Registry) -> dict[str, Any]:
+    """What the nodes of a run have decided of their data, as metadata: their schema's, and the polarity most have."""
+    assert registry.schema is not None
+    flags = [node.manifest.inverted for node in registry.nodes.values() if node.manifest.inverted is not None]
+    inverted = {"inverted": 2 * sum(flags) > len(flags), "source": "devices"} if flags else {}
+    return {**registry.schema["metadata"], **inverted}
+
+
 def _add_answer(registry: Registry, answer: Answer) -> tuple[Registry, list[Fault]]:
     """The registry with a node's manifest, or with a fault in place of it."""
     name = registry.name(answer.node)

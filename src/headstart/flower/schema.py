@@ -8,6 +8,7 @@ from __future__ import annotations
 import reprlib
 import sys
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from headstart.errors import UserError
@@ -96,17 +97,18 @@ def distinct(items: Schema) -> Schema:
     return check
 
 
-def fields(schemas: Mapping[str, Schema]) -> Schema:
-    """A dictionary with these fields and no others."""
+def fields(schemas: Mapping[str, Schema], *, optional: Mapping[str, Schema] = MappingProxyType({})) -> Schema:
+    """A dictionary with these fields, the optional ones or without them, and no others."""
 
     def check(value: Any, where: str) -> dict[str, Any]:
         document(value, where)
-        if value.keys() != schemas.keys():
-            other = sorted(value.keys() ^ schemas.keys())[0]
+        given = {name: schema for name, schema in {**schemas, **optional}.items() if name in {**schemas, **value}}
+        if value.keys() != given.keys():
+            other = sorted(value.keys() ^ given.keys())[0]
             raise UserError(
                 f"{where} has other fields than in this version of headstart ({reprlib.repr(other)} is missing or"
                 " unknown); install the same on all nodes"
             )
-        return {name: schema(value[name], f"{where}.{name}") for name, schema in schemas.items()}
+        return {name: schema(value[name], f"{where}.{name}") for name, schema in given.items()}
 
     return check

@@ -16,6 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from headstart.console import printable
+from headstart.data.decided import decisions
 from headstart.data.federation import Split, split_clients
 from headstart.errors import UserError
 from headstart.experiment.code import code_digests
@@ -28,12 +29,14 @@ from headstart.files import write_json
 from headstart.flower import wire
 from headstart.flower.exchange import POLL_SECONDS
 from headstart.flower.measure import evaluate, finish
-from headstart.flower.registry import Fault, Registry, fix_schema, poll
+from headstart.flower.registry import Fault, Registry, decided_among, fix_schema, poll
 from headstart.flower.service import Membership, ServerConfig, Service
 from headstart.flower.training import train_round
 from headstart.flower.wire import Request
 from headstart.learning.rounds import initial_key, seed_key
+from headstart.learning.tasks import Regression
 from headstart.runs import checkpoint
+from headstart.runs.contents import federation_document
 from headstart.runs.directory import claimed, read_json
 from headstart.runs.log import Log, OnEvent
 from headstart.training.display import describe
@@ -86,10 +89,11 @@ def serve(
     """
     _check(experiment)
     x64 = jnp.result_type(float) == np.float64
-    request = Request(_public(experiment), bool(x64), seed=experiment.seed)
+    request = Request(_public(experiment), bool(x64), seed=experiment.seed, decided=_decided_before(Path(out)))
     registry, faults = _wait_for_nodes(grid, request, config, on_event)
     assert registry.schema is not None
     blank = wire.placeholder(registry.schema)
+    blank = replace(blank, metadata=decided_among(registry))
     experiment = with_cohorts(suited(experiment, blank))
     assert experiment.model is not None and experiment.task is not None
     model = build_model(experiment.model, blank, allowed_modules=allowed_modules)
@@ -104,12 +108,20 @@ def serve(
         for text in measurement_notes(experiment, prepared.federation, prepared.groups):
             on_event({"event": "note", "text": text})
         log = Log(folder / "metrics.jsonl", on_event, experiment.seed)
-        request = request._replace(experiment=_public(experiment))
+        regression = isinstance(experiment.task, Regression)
+        decided = {**decisions(blank.metadata, regression=regression), **request.decided}
+        request = request._replace(experiment=_public(experiment), decided=decided)
         service = Service(grid, config, prepared, request, folder, log, on_event, name)
         position = _start(service)
         for fault in faults:
             service.report(fault, position)
         _run(service, membership, position)
+
+
+def _decided_before(out: Path) -> dict[str, Any]:
+    """What the run in a folder has decided of its data; nothing before it was begun."""
+    path = out / "federation.json"
+    return decisions(federation_document(path)["facts"]) if path.exists() else {}
 
 
 def _check(experiment: Experiment) -> None:

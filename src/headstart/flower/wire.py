@@ -12,6 +12,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from headstart.data.decided import decisions
 from headstart.data.federation import Federation, Tree, named
 from headstart.documents import LARGEST, parse_json
 from headstart.errors import UserError
@@ -65,6 +67,7 @@ class Request(NamedTuple):
     stage, round, seed: with the client's id, all that decides a client's keys.
     clients: ids of the node's clients that the request is for.
     epochs: of personalization (or steps), for an evaluation.
+    decided: what the run has decided of its data, by which the node reads its own; nothing before that is known.
     """
 
     experiment: Mapping[str, Any]
@@ -74,6 +77,7 @@ class Request(NamedTuple):
     seed: int = 0
     clients: tuple[str, ...] = ()
     epochs: int = 0
+    decided: Mapping[str, Any] = MappingProxyType({})
 
 
 class Manifest(NamedTuple):
@@ -81,16 +85,18 @@ class Manifest(NamedTuple):
 
     ids: one string per client. sizes: int `[clients, 2]`, support and query examples of each.
     schema: of the examples, by `schema_of`; the same on all nodes of a run.
+    inverted: whether the node inverted pictures of a table; None without any.
     """
 
     ids: tuple[str, ...]
     sizes: np.ndarray
     schema: Mapping[str, Any]
+    inverted: bool | None = None
 
 
 def request_record(request: Request, params: Tree = None) -> RecordDict:
     """The message of a request, with the parameters to start from."""
-    content = RecordDict({REQUEST: _document(request._asdict())})
+    content = RecordDict({REQUEST: _document({**request._asdict(), "decided": dict(request.decided)})})
     if params is not None:
         content[PARAMS] = to_arrays(params)
     return content
@@ -109,6 +115,8 @@ def manifest_record(federation: Federation) -> RecordDict:
     """The message with the manifest of these clients; it holds no example."""
     sizes = np.asarray(federation.sizes).tolist()
     report = {"ids": list(federation.ids), "sizes": sizes, "schema": schema_of(federation)}
+    decided = decisions(federation.metadata)
+    report |= {"inverted": decided["inverted"]} if "inverted" in decided else {}
     return RecordDict({REPORT: _document(report)})
 
 
@@ -122,7 +130,8 @@ def read_manifest(content: RecordDict) -> Manifest:
     expect(
         len(report["sizes"]) == len(report["ids"]), len(report["sizes"]), "the number of its sizes", "that of its ids"
     )
-    return Manifest(report["ids"], np.array(report["sizes"], np.int64).reshape(-1, 2), report["schema"])
+    sizes = np.array(report["sizes"], np.int64).reshape(-1, 2)
+    return Manifest(report["ids"], sizes, report["schema"], report.get("inverted"))
 
 
 def totals_record(totals: Totals) -> RecordDict:
@@ -389,6 +398,15 @@ def _schema(value: Any, where: str) -> Any:
     return value
 
 
+_DECISIONS: Mapping[str, Schema] = {
+    "kind": text(),
+    "classes": whole(0, 2**24),
+    "labels": listed(text()),
+    "features": listed(text()),
+    "inverted": boolean,
+    "background": whole(0, 255),
+    "regression": boolean,
+}
 _REQUEST = fields(
     {
         "experiment": document,
@@ -398,14 +416,16 @@ _REQUEST = fields(
         "seed": whole(0, 2**32 - 1),
         "clients": distinct(listed(text())),
         "epochs": whole(0, 2**20),
-    }
+    },
+    optional={"decided": fields({}, optional=_DECISIONS)},
 )
 _MANIFEST = fields(
     {
         "ids": distinct(listed(text())),
         "sizes": listed(listed(whole(0, MOST_COUNTED), least=2, most=2)),
         "schema": _schema,
-    }
+    },
+    optional={"inverted": boolean},
 )
 _COUNT = whole(0, 2**31 - 1)
 _TOTALS = {"weight": number(0), "clients": _COUNT, "dropped": _COUNT}
