@@ -53,11 +53,11 @@ UNIFORM = {"Reptile", "FOMAML", "MAML", "ANIL", "PerFedAvg", "PFedMe", "FedRep",
 
 def test_every_method_weights_replies_as_its_paper_does():
     kinds = {kind for each in built_in_methods().values() for kind in (each.kind, each.second_kind) if kind}
-    found = {kind.__name__: Stage("stage", kind(), Optimizer()).weighting for kind in kinds}
+    found = {kind.__name__: Stage("stage", kind(), Optimizer(), 1).weighting for kind in kinds}
     assert {name for name, weighting in found.items() if weighting == "uniform"} == UNIFORM
     assert set(found.values()) == {"uniform", "examples"}
     assert built_in_methods()["personalized_fedavg"].second_kind is Reptile
-    assert Stage("stage", Reptile(), Optimizer(), weighting="examples").weighting == "examples"
+    assert Stage("stage", Reptile(), Optimizer(), 1, weighting="examples").weighting == "examples"
 
 
 BODY, HEAD = 4 * (4 * 8 + 8), 4 * (8 * 3 + 3)
