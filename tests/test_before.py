@@ -113,7 +113,10 @@ def test_a_finished_run_exports_as_it_did(before):
 
 def test_the_folders_of_studies_have_the_digests_that_they_had():
     runs, expected = Runs(Path("/nowhere"), seeds=1), read_json(BEFORE / "digests.json")
-    stages = (Stage("S", Scaffold(), Optimizer(), 3, weighting="examples"), Centralized("C", Optimizer("adam", 0.01), 4))
+    stages = (
+        Stage("S", Scaffold(), Optimizer(), 3, weighting="examples"),
+        Centralized("C", Optimizer("adam", 0.01), 4),
+    )
     more = replace(saved("stopped"), stages=stages, task=Regression(), start="/nowhere/x-{seed}.safetensors")
     asked = {"finished": saved("finished"), "stopped": saved("stopped"), "scaffold": more}
     # What was saved has a model and a task; what was asked for had none.
