@@ -305,9 +305,15 @@ def test_whatever_one_node_of_four_sends_the_others_finish(deployment, tmp_path)
     experiment = plan("hostile", deployment.data(*nodes), stage, validation=0.2, **changes)
     out = tmp_path / "devices"
     run = deployment.submit(experiment, out, nodes=len(nodes), deadline=deployment.deadline)
+    log = out / "seed-0" / "metrics.jsonl"
+    for number in range(1, len(DEPLOYED) + 1):  # each has the patience that other runs have for all of theirs
+        deployment.wait(
+            run,
+            lambda number=number: f'"event": "round", "round": {number},' in (log.read_text() if log.exists() else ""),
+        )
     deployment.wait(run, (out / "seed-0" / "stage-0.json").exists)
 
-    faults = [r for r in read_records(out / "seed-0" / "metrics.jsonl") if r["event"] == "fault"]
+    faults = [r for r in read_records(log) if r["event"] == "fault"]
     assert {fault["node"] for fault in faults} == {"spoiled"}
     for _, reason in MANIFESTS:
         assert any(reason in fault["reason"] for fault in faults)
