@@ -74,6 +74,7 @@ def test_whole_floats_that_hardly_repeat_are_ambiguous(y, tmp_path):
         (np.array([f"{v:.2f}".replace(".", ",") for v in X[:, 0]]), "with a decimal point instead of a comma, or give"),
         (np.array([f"{v:.2f}" for v in X[:, 0]]), "has text in column 'y' that is mostly numbers, such as"),
         (np.arange(ROWS).astype("M8[D]"), "neither text nor numbers"),
+        (np.where(Y > 0, "cat", "cat "), "has the classes 'cat' and 'cat ' in column 'y', which differ only by spaces"),
     ],
 )
 def test_other_targets_get_a_sentence(y, message, tmp_path):

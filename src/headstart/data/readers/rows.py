@@ -93,21 +93,28 @@ def check_ids(ids: Iterable[str]) -> None:
     Raises:
         UserError: for the first one.
     """
-    seen: dict[str, str] = {}
     for client in ids:
         try:
             client.encode()
         except UnicodeEncodeError:
             raise UserError(f"the client id {client!a} is not valid Unicode; write it as text") from None
-        plain = client if client.isascii() else unicodedata.normalize("NFC", client)
-        plain = " ".join(plain.split())
-        if not plain:
+        if not client.strip():
             raise UserError(f"the client id {client!r} is empty; give every client a name")
-        if seen.setdefault(plain, client) != client:
-            raise UserError(
-                f"the clients {seen[plain]!r} and {client!r} differ only by spaces or in how letters are composed;"
-                " write one client always alike"
-            )
+    if pair := twins(ids):
+        raise UserError(
+            f"the clients {pair[0]!r} and {pair[1]!r} differ only by spaces or in how letters are composed; write one"
+            " client always alike"
+        )
+
+
+def twins(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two names that a reader of a table could not see the difference of; None if there are none."""
+    seen: dict[str, str] = {}
+    for name in names:
+        plain = " ".join((name if name.isascii() else unicodedata.normalize("NFC", name)).split())
+        if seen.setdefault(plain, name) != name:
+            return seen[plain], name
+    return None
 
 
 def joined_unless_split(rows: Rows) -> Rows:

@@ -16,7 +16,7 @@ from headstart.data.readers.arrow import read_csv, read_parquet
 from headstart.data.readers.meaning import texts
 from headstart.data.readers.npz import read_npz
 from headstart.data.readers.pictures import as_pictures, is_character
-from headstart.data.readers.rows import Rows, accept, arrange, as_flag, joined_unless_split, listed, reading
+from headstart.data.readers.rows import Rows, accept, arrange, as_flag, joined_unless_split, listed, reading, twins
 from headstart.data.readers.sources import Sources
 from headstart.errors import UserError
 
@@ -338,7 +338,7 @@ def _targets(
     if values.dtype.kind not in "biuUSO" or _is_odd(values):
         raise UserError(f"{path} has neither text nor numbers in column {name!r}; name another with target=")
     if values.dtype.kind in "USO":
-        return _text_classes(texts(values))
+        return _text_classes(path, name, texts(values))
     found, codes = np.unique(values, return_inverse=True)
     return codes.astype(np.int32), {"classes": len(found), "labels": [str(label) for label in found]}
 
@@ -370,8 +370,13 @@ def _is_odd(values: np.ndarray) -> bool:
     return values.dtype.kind == "O" and not all(isinstance(value, str | bytes) for value in values.tolist())
 
 
-def _text_classes(values: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+def _text_classes(path: str, name: str, values: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
     labels = sorted(set(values))
+    if pair := twins(labels):
+        raise UserError(
+            f"{path} has the classes {pair[0]!r} and {pair[1]!r} in column {name!r}, which differ only by spaces or in"
+            " how letters are composed; write one class always alike"
+        )
     numbers = {label: number for number, label in enumerate(labels)}
     return np.array([numbers[value] for value in values], np.int32), {"classes": len(labels), "labels": labels}
 
