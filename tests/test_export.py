@@ -379,7 +379,7 @@ def test_a_run_without_kept_examples_and_a_model_that_cannot_be_exported_are_ref
         pass
     checkpoint.write(folder / "seed-0/stage-0.safetensors", prepared.model.init(seed_key(0)), {"round": 1})
     write_json(folder / "seed-0/stage-0.json", {"stage": "FedAvg", "round": 1, "seed": 0})
-    with pytest.raises(UserError, match=r"a run keeps some if x and y are one array each"):
+    with pytest.raises(UserError, match=r"a run keeps examples only if x and y are one array each"):
         export_run(folder, tmp_path / "artifact", allowed_modules={"uneven"})
     write_samples(folder, prepared.federation, prepared.groups.test)
     with pytest.raises(UserError, match="the program 'adapt' of this model and task cannot be exported"):
