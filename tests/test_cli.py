@@ -239,6 +239,43 @@ def test_classes_that_a_user_lacks_keep_their_numbers(command, finished, tmp_pat
     assert json.loads((tmp_path / "mine/summary.json").read_text())["accuracy"]["initial"]["mean"] > 0.5
 
 
+def test_ids_of_any_length_get_a_file_each(command, finished, tmp_path):
+    data, folder = finished
+    ids = [f"Городская клиническая больница номер {i} имени Дмитрия Плетнёва" for i in range(10)]
+    with np.load(data) as arrays:
+        _, number = np.unique(arrays["client"], return_inverse=True)
+        np.savez(tmp_path / "long.npz", **{**arrays, "client": np.array([*ids, "Anna", "anna"])[number]})
+    code, _, err = command("personalize", folder, "--data", "long.npz", "--out", "mine")
+    assert (code, err) == (0, "")
+    files = list((tmp_path / "mine/parameters").iterdir())
+    assert len({file.name.casefold() for file in files}) == 12
+    assert {read_arrays(file)[1]["client"] for file in files} == {*ids, "Anna", "anna"}
+
+
+def test_personalization_leaves_files_of_others_as_they_are(command, finished, tmp_path):
+    data, folder = finished
+    (tmp_path / "clients.csv").write_text("my own table\n")
+    code, _, err = command("personalize", folder, "--data", data, "--out", ".")
+    assert code == 2 and "clients.csv is there already, and of no earlier personalization" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["clients.csv"]
+    code, _, err = command("personalize", folder, "--data", data, "--out", "/dev/null/mine")
+    assert code == 2 and "cannot write the folder /dev/null/mine" in err
+
+
+def test_a_report_that_cannot_be_written_is_a_mistake(command, finished):
+    code, _, err = command("report", finished[1], "--out", "/dev/null/x")
+    assert code == 2 and err.startswith("headstart: cannot write /dev/null/"), err
+
+
+def test_a_run_is_under_runs_whatever_its_name(command, finished, tmp_path):
+    write_json(tmp_path / "mine.json", to_json(experiment(finished[0], rounds=(1, 1))))
+    for name in ("../../evil", str(tmp_path / "victim"), ".."):
+        code, _, err = command("run", "mine.json", "--set", f"name={name}", "--devices", 3)
+        assert code == 0 or (code == 2 and "name" in err), err
+    assert {path.name for path in tmp_path.iterdir()} <= {"mine.json", "runs"}
+    assert not {path.name for path in tmp_path.parent.iterdir()} & {"evil", "victim"}
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gets_one_sentence_and_exit_code_2(command, finished, tmp_path, mistake):
     words, complaint = MISTAKES[mistake]

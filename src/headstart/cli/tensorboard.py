@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ def also_events(on_event: OnEvent, out: Path) -> Iterator[OnEvent]:
         yield write_events
     finally:
         for writer in writers.values():
-            writer.close()
+            with suppress(OSError):  # the error that ended the run is the one to see
+                writer.close()
 
 
 def _scalars(record: Record) -> dict[str, float]:

@@ -20,7 +20,7 @@ from headstart.data.load import load_as_decided
 from headstart.devices import all_devices, device_count
 from headstart.errors import UserError
 from headstart.experiment.setup import build_model, check_fit
-from headstart.files import file_names, write_bytes, write_json
+from headstart.files import check_writable, file_names, write_bytes, write_json
 from headstart.learning.method import Method
 from headstart.learning.parallel import Parallel, map_reduce_clients
 from headstart.learning.personalization import Curves, Personalization, adapt_client, personalizer
@@ -72,6 +72,7 @@ def personalize_run(
     root = seed_key(seed)
     method = experiment.stages[-1].method
     params = _params(run, model, seed)
+    _prepare_folder(out)
     count = run.chosen_epochs(seed) if epochs is None else epochs
     recipe = experiment.personalization.at_most(count)
     parallel = Parallel(lanes, all_devices(devices))
@@ -118,6 +119,19 @@ def _summary(
     if trained.all():
         text = f"all {len(federation)} clients trained the run ({names}), so how well it does on others is not measured"
     return {**of_others, "training_clients": of_trained, "notes": [text]}
+
+
+def _prepare_folder(out: Path) -> None:
+    """Make the folder of the results, before the work that they take; what is in it of others' stays.
+
+    Raises:
+        UserError: if it cannot be written, or holds files of these names that `personalize_run` did not write.
+    """
+    ours = (out / "parameters").is_dir()
+    others = [out / name for name in ("clients.csv", "summary.json") if not ours and os.path.lexists(out / name)]
+    if others:
+        raise UserError(f"{others[0]} is there already, and of no earlier personalization; choose another --out")
+    check_writable(out / "parameters")
 
 
 def _params(run: Run, model: Model, seed: int) -> Tree:

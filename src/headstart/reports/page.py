@@ -282,12 +282,12 @@ def _flat(document: dict[str, Any], path: str = "") -> dict[str, str]:
         if key == "stages":
             for count, stage in enumerate(value, 1):
                 flat |= _flat(stage, f"stage {count}")
-        elif key in ("data", "personalization", "versions"):
+        elif key in ("data", "personalization", "versions") and isinstance(value, dict):
             flat |= _flat(value, name)
         elif key not in ("type", "format"):
             flat[name] = phrase(value)
-        elif path.startswith("stage") and not value.endswith(".Stage"):
-            flat[f"{path} · kind"] = value.rpartition(".")[2]
+        elif path.startswith("stage") and not str(value).endswith(".Stage"):
+            flat[f"{path} · kind"] = str(value).rpartition(".")[2]
     return flat
 
 
@@ -295,8 +295,8 @@ def phrase(value: Any) -> str:
     """A value of a JSON document in a few words: `sgd(learning_rate=1.0, momentum=0.9)`."""
     if isinstance(value, dict):
         inner = {k: v for k, v in value.items() if k not in ("type", "options") and v not in (None, {}, [])}
-        inner |= value.get("options") or {}
-        name = inner.pop("name", None) or inner.pop("path", None) or value.get("type", "").rpartition(".")[2]
+        inner |= dict(value["options"]) if isinstance(value.get("options"), dict) else {}
+        name = inner.pop("name", None) or inner.pop("path", None) or str(value.get("type", "")).rpartition(".")[2]
         fields = ", ".join(f"{k}={phrase(v)}" for k, v in inner.items())
         return f"{name}({fields})" if fields and name else str(name or fields or "–")
     if isinstance(value, list):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from headstart.devices import replicated
 from headstart.experiment.experiment import Centralized, Experiment, Stage
@@ -134,3 +136,9 @@ def _next_evaluation_round(experiment: Experiment, number: int, last: int) -> in
     """The first round from `number` on after which validation clients are evaluated."""
     every = experiment.evaluate_every or last
     return min(-(-number // every) * every, last)
+
+
+def is_evaluated(experiment: Experiment) -> Callable[[int], bool]:
+    """Whether validation clients are evaluated after a round, counted over all stages, while the experiment is run."""
+    every, ends = experiment.evaluate_every, set(np.cumsum([stage.rounds for stage in experiment.stages]).tolist())
+    return lambda number: number == 0 or number in ends or (every > 0 and number % every == 0)

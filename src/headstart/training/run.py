@@ -44,7 +44,7 @@ from headstart.training import cluster
 from headstart.training.compilation_cache import ProgramCache
 from headstart.training.display import live_display_of
 from headstart.training.interrupt import Interrupt
-from headstart.training.loop import train
+from headstart.training.loop import is_evaluated, train
 from headstart.training.seed_run import (
     InterruptedRunError,
     Options,
@@ -355,12 +355,6 @@ def _start(seed_run: SeedRun) -> Position:
         {"event": "note", "seed": seed_run.seed, "text": f"seed {seed_run.seed} resumes after round {position.round}"}
     )
     return position
-
-
-def is_evaluated(experiment: Experiment) -> Callable[[int], bool]:
-    """Whether validation clients are evaluated after a round, counted over all stages, while the experiment is run."""
-    every, ends = experiment.evaluate_every, set(np.cumsum([stage.rounds for stage in experiment.stages]).tolist())
-    return lambda number: number == 0 or number in ends or (every > 0 and number % every == 0)
 
 
 def _begin(seed_run: SeedRun, stage: int, number: int, params: Tree) -> Position:

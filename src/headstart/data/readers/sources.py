@@ -157,7 +157,7 @@ def open_database(path: Path) -> Iterator[sqlite3.Connection]:
 
     Of a hostile one, no query takes longer than one that reads every byte of it several times.
     """
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=_roomy_folder()) as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=_roomy_folder(), ignore_cleanup_errors=True) as folder:
         plain = path
         if is_packed(path):
             plain = Path(folder) / "data.sqlite"
