@@ -36,9 +36,11 @@ from headstart.flower.wire import Request
 from headstart.learning.rounds import initial_key, seed_key
 from headstart.learning.tasks import Regression
 from headstart.runs import checkpoint
-from headstart.runs.contents import federation_document, members_document
+from headstart.runs.contents import federation_document
+from headstart.runs.directory import claimed
 from headstart.runs.directory import claimed
 from headstart.runs.log import Log, OnEvent
+from headstart.runs.provenance import read_members
 from headstart.training.display import describe
 from headstart.training.loop import is_evaluated
 from headstart.training.seed_run import Position, initial_params, target_reached
@@ -176,7 +178,7 @@ def _membership(experiment: Experiment, model: Any, registry: Registry, folder: 
     manifests = [node.manifest for node in registry.nodes.values()]
     sizes_by_client = {c: s for each in manifests for c, s in zip(each.ids, each.sizes, strict=True)}
     path = folder / "members.json"
-    members = members_document(path, Split._fields) if path.exists() else None
+    members = read_members(path) if path.exists() else None
     ids = sorted({c for group in members.values() for c in group} if members else sizes_by_client)
     sizes = np.array([sizes_by_client.get(client, np.zeros(2)) for client in ids], np.int64).reshape(-1, 2)
     assert registry.schema is not None and experiment.task is not None

@@ -7,7 +7,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -168,20 +168,6 @@ def federation_document(path: Path) -> dict[str, Any]:
 
 def _items(digests: Any) -> list[Any]:
     return list(digests.values()) if isinstance(digests, dict) else [None]
-
-
-def members_document(path: Path, groups: Sequence[str]) -> dict[str, list[str]]:
-    """A `members.json`: the ids of the clients in every group.
-
-    Raises:
-        UserError: if it is missing or damaged.
-    """
-    members = read_json(path)
-    with reading(path):
-        _check("the groups", isinstance(members, dict) and set(members) == set(groups))
-        ids = [client for group in members.values() for client in group]
-        _check("the clients", all(isinstance(client, str) for client in ids) and len(set(ids)) == len(ids))
-    return members
 
 
 def check_metadata(metadata: Any) -> None:
