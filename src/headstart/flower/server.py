@@ -38,7 +38,6 @@ from headstart.learning.tasks import Regression
 from headstart.runs import checkpoint
 from headstart.runs.contents import federation_document
 from headstart.runs.directory import claimed
-from headstart.runs.directory import claimed
 from headstart.runs.log import Log, OnEvent
 from headstart.runs.provenance import read_members
 from headstart.training.display import describe
