@@ -13,8 +13,9 @@ demo: .venv/installed ## Train, personalize and report on the embedded data
 	$(BIN)/headstart run personalized_fedavg --out runs/demo/personalized_fedavg
 	$(BIN)/headstart report runs/demo/fedavg runs/demo/personalized_fedavg --out runs/demo/report.html
 
+# Most of the time of the quick tests is compilation; `make test-all` compiles as users do.
 test: .venv/tested ## The quick tests: units, doctests, and one real case of all that starts processes
-	$(PYTEST)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST)
 
 test-all: .venv/tested ## Every test
 	$(PYTEST) -m ""
