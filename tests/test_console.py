@@ -75,6 +75,7 @@ def test_the_clients_of_a_personalization_are_no_formulas(small_run, tmp_path):
     x, y = generator.normal(size=(12, 4)).astype(np.float32), np.arange(12, dtype=np.int32) % 3
     metadata = {"kind": "features", "classes": 3, "labels": ["0", "1", "2"]}
     personalize_run(small_run, from_arrays("own", ids, [[2, 2]] * 3, x, y, metadata=metadata), tmp_path / "out")
-    rows = list(csv.reader((tmp_path / "out/clients.csv").read_text().splitlines()))
-    assert [row[0] for row in rows[1:]] == ["'=1+1", "-7", r"a\x1b[2J"]
-    assert all(np.isfinite(float(cell)) for row in rows[1:] for cell in row[1:])
+    rows = list(csv.DictReader((tmp_path / "out/clients.csv").read_text().splitlines()))
+    texts = [(row.pop("client"), row.pop("group in the run")) for row in rows]
+    assert texts == [("'=1+1", "new"), ("-7", "new"), (r"a\x1b[2J", "new")]
+    assert all(np.isfinite(float(cell)) for row in rows for cell in row.values())

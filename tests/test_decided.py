@@ -209,3 +209,11 @@ def test_what_runs_before_recorded_of_their_pictures_decides_as_well():
     assert decisions(kept) == {"kind": "image", "inverted": True, "background": 255}
     assert decisions({**kept, "source": "FedJAX sqlite a"}) == {"kind": "image", "background": 255}
     assert "background" not in decisions({**kept, "inverted": False})
+
+
+def test_the_lists_of_a_request_are_those_of_a_run(tmp_path):
+    table(tmp_path / "t.csv", ["0", "1", "2"])
+    decided = decisions(hs.load(tmp_path / "t.csv", target="y").metadata)
+    in_a_request = {name: tuple(value) if isinstance(value, list) else value for name, value in decided.items()}
+    assert {type(in_a_request[name]) for name in ("labels", "features")} == {tuple}
+    assert load_as_decided(tmp_path / "t.csv", {"target": "y"}, in_a_request).metadata["features"] == ["a", "b"]

@@ -105,8 +105,11 @@ def _kind(own: Mapping[str, Any], decided: Mapping[str, Any]) -> str:
 
 
 def _features(own: Mapping[str, Any], decided: Mapping[str, Any]) -> str:
-    mine, theirs = own.get("features"), decided.get("features")
-    if mine is None or theirs is None or mine == theirs:
+    if "features" not in own or "features" not in decided:
+        return ""
+    # A request's lists come as tuples.
+    mine, theirs = list(own["features"]), list(decided["features"])
+    if mine == theirs:
         return ""
     return f"has the features {', '.join(mine)}, and training had {', '.join(theirs)}; give the same, in this order"
 

@@ -72,9 +72,9 @@ def personalize_run(
     root = seed_key(seed)
     method = experiment.stages[-1].method
     params = _params(run, model, seed)
-    _prepare_folder(out)
     count = run.chosen_epochs(seed) if epochs is None else epochs
     recipe = experiment.personalization.at_most(count)
+    _prepare_folder(out)
     parallel = Parallel(lanes, all_devices(devices))
     gather, key = on_device(federation, mesh=parallel.mesh), personal_key(root)
     personalize = personalizer(task, model, recipe, method=method, parallel=parallel)
