@@ -97,8 +97,31 @@ def test_an_artifact_knows_labels_and_polarity_and_a_device_holds_its_own_to_the
     known = description(read_source(codes), ["cpu"], {})["facts"]
     assert known["labels"] == ["3", "5", "7"] and known["features"] == ["a", "b"]
     assert as_trained("y", "y", np.array(["7", "3"]), {"facts": known}).tolist() == [2, 0]
-    with pytest.raises(mistake, match=r"y in own.npz has the label '4', and the model knows 3, 5, 7"):
-        as_trained("y in own.npz", "y", np.array(["4"]), {"facts": known})
+    for unknown in ("4", 4, 4.0, 0, 2):
+        with pytest.raises(
+            mistake, match=rf"y in own.npz has the label '{float(unknown):.0f}', and the model knows 3, 5, 7"
+        ):
+            as_trained("y in own.npz", "y", np.array([unknown]), {"facts": known})
+
+
+@pytest.mark.parametrize(
+    ("labels", "given"),
+    [
+        (["1", "2", "3"], [1, 2]),
+        (["1", "2", "3"], [1.0, 3.0]),
+        (["-1", "1"], [-1, 1]),
+        (["0", "1", "2"], [0, 2]),
+        (["high", "low"], [0, 1]),
+        (["high", "low"], ["low", "high"]),
+        (["False", "True"], [True, False]),
+    ],
+)
+def test_a_device_numbers_labels_as_a_run_does(labels, given):
+    program = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "on_device" / "adapt.py"))
+    found = program["as_trained"]("y", "y", np.array(given), {"facts": {"kind": "features", "labels": labels}})
+    np.testing.assert_array_equal(found, class_numbers(np.array(given), labels))
+    tokens = program["as_trained"]("y", "y", np.array([1, 2]), {"facts": {"kind": "text", "labels": ["1", "2", "3"]}})
+    assert tokens.tolist() == [1, 2]
 
 
 def test_light_pictures_contradict_a_run_of_dark_ones_unless_the_user_decides(pictures, tmp_path):

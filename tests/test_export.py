@@ -209,7 +209,9 @@ def test_the_gate_keeps_the_model_that_is_better_on_the_examples_held_back(adapt
     assert decision["kept"] == "adapted" and decision["initial"] == 0.0
     right = of_numpy(kept, x[held_back]) == y[held_back]
     assert decision["adapted"] == pytest.approx(right.mean()) and right.mean() > 0.5
-    np.testing.assert_array_equal(np.load(tmp_path / "adapted/predictions.npz")["y"], of_numpy(kept, x))
+    predictions = np.load(tmp_path / "adapted/predictions.npz")
+    np.testing.assert_array_equal(predictions["y"], of_numpy(kept, x))
+    assert predictions["label"].tolist() == [["0", "1", "2"][number] for number in predictions["y"]]
     # One whose examples held back are like everybody's, while the others mislead, has much to lose.
     y[held_back] = of_numpy(initial, x[held_back])
     np.savez(tmp_path / "misled.npz", x=x, y=y)

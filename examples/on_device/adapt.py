@@ -93,9 +93,13 @@ class Artifact:
         return float(self.programs["measure"](parameters, *self._padded(data.x, data.y))[0])
 
     def predict(self, parameters: list[np.ndarray], x: np.ndarray) -> dict[str, np.ndarray]:
-        """The model's output, and the predicted class if it classifies."""
+        """The model's output; if it classifies, the number `y` of the predicted class and its `label`."""
         output = np.asarray(self.programs["predict"](parameters, *self._padded(x)))[: len(x)]
-        return {"output": output, **({"y": output.argmax(axis=-1)} if self.about["output"] == "classes" else {})}
+        if self.about["output"] != "classes":
+            return {"output": output}
+        y, labels = output.argmax(axis=-1), [str(label) for label in self.about["facts"].get("labels") or ()]
+        named = {"label": np.array(labels)[y]} if len(labels) == output.shape[-1] else {}
+        return {"output": output, "y": y, **named}
 
     def _padded(self, *arrays: np.ndarray) -> tuple[Any, ...]:
         """The arrays padded to a capacity, and the number of valid rows: few sizes mean few compiled programs."""
@@ -195,18 +199,14 @@ def read_data(path: Path, about: dict[str, Any], names: tuple[str, ...]) -> list
 
 
 def as_trained(name: str, part: str, array: np.ndarray, about: dict[str, Any]) -> np.ndarray:
-    """The array as the model was trained: labels given as text become the numbers of their classes.
+    """The array as the model was trained: labels become the numbers of their classes.
 
     Raises:
         MistakeError: for a label that training did not know, or pictures that are the negatives of those trained on.
     """
-    facts, labels = about["facts"], [str(label) for label in about["facts"].get("labels") or ()]
-    if part == "y" and array.dtype.kind in "US" and labels:
-        texts = [value.decode() if isinstance(value, bytes) else str(value) for value in array.ravel().tolist()]
-        unknown = [text for text in texts if text not in labels]
-        if unknown:
-            raise MistakeError(f"{name} has the label {unknown[0]!r}, and the model knows {', '.join(labels)}")
-        return np.array([labels.index(text) for text in texts], np.int32).reshape(array.shape)
+    facts = about["facts"]
+    if part == "y" and facts.get("labels"):
+        return class_numbers(name, array, facts)
     if part == "x" and "background" in facts and array.dtype == np.uint8 and array.ndim == 4 and array.size:
         edge = np.concatenate([array[:, [0, -1]].ravel(), array[:, :, [0, -1]].ravel()])
         level, trained = float(np.median(edge)), facts["background"]
@@ -216,6 +216,36 @@ def as_trained(name: str, part: str, array: np.ndarray, about: dict[str, Any]) -
                 f" on, with one of {trained}; give 255 less each pixel"
             )
     return array
+
+
+def class_numbers(name: str, y: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+    """The number of the class that each label names.
+
+    A label is the same as text and as a number; where labels are names, a number is the number of a class.
+
+    Raises:
+        MistakeError: for a label that training did not know.
+    """
+    labels, given_as_text = [str(label) for label in facts["labels"]], y.dtype.kind in "US"
+    tokens = facts.get("kind") == "text" and y.dtype.kind in "iu"  # some of which are called by a digit
+    if not given_as_text and (tokens or labels == [str(number) for number in range(len(labels))]):
+        return y
+    texts = label_texts(y)
+    unknown = [text for text in texts if text not in labels]
+    named_by_numbers = all(label.lstrip("-").isdecimal() for label in labels)
+    if unknown and not given_as_text and not named_by_numbers:
+        return y
+    if unknown:
+        raise MistakeError(f"{name} has the label {unknown[0]!r}, and the model knows {', '.join(labels)}")
+    return np.array([labels.index(text) for text in texts], np.int32).reshape(y.shape)
+
+
+def label_texts(y: np.ndarray) -> list[str]:
+    """The labels as text; a whole number is written as one."""
+    values = y.ravel().tolist()
+    if y.dtype.kind == "f":
+        return [str(int(value)) if value.is_integer() else str(value) for value in values]
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
 def accepted(name: str, array: np.ndarray, expected: dict[str, Any]) -> np.ndarray:
