@@ -95,6 +95,15 @@ def test_predictions_are_labels_and_any_number_of_rows_will_do(run, data):
     assert run.initial_model().outputs(x).shape == (len(x), 3)
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e39])
+def test_inputs_that_are_no_numbers_get_no_prediction(run, number):
+    x = np.ones((3, 4))
+    x[1, 2] = number
+    for use in (run.predict, run.initial_model().outputs, lambda x: run.personalize(x, [0, 1, 2], epochs=1)):
+        with pytest.raises(hs.UserError, match="the inputs hold a number in row 2 that is missing, infinite or beyond"):
+            use(x)
+
+
 class Net(nn.Module):
     """A model of the user's own."""
 

@@ -117,7 +117,7 @@ def check_rows(name: str, ids: Sequence[str], sizes: np.ndarray, leaves: Sequenc
     if rows != {int(sizes.sum())}:
         raise UserError(f"{name}: the clients' sizes add up to {sizes.sum()}, but the arrays have {rows} rows")
     for path, leaf in leaves:
-        row = _first_beyond(leaf)
+        row = first_beyond(leaf)
         if row is not None:
             client = ids[int(np.searchsorted(ends, row, side="right"))]
             raise UserError(
@@ -126,7 +126,7 @@ def check_rows(name: str, ids: Sequence[str], sizes: np.ndarray, leaves: Sequenc
             )
 
 
-def _first_beyond(leaf: Any, *, at_once: int = 1 << 14) -> int | None:
+def first_beyond(leaf: Any, *, at_once: int = 1 << 14) -> int | None:
     """The first row with a number that is not finite or does not fit where JAX keeps it; None if all do."""
     wide = bool(jax.config.read("jax_enable_x64"))
     if leaf.dtype.kind not in "iuf" or (leaf.dtype.kind != "f" and (wide or leaf.dtype.itemsize < 8)):

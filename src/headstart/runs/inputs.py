@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from headstart.data.checks import first_beyond
 from headstart.data.decided import class_labels, class_numbers, label_texts, polarity_complaint
 from headstart.data.federation import Tree
 from headstart.data.readers import images
@@ -25,10 +26,12 @@ def inputs_like(decided: Mapping[str, Any], example: np.ndarray | None) -> Calla
         if hasattr(x, "columns") and "features" in decided:
             x = _by_name(x, decided["features"])
         if not isinstance(x, np.ndarray | jax.Array | list) or example is None:
+            _check_finite(x)
             return x
         x = np.asarray(x)
         if x.dtype.kind not in "biuf":
             raise UserError(f"the inputs are {x.dtype}, which is no number; give numbers like those trained on")
+        _check_finite(x)
         pictures = example.dtype == np.uint8 and example.ndim == 4
         x = _pictures(x, decided.get("background")) if pictures else x
         if x.shape[1:] != example.shape[1:]:
@@ -61,6 +64,17 @@ def targets_like(decided: Mapping[str, Any]) -> Callable[[Tree], Tree]:
         return numbers
 
     return prepare
+
+
+def _check_finite(x: Tree) -> None:
+    """Refuse numbers that are missing, infinite or beyond what the device holds: a model would answer all the same."""
+    for leaf in map(np.asarray, jax.tree.leaves(x)):
+        row = first_beyond(leaf) if leaf.ndim else None
+        if row is not None:
+            raise UserError(
+                f"the inputs hold a number in row {row + 1} that is missing, infinite or beyond the range of 32 bits;"
+                " mend or leave out the row"
+            )
 
 
 def _by_name(frame: Any, features: list[str]) -> np.ndarray:
