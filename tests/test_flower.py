@@ -23,6 +23,7 @@ from headstart.data.device_data import on_device
 from headstart.data.federation import named
 from headstart.experiment.serialization import to_json
 from headstart.flower import ServerConfig, client_app, registry, serve, wire
+from headstart.flower.device import from_node
 from headstart.learning.personalization import Curves, Personalization
 from headstart.learning.rounds import Totals, aggregate_clients, round_key, seed_key
 from headstart.learning.tasks import Classification
@@ -521,6 +522,44 @@ def test_the_device_alone_decides_how_its_file_is_read(app, config, patients):
         request = replace(PLAN, data=replace(WARD, options={**WARD.options, name: value}))
         reason = refusal(ask(app, MessageType.QUERY, request, config=config))
         assert f"has the option {name!r} of the data's reader" in reason and "Patient" not in reason
+
+
+@pytest.fixture
+def incomes(tmp_path):
+    """The same examples with a column that is not for training: by ward as numbers in a table, and as arrays."""
+    ward, y, age, income = np.arange(8) // 4, np.arange(8) % 2, np.arange(8) + 20.0, np.arange(8) * 1e3
+    np.savez(tmp_path / "arrays.npz", client=ward, y=y, x=np.stack([age, age], 1), income=income)
+    table = np.stack([ward, y, age, income], 1)
+    np.savetxt(tmp_path / "table.csv", table, "%g", ",", header="client,y,age,income", comments="")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "asked", "options"),
+    [
+        ("arrays.npz", ["income"], ""),
+        ("arrays.npz", ["x", "income"], ""),
+        ("table.csv", ["age", "income", "client"], ""),
+        ("table.csv", ["age", "y"], ""),
+        ("table.csv", ["age"], ""),
+        ("table.csv", ["age", "income"], "features=age"),
+    ],
+)
+@pytest.mark.parametrize("app", [client_app(), client_app(PLAN)], ids=["any experiment", "one experiment"])
+def test_a_request_chooses_no_columns_by_what_is_decided(app, file, asked, options, incomes, capsys):
+    config = {"data": str(incomes / file), "data-options": options}
+    reason = refusal(ask(app, MessageType.QUERY, config=config, decided={"kind": "features", "features": asked}))
+    assert reason == "its data cannot be loaded; the node's own log says why"
+    assert "has the features" in capsys.readouterr().err
+
+
+def test_what_is_decided_orders_a_devices_own_features(incomes):
+    context = Context(0, 0, {"data": str(incomes / "table.csv")}, RecordDict(), {})
+    own = from_node(context)
+    ordered = from_node(context, decided={"features": ["income", "age"]})
+    assert ordered.metadata["features"] == ["income", "age"]
+    rows = on_device(own)(np.array([0]), own.training_part), on_device(ordered)(np.array([0]), own.training_part)
+    np.testing.assert_array_equal(rows[0].block.x[:, ::-1], rows[1].block.x)
 
 
 def test_options_of_a_node_that_cannot_be_read_are_told_to_the_node_alone(patients, capsys):

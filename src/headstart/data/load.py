@@ -50,15 +50,27 @@ def load(name_or_path: str | os.PathLike[str], **options: Any) -> Federation:
 
 
 def load_as_decided(
-    name_or_path: str | os.PathLike[str], options: Mapping[str, Any], decided: Mapping[str, Any]
+    name_or_path: str | os.PathLike[str],
+    options: Mapping[str, Any],
+    decided: Mapping[str, Any],
+    *,
+    select_features: bool = True,
 ) -> Federation:
     """The federation read as training decided, by `decided.decisions` of its own data, and not anew.
+
+    select_features: whether the decided features are looked up among all columns. If not, as where the decisions are a
+        stranger's, they are but the order of those that the options or, without these, the reader takes.
 
     Raises:
         UserError: as of `load`, and if the data contradict what was decided.
     """
     name = os.fspath(name_or_path)
     with _readable():
+        if not select_features:
+            federation = _load(name, options, {key: value for key, value in decided.items() if key != "features"})
+            taken, theirs = federation.metadata.get("features"), list(decided.get("features", ()))
+            if not theirs or taken == theirs or sorted(taken or ()) != sorted(theirs):
+                return as_decided(federation, decided, name)
         return as_decided(_load(name, options, decided), decided, name)
 
 

@@ -172,14 +172,15 @@ def from_node(context: Context, options: Any = None, decided: Mapping[str, Any] 
     The config may have options of the file's reader, as `data-options="client=ward target=days"`.
 
     options: others beside them.
-    decided: what the run has decided of its data, by which these are read.
+    decided: what the run has decided of its data, by which these are read: the order of features, but not which.
 
     Raises:
         UserError: if the config names no file, or it cannot be read.
     """
     if "data" not in context.node_config:
         raise UserError("the node's config names no data; start the node with --node-config 'data=\"FILE\"'")
-    return load_as_decided(str(context.node_config["data"]), {**(options or {}), **_options_of(context)}, decided or {})
+    path, own = str(context.node_config["data"]), {**(options or {}), **_options_of(context)}
+    return load_as_decided(path, own, decided or {}, select_features=False)
 
 
 def _options_of(context: Context) -> dict[str, Any]:
