@@ -9,8 +9,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from headstart.data.federation import from_arrays
 from headstart.data.load import load
+from headstart.data.partition import by_dirichlet
 from headstart.errors import UserError
+from headstart.experiment.experiment import ModelSpec
+from headstart.experiment.setup import build_model
 
 ROWS = 40
 CLIENTS = np.repeat([f"s{i}" for i in range(8)], 5)
@@ -141,6 +145,15 @@ def test_channels_that_come_first_are_put_last(kind, tmp_path):
     np.testing.assert_array_equal(x, np.moveaxis(COLOURS, 1, -1))
     assert x.dtype == np.uint8
     assert federation.metadata["notes"][0] == "pictures of 3x32x24 have their channels first; they were put last"
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_channels_are_put_last_or_refused_wherever_pictures_come_from(channels, tmp_path):
+    x = GENERATOR.integers(0, 256, (ROWS, channels, 32, 24)).astype(np.uint8)
+    np.testing.assert_array_equal(read(tmp_path, x=x)[1], np.moveaxis(x, 1, -1))
+    for federation in (by_dirichlet(x, Y, clients=4, alpha=1), from_arrays("mine", ["a"], np.array([[ROWS, 0]]), x, Y)):
+        with pytest.raises(UserError, match=r"with their channels first; put them last: np\.moveaxis\(x, 1, -1\)"):
+            build_model(ModelSpec("cnn", {"classes": 3}), federation)
 
 
 def test_series_of_the_size_of_a_character_are_features(tmp_path):

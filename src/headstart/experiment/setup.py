@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from headstart.data.federation import Examples, Federation, Split, Tree, as_input, limited, split_clients
 from headstart.data.load import load as load_data
+from headstart.data.readers.pictures import channels_first
 from headstart.errors import UserError
 from headstart.experiment.experiment import COHORT, Centralized, Data, Experiment, ModelSpec, Stage
 from headstart.experiment.measured import has_test_examples, measurement_problems
@@ -25,7 +27,7 @@ from headstart.fields import MOST, refusals, refuse
 from headstart.learning.method import Method
 from headstart.learning.optimizers import Optimizer
 from headstart.learning.tasks import Classification, NextCharacter, Regression, Task, measure
-from headstart.models.zoo import ALIASES, Model, as_model
+from headstart.models.zoo import ALIASES, CNN, Model, as_model
 
 
 class Prepared(NamedTuple):
@@ -248,6 +250,11 @@ def build_model(model: ModelSpec, federation: Federation, *, allowed_modules: Co
     if callable(thing) and not isinstance(thing, Model):
         thing = _called(thing, model, federation)
     x, _ = federation.example()
+    if isinstance(thing, CNN) and channels_first(np.shape(x)):
+        raise UserError(
+            f"the pictures of {federation.name} have the shape {list(np.shape(x)[1:])}, with their channels first; put"
+            " them last: np.moveaxis(x, 1, -1)"
+        )
     return as_model(thing, jax.tree.map(lambda leaf: as_input(jnp.asarray(leaf[:1])), x))
 
 

@@ -17,7 +17,7 @@ def as_pictures(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     values: numbers `[rows, ...]`. Those that are no pictures stay as they are.
     """
     notes = []
-    if values.ndim == 4 and values.shape[1] in (1, 3) and values.shape[-1] not in _CHANNELS:
+    if channels_first(values.shape):
         notes.append(
             f"pictures of {'x'.join(map(str, values.shape[1:]))} have their channels first; they were put last"
         )
@@ -33,6 +33,11 @@ def as_pictures(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
         notes.append(f"{values.dtype} numbers from {least:.0f} to {most:.0f} were taken for pixels")
         values = values.astype(np.uint8)
     return values, notes
+
+
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether an array of this shape, `[rows, ...]`, would be pictures if its second axis were the last."""
+    return len(shape) == 4 and shape[1] in _CHANNELS and shape[-1] not in _CHANNELS
 
 
 def is_character(values: np.ndarray) -> bool:
