@@ -133,3 +133,25 @@ def test_a_partition_of_a_table_of_bytes_is_no_federation_of_pictures():
     tables = at_random(np.zeros((50, 3), np.uint8), y, clients=5)
     pictures = at_random(np.zeros((50, 3, 3), np.uint8), y, clients=5)
     assert (tables.metadata["kind"], pictures.metadata["kind"]) == ("features", "image")
+
+
+@pytest.mark.parametrize("method", ["dirichlet", "classes"])
+def test_classes_are_classes_however_their_numbers_are_written(method):
+    x, y = examples(60, classes=3)
+    expected = METHODS[method](x, y, clients=4)
+    for written in (y.astype(np.float32), y * 1.0):
+        found = METHODS[method](x, written, clients=4)
+        assert found.metadata == expected.metadata and found.metadata["classes"] == 3
+        for (_, mine), (_, theirs) in zip(clients(found), clients(expected), strict=True):
+            assert mine.dtype == np.int32 and mine.tolist() == theirs.tolist()
+    for wrong in (y / 2, y.astype(str), y.astype("M8[s]")):
+        with pytest.raises(UserError, match=f"by_{method} needs the numbers of classes, and y is "):
+            METHODS[method](x, wrong, clients=4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_true_and_false_are_two_classes_and_fractions_at_random_are_quantities(method):
+    x, y = examples(60, classes=2)
+    found = METHODS[method](x, y == 1, clients=4)
+    assert found.metadata["classes"] == 2 and found.example()[1].dtype == np.int32
+    assert "classes" not in at_random(x, y * 1.0, clients=4).metadata

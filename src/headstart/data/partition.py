@@ -22,19 +22,21 @@ def by_dirichlet(x: Tree, y: np.ndarray, *, clients: int, alpha: float, seed: in
 
     x: tree of arrays `[rows, ...]`. y: classes `[rows]`.
     """
-    alpha = real("alpha", alpha)
+    alpha, y = real("alpha", alpha), _classes("by_dirichlet", y)
     owners = dirichlet_owners(y, clients, alpha=alpha, seed=seed)
     return _federation(f"dirichlet({alpha:g})", x, y, owners, seed)
 
 
 def by_classes(x: Tree, y: np.ndarray, *, clients: int, classes_per_client: int, seed: int = 0) -> Federation:
     """Clients that each hold examples of n classes; the examples of a class are divided evenly among its holders."""
+    y = _classes("by_classes", y)
     owners = classes_owners(y, clients, classes_per_client=classes_per_client, seed=seed)
     return _federation(f"classes({classes_per_client})", x, y, owners, seed)
 
 
 def at_random(x: Tree, y: np.ndarray, *, clients: int, seed: int = 0) -> Federation:
     """Clients of one size whose examples are drawn alike; y may be anything `[rows, ...]`."""
+    y = _classes("at_random", y) if np.asarray(y).dtype.kind == "b" else y
     return _federation("random", x, y, random_owners(y, clients, seed=seed), seed)
 
 
@@ -112,6 +114,20 @@ def _federation(name: str, x: Tree, y: np.ndarray, owners: np.ndarray, seed: int
         name, client_names(len(counts)), sizes, x, y, has_predefined_split=False, metadata=metadata
     )
     return split_examples(federation, seed=seed)
+
+
+def _classes(method: str, y: np.ndarray) -> np.ndarray:
+    """The classes `[rows]` as whole numbers, also where they are written as 1.0 or as true and false.
+
+    Raises:
+        UserError: if they are no numbers of classes.
+    """
+    y = np.asarray(y)
+    if y.dtype.kind == "b" or (y.dtype.kind == "f" and ((y == np.trunc(y)) & (np.abs(y) < 2**31)).all()):
+        return y.astype(np.int32)
+    if y.dtype.kind not in "iu":
+        raise UserError(f"{method} needs the numbers of classes, and y is {y.dtype}; give whole numbers, or at_random")
+    return y
 
 
 def _check_clients(y: np.ndarray, clients: int, seed: int) -> None:
