@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from headstart.data.device_data import on_device, part_rows
-from headstart.data.federation import Part, from_arrays, key_data, limited, split_clients, split_examples
+from headstart.data.federation import Part, from_arrays, key_data, limited, of_rows, split_clients, split_examples
 from headstart.errors import UserError
 from headstart.training.sampling import sample, stream
 
@@ -19,7 +19,7 @@ def named(ids, seed=0):
     """A federation whose every row says whose it is and which."""
     sizes = np.array([[3 + len(i) % 3, 1 + len(i) % 2] for i in ids])
     y = np.concatenate([[f"{i}/{n}" for n in range(total)] for i, total in zip(ids, sizes.sum(axis=1), strict=True)])
-    return from_arrays("named", ids, sizes, np.zeros((len(y), 2), np.float32), y)
+    return of_rows("named", ids, sizes, np.zeros((len(y), 2), np.float32), y)
 
 
 IDS = [f"writer {i}" * (1 + i % 4) for i in range(40)]
@@ -217,6 +217,10 @@ def arrays(**changes):
         ({"x": np.array([[0, 1], [2, np.inf], [4, 5], [6, 7]])}, "x of client a, row 2, holds a number"),
         ({"x": np.full((4, 1), 1e39)}, "x of client a, row 1, holds a number that is missing, infinite or beyond"),
         ({"x": {"ids": np.full(4, 2**40)}}, "x['ids'] of client a, row 1, holds a number"),
+        ({"x": np.full((4, 2), "a")}, "mine: x is of type <U1; give numbers"),
+        ({"x": {"when": np.zeros(4, "M8[D]")}}, "mine: x['when'] is of type datetime64[D]; give numbers"),
+        ({"x": np.zeros(4, "m8[s]")}, "x is of type timedelta64[s]; give numbers"),
+        ({"y": np.full(4, b"no")}, "y is of type |S2; give numbers"),
         ({"y": np.array([0, 1, np.nan, 1])}, "y of client a, row 3, holds a number"),
         ({"y": np.array([0, 1, 2, 2**31])}, "y of client b, row 4, holds a number"),
     ],

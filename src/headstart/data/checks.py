@@ -113,6 +113,9 @@ def check_rows(name: str, ids: Sequence[str], sizes: np.ndarray, leaves: Sequenc
     odd = [path for path, leaf in leaves if not np.ndim(leaf) or getattr(leaf, "dtype", np.dtype("O")).kind == "O"]
     if odd or not leaves:
         raise UserError(f"{name}: {(odd or ['x'])[0]} is no array; give NumPy arrays with a row per example")
+    other = next(((path, leaf.dtype) for path, leaf in leaves if leaf.dtype.kind in "USMm"), None)
+    if other is not None:
+        raise UserError(f"{name}: {other[0]} is of type {other[1]}; give numbers, such as the number of each class")
     rows = {len(leaf) for _, leaf in leaves}
     if rows != {int(sizes.sum())}:
         raise UserError(f"{name}: the clients' sizes add up to {sizes.sum()}, but the arrays have {rows} rows")
