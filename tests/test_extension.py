@@ -11,8 +11,9 @@ import pytest
 from headstart import Centralized, Optimizer, Schedule, UserError, open_run
 from headstart.methods import Scaffold
 from headstart.runs.checkpoint import read_arrays
+from headstart.runs.extension import reopen
 from headstart.runs.log import read_records
-from small import experiment, run
+from small import experiment, first_stage_only, run
 
 
 def with_last(whole, **changes):
@@ -108,3 +109,31 @@ def test_a_schedule_that_is_over_is_refused(small_data, tmp_path):
     ):
         run(with_last(whole, rounds=4), tmp_path)
     assert open_run(tmp_path).finished
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "over"),
+    [
+        ("exponential_decay", {"transition_steps": 4, "decay_rate": 0.5}, False),
+        ("exponential_decay", {"transition_steps": 2, "decay_rate": 0.5, "transition_begin": 4}, False),
+        ("warmup_constant_schedule", {"peak_value": 2.0, "warmup_steps": 4}, False),
+        ("linear_schedule", {"end_value": 0.5, "transition_steps": 8, "transition_begin": 4}, False),
+        ("linear_schedule", {"end_value": 0.5, "transition_steps": 4}, True),
+        ("linear_schedule", {"end_value": 0.5, "transition_steps": 3, "transition_begin": 1}, True),
+        ("cosine_decay_schedule", {"decay_steps": 4, "alpha": 0.1}, True),
+    ],
+)
+def test_only_a_schedule_that_ended_is_over(small_data, tmp_path, name, options, over):
+    server = Optimizer("sgd", 1.0, {}, Schedule(name, options))
+    extended = with_last(first_stage_only(experiment(small_data)), server=server, rounds=8)
+    if over:
+        with pytest.raises(UserError, match="is over after the 4 rounds"):
+            reopen(tmp_path, extended, 4)
+    else:
+        reopen(tmp_path, extended, 4)
+
+
+def test_steps_in_an_exponential_decay_are_no_end(small_data, tmp_path):
+    options = {"transition_steps": 5, "decay_rate": 0.5, "staircase": True}
+    server = Optimizer("sgd", 1.0, {}, Schedule("exponential_decay", options))
+    reopen(tmp_path, with_last(first_stage_only(experiment(small_data)), server=server, rounds=4), 1)

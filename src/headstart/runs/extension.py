@@ -10,6 +10,7 @@ import numpy as np
 
 from headstart.errors import UserError
 from headstart.experiment.experiment import Centralized, Experiment
+from headstart.learning.optimizers import Schedule
 from headstart.runs import checkpoint
 from headstart.runs.contents import seed_folders, stage_report
 
@@ -47,6 +48,16 @@ def reopen(out: Path, experiment: Experiment, had: int) -> None:
         end.unlink()
 
 
+def _end(schedule: Schedule) -> Any:
+    """The step that a schedule was made to end at; None for one that has no end, as an exponential decay."""
+    options = schedule.options
+    if "decay_steps" in options:
+        return options["decay_steps"]
+    if "exponential" in schedule.name or "transition_steps" not in options:
+        return None
+    return options["transition_steps"] + max(options.get("transition_begin", 0), 0)
+
+
 def _check_schedule(experiment: Experiment, had: int) -> None:
     stage = experiment.stages[-1]
     optimizer, steps = (stage.optimizer, stage.steps) if isinstance(stage, Centralized) else (stage.server, 1)
@@ -55,7 +66,7 @@ def _check_schedule(experiment: Experiment, had: int) -> None:
         return
     learning_rate = schedule.build(optimizer.learning_rate)
     learning_rates = np.array([learning_rate(count) for count in (had * steps, stage.rounds * steps - 1)], float)
-    if had * steps in schedule.options.values() or not learning_rates.any():
+    if had * steps == _end(schedule) or not learning_rates.any():
         raise UserError(
             f"the schedule of stage {stage.name!r} ({schedule.name}) is over after the {had} rounds that it had; for"
             " more rounds choose another schedule, and another --out"
