@@ -137,6 +137,9 @@ def test_an_experiment_of_a_newer_format_is_refused(document):
     assert read({"format": 2, **document}) == read(document)
     with pytest.raises(UserError, match="has the format 3, newer than this headstart reads"):
         read({"format": 3, **document})
+    for number in (0, -1, "x", 1.5, True, None):
+        with pytest.raises(UserError, match="; give a whole number from 1 to 2, or leave it out"):
+            read({"format": number, **document})
 
 
 @pytest.mark.parametrize("path", ["headstart.__main__.main", "headstart.cli.main", "headstart.experiment.load"])

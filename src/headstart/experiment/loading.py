@@ -112,7 +112,12 @@ def read(document: Any, *, allowed_modules: Collection[str] = ()) -> Experiment:
     """
     fields = dict(document) if isinstance(document, dict) else {}
     number = fields.pop("format", 1)
-    if type(number) is not int or not 1 <= number <= FORMAT:
+    if type(number) is not int or number < 1:
+        raise UserError(
+            f"the experiment has the format {reprlib.repr(number)}; give a whole number from 1 to {FORMAT}, or leave it"
+            " out"
+        )
+    if number > FORMAT:
         raise UserError(
             f"the experiment has the format {reprlib.repr(number)}, newer than this headstart reads; update headstart"
         )
