@@ -304,6 +304,29 @@ def test_what_devices_cannot_do_is_refused(changes, sentence, tmp_path):
         run(grid(), tmp_path, replace(PLAN, **changes))
 
 
+STEP = PLAN.stages[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"stages": (replace(STEP, server=Optimizer("adam", 1e-3, {"b1": "x"})),)}, "optimizer 'adam'"),
+        ({"personalization": Personalization(Optimizer("adam", 1e-3, {"b1": "x"}))}, "optimizer 'adam'"),
+        ({"model": ModelSpec("mlp", {"widths": [2**19, 2**19]})}, "more than this machine's memory"),
+        ({"stages": (replace(STEP, update=FedAvg(1, 0.1, 2**17)),)}, "batches of 131072 examples"),
+        ({"stages": (replace(STEP, stop_at=0.9),), "evaluate_every": 0}, "are never evaluated along training"),
+        ({"stages": (replace(STEP, stop_at=0.9),), "data": Data(train=0.5, validation=0.0)}, "are never evaluated"),
+        ({"stages": (replace(STEP, stop_at=0.9), replace(STEP, name="next"))}, "only the last may end early"),
+        ({"data": Data(train=0.5, validation=0.0), "test": False}, "nothing could be measured"),
+    ],
+    ids=["server", "recipe", "memory", "batch", "no evaluation", "no validation", "stage", "nobody"],
+)
+def test_what_a_run_on_one_machine_refuses_is_refused_before_there_is_a_folder(changes, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        run(grid(), tmp_path / "out", replace(PLAN, **changes))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "schema",
     [{}, SCHEMA | {"x": "float32[999999999,999]"}, SCHEMA | {"x": "nothing[3]"}, SCHEMA | {"metadata": 3}],

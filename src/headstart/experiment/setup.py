@@ -63,12 +63,12 @@ def prepare(
     data = experiment.data
     groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
     experiment = with_cohorts(experiment, len(groups.train))
-    testable = int(has_test_examples(federation, groups.validation).sum())
     refuse(
         [
-            *_size_problems(experiment, federation, groups),
+            *_cohort_problems(experiment, groups),
+            *batch_problems(experiment, federation, groups),
             *measurement_problems(experiment, federation, groups),
-            *_target_problems(experiment, testable),
+            *target_problems(experiment, federation, groups),
         ]
     )
     assert experiment.model is not None and experiment.task is not None
@@ -79,11 +79,7 @@ def prepare(
     else:
         built = build_model(experiment.model, federation, allowed_modules=allowed_modules)
     check_fit(experiment.task, built, federation)
-    params = jax.eval_shape(built.init, jax.random.key(0))
-    _check_memory(experiment.model, params)
-    refuse(refusals(*(partial(optimizer.try_on, params, steps) for optimizer, steps in _optimizers(experiment))))
-    for stage in experiment.stages:
-        jax.eval_shape(partial(_method_trees, stage.method, built))
+    check_parameters(experiment, built)
     return Prepared(experiment, experiment.task, built, federation, groups)
 
 
@@ -122,6 +118,20 @@ def given_model(model: Any, federation: Federation) -> Model:
         raise UserError("the experiment's model was given in memory; give it again as model=")
     x, _ = federation.example()
     return as_model(model, jax.tree.map(lambda leaf: as_input(jnp.asarray(leaf[:1])), x))
+
+
+def check_parameters(experiment: Experiment, model: Model) -> None:
+    """Try the optimizers and the methods on the model's parameters, without computing anything.
+
+    Raises:
+        UserError: if an optimizer refuses them or its own options, or they would not fit this machine's memory.
+    """
+    assert experiment.model is not None
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    _check_memory(experiment.model, params)
+    refuse(refusals(*(partial(optimizer.try_on, params, steps) for optimizer, steps in _optimizers(experiment))))
+    for stage in experiment.stages:
+        jax.eval_shape(partial(_method_trees, stage.method, model))
 
 
 def _check_memory(model: ModelSpec, params: Tree) -> None:
@@ -191,8 +201,18 @@ def with_cohorts(experiment: Experiment, clients: int = COHORT) -> Experiment:
 BATCH, POOL = 2**16, 2**25
 
 
-def _size_problems(experiment: Experiment, federation: Federation, groups: Split) -> Iterator[str]:
-    """Numbers of clients and examples beyond those that there are."""
+def _cohort_problems(experiment: Experiment, groups: Split) -> Iterator[str]:
+    """Cohorts of more clients than train."""
+    for stage in experiment.stages:
+        if isinstance(stage, Stage) and stage.cohort > len(groups.train):
+            yield (
+                f"stage {stage.name!r} wants a cohort of {stage.cohort} clients, more than the {len(groups.train)}"
+                " training clients in the data; choose a smaller cohort"
+            )
+
+
+def batch_problems(experiment: Experiment, federation: Federation, groups: Split) -> Iterator[str]:
+    """Batches of more examples than there are."""
     pooled = int(federation.training_sizes[groups.train].sum())
     sizes: list[tuple[str, Any, int]] = [
         ("personalization", experiment.personalization.batch_size, federation.capacity())
@@ -205,20 +225,16 @@ def _size_problems(experiment: Experiment, federation: Federation, groups: Split
                 yield f"a round of {name} has {stage.steps * stage.batch_size} examples; give at most {POOL}"
             continue
         sizes.append((name, getattr(stage.update, "batch_size", None), federation.capacity()))
-        if stage.cohort > len(groups.train):
-            yield (
-                f"{name} wants a cohort of {stage.cohort} clients, more than the {len(groups.train)} training clients"
-                " in the data; choose a smaller cohort"
-            )
     for name, batch_size, examples in sizes:
         most = max(BATCH, examples)
         if isinstance(batch_size, int) and batch_size > most:
             yield f"{name} has batches of {batch_size} examples, but there are {examples}; give at most {most}"
 
 
-def _target_problems(experiment: Experiment, validation: int) -> Iterator[str]:
+def target_problems(experiment: Experiment, federation: Federation, groups: Split) -> Iterator[str]:
     """Stages that would end early without validation clients that decide when, or before another."""
-    monitored = experiment.evaluate_every and experiment.evaluation_clients and validation
+    testable = has_test_examples(federation, groups.validation).any()
+    monitored = experiment.evaluate_every and experiment.evaluation_clients and testable
     for number, stage in enumerate(experiment.stages):
         if stage.stop_at is None:
             continue

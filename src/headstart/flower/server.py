@@ -23,7 +23,17 @@ from headstart.experiment.code import code_digests
 from headstart.experiment.experiment import Centralized, Data, Experiment
 from headstart.experiment.measured import measurement_notes, measurement_problems
 from headstart.experiment.serialization import to_json
-from headstart.experiment.setup import Prepared, build_model, check_fit, check_stages, suited, with_cohorts
+from headstart.experiment.setup import (
+    Prepared,
+    batch_problems,
+    build_model,
+    check_fit,
+    check_parameters,
+    check_stages,
+    suited,
+    target_problems,
+    with_cohorts,
+)
 from headstart.fields import refuse
 from headstart.files import write_json
 from headstart.flower import wire
@@ -100,13 +110,16 @@ def serve(
     assert experiment.model is not None and experiment.task is not None
     model = build_model(experiment.model, blank, allowed_modules=allowed_modules)
     check_fit(experiment.task, model, blank)
-    if not (Path(out) / f"seed-{experiment.seed}").exists():
+    check_parameters(experiment, model)
+    folder = Path(out) / f"seed-{experiment.seed}"
+    _check_groups(_membership(experiment, model, registry, folder)[1], begun=(folder / "members.json").exists())
+    if not folder.exists():
         initial_params(experiment, experiment.seed, jax.eval_shape(model.init, jax.random.key(0)))
     code = {"code": code_digests(experiment)}
     with claimed(Path(out), experiment, blank, allowed_modules=allowed_modules, code=code) as name:
-        folder = Path(out) / f"seed-{experiment.seed}"
         membership, prepared = _membership(experiment, model, registry, folder)
-        refuse(measurement_problems(experiment, prepared.federation, prepared.groups))
+        if not (folder / "members.json").exists():
+            write_json(folder / "members.json", membership.members)
         for text in measurement_notes(experiment, prepared.federation, prepared.groups):
             on_event({"event": "note", "text": text})
         log = Log(folder / "metrics.jsonl", on_event, experiment.seed)
@@ -172,6 +185,18 @@ def _wait_for_nodes(
     return registry, faults + found
 
 
+def _check_groups(prepared: Prepared, *, begun: bool) -> None:
+    """Refuse settings that the clients do not suit; in a run that has begun, only if none can be measured.
+
+    A cohort may be larger than the training clients: others join later.
+    """
+    experiment, _, _, federation, groups = prepared
+    problems = measurement_problems(experiment, federation, groups)
+    if not begun:
+        problems += [*batch_problems(experiment, federation, groups), *target_problems(experiment, federation, groups)]
+    refuse(problems)
+
+
 def _membership(experiment: Experiment, model: Any, registry: Registry, folder: Path) -> tuple[Membership, Prepared]:
     """The clients' groups, as saved or else split now, and the experiment prepared for them."""
     manifests = [node.manifest for node in registry.nodes.values()]
@@ -185,7 +210,6 @@ def _membership(experiment: Experiment, model: Any, registry: Registry, folder: 
     if members is None:
         groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
         members = {name: [ids[i] for i in group] for name, group in groups._asdict().items()}
-        write_json(path, members)
     indices = {client: index for index, client in enumerate(ids)}
     groups = Split(*(np.array([indices[c] for c in members[name]], np.int64) for name in Split._fields))
     prepared = Prepared(experiment, experiment.task, model, federation, groups)
