@@ -68,6 +68,27 @@ def test_the_results_are_those_of_the_command_that_is_told(runs, plain, command)
         np.testing.assert_allclose(values, result.curves[seed], rtol=1e-6)
 
 
+def test_finished_runs_of_other_data_or_code_are_not_shown(plain, tmp_path, monkeypatch):
+    def finished(plan):
+        # A command of its own: nothing is prepared yet.
+        done = []
+        return Runs(tmp_path / "runs", seeds=1, log=done.append).finish({"a": plan})["a"], len(done)
+
+    before, _ = finished(plain)
+    kept = (tmp_path / "data.npz").read_bytes()
+    federation_file(tmp_path / "data.npz", seed=1)
+    changed, count = finished(plain)
+    assert count == 1 and not np.array_equal(changed.curves, before.curves)
+    assert finished(plain)[1] == 0
+    (tmp_path / "data.npz").write_bytes(kept)
+    again, count = finished(plain)
+    assert count == 0
+    np.testing.assert_array_equal(again.curves, before.curves)
+
+    monkeypatch.setattr("headstart.studies.runner.code_digests", lambda experiment: {"mine": "other"})
+    assert finished(plain)[1] == 1
+
+
 def test_a_choice_sees_validation_clients_alone_and_passes_over_what_diverges(runs, messages, plain):
     candidates = {"slow": with_server(plain, 1e-3), "good": plain, "wild": with_server(plain, 1e30)}
     choice, results = runs.choose("rate", candidates, seeds=2)

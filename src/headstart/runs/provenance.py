@@ -52,10 +52,7 @@ def resumed(out: Path, saved: Record | None, now: Record, document: Mapping[str,
     name = combined([_lasting(document), now["fingerprint"], now.get("code"), now.get("model")])
     if saved is None:
         return {**now, "run": name}
-    if "fingerprint" in saved:
-        changed = differing(saved["fingerprint"], now["fingerprint"])
-    else:  # written before there were fingerprints
-        changed = "the clients" if saved.get("sha256") != now["sha256"] else ""
+    changed = _changed_data(saved, now)
     if changed:
         raise UserError(
             f"{changed} of {now['name']} have changed since {out} was begun; choose another --out, or bring back the"
@@ -69,12 +66,24 @@ def resumed(out: Path, saved: Record | None, now: Record, document: Mapping[str,
     return {**now, "run": saved.get("run", name)}
 
 
+def is_of(saved: Record, now: Record) -> bool:
+    """Whether what has the record `saved` came from the data and the code of the record `now`."""
+    return not (_changed_data(saved, now) or _changed_code(saved, now))
+
+
 def _lasting(document: Mapping[str, Any]) -> dict[str, Any]:
     """What of an experiment's document decides its states: not where the data lie, nor when the last stage ends."""
     data = {name: value for name, value in document["data"].items() if name != "source"}
     *others, last = document["stages"]
     last = {name: value for name, value in last.items() if name != "rounds"}
     return {**document, "data": data, "stages": [*others, last]}
+
+
+def _changed_data(saved: Record, now: Record) -> str:
+    if "fingerprint" in saved:
+        return differing(saved["fingerprint"], now["fingerprint"])
+    # Written before there were fingerprints.
+    return "the clients" if saved.get("sha256") != now["sha256"] else ""
 
 
 def _changed_code(saved: Record, now: Record) -> str:

@@ -1,7 +1,7 @@
 """Runs of studies: each is a `headstart run` into a folder of its own, so a finished run is never repeated.
 
 A folder's name ends with a digest of its experiment: two studies with the same run share it, and a changed setting
-makes another one.
+makes another one. So do data or code of the user's that have changed since its runs were begun.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Literal
 
 import numpy as np
 
+from headstart.data.fingerprint import combined
 from headstart.errors import UserError
+from headstart.experiment.code import code_digests
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.loading import document_of
 from headstart.experiment.measured import has_test_examples
@@ -26,8 +28,10 @@ from headstart.experiment.serialization import earlier, to_json
 from headstart.experiment.setup import Prepared, prepare
 from headstart.files import write_json
 from headstart.learning.tasks import Metric
+from headstart.runs.contents import federation_document
 from headstart.runs.directory import Group
-from headstart.runs.log import read_records
+from headstart.runs.log import Record, read_records
+from headstart.runs.provenance import is_of, provenance
 from headstart.runs.reading import open_run
 from headstart.studies.evidence import Choice, Result
 from headstart.studies.pool import Job, run_jobs
@@ -42,7 +46,7 @@ class Runs:
 
     folder: of all runs. seeds: the number of each, where a study does not give it. processes: how many run side
     by side; with 1 they run in this process. log: gets a line of progress. allowed_modules: as in `run`.
-    fingerprint: of what else decides a result, such as custom code; with another fingerprint everything is run anew.
+    fingerprint: a part of the folders' digests.
     """
 
     def __init__(
@@ -59,14 +63,33 @@ class Runs:
         self.root, self.seeds, self.processes, self.log = folder.resolve(), seeds, processes, log
         self.allowed_modules, self.fingerprint = tuple(sorted(allowed_modules)), fingerprint
         self._prepared: dict[str, Prepared] = {}
+        self._records: dict[str, Record] = {}
 
     def folder(self, experiment: Experiment) -> Path:
-        """The folder of an experiment's runs, each in a folder named by its seed."""
+        """The folder of an experiment's runs, each in a folder named by its seed.
+
+        Where its runs were begun with other data or other code of the user's, it is another one, for the present ones.
+
+        Raises:
+            UserError: if what says so is damaged.
+        """
         text = (
             json.dumps(earlier(to_json(replace(experiment, seed=0))), sort_keys=True).replace(str(self.root), "")
             + self.fingerprint
         )
-        return self.root / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        folder = self.root / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        begun = [federation_document(path) for path in sorted(folder.glob("*/federation.json"))]
+        if begun and not all(is_of(record, self._record(experiment)) for record in begun):
+            now = self._record(experiment)
+            return folder.with_name(f"{folder.name}-{combined([now['fingerprint'], now['code']])[:8]}")
+        return folder
+
+    def _record(self, experiment: Experiment) -> Record:
+        """What a run of the experiment would come from now."""
+        key, code = json.dumps(to_json(experiment.data)), {"code": code_digests(experiment)}
+        if key not in self._records:
+            self._records[key] = provenance(self.prepared(experiment).federation, {})
+        return self._records[key] | code
 
     def prepared(self, experiment: Experiment) -> Prepared:
         """The data, clients, model and task of an experiment."""

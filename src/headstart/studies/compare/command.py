@@ -80,7 +80,10 @@ def _check_test_examples(prepared: Prepared) -> None:
 
 
 def _fingerprint(source: str, modules: Collection[str]) -> str:
-    """Digests of what decides results beside the experiment: the file of the data, and custom code."""
+    """Digests of the file of the data and of custom code, which are a part of the names of the runs' folders.
+
+    What the runs in them came from is compared beside, by its contents.
+    """
     files = [Path(source)] if Path(source).is_file() else []
     files += [Path(file) for name in sorted(modules) if (file := getattr(sys.modules.get(name), "__file__", None))]
     return " ".join(map(sha256_of, files))
