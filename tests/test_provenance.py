@@ -153,6 +153,22 @@ def test_a_state_of_another_seed_or_run_is_passed_over(moved, tmp_path, foreign)
         np.testing.assert_array_equal(array, ends[1][name])
 
 
+@pytest.mark.parametrize("suffixes", [("json", "npz", "safetensors"), ("safetensors",)])
+def test_the_end_of_another_seed_is_no_result(moved, tmp_path, suffixes):
+    plan, _ = moved
+    out = run(plan, tmp_path / "done", seeds=2).path
+    ends = [[out / f"seed-{seed}" / f"stage-0.{suffix}" for suffix in suffixes] for seed in range(2)]
+    own = read_arrays(ends[1][-1])[0]
+    for source, target in zip(*ends, strict=True):
+        shutil.copy(source, target)
+    for part in ("params", "initial_model"):
+        with pytest.raises(hs.UserError, match=r"the report of seed 0|the state of another seed"):
+            getattr(hs.open_run(out), part)(1)
+    assert run(plan, tmp_path / "done", seeds=2).finished
+    for name, array in read_arrays(ends[1][-1])[0].items():
+        np.testing.assert_array_equal(array, own[name])
+
+
 def test_a_run_from_before_fingerprints_takes_up_what_it_finds(moved, tmp_path):
     plan, _ = moved
     path = tmp_path / "half" / "federation.json"

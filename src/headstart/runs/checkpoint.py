@@ -33,13 +33,13 @@ def write(path: Path, tree: Tree, about: Mapping[str, Any]) -> None:
     write_bytes(path, save(arrays, metadata={"about": text, "checksum": _digest(arrays, text)}))
 
 
-def read(path: Path, like: Tree) -> Saved:
+def read(path: Path, like: Tree, origin: Mapping[str, Any] = MappingProxyType({})) -> Saved:
     """The saved tree, in the structure of `like`, its arrays on the host.
 
     Raises:
-        UserError: if the file is missing or damaged, or holds another tree.
+        UserError: as of `read_arrays`, or if it holds another tree.
     """
-    arrays, about = read_arrays(path)
+    arrays, about = read_arrays(path, origin)
     return Saved(_fitted(path, arrays, like), about)
 
 
@@ -51,11 +51,15 @@ def _fitted(path: Path, arrays: Mapping[str, np.ndarray], like: Tree) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_arrays(
+    path: Path, origin: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of a file by name, and the document about them.
 
+    origin: the "run", "seed" and "round" that they must be of, as far as the file records them.
+
     Raises:
-        UserError: if the file is missing or damaged.
+        UserError: if the file is missing or damaged, or of another origin.
     """
     arrays, metadata = open_arrays(path)
     try:
@@ -67,7 +71,14 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise _damaged(path, error) from error
     if expected != _digest(arrays, text if "checksum" in metadata else "") or not isinstance(about, dict):
         raise UserError(f"{path} is damaged: its content does not match its checksum; remove it to use the one before")
+    if other := _other(about, origin):
+        raise UserError(f"{path} holds the state of another {other}; bring back its own, or repeat the `headstart run`")
     return arrays, about
+
+
+def _other(about: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
+    """The first name by which a document about a state says another origin than this; empty if none does."""
+    return next((name for name, value in origin.items() if about.get(name, value) != value), "")
 
 
 def open_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -88,13 +99,13 @@ def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is missing or damaged ({error}); remove it to use the one before it")
 
 
-def read_tree(path: Path) -> Tree:
+def read_tree(path: Path, origin: Mapping[str, Any] = MappingProxyType({})) -> Tree:
     """The saved tree as dictionaries by name and tuples by number, whatever wrote it.
 
     Raises:
-        UserError: if the file is missing or damaged.
+        UserError: as of `read_arrays`.
     """
-    arrays, _ = read_arrays(path)
+    arrays, _ = read_arrays(path, origin)
     tree: dict[str, Any] = {}
     try:
         for name, array in arrays.items():
@@ -149,9 +160,8 @@ def read_newest(
             arrays, about = read_arrays(path)
             if about.get("round") != _round_of(path):
                 raise UserError(f"{path} is damaged: it says that it is of round {about.get('round')}")
-            other = [name for name, value in origin.items() if about.get(name, value) != value]
-            if other:
-                raise UserError(f"{path} holds the state of another {other[0]}; it is passed over")
+            if other := _other(about, origin):
+                raise UserError(f"{path} holds the state of another {other}; it is passed over")
             return Saved(_fitted(path, arrays, like(about)), about), complaints
         except UserError as error:
             complaints.append(str(error))

@@ -103,12 +103,14 @@ def stage_report(path: Path) -> dict[str, Any]:
     """A `stage-n.json`, with NaN where a number is null.
 
     Raises:
-        UserError: if it is missing or damaged.
+        UserError: if it is missing or damaged, or of another seed than the folder that it is in.
     """
     report = read_json(path)
     with reading(path):
         _check("the document", isinstance(report, dict))
         _check("the round or seed", all(_is_whole(report[name]) for name in ("round", "seed")))
+        if path.parent.name != f"seed-{report['seed']}":
+            raise ValueError(f"it is the report of seed {report['seed']}")
         _check("the stage", isinstance(report["stage"], str))
         _check("the learning rate", report.get("personal_rate") is None or _is_number(report["personal_rate"]))
         for group in GROUPS:
@@ -141,10 +143,23 @@ def is_whole(folder: Path, number: int) -> bool:
         for group in GROUPS:
             if group in report:
                 read_group(end.with_suffix(".npz"), group)
-        checkpoint.read_arrays(end.with_suffix(".safetensors"))
+        checkpoint.read_arrays(end.with_suffix(".safetensors"), stage_origin(folder, number))
     except UserError:
         return False
     return True
+
+
+def stage_origin(folder: Path, number: int) -> dict[str, Any]:
+    """The "run", "seed" and "round" of the end of a stage in the folder of a seed, which its parameters must be of.
+
+    Raises:
+        UserError: if what says so is missing or damaged.
+    """
+    report, record = stage_report(folder / f"stage-{number}.json"), folder.parent / "federation.json"
+    known = federation_document(record) if record.exists() else {}
+    return {name: known[name] for name in ("run",) if name in known} | {
+        name: report[name] for name in ("seed", "round")
+    }
 
 
 def federation_document(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from headstart.learning.tasks import Metric, Regression, Task
 from headstart.models.zoo import Model
 from headstart.runs import checkpoint
 from headstart.runs.clients import Clients, clients_of
-from headstart.runs.contents import Group, federation_document, read_arrays, reading, stage_report
+from headstart.runs.contents import Group, federation_document, read_arrays, reading, stage_origin, stage_report
 from headstart.runs.inputs import inputs_like, targets_like
 from headstart.runs.personal import TrainedModel
 from headstart.runs.provenance import MEMBERS, read_members
@@ -132,12 +132,17 @@ class Run:
         Raises:
             UserError: if the stage is not finished, or its file is damaged.
         """
-        return checkpoint.read_tree(self.params_path(seed, stage))
+        return checkpoint.read_tree(self.params_path(seed, stage), self._origin(seed, stage))
 
     def params_path(self, seed: int | None = None, stage: int = -1) -> Path:
         """The file of `params`."""
         number, seed = self._ended(seed, stage)
         return self.path / f"seed-{seed}" / f"stage-{number}.safetensors"
+
+    def _origin(self, seed: int | None, stage: int) -> dict[str, Any]:
+        """What `params` must be of."""
+        number, seed = self._ended(seed, stage)
+        return stage_origin(self.path / f"seed-{seed}", number)
 
     def server_params(self, model: Model, seed: int, stage: int = -1) -> Tree:
         """The `params` in the tree that the stage's method holds on its server for a model.
@@ -147,7 +152,7 @@ class Run:
         """
         method = self.experiment.stages[stage].method
         like = jax.eval_shape(lambda: method.init_server(model.init(seed_key(seed))))
-        return checkpoint.read(self.params_path(seed, stage), like).tree
+        return checkpoint.read(self.params_path(seed, stage), like, self._origin(seed, stage)).tree
 
     def chosen_epochs(self, seed: int | None = None, stage: int = -1) -> int:
         """The epochs (or steps) that a stage's validation clients chose; without any, the largest number tried."""
@@ -272,7 +277,7 @@ class Run:
                 f"the method of stage {self.stage_names[number]!r} has no one model that all clients start from"
             )
         like = jax.eval_shape(self.model.init, seed_key(seed))
-        return self._trained(checkpoint.read(path, like).tree)
+        return self._trained(checkpoint.read(path, like, self._origin(seed, number)).tree)
 
     def predict(self, x: Tree) -> np.ndarray:
         """Predictions of the initial model for inputs as of `personalize`; see `TrainedModel.predict`."""
