@@ -200,6 +200,9 @@ def test_runs_of_different_data_are_shown_apart_and_not_ranked(tmp_path: Path, w
         assert "2 runs compared" in text_of(report.write([one, two], tmp_path / "page.html"))
         write_json(two / "federation.json", changed)
     check_groups(tmp_path, [one, two], words)
+    # Of either data there are examples, though they have one name.
+    pictures = (tmp_path / "page.html").read_text().count('alt="Pictures of 6 test clients')
+    assert pictures == (1 if what == "test clients" else 2)
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def incomparable_notice(groups: Sequence[Sequence[Run]]) -> str:
 
 def _difference(one: Run, other: Run) -> str:
     """What the data of two runs differ in, in words; empty if in nothing that is known."""
-    mine, theirs = _record(one), _record(other)
+    mine, theirs = data_record(one), data_record(other)
     if "fingerprint" in mine and "fingerprint" in theirs:
         changed = differing(mine["fingerprint"], theirs["fingerprint"])
         if changed:
@@ -47,7 +47,7 @@ def _difference(one: Run, other: Run) -> str:
     return "other clients were tested" if None not in tested and tested[0] != tested[1] else ""
 
 
-def _record(run: Run) -> dict[str, Any]:
+def data_record(run: Run) -> dict[str, Any]:
     """What the run folder says of its data; nothing where it says nothing."""
     path = run.path / "federation.json"
     return federation_document(path) if path.exists() else {}
@@ -60,7 +60,7 @@ def _tested(run: Run) -> list[str] | None:
 
 
 def _data(run: Run) -> str:
-    record = _record(run)
+    record = data_record(run)
     tested = _tested(run)
     clients = f" of {format_count(record['clients'], 'client')}" if "clients" in record else ""
     return f"{record.get('name', 'data')}{clients}{f', {len(tested)} of them tested' if tested else ''}"

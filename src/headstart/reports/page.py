@@ -13,7 +13,7 @@ import numpy as np
 
 from headstart.errors import UserError
 from headstart.files import write_bytes
-from headstart.reports.comparability import comparable_groups, incomparable_notice
+from headstart.reports.comparability import comparable_groups, data_record, incomparable_notice
 from headstart.reports.figures import caption, figure_specs, left_out
 from headstart.reports.format import (
     format_change,
@@ -235,7 +235,9 @@ def _distinct_samples(runs: Sequence[Run]) -> list[tuple[str, Samples]]:
     for run in runs:
         samples = read_samples(run.path)
         if samples is not None and samples.kind:
-            found.setdefault(json.dumps(run.document.get("data")), samples)
+            record = data_record(run)
+            known = record.get("fingerprint") or record.get("sha256")
+            found.setdefault(json.dumps([run.document.get("data"), known], sort_keys=True), samples)
     return [(f"samples-{index}" if index else "samples", samples) for index, samples in enumerate(found.values())]
 
 
