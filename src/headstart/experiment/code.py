@@ -1,8 +1,9 @@
 """Digests of the user's own code that an experiment uses: a result must not outlive the code that it came from.
 
 Of a module its source counts, and that of the user's modules that it imports; comments between statements do not, nor
-does the statement that assigns EXPERIMENT, which is compared value by value. Of a model in memory it counts what it
-computes.
+does the statement that assigns EXPERIMENT, which is compared value by value. Of a class in the script that is run
+count the statements of the script that it needs, directly or not: functions, classes and values by their names; the
+rest, such as how often it is run, does not. Of a model in memory it counts what it computes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import inspect
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def code_digests(experiment: Experiment) -> dict[str, str]:
     found: dict[str, str] = {}
     for kind in _classes(experiment):
         if kind.__module__ == "__main__":
-            found[kind.__qualname__] = _digest(_source_of(kind))
+            found |= _in_script(kind)
         else:
             found |= _with_imports(kind.__module__)
     if experiment.model is not None and not in_memory(experiment.model) and experiment.model.path not in ALIASES:
@@ -80,6 +81,56 @@ def _classes(value: Any) -> set[type]:
     return set().union(*map(_classes, value)) if isinstance(value, list | tuple) else set()
 
 
+def _in_script(kind: type) -> dict[str, str]:
+    """The digests of a class of the script that is run, with what it needs there, and of the modules it imports."""
+    path = _file_of("__main__")
+    if path is None:
+        return {kind.__qualname__: _digest(_source_of(kind))}
+    source = path.read_text(encoding="utf-8", errors="replace")
+    tree = ast.parse(source)
+    found = {kind.__qualname__: _digest("\n".join(_needed(source, tree, kind.__qualname__.split(".")[0])))}
+    for module in _imports("__main__", tree):
+        file = _file_of(module)
+        if file is not None and _is_own(file):
+            found |= _with_imports(module)
+    return found
+
+
+def _needed(source: str, tree: ast.Module, name: str) -> Iterator[str]:
+    """The text of the statements that make what has a name in a module, and of those that they need, in order."""
+    reached: set[int] = set()
+    waiting, known = [name], set()
+    while waiting:
+        current = waiting.pop()
+        known.add(current)
+        for number, node in enumerate(tree.body):
+            if number not in reached and current in _made_by(node):
+                reached.add(number)
+                waiting += _used_by(node) - known
+    yield from (_text(source.splitlines(), tree.body[number]) for number in sorted(reached))
+
+
+_DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def _made_by(node: ast.stmt) -> set[str]:
+    """The names that a statement of a module gives a value."""
+    if isinstance(node, _DEFINITION):
+        return {node.name}
+    inner = list(ast.walk(node))
+    names = {each.id for each in inner if isinstance(each, ast.Name) and not isinstance(each.ctx, ast.Load)}
+    return names | {each.name for each in inner if isinstance(each, _DEFINITION)}
+
+
+def _used_by(node: ast.stmt) -> set[str]:
+    """The names that a statement takes from elsewhere, not those of its own parts."""
+    inner = list(ast.walk(node))
+    names = [each for each in inner if isinstance(each, ast.Name)]
+    own = {each.id for each in names if not isinstance(each.ctx, ast.Load)}
+    own |= {each.arg for each in inner if isinstance(each, ast.arg)}
+    return {each.id for each in names} - own
+
+
 def _with_imports(name: str) -> dict[str, str]:
     """The digests of a module and of the user's modules that it imports, by name."""
     found: dict[str, str] = {}
@@ -119,8 +170,12 @@ def _statements(source: str, tree: ast.Module) -> Iterator[str]:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == "EXPERIMENT" for target in targets):
             continue
-        first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
-        yield "\n".join(line.rstrip() for line in lines[first - 1 : node.end_lineno])
+        yield _text(lines, node)
+
+
+def _text(lines: Sequence[str], node: ast.stmt) -> str:
+    first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
+    return "\n".join(line.rstrip() for line in lines[first - 1 : node.end_lineno])
 
 
 def _imports(module: str, tree: ast.Module) -> Iterator[str]:
