@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import types
 from dataclasses import replace
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from headstart.data.fingerprint import differing, fingerprint
 from headstart.data.glyphs.glyphs import glyphs
 from headstart.experiment.code import code_digests, model_digest
 from headstart.models.zoo import as_model
-from headstart.runs.checkpoint import read_arrays, write
+from headstart.runs.checkpoint import read_arrays, read_tree, write
 from headstart.runs.directory import read_json
 from small import experiment, federation_file, first_stage_only, run
 
@@ -153,6 +154,27 @@ def test_a_state_of_another_seed_or_run_is_passed_over(moved, tmp_path, foreign)
         np.testing.assert_array_equal(array, ends[1][name])
 
 
+@pytest.mark.parametrize("name", ["p.safetensors", "p-{seed}.safetensors"])
+def test_all_seeds_start_from_the_parameters_that_the_run_was_begun_with(moved, tmp_path, name):
+    plan, _ = moved
+    end = tmp_path / "done" / "seed-0" / "stage-0.safetensors"
+    tree, about = read_tree(end), read_arrays(end)[1]
+    starts = [tmp_path / name.replace("{seed}", str(seed)) for seed in range(2)]
+    for start in starts:
+        shutil.copy(end, start)
+    plan = replace(plan, start=str(tmp_path / name))
+    assert run(plan, tmp_path / "out").finished
+    write(starts[0], tree, {**about, "said": "otherwise"})  # the same parameters
+    assert run(plan, tmp_path / "out").finished
+    write(starts[0], jax.tree.map(lambda array: array + 1, tree), about)
+    with pytest.raises(hs.UserError, match=r"the parameters in .*safetensors have changed since .*out was begun"):
+        run(plan, tmp_path / "out", seeds=2)
+    starts[0].unlink()
+    assert run(plan, tmp_path / "out").finished
+    shutil.copy(end, starts[0])
+    assert run(plan, tmp_path / "out", seeds=2).finished
+
+
 @pytest.mark.parametrize("suffixes", [("json", "npz", "safetensors"), ("safetensors",)])
 def test_the_end_of_another_seed_is_no_result(moved, tmp_path, suffixes):
     plan, _ = moved
@@ -224,6 +246,54 @@ def test_the_users_own_code_is_known_with_what_it_imports(tmp_path, monkeypatch)
     finally:
         for name in ("own_code", "own_parts"):
             sys.modules.pop(name, None)
+
+
+SCRIPT = """import headstart as hs
+from dataclasses import dataclass
+from own_parts import WIDTH
+
+PULL = 2.0
+
+
+def pulled(x):
+    return PULL * x
+
+
+@dataclass(frozen=True)
+class Mine(hs.FedAvg):
+    def _step(self, x):
+        seeds = pulled(x)
+        return seeds
+
+
+seeds = 1
+"""
+
+
+def test_a_class_in_the_script_is_known_with_what_it_needs_of_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digests(script=SCRIPT, parts="WIDTH = 4\n"):
+        (tmp_path / "script.py").write_text(script)
+        (tmp_path / "own_parts.py").write_text(parts)
+        sys.modules.pop("own_parts", None)
+        main = types.ModuleType("__main__")
+        main.__file__ = str(tmp_path / "script.py")
+        with monkeypatch.context() as changed:
+            changed.setitem(sys.modules, "__main__", main)
+            exec(compile(script, main.__file__, "exec"), main.__dict__)
+            plan = first_stage_only(experiment("d.npz"))
+            return code_digests(replace(plan, stages=(replace(plan.stages[0], update=main.Mine(1, 0.1, 4)),)))
+
+    try:
+        before = digests()
+        assert set(before) == {"Mine", "own_parts"}
+        assert digests(SCRIPT.replace("seeds = 1", "seeds = 2")) == before
+        for old, new in (("PULL * x", "PULL + x"), ("PULL = 2.0", "PULL = 3.0"), ("seeds = pulled", "seeds = -pulled")):
+            assert digests(SCRIPT.replace(old, new))["Mine"] != before["Mine"]
+        assert digests(parts="WIDTH = 5\n")["own_parts"] != before["own_parts"]
+    finally:
+        sys.modules.pop("own_parts", None)
 
 
 def test_a_changed_module_of_the_users_is_refused_by_name(tmp_path, monkeypatch):

@@ -95,6 +95,15 @@ def open_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise _damaged(path, error) from error
 
 
+def digest_of(path: Path) -> str:
+    """The digest of the arrays in any safetensors file, by name.
+
+    Raises:
+        UserError: as of `open_arrays`.
+    """
+    return _digest(open_arrays(path)[0], "")
+
+
 def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is missing or damaged ({error}); remove it to use the one before it")
 

@@ -174,7 +174,7 @@ def federation_document(path: Path) -> dict[str, Any]:
         _check("a name or checksum", all(isinstance(document[name], str) for name in ("name", "sha256")))
         _check("a count", all(_is_whole(document[name]) for name in ("clients", "examples")))
         check_metadata(document["facts"])
-        digests = [document.get(name, {}) for name in ("fingerprint", "code", "model")]
+        digests = [document.get(name, {}) for name in ("fingerprint", "code", "model", "start")]
         texts = [value for each in digests for value in _items(each)]
         _check("a fingerprint", all(isinstance(text, str) for text in (*texts, document.get("run", ""))))
         _check("the model's fingerprint", set(document.get("model", {})) in (set(), {"jax", "sha256"}))

@@ -27,6 +27,7 @@ def provenance(federation: Federation, code: Mapping[str, Any]) -> Record:
     """The record of a run's data and code.
 
     code: "code", the digests of the user's modules, and "model", that of a model in memory; see `experiment.code`.
+        "start", those of the parameters that seeds start from.
     """
     digest = hashlib.sha256("\n".join(federation.ids).encode(errors="surrogatepass"))
     digest.update(np.ascontiguousarray(federation.sizes).tobytes())
@@ -47,7 +48,7 @@ def resumed(out: Path, saved: Record | None, now: Record, document: Mapping[str,
     document: the experiment's, of which a new run's name is made.
 
     Raises:
-        UserError: if data or code have changed since the run was begun.
+        UserError: if data, code or the parameters to start from have changed since the run was begun.
     """
     name = combined([_lasting(document), now["fingerprint"], now.get("code"), now.get("model")])
     if saved is None:
@@ -63,7 +64,14 @@ def resumed(out: Path, saved: Record | None, now: Record, document: Mapping[str,
         raise UserError(
             f"the code of {changed} has changed since {out} was begun; choose another --out, or bring it back"
         )
-    return {**now, "run": saved.get("run", name)}
+    before, present = saved.get("start", {}), now.get("start", {})
+    if any(before.get(seed, digest) != digest for seed, digest in present.items()):
+        raise UserError(
+            f"the parameters in {document['start']} have changed since {out} was begun, which starts from them; choose"
+            " another --out, or bring back the file"
+        )
+    start = {"start": {**before, **present}} if before or present else {}
+    return {**now, **start, "run": saved.get("run", name)}
 
 
 def is_of(saved: Record, now: Record) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ from headstart.training.seed_run import (
     personalization_curves,
     report_interrupted,
     selection_clients,
+    start_file,
     start_params,
 )
 
@@ -154,7 +155,7 @@ def run_into(
             prepared.experiment,
             prepared.federation,
             allowed_modules=allowed_modules,
-            code=_own_code(prepared),
+            code=_own_code(prepared) | _starts(prepared.experiment, seeds),
             on_note=lambda text: on_event({"event": "note", "text": text}),
         )
         if cluster.is_first()
@@ -231,6 +232,18 @@ def _own_code(prepared: Prepared) -> dict[str, Any]:
     if prepared.experiment.model is not None and in_memory(prepared.experiment.model):
         code["model"] = model_digest(prepared.model, prepared.federation)
     return code
+
+
+def _starts(experiment: Experiment, seeds: int) -> dict[str, Any]:
+    """The digests of the parameters that seeds start from, by seed where each has its own; of files that are there."""
+    if experiment.start is None:
+        return {}
+    own = range(experiment.seed, experiment.seed + seeds) if "{seed}" in experiment.start else ["all"]
+    digests = {}
+    for seed in own:
+        with suppress(UserError):  # a seed that has begun needs it no more
+            digests[str(seed)] = checkpoint.digest_of(start_file(experiment.start, seed))
+    return {"start": digests}
 
 
 def _check_together(prepared: Prepared, seeds: int, options: Options) -> None:

@@ -126,8 +126,12 @@ def start_params(seed_run: SeedRun) -> Tree:
 
 def initial_params(experiment: Experiment, seed: int, params: Tree) -> Tree:
     """What a seed starts from: the parameters in the file that the experiment names, or else these."""
-    file = experiment.start
-    return params if file is None else read_parameters(Path(file.replace("{seed}", str(seed))), params)
+    return params if experiment.start is None else read_parameters(start_file(experiment.start, seed), params)
+
+
+def start_file(start: str, seed: int | str) -> Path:
+    """The file of the parameters that a seed starts from, by an experiment's `start`."""
+    return Path(start.replace("{seed}", str(seed)))
 
 
 def evaluate(seed_run: SeedRun, position: Position) -> float | None:
