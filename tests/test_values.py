@@ -176,6 +176,15 @@ def test_a_method_that_a_setting_names_brings_the_weighting_of_its_paper():
         assert isinstance(stage, Stage) and stage.weighting == expected
 
 
+def test_a_method_in_a_settings_document_brings_it_too():
+    made = 'stages.0.update={"type": "headstart.Reptile", "steps": 2}'
+    for settings, expected in (([made], "uniform"), ([made, "stages.0.weighting=examples"], "examples")):
+        stage = load("fedavg", settings=settings).stages[0]
+        assert isinstance(stage, Stage) and stage.weighting == expected
+    with pytest.raises(UserError, match=r"unknown setting experiment\.stages\.0\.update\.speed"):
+        load("fedavg", settings=['stages.0.update={"type": "headstart.Reptile", "speed": 2}'])
+
+
 def test_a_setting_may_name_a_method_and_others_change_it(tmp_path, monkeypatch):
     (tmp_path / "own_method.py").write_text(
         "import dataclasses, headstart as hs\n"

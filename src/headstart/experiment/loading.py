@@ -17,7 +17,7 @@ from headstart.data.load import NAMES
 from headstart.documents import LARGEST, check_plain, parse_json
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
-from headstart.experiment.serialization import attribute, current, from_json, override, to_json
+from headstart.experiment.serialization import attribute, current, dataclass_at, from_json, override, parse, to_json
 from headstart.learning.method import ClientUpdate
 
 # Of experiment.json; 1 had no number, and named values by the modules they were in.
@@ -66,7 +66,12 @@ def _module_named(setting: str) -> str:
 def _made(setting: str, settings: Sequence[str], allowed_modules: Collection[str]) -> list[str]:
     """The setting with a document in place of the name of an update, and the update's weighting if none is set."""
     path, _, text = setting.partition("=")
-    if not (path.strip().endswith(".update") and re.fullmatch(r"[\w.]+[:.]\w+", text)):
+    if not path.strip().endswith(".update"):
+        return [setting]
+    if isinstance(document := parse(text), dict) and "type" in document:
+        kind = dataclass_at(document["type"], allowed_modules, f"experiment.{path.strip()}")
+        return [setting, *_weighting(path, kind, settings)] if issubclass(kind, ClientUpdate) else [setting]
+    if not re.fullmatch(r"[\w.]+[:.]\w+", text):
         return [setting]
     kind = attribute(text, allowed_modules, path.strip())
     if not (isinstance(kind, type) and issubclass(kind, ClientUpdate)):
@@ -77,9 +82,14 @@ def _made(setting: str, settings: Sequence[str], allowed_modules: Collection[str
         raise
     except Exception as error:  # whatever a class of the user's own raises
         raise UserError(f"cannot make {text} with its defaults ({error}); give every setting of it one") from error
+    return [made, *_weighting(path, kind, settings)]
+
+
+def _weighting(path: str, kind: type[ClientUpdate], settings: Sequence[str]) -> list[str]:
+    """The setting of the weighting of the update's paper; empty if another setting says one."""
     weighting = f"{path.strip().removesuffix('.update')}.weighting"
     given = any(other.partition("=")[0].strip() == weighting for other in settings)
-    return [made] if given else [made, f"{weighting}={kind.weighting}"]
+    return [] if given else [f"{weighting}={kind.weighting}"]
 
 
 def with_data(experiment: Experiment, source: str | None, options: Mapping[str, Any]) -> Experiment:

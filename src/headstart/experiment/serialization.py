@@ -112,7 +112,7 @@ def _value(document: Json, *, allowed_modules: Collection[str], where: str) -> A
         values, problems = _each(document, allowed_modules, where)
         refuse(problems)
         return values
-    kind = _dataclass_at(document["type"], allowed_modules, where)
+    kind = dataclass_at(document["type"], allowed_modules, where)
     fields = {key: item for key, item in document.items() if key != "type"}
     given, problems = _each(fields, allowed_modules, where)
     refuse([*problems, *_field_problems(kind, fields, given, where)])
@@ -220,7 +220,12 @@ def attribute(path: str, allowed_modules: Collection[str], where: str) -> Any:
         ) from error
 
 
-def _dataclass_at(path: Any, allowed_modules: Collection[str], where: str) -> type:
+def dataclass_at(path: Any, allowed_modules: Collection[str], where: str) -> type:
+    """The class of a value that a document names.
+
+    Raises:
+        UserError: as of `attribute`, or if it is no such class.
+    """
     known = isinstance(path, str) and ("." in path or ":" in path)
     kind = attribute(_EARLIER_NAMES.get(path, path), allowed_modules, f"{where}.type") if known else None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
