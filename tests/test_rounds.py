@@ -124,6 +124,17 @@ def reply_by_hand(by_hand, theta, client, key):
     return (by_hand(theta, client, client_key(key, client)) if size else np.zeros_like(theta)), size
 
 
+@pytest.mark.parametrize(("update", "weighting"), [(Reptile(1, RATE, BATCH), "uniform"), (FedSGD(RATE), "examples")])
+def test_replies_are_weighted_as_the_methods_paper_does_where_nobody_says(update, weighting):
+    cohort, found = Cohort(on_device(tiny.federation())(EVERYONE)), {}
+    for said in (None, "uniform", "examples"):
+        algorithm = federated(TASK, MODEL, update, optax.sgd(1.0), weighting=said)
+        state, _ = jax.jit(algorithm.step)(algorithm.init(tiny.theta()), cohort, jax.random.key(5))
+        found[said] = tiny.flat(state.params)
+    np.testing.assert_array_equal(found[None], found[weighting])
+    assert (found["uniform"] != found["examples"]).any()
+
+
 ALGORITHM = federated(TASK, MODEL, FedAvg(1, RATE, BATCH), optax.adam(0.1))
 STEP, KEY = jax.jit(ALGORITHM.step), jax.random.key(5)
 

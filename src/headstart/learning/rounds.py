@@ -85,7 +85,7 @@ def federated(
     update: ClientUpdate,
     server: optax.GradientTransformation,
     *,
-    weighting: Weighting = "examples",
+    weighting: Weighting | None = None,
     transform: Callable[[Reply], Reply] = lambda reply: reply,
     participation: float = 1.0,
     parallel: Parallel = Parallel(),
@@ -93,7 +93,8 @@ def federated(
     """Rounds of a client update under a server optimizer.
 
     server: gets the weighted mean of Δ as its gradient; `optax.sgd(1.0)` is plain averaging.
-    weighting: of the replies: by number of examples, or uniform over the clients that have any.
+    weighting: of the replies: by number of examples, or uniform over the clients that have any; None for that of the
+        method's paper.
     transform: changes each reply before it is aggregated (clip, quantise, mask).
     participation: the share of all training clients that is in a cohort, for methods that want to know.
     parallel: how many clients are trained at once.
@@ -101,7 +102,6 @@ def federated(
     Raises:
         UserError: if the update is no method, or there is no such weighting or participation.
     """
-    check_argument("weighting", weighting, Weighting)
     check_argument("participation", participation, float, Range(0, 1, above=True))
     aggregate = aggregate_clients(task, model, update, weighting=weighting, transform=transform, parallel=parallel)
     method = method_of(update)
@@ -125,7 +125,7 @@ def aggregate_clients(
     model: Model,
     update: ClientUpdate,
     *,
-    weighting: Weighting = "examples",
+    weighting: Weighting | None = None,
     transform: Callable[[Reply], Reply] = lambda reply: reply,
     parallel: Parallel = Parallel(),
 ) -> AggregateClients:
@@ -134,6 +134,8 @@ def aggregate_clients(
     The arguments are those of `federated`. Totals of parts of a cohort add up to those of the whole, wherever the
     parts are.
     """
+    weighting = method_of(update).weighting if weighting is None else weighting
+    check_argument("weighting", weighting, Weighting)
 
     def aggregate(params: Tree, cohort: Cohort, key: Array) -> tuple[Totals, Tree]:
         def one(shared: tuple[Tree, Array], totals: Totals, member: tuple[Client, Tree]) -> tuple[Totals, Tree]:
