@@ -1,4 +1,4 @@
-"""Whatever is killed, at whatever moment: repeated, it ends with the same bits, and nothing goes on meanwhile.
+"""Whatever is killed, at whatever moment: repeated, it ends with the same bits, and nothing is left running.
 
 HEADSTART_KILLS, by default 2, is how often each command is killed.
 """
