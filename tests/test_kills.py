@@ -51,7 +51,7 @@ def words(case: str, folder: Path) -> tuple[str, ...]:
     whole = small.experiment(folder / "data.npz", rounds=(40, 40))
     stages = whole.stages
     if case == "centralized":
-        stages = (Centralized("pooled", SGD, rounds=60, steps=3, batch_size=4),)
+        stages = (Centralized("pooled", Optimizer("sgd", 0.05), rounds=60, steps=3, batch_size=4),)
     elif case in METHODS:
         stages = (Stage(case, METHODS[case], SGD, 60, 3),)
     fields = to_json(whole) | {"stages": to_json(stages)}
