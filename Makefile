@@ -6,7 +6,7 @@ export XLA_PYTHON_CLIENT_PREALLOCATE = false
 # Files and tests go to whichever worker is free.
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all check lint types links clean clean-cache
+.PHONY: demo test test-all test-long check lint types links clean clean-cache
 
 demo: .venv/installed ## Train, personalize and report on the embedded data
 	$(BIN)/headstart run fedavg --out runs/demo/fedavg
@@ -17,8 +17,11 @@ demo: .venv/installed ## Train, personalize and report on the embedded data
 test: .venv/tested ## The quick tests: units, doctests, and one real case of all that starts processes
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST)
 
-test-all: .venv/tested ## Every test
-	$(PYTEST) -m ""
+test-all: .venv/tested ## Every test but the long ones
+	$(PYTEST) -m "not long"
+
+test-long: .venv/tested ## Every kind of command killed ten times; a deployment that gets every kind of hostile reply
+	HEADSTART_KILLS=10 $(PYTEST) -m long
 
 check: lint types links ## What CI runs
 	$(MAKE) test-all

@@ -294,7 +294,7 @@ def test_what_fails_is_reported_and_spoils_nothing(deployment, tmp_path):
     assert distance(read(out / "seed-0" / "stage-0.safetensors", state.params).tree, state.params) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whatever_one_node_of_four_sends_the_others_finish(deployment, tmp_path):
     # In the place of the one that an earlier test has killed, the one that it has started.
     nodes = ("good", "late" if "late" in deployment.started else "doomed", "spoiled", "slow")

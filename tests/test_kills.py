@@ -23,7 +23,7 @@ from headstart.methods import IFCA, Ditto, FedRep, PFedMe, Scaffold
 from headstart.runs.checkpoint import read_arrays
 from patience import until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 KILLS = int(os.environ.get("HEADSTART_KILLS", "2"))
 SGD = Optimizer("sgd", 1.0, {"momentum": 0.9})
