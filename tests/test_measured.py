@@ -63,6 +63,12 @@ def test_test_clients_that_cannot_be_measured_are_said(tmp_path):
     assert run.finished and run.summary("validation")["clients"] == 2 and run.summary("test")["clients"] == 0
 
 
+def test_a_model_alone_may_be_what_is_wanted(tmp_path):
+    plan = replace(PLAN, data=hs.Data(train=0.5, validation=0), test=False)
+    run = hs.run(plan, tmp_path / "out", federation=federation(), progress=False)
+    assert run.finished and run.params()
+
+
 def test_an_end_that_nobody_could_tell_is_refused(tmp_path):
     stopping = replace(PLAN, stages=(replace(PLAN.stages[0], stop_at=0.1),), evaluate_every=1)
     _, test = groups()

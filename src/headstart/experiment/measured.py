@@ -9,9 +9,13 @@ from headstart.experiment.experiment import Experiment
 
 
 def measurement_problems(experiment: Experiment, federation: Federation, groups: Split) -> list[str]:
-    """The complaint about data that would train and then measure nobody, neither validation nor test clients."""
+    """The complaint about data that would train and then measure nobody, neither validation nor test clients.
+
+    Where the experiment itself leaves nobody to be measured there is none: a model alone may be what is wanted.
+    """
     measured = {"validation": groups.validation} | ({"test": groups.test} if experiment.test else {})
-    if any(has_test_examples(federation, clients).any() for clients in measured.values()):
+    wanted = [clients for clients in measured.values() if len(clients)]
+    if not wanted or any(has_test_examples(federation, clients).any() for clients in wanted):
         return []
     counts = " and ".join(f"{len(clients)} {name}" for name, clients in measured.items())
     return [
