@@ -20,7 +20,7 @@ from headstart.deploy.export import export_run
 from headstart.experiment.loading import read
 from headstart.methods import FedRep, Scaffold
 from headstart.runs.checkpoint import read_arrays
-from headstart.runs.directory import read_json
+from headstart.runs.contents import read_json
 from headstart.runs.reading import open_runs
 from headstart.studies.runner import Runs
 

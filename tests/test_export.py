@@ -24,7 +24,8 @@ from headstart.experiment.setup import prepare
 from headstart.files import whole_folder, write_json
 from headstart.learning.rounds import seed_key
 from headstart.runs import checkpoint
-from headstart.runs.directory import claimed, read_json, write_samples
+from headstart.runs.contents import read_json
+from headstart.runs.directory import claimed, write_samples
 from headstart.training.seed_run import Options
 from small import experiment, first_stage_only
 

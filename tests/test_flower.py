@@ -30,12 +30,12 @@ from headstart.learning.tasks import Classification
 from headstart.methods import Ditto, FedPer
 from headstart.models.zoo import as_model
 from headstart.runs.checkpoint import read_arrays
-from headstart.runs.directory import read_json
+from headstart.runs.contents import read_json
 from headstart.runs.log import read_records
 from headstart.runs.reading import open_runs
 from headstart.training.display import describe
+from headstart.training.divergence import DivergedError
 from headstart.training.sampling import sample
-from headstart.training.seed_run import DivergedError
 from hostile import BROKEN_ARRAYS, REPLIES, with_arrays, with_curves, with_report
 from inline_grid import InlineGrid, Node
 from patience import HANGS, factor

@@ -40,7 +40,8 @@ from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import Prepared, prepare
 from headstart.learning.rounds import State, aggregate_clients, round_key, seed_key, server_step
 from headstart.runs.checkpoint import read, read_arrays
-from headstart.runs.directory import read_curves, read_json
+from headstart.runs.contents import read_json
+from headstart.runs.directory import read_curves
 from headstart.runs.log import read_records
 from headstart.training.sampling import sample
 from hostile import DEPLOYED, MANIFESTS, REPLIES

@@ -21,7 +21,7 @@ from headstart.data.glyphs.glyphs import glyphs
 from headstart.experiment.code import code_digests, model_digest
 from headstart.models.zoo import as_model
 from headstart.runs.checkpoint import read_arrays, read_tree, write
-from headstart.runs.directory import read_json
+from headstart.runs.contents import read_json
 from small import experiment, federation_file, first_stage_only, run
 
 

@@ -17,7 +17,8 @@ import headstart
 from headstart import Centralized, Data, Optimizer, Reptile, UserError, load
 from headstart.experiment.serialization import to_json
 from headstart.runs.checkpoint import read_arrays
-from headstart.runs.directory import read_curves, read_json
+from headstart.runs.contents import read_json
+from headstart.runs.directory import read_curves
 from headstart.runs.log import read_records
 from headstart.training.seed_run import Options
 from small import experiment, federation_file, first_stage_only, run

@@ -12,7 +12,7 @@ import headstart as hs
 from headstart.deploy.adapt import personalize_run
 from headstart.reports.tables import rows
 from headstart.runs.checkpoint import read_arrays
-from headstart.runs.directory import read_json
+from headstart.runs.contents import read_json
 from small import experiment, federation_file, first_stage_only
 
 

@@ -34,7 +34,7 @@ from headstart.fields import MOST_SEED, hints_of
 from headstart.flower.service import ServerConfig
 from headstart.learning.rounds import seed_key
 from headstart.methods import IFCA, Ditto, PerFedAvg, Scaffold
-from headstart.runs.directory import read_json
+from headstart.runs.contents import read_json
 from headstart.studies.compare.protocol import Protocol
 from headstart.training.cluster import as_one, membership
 from headstart.training.seed_run import Options

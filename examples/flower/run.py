@@ -22,7 +22,7 @@ from headstart.data.federation import Federation
 from headstart.data.load import load
 from headstart.experiment.serialization import to_json
 from headstart.flower import print_record
-from headstart.runs.directory import read_json
+from headstart.runs.contents import read_json
 from headstart.runs.log import read_records
 
 HERE = Path(__file__).parent

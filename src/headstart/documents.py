@@ -66,7 +66,8 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` of `json.load` that refuses, by a ValueError, a name that occurs twice."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -78,5 +79,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _HOOKS: Any = {
     "parse_constant": _refuse,
     "parse_float": _finite,
-    "object_pairs_hook": _unique,
+    "object_pairs_hook": unique_names,
 }

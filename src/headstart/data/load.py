@@ -18,7 +18,7 @@ from headstart.data.decided import as_decided
 from headstart.data.download import download
 from headstart.data.federation import Federation, of_rows, split_examples
 from headstart.data.readers import fedjax, leaf, tff
-from headstart.data.readers.rows import Rows, accept, listed, reading
+from headstart.data.readers.rows import Rows, accept, explain, listed, reading
 from headstart.data.readers.sources import Sources, find, open_database, recognise
 from headstart.data.readers.tables import read_table
 from headstart.errors import UserError
@@ -146,8 +146,7 @@ def _reachable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        with reading(path):
-            raise error
+        raise UserError(explain(path, error)) from error
 
 
 def _read(sources: Sources, options: Mapping[str, Any], decided: Mapping[str, Any]) -> Rows:

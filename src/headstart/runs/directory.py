@@ -36,9 +36,7 @@ from headstart.experiment.loading import document_of, read
 from headstart.files import atomic, is_temporary, locked, write_json
 from headstart.learning.personalization import Curves
 from headstart.runs import checkpoint
-from headstart.runs.contents import Group as Group
-from headstart.runs.contents import federation_document, read_group, seed_folders
-from headstart.runs.contents import read_json as read_json
+from headstart.runs.contents import Group, federation_document, read_group, read_json, seed_folders
 from headstart.runs.extension import reopen, rounds_before
 from headstart.runs.log import Record
 from headstart.runs.provenance import at_present_source, provenance, resumed

@@ -28,8 +28,7 @@ from headstart.experiment.serialization import earlier, to_json
 from headstart.experiment.setup import Prepared, prepare
 from headstart.files import write_json
 from headstart.learning.tasks import Metric
-from headstart.runs.contents import federation_document
-from headstart.runs.directory import Group
+from headstart.runs.contents import Group, federation_document
 from headstart.runs.log import Record, read_records
 from headstart.runs.provenance import is_of, provenance
 from headstart.runs.reading import open_run

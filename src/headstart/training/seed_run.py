@@ -24,7 +24,6 @@ from headstart.runs import checkpoint
 from headstart.runs.log import Log, OnEvent, evaluation_record, round_record
 from headstart.runs.start import read_parameters
 from headstart.training import cluster
-from headstart.training.divergence import DivergedError as DivergedError
 from headstart.training.divergence import RoundMonitor, check_evaluation
 from headstart.training.interrupt import Interrupt
 

@@ -14,6 +14,7 @@ from headstart.data.readers.limits import TEXT
 from headstart.data.readers.rows import Rows
 from headstart.data.readers.sources import unpacked
 from headstart.data.readers.whole import read_whole
+from headstart.documents import unique_names
 from headstart.errors import UserError
 
 
@@ -24,7 +25,7 @@ def read_leaf(train: Sequence[Path], test: Sequence[Path]) -> Rows:
 
 def _clients(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with unpacked(path, TEXT) as file:
-        content = json.load(file, object_pairs_hook=_unique)
+        content = json.load(file, object_pairs_hook=unique_names)
     if not isinstance(content, dict) or not {"users", "num_samples", "user_data"} <= content.keys():
         raise UserError(
             f"{path} is JSON, but not LEAF's, which has users, num_samples and user_data; give LEAF's, or npz, Parquet"
@@ -37,13 +38,6 @@ def _clients(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not len(x) == len(y) == count:
             raise ValueError(f"client {user} should have {count} examples and has {len(x)}")
         yield user, _fields(path, x, y)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name that occurs twice")
-    return found
 
 
 def _fields(path: Path, x: list[Any], y: list[Any]) -> dict[str, Any]:

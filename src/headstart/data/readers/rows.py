@@ -155,10 +155,11 @@ def reading(path: Path) -> Iterator[None]:
         raise
     # The parsers of seven libraries raise nearly everything there is for bytes that are not what they should be.
     except Exception as error:
-        raise UserError(_explain(path, error)) from error
+        raise UserError(explain(path, error)) from error
 
 
-def _explain(path: Path, error: Exception) -> str:
+def explain(path: Path, error: Exception) -> str:
+    """What a parser, or the system, has raised, as a sentence about the file."""
     if isinstance(error, MemoryError):
         return f"{path} needs more memory than there is; give a smaller file"
     if isinstance(error, RecursionError):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from headstart.errors import UserError
+from headstart.experiment.measured import has_test_examples
 from headstart.experiment.setup import Prepared
 from headstart.files import sha256_of
 from headstart.runs.directory import environment
@@ -73,7 +74,7 @@ def compare_methods(
 
 def _check_test_examples(prepared: Prepared) -> None:
     for group, clients in (("validation", prepared.groups.validation), ("test", prepared.groups.test)):
-        if not (prepared.federation.sizes[clients, 1] > 0).any():
+        if not has_test_examples(prepared.federation, clients).any():
             raise UserError(
                 f"no {group} client has examples to test on; give data.train and data.validation that leave some"
             )
