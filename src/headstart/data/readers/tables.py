@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from headstart.data.decided import class_labels, class_numbers, label_texts
+from headstart.data.decided import class_labels
 from headstart.data.partition import OWNERS, client_names
 from headstart.data.readers import images, meaning
 from headstart.data.readers.arrow import read_csv, read_parquet
+from headstart.data.readers.columns import for_regression, missing, names_in, number, numbers, refuse_rows_of_numbers
 from headstart.data.readers.meaning import texts
 from headstart.data.readers.npz import read_npz
 from headstart.data.readers.pictures import as_pictures, is_character
-from headstart.data.readers.rows import Rows, accept, arrange, as_flag, joined_unless_split, listed, reading, twins
+from headstart.data.readers.rows import Rows, accept, arrange, as_flag, joined_unless_split, listed, reading
 from headstart.data.readers.sources import Sources
+from headstart.data.readers.targets import decided_classes, target_classes
 from headstart.errors import UserError
 
 _COLUMN_OPTIONS = ("client", "target", "features", "split", "classes", "labels", "regression", "inverted")
@@ -56,7 +58,7 @@ def read_table(
     numbering = set().union(*numberings)
     columns = _stack(files, tables, numbering)
     y = _column(path, columns, target, "target")
-    if not _for_regression(options):
+    if not for_regression(options):
         y = meaning.targets(path, target, y, known=bool({"classes", "labels"} & {*options, *decided}))
     codes, ids = _clients(path, columns, options, y)
     owners = [ids[code] for code in codes.tolist()]
@@ -67,9 +69,9 @@ def read_table(
     names = _feature_names(form, columns, options, taken | numbering)
     x, metadata = _features(path, columns, names, owners, options.get("inverted"))
     if decided.get("classes"):
-        y, target_metadata = _decided_classes(path, target, y, decided, owners)
+        y, target_metadata = decided_classes(path, target, y, decided, owners)
     else:
-        y, target_metadata = _targets(path, target, y, options, owners)
+        y, target_metadata = target_classes(path, target, y, options, owners)
     metadata |= target_metadata | {"source": f"{form} {' and '.join(file.name for file in files)}"}
     if left_out := sorted(map(repr, numbering - taken - set(names))):
         note = f"{listed(left_out)} only numbers the rows and is left out; features= takes it"
@@ -86,8 +88,8 @@ def _with_decisions(path: str, options: Mapping[str, Any], decided: Mapping[str,
     """
     labels = class_labels(decided)
     decides: Mapping[str, Callable[[Any], bool]] = {
-        "features": lambda value: sorted(_names(value)) == sorted(decided["features"]),
-        "labels": lambda value: _names(value) == labels,
+        "features": lambda value: sorted(names_in(value)) == sorted(decided["features"]),
+        "labels": lambda value: names_in(value) == labels,
         "classes": lambda value: str(value) == str(len(labels)),
         "regression": lambda value: as_flag("regression", value) != bool(labels),
     }
@@ -135,25 +137,14 @@ def _column(path: str, columns: Columns, name: str, option: str) -> np.ndarray:
     if name not in columns:
         raise UserError(f"{path} has no column {name!r}, but {listed(columns)}; name the right one with {option}=")
     values = columns[name]
-    missing = _missing(values)
-    if missing.any():
+    gaps = missing(values)
+    if gaps.any():
         raise UserError(
-            f"{path} has no value in column {name!r} of row {int(np.argmax(missing)) + 1}; fill in or leave out the row"
+            f"{path} has no value in column {name!r} of row {int(np.argmax(gaps)) + 1}; fill in or leave out the row"
         )
     if not len(values):
         raise UserError(f"{path} has columns but no rows; write one row per example")
     return values
-
-
-def _missing(values: np.ndarray) -> np.ndarray:
-    """Which rows have no value: bool `[rows]`."""
-    if values.dtype.kind in "USO":
-        return np.array([value is None or (isinstance(value, str | bytes) and not value) for value in values.tolist()])
-    if values.dtype.kind == "M":
-        return np.isnat(values)
-    if values.dtype.kind == "f":
-        return np.any(np.isnan(values).reshape(len(values), -1), axis=1)
-    return np.zeros(len(values), bool)
 
 
 def _clients(path: str, columns: Columns, options: Mapping[str, Any], y: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -180,46 +171,13 @@ def _partition(options: Mapping[str, Any], y: np.ndarray) -> tuple[np.ndarray, i
     if method not in _PARTITIONS:
         raise UserError(f"partition={method} is none of {', '.join(_PARTITIONS)}; give one of them")
     if method != "random":
-        _refuse_rows_of_numbers(y, f"partition={method}")
-        if (y.dtype.kind == "f" and "classes" not in options) or _for_regression(options):
+        refuse_rows_of_numbers(y, f"partition={method}")
+        if (y.dtype.kind == "f" and "classes" not in options) or for_regression(options):
             raise UserError(f"partition={method} needs classes, and the target holds fractions; give partition=random")
-    clients = _number(options, "clients", int)
-    own = {name: _number(options, name, kind) for name, kind in _PARTITIONS[method].items()}
-    seed = _number({"seed": 0, **options}, "seed", int, least=0)
+    clients = number(options, "clients", int)
+    own = {name: number(options, name, kind) for name, kind in _PARTITIONS[method].items()}
+    seed = number({"seed": 0, **options}, "seed", int, least=0)
     return OWNERS[method](np.array(texts(y)) if y.dtype == object else y, clients, seed=seed, **own), clients
-
-
-def _refuse_rows_of_numbers(y: np.ndarray, option: str) -> None:
-    if y.ndim != 1:
-        raise UserError(
-            f"{option} needs one class per example, and the target has {'x'.join(map(str, y.shape[1:]))} numbers; write"
-            " the number of the class, y.argmax(axis=1) of a one-hot y"
-        )
-
-
-def _for_regression(options: Mapping[str, Any]) -> bool:
-    return as_flag("regression", options.get("regression", False))
-
-
-def _number(options: Mapping[str, Any], name: str, kind: type, *, least: float = -np.inf) -> Any:
-    if name not in options:
-        raise UserError(f"partition={options.get('partition')} needs the option {name}; give {name}=NUMBER")
-    try:
-        number = kind(options[name])
-        if (
-            isinstance(options[name], bool)
-            or number < least
-            or (not isinstance(options[name], str) and number != options[name])
-        ):
-            raise ValueError
-    except OverflowError:
-        if kind is float:
-            return np.inf
-        raise UserError(f"option {name}={options[name]!r:.60} is not a whole number; give one") from None
-    except (TypeError, ValueError):
-        what = ("whole number" if kind is int else "number") + (f" from {least} on" if np.isfinite(least) else "")
-        raise UserError(f"option {name}={options[name]!r:.60} is not a {what}; give one") from None
-    return number
 
 
 def _test_rows(path: str, columns: Columns, name: str) -> np.ndarray:
@@ -232,12 +190,7 @@ def _test_rows(path: str, columns: Columns, name: str) -> np.ndarray:
 
 def _feature_names(form: str, columns: Columns, options: Mapping[str, Any], taken: set[str]) -> list[str]:
     names = options.get("features", "x" if form == "npz" else [name for name in columns if name not in taken])
-    return _names(names)
-
-
-def _names(given: Any) -> list[str]:
-    """Names in a list, or in a text with commas."""
-    return [str(name) for name in given] if isinstance(given, list | tuple | np.ndarray) else str(given).split(",")
+    return names_in(names)
 
 
 def _features(
@@ -247,7 +200,7 @@ def _features(
     if unknown or not names:
         what = f"column {unknown[0]!r}" if unknown else "column left for features"
         raise UserError(f"{path} has no {what}, but {listed(columns)}; name the right ones with features=")
-    arrays = [_numbers(path, name, columns[name], owners) for name in names]
+    arrays = [numbers(path, name, columns[name], owners) for name in names]
     notes = [
         f"{name!r} has different whole numbers that are equal as float32"
         for name, array in zip(names, arrays, strict=True)
@@ -268,32 +221,6 @@ def _features(
     return x, {"kind": "features", "features": list(names)} | about
 
 
-def _numbers(path: str, name: str, values: np.ndarray, owners: Sequence[str], *, what: str = "features") -> np.ndarray:
-    flags = values.dtype.kind == "O" and {type(value) for value in values.tolist()} <= {bool, type(None)}
-    if values.dtype.kind not in "biuf" and not flags:
-        raise UserError(
-            f"{path} has no numbers in column {name!r}; {what} are numbers{meaning.comma_hint(values)}, so leave it out"
-            " or encode it"
-        )
-    wrong = _missing(values) if flags else ~_is_finite(values)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        found = "a missing, NaN or infinite value"
-        if not flags and _is_finite(values[row : row + 1], np.float64).all():
-            found = f"a value beyond the range of float32 ({np.abs(values[row]).max():g})"
-        raise UserError(
-            f"{path} has {found} in column {name!r} of client {owners[row]}, row {row + 1}; fill in or leave out the"
-            " row"
-        )
-    return values
-
-
-def _is_finite(values: np.ndarray, kind: Any = np.float32) -> np.ndarray:
-    """Which rows hold finite numbers, also as float32: bool `[rows]`."""
-    with np.errstate(over="ignore"):
-        return np.all(np.isfinite(values.astype(kind, copy=False)).reshape(len(values), -1), axis=1)
-
-
 def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[np.ndarray, dict[str, Any]] | None:
     """uint8 pictures stay so; those of EMNIST's shape also get its polarity, if they have a background.
 
@@ -310,90 +237,3 @@ def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[n
     inverted = level < 64 if invert is None else as_flag("inverted", invert)
     x, level = (255 - x, 255 - level) if inverted else (x, level)
     return x, {"kind": "image", "inverted": inverted, "background": level}
-
-
-def _targets(
-    path: str, name: str, values: np.ndarray, options: Mapping[str, Any], owners: Sequence[str]
-) -> tuple[np.ndarray, dict[str, Any]]:
-    for option in ("labels", "classes"):
-        if option in options:
-            _refuse_rows_of_numbers(values, f"{option}=")
-            if _for_regression(options):
-                raise UserError(f"{path}: give either {option}= or regression=true, not both")
-    if "labels" in options:
-        return _named_classes(path, name, texts(values), options["labels"], owners)
-    if "classes" in options:
-        if values.dtype.kind not in "iuf":
-            raise UserError(f"{path} has no numbers in column {name!r}, so classes= does not fit; give labels= instead")
-        classes = _number(options, "classes", int, least=1)
-        return images.check_labels(values, classes, owners), {"classes": classes, "labels": _range(classes)}
-    if values.dtype.kind == "f" or _for_regression(options):
-        return _numbers(path, name, values, owners, what="targets of regression").astype(np.float32), {}
-    if values.ndim != 1:
-        each = "x".join(map(str, values.shape[1:]))
-        raise UserError(
-            f"{path} has {each} numbers for each row in column {name!r}, and they are not one-hot; write the number of"
-            " the class, or add regression=true to predict them all"
-        )
-    if values.dtype.kind not in "biuUSO" or _is_odd(values):
-        raise UserError(f"{path} has neither text nor numbers in column {name!r}; name another with target=")
-    if values.dtype.kind in "USO":
-        return _text_classes(path, name, texts(values))
-    found, codes = np.unique(values, return_inverse=True)
-    return codes.astype(np.int32), {"classes": len(found), "labels": [str(label) for label in found]}
-
-
-def _decided_classes(
-    path: str, name: str, values: np.ndarray, decided: Mapping[str, Any], owners: Sequence[str]
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """The targets by the numbers that their labels had in training.
-
-    Raises:
-        UserError: for a label that training did not know; names the client.
-    """
-    labels = class_labels(decided)
-    if values.ndim != 1:
-        raise UserError(f"{path} has more than one target a row in column {name!r}; the run was trained with one label")
-    codes = class_numbers(values, labels)
-    if (codes < 0).any():
-        row = int(np.argmax(codes < 0))
-        raise UserError(
-            f"{path} has the target {label_texts(values[row : row + 1])[0]!r} in column {name!r} of client"
-            f" {owners[row]}, which is not among the labels that the run was trained with ({listed(labels)}); leave out"
-            " the row, or give it one of them"
-        )
-    return codes, {"classes": len(labels), "labels": labels}
-
-
-def _is_odd(values: np.ndarray) -> bool:
-    """Whether a column of objects holds other things than text."""
-    return values.dtype.kind == "O" and not all(isinstance(value, str | bytes) for value in values.tolist())
-
-
-def _text_classes(path: str, name: str, values: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
-    labels = sorted(set(values))
-    if pair := twins(labels):
-        raise UserError(
-            f"{path} has the classes {pair[0]!r} and {pair[1]!r} in column {name!r}, which differ only by spaces or in"
-            " how letters are composed; write one class always alike"
-        )
-    numbers = {label: number for number, label in enumerate(labels)}
-    return np.array([numbers[value] for value in values], np.int32), {"classes": len(labels), "labels": labels}
-
-
-def _range(classes: int) -> list[str]:
-    return [str(label) for label in range(classes)]
-
-
-def _named_classes(
-    path: str, name: str, values: Sequence[str], labels: Any, owners: Sequence[str]
-) -> tuple[np.ndarray, dict[str, Any]]:
-    order = _names(labels)
-    indices = {label: i for i, label in enumerate(order)}
-    for row, value in enumerate(values):
-        if value not in indices:
-            raise UserError(
-                f"{path} has the target {value!r} in column {name!r} of client {owners[row]}, which is not among the"
-                f" {len(order)} labels given; add it or leave out the row"
-            )
-    return np.array([indices[value] for value in values], np.int32), {"classes": len(order), "labels": order}

@@ -1,0 +1,103 @@
+"""Columns of a table, and options that are about them: refused in a sentence, or as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from headstart.data.readers import meaning
+from headstart.data.readers.rows import as_flag
+from headstart.errors import UserError
+
+
+def missing(values: np.ndarray) -> np.ndarray:
+    """Which rows have no value: bool `[rows]`."""
+    if values.dtype.kind in "USO":
+        return np.array([value is None or (isinstance(value, str | bytes) and not value) for value in values.tolist()])
+    if values.dtype.kind == "M":
+        return np.isnat(values)
+    if values.dtype.kind == "f":
+        return np.any(np.isnan(values).reshape(len(values), -1), axis=1)
+    return np.zeros(len(values), bool)
+
+
+def refuse_rows_of_numbers(y: np.ndarray, option: str) -> None:
+    """Refuse targets with several numbers for each row, where an option needs one class.
+
+    Raises:
+        UserError: for these.
+    """
+    if y.ndim != 1:
+        raise UserError(
+            f"{option} needs one class per example, and the target has {'x'.join(map(str, y.shape[1:]))} numbers; write"
+            " the number of the class, y.argmax(axis=1) of a one-hot y"
+        )
+
+
+def for_regression(options: Mapping[str, Any]) -> bool:
+    """Whether the options ask for quantities."""
+    return as_flag("regression", options.get("regression", False))
+
+
+def number(options: Mapping[str, Any], name: str, kind: type, *, least: float = -np.inf) -> Any:
+    """The number that an option gives.
+
+    Raises:
+        UserError: if it is not given, is none of this kind, or is below the least.
+    """
+    if name not in options:
+        raise UserError(f"partition={options.get('partition')} needs the option {name}; give {name}=NUMBER")
+    try:
+        found = kind(options[name])
+        if (
+            isinstance(options[name], bool)
+            or found < least
+            or (not isinstance(options[name], str) and found != options[name])
+        ):
+            raise ValueError
+    except OverflowError:
+        if kind is float:
+            return np.inf
+        raise UserError(f"option {name}={options[name]!r:.60} is not a whole number; give one") from None
+    except (TypeError, ValueError):
+        what = ("whole number" if kind is int else "number") + (f" from {least} on" if np.isfinite(least) else "")
+        raise UserError(f"option {name}={options[name]!r:.60} is not a {what}; give one") from None
+    return found
+
+
+def names_in(given: Any) -> list[str]:
+    """Names in a list, or in a text with commas."""
+    return [str(name) for name in given] if isinstance(given, list | tuple | np.ndarray) else str(given).split(",")
+
+
+def numbers(path: str, name: str, values: np.ndarray, owners: Sequence[str], *, what: str = "features") -> np.ndarray:
+    """A column of numbers, finite also as float32.
+
+    Raises:
+        UserError: for the first row that has none; names the client.
+    """
+    flags = values.dtype.kind == "O" and {type(value) for value in values.tolist()} <= {bool, type(None)}
+    if values.dtype.kind not in "biuf" and not flags:
+        raise UserError(
+            f"{path} has no numbers in column {name!r}; {what} are numbers{meaning.comma_hint(values)}, so leave it out"
+            " or encode it"
+        )
+    wrong = missing(values) if flags else ~_is_finite(values)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        found = "a missing, NaN or infinite value"
+        if not flags and _is_finite(values[row : row + 1], np.float64).all():
+            found = f"a value beyond the range of float32 ({np.abs(values[row]).max():g})"
+        raise UserError(
+            f"{path} has {found} in column {name!r} of client {owners[row]}, row {row + 1}; fill in or leave out the"
+            " row"
+        )
+    return values
+
+
+def _is_finite(values: np.ndarray, kind: Any = np.float32) -> np.ndarray:
+    """Which rows hold finite numbers, also as float32: bool `[rows]`."""
+    with np.errstate(over="ignore"):
+        return np.all(np.isfinite(values.astype(kind, copy=False)).reshape(len(values), -1), axis=1)
