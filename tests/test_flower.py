@@ -24,6 +24,7 @@ from headstart.data.federation import named
 from headstart.experiment.serialization import to_json
 from headstart.flower import ServerConfig, client_app, registry, serve, wire
 from headstart.flower.device import from_node
+from headstart.flower.example_schema import placeholder
 from headstart.learning.personalization import Curves, Personalization
 from headstart.learning.rounds import Totals, aggregate_clients, round_key, seed_key
 from headstart.learning.tasks import Classification
@@ -68,13 +69,13 @@ def soon(monkeypatch):
         monkeypatch.setattr(f"headstart.flower.{module}.RETRY_SECONDS", 0.1)
 
 
-def scripted(*ids: str, delta: float = 1.0, schema: Any = SCHEMA) -> ClientApp:
-    """A ClientApp that holds clients of ten examples; the Δ of each is `delta` everywhere."""
+def scripted(*ids: str, delta: float = 1.0, schema: Any = SCHEMA, tested: int = SIZE) -> ClientApp:
+    """A ClientApp that holds clients of ten examples, and some to test on; the Δ of each is `delta` everywhere."""
     app = ClientApp()
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        record = wire.manifest_record(wire.placeholder(schema, ids, np.full((len(ids), 2), SIZE)))
+        record = wire.manifest_record(placeholder(schema, ids, np.array([[SIZE, tested]] * len(ids))))
         return Message(record, reply_to=message)
 
     @app.train()
@@ -317,14 +318,25 @@ STEP = PLAN.stages[0]
         ({"stages": (replace(STEP, stop_at=0.9),), "evaluate_every": 0}, "are never evaluated along training"),
         ({"stages": (replace(STEP, stop_at=0.9),), "data": Data(train=0.5, validation=0.0)}, "are never evaluated"),
         ({"stages": (replace(STEP, stop_at=0.9), replace(STEP, name="next"))}, "only the last may end early"),
-        ({"data": Data(train=0.5, validation=0.0), "test": False}, "nothing could be measured"),
     ],
-    ids=["server", "recipe", "memory", "batch", "no evaluation", "no validation", "stage", "nobody"],
+    ids=["server", "recipe", "memory", "batch", "no evaluation", "no validation", "stage"],
 )
 def test_what_a_run_on_one_machine_refuses_is_refused_before_there_is_a_folder(changes, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         run(grid(), tmp_path / "out", replace(PLAN, **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_clients_of_whom_none_can_be_measured_are_refused_before_there_is_a_folder(tmp_path):
+    untested = {"north": {"app": scripted(*"abcd", tested=0)}, "south": {"app": scripted(*"efgh", tested=0)}}
+    with pytest.raises(UserError, match="nothing could be measured"):
+        run(grid(**untested), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_alone_is_trained_where_nobody_is_to_be_measured(tmp_path):
+    run(grid(), tmp_path, replace(PLAN, data=Data(train=0.5, validation=0.0), test=False))
+    assert (tmp_path / "seed-0" / "stage-0.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from headstart.console import printable
 from headstart.errors import UserError
 from headstart.flower import wire
+from headstart.flower.example_schema import most_common
 from headstart.flower.exchange import Answer, Pending, collect, send
 from headstart.flower.wire import Manifest, Request
 
@@ -97,7 +98,7 @@ def poll(grid: Grid, registry: Registry, request: Request, *, deadline: float) -
 
 def fix_schema(registry: Registry, *, schema: Mapping[str, Any] | None = None) -> tuple[Registry, list[Fault]]:
     """Fix the schema of the run's examples, by default the one most nodes have; nodes with another are left out."""
-    schema = schema or wire.most_common([node.manifest.schema for node in registry.nodes.values()])
+    schema = schema or most_common([node.manifest.schema for node in registry.nodes.values()])
     nodes = {node_id: node for node_id, node in registry.nodes.items() if node.manifest.schema == schema}
     others = [node for node_id, node in registry.nodes.items() if node_id not in nodes]
     faults = [Fault(node.name, _difference(node.manifest.schema, schema)) for node in others]

@@ -36,7 +36,7 @@ from headstart.experiment.setup import (
 )
 from headstart.fields import refuse
 from headstart.files import write_json
-from headstart.flower import wire
+from headstart.flower.example_schema import placeholder
 from headstart.flower.exchange import POLL_SECONDS
 from headstart.flower.measure import evaluate, finish
 from headstart.flower.registry import Fault, Registry, decided_among, fix_schema, poll
@@ -104,7 +104,7 @@ def serve(
     request = Request(_public(experiment), bool(x64), seed=experiment.seed, decided=_decided_before(Path(out)))
     registry, faults = _wait_for_nodes(grid, request, config, on_event)
     assert registry.schema is not None
-    blank = wire.placeholder(registry.schema)
+    blank = placeholder(registry.schema)
     blank = replace(blank, metadata=decided_among(registry))
     experiment = with_cohorts(suited(experiment, blank))
     assert experiment.model is not None and experiment.task is not None
@@ -206,7 +206,7 @@ def _membership(experiment: Experiment, model: Any, registry: Registry, folder: 
     ids = sorted({c for group in members.values() for c in group} if members else sizes_by_client)
     sizes = np.array([sizes_by_client.get(client, np.zeros(2)) for client in ids], np.int64).reshape(-1, 2)
     assert registry.schema is not None and experiment.task is not None
-    federation, data = wire.placeholder(registry.schema, ids, sizes), experiment.data
+    federation, data = placeholder(registry.schema, ids, sizes), experiment.data
     if members is None:
         groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
         members = {name: [ids[i] for i in group] for name, group in groups._asdict().items()}
