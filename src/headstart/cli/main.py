@@ -243,6 +243,28 @@ def data(
 
 
 @app.command(
+    epilog="Examples: [bold]headstart sample hospitals.csv[/bold] · "
+    "[bold]headstart sample small.csv --clients 20 --rows 40 --missing 0.1 --seed 7[/bold]"
+)
+def sample(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, which ends with .csv.")],
+    clients: Annotated[int, typer.Option(min=1, help="Hospitals.")] = 60,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of a hospital, in the mean.")] = 115,
+    missing: Annotated[float, typer.Option(min=0, max=1, help="The share of measurements that are missing.")] = 0.01,
+    alike: Annotated[float, typer.Option(min=0, max=1, help="How much hospitals have in common, from 0 to 1.")] = 0.6,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives another table.")] = 0,
+) -> None:
+    """Write a generated table as hospitals have it, to try everything on: columns hospital, outcome, days and more."""
+    from headstart.data.sample import write_sample
+
+    written = write_sample(path, clients=clients, rows=rows, missing=missing, alike=alike, seed=seed)
+    output = output_of(context)
+    output.result(f"{path}: {written:,} rows of {clients:,} hospitals")
+    output.note(f"What is in it: headstart data {path} --client hospital --target outcome")
+
+
+@app.command(
     epilog="Examples: [bold]headstart bench[/bold] · "
     "[bold]headstart bench --models cnn --lanes 1,2,4 --seconds 120[/bold] · "
     "[bold]headstart bench --models mlp,logistic --devices 1 --json bench.json[/bold]"
