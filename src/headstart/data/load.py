@@ -18,6 +18,7 @@ from headstart.data.decided import as_decided
 from headstart.data.download import download
 from headstart.data.federation import Federation, of_rows, split_examples
 from headstart.data.readers import fedjax, leaf, tff
+from headstart.data.readers.picture_folder import read_pictures
 from headstart.data.readers.rows import Rows, accept, explain, listed, reading
 from headstart.data.readers.sources import Sources, find, open_database, recognise
 from headstart.data.readers.tables import read_table
@@ -34,8 +35,9 @@ def load(name_or_path: str | os.PathLike[str], **options: Any) -> Federation:
     """A federation: `glyphs` is generated, `emnist` and `shakespeare` are downloaded, anything else is a path.
 
     The format of a file is recognised from what is in it: TFF sqlite (also packed by lzma) and h5, FedJAX sqlite,
-    LEAF JSON, npz, Parquet, CSV. Where train and test examples have files of their own, one of them is enough, or
-    their folder. Sources without a predefined split get one by `split_examples`.
+    LEAF JSON, npz, Parquet, CSV, also several of these three in a folder, and folders of pictures. Where train and
+    test examples have files of their own, one of them is enough, or their folder. Sources without a predefined split
+    get one by `split_examples`.
 
     options: those of `glyphs`; `digits_only=True` for TFF's EMNIST; those of `tables.read_table`, such as
         `regression=True`, without which whole numbers are classes. They may be text, as a command line gives them.
@@ -117,8 +119,9 @@ def _from_files(
 ) -> Federation:
     as_read = {**options, "decided by training": decided} if decided else options
     with _reachable(sources.path):
-        rows = cached([sources.path, *sources.train, *sources.test], as_read, lambda: _read(sources, options, decided))
-    name = name or re.sub(r"[_-]?(train|test)(?=[_-]|$)", "", sources.path.name.split(".")[0]) or sources.path.name
+        files = [file for file in (sources.path, *sources.files) if file != sources.folder]
+        rows = cached(files, as_read, lambda: _read(sources, options, decided))
+    name = name or _name(sources)
     federation = of_rows(
         name,
         rows.ids,
@@ -129,6 +132,13 @@ def _from_files(
         metadata=rows.metadata,
     )
     return federation if rows.has_predefined_split else split_examples(federation)
+
+
+def _name(sources: Sources) -> str:
+    """What to call a data set, by its folder or its file without the part."""
+    if sources.folder is not None:
+        return sources.folder.resolve().name
+    return re.sub(r"[_-]?(train|test)(?=[_-]|$)", "", sources.path.name.split(".")[0]) or sources.path.name
 
 
 @contextmanager
@@ -152,6 +162,8 @@ def _reachable(path: Path) -> Iterator[None]:
 def _read(sources: Sources, options: Mapping[str, Any], decided: Mapping[str, Any]) -> Rows:
     with reading(sources.path):
         form = recognise(sources.path)
+    if form == "pictures":
+        return read_pictures(sources.path, sources.train, options, decided)
     # A table says for itself what is the file's fault and what an option's.
     if form in ("npz", "parquet", "csv"):
         return read_table(sources, form, options, decided)
@@ -160,7 +172,7 @@ def _read(sources: Sources, options: Mapping[str, Any], decided: Mapping[str, An
 
 
 def _read_layout(sources: Sources, form: str, options: Mapping[str, Any]) -> Rows:
-    path, train, test = sources
+    path, train, test, _ = sources
     if form == "sqlite":
         return _read_sqlite(sources, options)
     accept(options, [], f"{path} ({'TFF h5' if form == 'h5' else 'LEAF JSON'})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -22,9 +23,14 @@ def allowance(path: Path, least: int = NUMBERS) -> int:
     Raises:
         UserError: if that variable is no number.
     """
+    return total_allowance([path], least)
+
+
+def total_allowance(paths: Iterable[Path], least: int = NUMBERS) -> int:
+    """The bytes that several files may unpack to together; as `allowance`."""
     setting = os.environ.get(VARIABLE)
     if setting is None:
-        return max(least, _FACTOR * path.stat().st_size)
+        return max(least, _FACTOR * sum(path.stat().st_size for path in paths))
     try:
         return _bytes(setting)
     except (ValueError, OverflowError):

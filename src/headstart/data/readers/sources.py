@@ -16,14 +16,20 @@ from urllib.parse import quote
 
 from headstart.data.cache import cache_root
 from headstart.data.readers.limits import NUMBERS, allowance, limited, refuse_larger
+from headstart.data.readers.picture_folder import pictures_in
 from headstart.errors import UserError
 from headstart.files import TEMPORARY
 
-Format = Literal["sqlite", "h5", "json", "npz", "parquet", "csv"]
+Format = Literal["sqlite", "h5", "json", "npz", "parquet", "csv", "pictures"]
 
 _ACCEPTED = "TFF sqlite (.lzma) or h5, FedJAX sqlite, LEAF JSON (.gz), npz, Parquet or CSV"
+_FOLDERS = (
+    "give the path of a file, or a folder with Parquet, CSV or npz files of the same columns, or with pictures in"
+    " client/class/"
+)
 _SUFFIXES = (".sqlite", ".db", ".h5", ".hdf5", ".json", ".npz", ".parquet", ".csv", ".lzma", ".xz", ".gz")
 _PART = re.compile(r"(train|test)(?!.*(train|test))")
+_PART_WORD = re.compile(r"(?<![A-Za-z])(train|test)(?![A-Za-z])")
 
 
 class Sources(NamedTuple):
@@ -31,11 +37,18 @@ class Sources(NamedTuple):
 
     path: the one that messages name, and the only one that TFF's sqlite reads.
     train, test: a pair, or several; one of them empty if the other part has no file.
+    folder: where they lie, if it is the folder that is the data set, whatever the files in it are called.
     """
 
     path: Path
     train: tuple[Path, ...]
     test: tuple[Path, ...]
+    folder: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All of them."""
+        return [*self.train, *self.test]
 
 
 def find(path: Path) -> Sources:
@@ -80,10 +93,33 @@ def _find_in_folder(folder: Path) -> Sources:
     files = sorted(f for each in folders if each.is_dir() for f in each.iterdir() if _is_data(f))
     # LEAF numbers the files of one data set.
     names = {re.sub(r"\d+", "#", _PART.sub("", file.name)) for file in files}
-    if len(names) != 1 or (len(files) > 1 and not all(_part(file) for file in files)):
-        found = "no data file" if not files else f"{len(files)} files that are not one data set"
-        raise UserError(f"{folder} is a folder with {found}; give the path of a file ({_ACCEPTED})")
-    return _sources(files[0], files)
+    if len(names) == 1 and (len(files) == 1 or all(_part(file) for file in files)):
+        return _sources(files[0], files)
+    if shards := _shards(folder, files):
+        return shards
+    if pictures := pictures_in(folder):
+        return Sources(folder, tuple(pictures), (), folder)
+    found = "no data file" if not files else f"{len(files)} files that are not one data set"
+    raise UserError(f"{folder} is a folder with {found}; {_FOLDERS} ({_ACCEPTED})")
+
+
+def _shards(folder: Path, files: list[Path]) -> Sources | None:
+    """Tables of one format, which are one data set because they lie in one folder.
+
+    None if they are none, or some are of a part, and others of none.
+    """
+    if {_table_ending(file) for file in files} not in ({".npz"}, {".parquet"}, {".csv"}):
+        return None
+    parts = {file: _PART_WORD.findall(str(file.relative_to(folder)))[-1:] for file in files}
+    if not all(parts.values()) and any(parts.values()):
+        return None
+    test = tuple(file for file in files if parts[file] == ["test"])
+    return Sources(files[0], tuple(file for file in files if file not in test), test, folder)
+
+
+def _table_ending(path: Path) -> str:
+    """The last ending that is none of a packer's."""
+    return next((ending for ending in reversed(path.suffixes) if ending not in (".gz", ".xz", ".lzma")), "")
 
 
 def _is_data(path: Path) -> bool:
@@ -91,11 +127,13 @@ def _is_data(path: Path) -> bool:
 
 
 def recognise(path: Path) -> Format:
-    """The format, from the first bytes, unpacked.
+    """The format, from the first bytes, unpacked; a folder is one of pictures.
 
     Raises:
         UserError: if it is none of the known ones.
     """
+    if path.is_dir():
+        return "pictures"
     with unpacked(path) as file:
         head = file.read(65536)
     for magic, found in _MAGIC.items():

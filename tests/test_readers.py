@@ -1,0 +1,127 @@
+"""Layouts that a user's own examples come in, each made here: pictures, shards, text, the hub's Parquet, frames."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import headstart as hs
+from headstart.data import load as datasets
+from headstart.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+
+
+def picture(path, level, *, mode="L", size=(10, 9), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, level).save(path, **options)
+    return path
+
+
+def levels(federation):
+    """{client: [(its local training rows, brightness and label), (its local test rows)]}, sorted."""
+    found, labels = {}, federation.metadata["labels"]
+    for number, client in enumerate(federation.ids):
+        x, y = federation.fetch(np.array([number]))
+        rows = [(int(a.flat[0]), str(labels[int(b)])) for a, b in zip(x, y, strict=True)]
+        n = federation.sizes[number, 0]
+        found[client] = (sorted(rows[:n]), sorted(rows[n:]))
+    return found
+
+
+def test_a_folder_of_pictures_is_read_by_client_and_class_with_its_own_polarity(tmp_path):
+    folder = tmp_path / "signs"
+    for client, label, levels_ in (("ann", "stop", (3, 4)), ("ann", "go", (5, 6, 7)), ("bo", "go", (8, 9))):
+        for level in levels_:
+            picture(folder / client / label / f"{level}.png", level)
+    (folder / "ann" / "stop" / "notes.txt").write_text("no picture")
+    federation = hs.load(folder)
+    assert (federation.name, list(federation.ids)) == ("signs", ["ann", "bo"])
+    assert federation.metadata["labels"] == ["go", "stop"] and not federation.has_predefined_split
+    adapt, test = levels(federation)["ann"]
+    assert sorted(adapt + test) == [(3, "stop"), (4, "stop"), (5, "go"), (6, "go"), (7, "go")]
+    x, _ = federation.example()
+    assert x.shape[1:] == (9, 10, 1) and x.dtype == np.uint8
+    assert "files that are no pictures are left out (1, such as notes.txt)" in federation.metadata["notes"]
+    assert hs.load(folder, labels="stop,go").metadata["labels"] == ["stop", "go"]
+    with pytest.raises(UserError, match="has no option 'client'; it accepts labels"):
+        hs.load(folder, client="writer")
+
+
+@pytest.mark.parametrize("path", ["{part}/{client}/{label}", "{client}/{part}/{label}", "{client}/{label}/{part}"])
+def test_folders_train_and_test_are_a_split(path, tmp_path):
+    for level, (part, client) in enumerate([("train", "a"), ("train", "a"), ("test", "a"), ("train", "b")]):
+        picture(tmp_path / "p" / path.format(part=part, client=client, label="x") / f"{level}.png", level)
+    federation = hs.load(tmp_path / "p")
+    assert federation.has_predefined_split
+    assert levels(federation) == {"a": ([(0, "x"), (1, "x")], [(2, "x")]), "b": ([(3, "x")], [])}
+
+
+def test_colour_grey_and_transparent_pictures_become_one_array(tmp_path):
+    folder = tmp_path / "p" / "c" / "k"
+    picture(folder / "0.png", 7)
+    picture(folder / "1.png", (1, 2, 3), mode="RGB")
+    picture(folder / "2.png", (0, 0, 0, 0), mode="RGBA")
+    turned = Image.new("L", (9, 10), 50)
+    turned.getexif()[0x0112] = 6
+    turned.save(folder / "3.png", exif=turned.getexif())
+    federation = datasets.load(tmp_path / "p")
+    x, _ = federation.fetch(np.array([0]))
+    assert sorted(map(tuple, x[:, 0, 0].tolist())) == [(1, 2, 3), (7, 7, 7), (50, 50, 50), (255, 255, 255)]
+    assert "grey and some in colour" in federation.metadata["notes"][0]
+
+
+def odd_size(folder):
+    picture(folder / "a" / "x" / "9.png", 1, size=(3, 3))
+
+
+def sixteen_bits(folder):
+    Image.fromarray(np.full((9, 10), 1000, np.uint16)).save(folder / "a" / "x" / "9.png")
+
+
+def cut_short(folder):
+    whole = picture(folder / "a" / "x" / "9.png", 1)
+    whole.write_bytes(whole.read_bytes()[:40])
+
+
+def animated(folder):
+    frames = [Image.new("L", (10, 9), level) for level in (0, 200)]
+    frames[0].save(folder / "a" / "x" / "9.gif", save_all=True, append_images=frames[1:])
+
+
+def too_deep(folder):
+    picture(folder / "a" / "x" / "y" / "9.png", 1)
+
+
+def huge(folder):
+    Image.new("1", (20_000, 20_000)).save(folder / "a" / "x" / "0.png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (odd_size, r"9\.png has 3x3 pixels, and .*0\.png 10x9; bring all pictures to one size"),
+        (sixteen_bits, "mode I;16, not grey or colour of 8 bits"),
+        (cut_short, r"9\.png is damaged, cut short"),
+        (animated, "has 2 frames"),
+        (too_deep, "in folders of different depths"),
+        (huge, "exceeds limit of 178956970 pixels"),
+    ],
+)
+def test_bad_folders_of_pictures_get_one_sentence(spoil, message, tmp_path):
+    for level in range(2):
+        picture(tmp_path / "p" / "a" / "x" / f"{level}.png", level)
+    spoil(tmp_path / "p")
+    with pytest.raises(UserError, match=message):
+        hs.load(tmp_path / "p")
+
+
+def test_folders_that_name_no_clients_are_refused(tmp_path):
+    for part in ("train", "test"):
+        picture(tmp_path / "p" / part / "cat" / "0.png", 1)
+    with pytest.raises(UserError, match="where test, train are no clients or classes; put each picture into client"):
+        hs.load(tmp_path / "p")
