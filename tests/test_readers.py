@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import csv, parquet
 
 import headstart as hs
 from headstart.data import load as datasets
@@ -125,3 +127,46 @@ def test_folders_that_name_no_clients_are_refused(tmp_path):
         picture(tmp_path / "p" / part / "cat" / "0.png", 1)
     with pytest.raises(UserError, match="where test, train are no clients or classes; put each picture into client"):
         hs.load(tmp_path / "p")
+
+
+def shard(path, rows, *, clients=None, start=0):
+    columns = {"a": [start + i + 0.5 for i in range(rows)], "y": ["no", "yes"] * (rows // 2)}
+    table = pa.table(columns | ({"client": clients} if clients else {}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (parquet.write_table if path.suffix == ".parquet" else csv.write_csv)(table, path)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_the_files_of_a_folder_are_pieces_of_one_table(ending, tmp_path):
+    folder = tmp_path / "visits"
+    for piece in range(3):
+        shard(folder / f"part-{piece:05d}-c4.{ending}", 4, clients=["a", "b", "a", "b"], start=10 * piece)
+    federation = hs.load(folder)
+    assert (federation.name, federation.sizes.sum(axis=1).tolist()) == ("visits", [6, 6])
+    assert federation.metadata["source"] == f"{ending} visits (3 files)"
+    shard(folder / f"part-00009.{ending}", 2, clients=["c", "c"])
+    assert list(hs.load(folder).ids) == ["a", "b", "c"]
+
+
+def test_a_file_per_client_is_named_by_its_file_and_pieces_are_not(tmp_path):
+    for client, rows in (("007", 4), ("ward-2", 6)):
+        shard(tmp_path / "own" / f"{client}.csv", rows)
+    federation = hs.load(tmp_path / "own")
+    assert (list(federation.ids), federation.sizes.sum(axis=1).tolist()) == (["007", "ward-2"], [4, 6])
+    assert "every file is a client, named as the file (007, ...)" in federation.metadata["notes"][0]
+    for part in ("train", "test"):
+        for client in ("a", "b"):
+            shard(tmp_path / "split" / part / f"{client}.parquet", 4 if part == "train" else 2)
+    federation = hs.load(tmp_path / "split")
+    assert federation.has_predefined_split and federation.sizes.tolist() == [[4, 2], [4, 2]]
+    for piece in ("train-00000-of-00002", "train-00001-of-00002"):
+        shard(tmp_path / "hub" / f"{piece}.parquet", 4)
+    with pytest.raises(UserError, match="hub has no column 'client'"):
+        hs.load(tmp_path / "hub")
+
+
+def test_tables_of_a_folder_that_differ_are_no_data_set(tmp_path):
+    shard(tmp_path / "a.csv", 2)
+    (tmp_path / "b.csv").write_text("other,y\n1,2\n")
+    with pytest.raises(UserError, match="differ in column 'a'"):
+        hs.load(tmp_path)

@@ -29,7 +29,7 @@ _FOLDERS = (
 )
 _SUFFIXES = (".sqlite", ".db", ".h5", ".hdf5", ".json", ".npz", ".parquet", ".csv", ".lzma", ".xz", ".gz")
 _PART = re.compile(r"(train|test)(?!.*(train|test))")
-_PART_WORD = re.compile(r"(?<![A-Za-z])(train|test)(?![A-Za-z])")
+PART_WORD = re.compile(r"(?<![A-Za-z])(train|test)(?![A-Za-z])")
 
 
 class Sources(NamedTuple):
@@ -93,10 +93,12 @@ def _find_in_folder(folder: Path) -> Sources:
     files = sorted(f for each in folders if each.is_dir() for f in each.iterdir() if _is_data(f))
     # LEAF numbers the files of one data set.
     names = {re.sub(r"\d+", "#", _PART.sub("", file.name)) for file in files}
-    if len(names) == 1 and (len(files) == 1 or all(_part(file) for file in files)):
-        return _sources(files[0], files)
-    if shards := _shards(folder, files):
+    one = len(names) == 1 and (len(files) == 1 or all(_part(file) for file in files))
+    pair = one and len({_part(file) for file in files}) == len(files)
+    if not pair and (shards := _shards(folder, files)):
         return shards
+    if one:
+        return _sources(files[0], files)
     if pictures := pictures_in(folder):
         return Sources(folder, tuple(pictures), (), folder)
     found = "no data file" if not files else f"{len(files)} files that are not one data set"
@@ -110,7 +112,7 @@ def _shards(folder: Path, files: list[Path]) -> Sources | None:
     """
     if {_table_ending(file) for file in files} not in ({".npz"}, {".parquet"}, {".csv"}):
         return None
-    parts = {file: _PART_WORD.findall(str(file.relative_to(folder)))[-1:] for file in files}
+    parts = {file: PART_WORD.findall(str(file.relative_to(folder)))[-1:] for file in files}
     if not all(parts.values()) and any(parts.values()):
         return None
     test = tuple(file for file in files if parts[file] == ["test"])

@@ -18,6 +18,7 @@ from headstart.data.readers.meaning import texts
 from headstart.data.readers.npz import read_npz
 from headstart.data.readers.pictures import as_pictures, is_character
 from headstart.data.readers.rows import Rows, accept, arrange, as_flag, joined_unless_split, listed, reading
+from headstart.data.readers.shards import clients_by_file, described
 from headstart.data.readers.sources import Sources
 from headstart.data.readers.targets import decided_classes, target_classes
 from headstart.errors import UserError
@@ -48,8 +49,8 @@ def read_table(
 
     decided: what training decided, which is applied, and nothing of it anew; see `decided.decisions`.
     """
-    files, split, target = [*sources.train, *sources.test], options.get("split"), str(options.get("target", "y"))
-    path, pair = " and ".join(map(str, files)), bool(sources.train and sources.test)
+    files, split, target = sources.files, options.get("split"), str(options.get("target", "y"))
+    (path, short), pair = described(sources), bool(sources.train and sources.test)
     accept(options, _COLUMN_OPTIONS + _PARTITION_OPTIONS, f"{path} ({form})")
     options = _with_decisions(path, options, decided)
     if pair and split:
@@ -57,12 +58,13 @@ def read_table(
     tables, numberings = zip(*(_read(file, form, options) for file in files), strict=True)
     numbering = set().union(*numberings)
     columns = _stack(files, tables, numbering)
+    lengths = [len(next(iter(table.values()))) for table in tables]
+    columns, notes = clients_by_file(sources, lengths, columns, options)
     y = _column(path, columns, target, "target")
     if not for_regression(options):
         y = meaning.targets(path, target, y, known=bool({"classes", "labels"} & {*options, *decided}))
     codes, ids = _clients(path, columns, options, y)
     owners = [ids[code] for code in codes.tolist()]
-    lengths = [len(next(iter(table.values()))) for table in tables]
     of_test = np.repeat([pair and file in sources.test for file in files], lengths)
     test = _test_rows(path, columns, str(split)) if split else of_test
     taken = {str(options.get("client", "client")), target, str(split)}
@@ -72,10 +74,11 @@ def read_table(
         y, target_metadata = decided_classes(path, target, y, decided, owners)
     else:
         y, target_metadata = target_classes(path, target, y, options, owners)
-    metadata |= target_metadata | {"source": f"{form} {' and '.join(file.name for file in files)}"}
+    metadata |= target_metadata | {"source": f"{form} {short}"}
     if left_out := sorted(map(repr, numbering - taken - set(names))):
-        note = f"{listed(left_out)} only numbers the rows and is left out; features= takes it"
-        metadata["notes"] = [*metadata.get("notes", []), note]
+        notes.append(f"{listed(left_out)} only numbers the rows and is left out; features= takes it")
+    if notes:
+        metadata["notes"] = [*metadata.get("notes", []), *notes]
     rows = arrange(ids, codes, test, x, y, metadata=metadata, has_predefined_split=bool(split) or pair)
     return joined_unless_split(rows) if pair else rows
 
@@ -118,8 +121,8 @@ def _stack(files: Sequence[Path], tables: Sequence[Columns], numbering: set[str]
         other = [name for name in names if _kind(first.get(name)) != _kind(table.get(name))]
         if other:
             raise UserError(
-                f"{files[0]} and {file} are one data set by their names, but differ in column {other[0]!r}; give both"
-                " the same columns, or put one of them elsewhere"
+                f"{files[0]} and {file} are one data set by their names or their folder, but differ in column"
+                f" {other[0]!r}; give both the same columns, or put one of them elsewhere"
             )
     common = [name for name in first if all(_kind(first[name]) == _kind(table.get(name)) for table in tables)]
     return {name: np.concatenate([table[name] for table in tables]) for name in common} if len(files) > 1 else first
