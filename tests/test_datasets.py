@@ -213,7 +213,7 @@ def test_black_backgrounds_are_inverted(layout, tmp_path):
     for fields in content.values():
         fields["pixels"] = 255 - fields["pixels"]
     federation = datasets.load(write(tmp_path, layout, content))
-    assert federation.metadata["inverted"]
+    assert federation.metadata["inverted"] and "were inverted" in federation.metadata["notes"][0]
     np.testing.assert_array_equal(federation.fetch(np.arange(2))[0][..., 0], expected)
 
 

@@ -224,14 +224,16 @@ def test_npz_pictures_stay_uint8(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(3, 28, 28), (3, 28, 28, 1)])
-def test_npz_characters_get_the_polarity_of_emnist(shape, tmp_path):
+def test_npz_characters_are_inverted_where_the_user_says_so_alone(shape, tmp_path):
     x = np.zeros(shape, np.float32)
     x[:, 10:15, 10:15] = 1
-    federation = datasets.load(npz(tmp_path / "a.npz", x=x, y=np.arange(3), client=["u", "v", "w"]))
-    found = federation.fetch(np.arange(3))[0]
-    assert found.shape == (3, 28, 28, 1) and found.dtype == np.uint8
-    np.testing.assert_array_equal(found[..., 0], np.where(x.reshape(3, 28, 28) == 1, 0, 255))
-    assert federation.metadata["inverted"]
+    path = npz(tmp_path / "a.npz", x=x, y=np.arange(3), client=["u", "v", "w"])
+    for options, high in (({}, 255), ({"inverted": True}, 0)):
+        federation = datasets.load(path, **options)
+        found = federation.fetch(np.arange(3))[0]
+        assert found.shape == (3, 28, 28, 1) and found.dtype == np.uint8
+        np.testing.assert_array_equal(found[..., 0], np.where(x.reshape(3, 28, 28) == 1, high, 255 - high))
+        assert federation.metadata["inverted"] == (high == 0)
 
 
 def test_npz_features_keep_their_shape(tmp_path):

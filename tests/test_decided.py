@@ -1,5 +1,6 @@
 """What training decided of its data is applied to data that come later; a contradiction is a sentence."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -68,32 +69,34 @@ def initial(run, source, out, **options):
 
 
 @pytest.mark.parametrize("border", [10, 60, 100])
-def test_pictures_are_inverted_as_those_of_training_were(pictures, tmp_path, border):
+def test_pictures_keep_the_polarity_of_those_of_training(pictures, tmp_path, border):
     own = squares(tmp_path / "own.npz", ["n0", "n1"], border, 2)
     assert initial(pictures, own, tmp_path / "out") == 1.0
     with np.load(own) as arrays:
         x, y = arrays["x"], arrays["y"]
     federation = load_as_decided(own, {}, pictures.decided)
-    assert federation.metadata["inverted"] and federation.metadata["background"] > 128
+    assert not federation.metadata["inverted"] and federation.metadata["background"] == pytest.approx(
+        border + 10, abs=2
+    )
     read, _ = federation.fetch(np.arange(2))
-    assert set(np.unique(pictures.predict(read))) == {"0", "1"}
+    np.testing.assert_array_equal(np.sort(read, axis=None), np.sort(x, axis=None))
     if border == 10:
         with pytest.raises(hs.UserError, match="the negatives of those trained on"):
-            pictures.predict(x)
+            pictures.predict(255 - x)
         with pytest.raises(hs.UserError, match="the negatives of those trained on"):
-            pictures.personalize(x, y)
-    assert np.mean(pictures.predict(255 - x) == y.astype(str)) == 1.0
+            pictures.personalize(255 - x, y)
+    assert np.mean(pictures.predict(x) == y.astype(str)) == 1.0
 
 
 def test_an_artifact_knows_labels_and_polarity_and_a_device_holds_its_own_to_them(pictures, codes):
     known = description(read_source(pictures), ["cpu"], {})["facts"]
-    assert known["inverted"] and known["background"] > 200
+    assert not known["inverted"] and known["background"] < 30
     program = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "on_device" / "adapt.py"))
     as_trained, mistake = program["as_trained"], program["MistakeError"]
     x = np.full((3, 28, 28, 1), 20, np.uint8)
-    assert as_trained("x", "x", 255 - x, {"facts": known}) is not None
+    assert as_trained("x", "x", x, {"facts": known}) is not None
     with pytest.raises(mistake, match="the negatives of those that the model was trained on"):
-        as_trained("x in own.npz", "x", x, {"facts": known})
+        as_trained("x in own.npz", "x", 255 - x, {"facts": known})
     known = description(read_source(codes), ["cpu"], {})["facts"]
     assert known["labels"] == ["3", "5", "7"] and known["features"] == ["a", "b"]
     assert as_trained("y", "y", np.array(["7", "3"]), {"facts": known}).tolist() == [2, 0]
@@ -131,12 +134,45 @@ def test_light_pictures_contradict_a_run_of_dark_ones_unless_the_user_decides(pi
     np.savez(own, **light)
     with pytest.raises(hs.UserError, match=r"own.npz holds pictures .* --data-option inverted=true or false"):
         initial(pictures, own, tmp_path / "out")
-    assert initial(pictures, own, tmp_path / "out", inverted="false") == 1.0
+    assert initial(pictures, own, tmp_path / "out", inverted="true") == 1.0
     assert not hs.load(own).metadata["inverted"] and hs.load(own, inverted=True).metadata["inverted"]
 
 
+def test_a_run_that_was_begun_with_inverted_pictures_goes_on_with_them(tmp_path):
+    data = squares(tmp_path / "train.npz", [f"s{i}" for i in range(12)], 10, 1)
+    as_before = plan(data, inverted=True)
+    run_small(as_before, tmp_path / "run", federation=None)
+    # Once this was decided by the background, and no option said it.
+    document = json.loads((tmp_path / "run/experiment.json").read_text())
+    document["data"]["options"] = {}
+    (tmp_path / "run/experiment.json").write_text(json.dumps(document))
+    longer = plan(data, rounds=13)
+    resumed = run_small(longer, tmp_path / "run")
+    assert resumed.finished and resumed.decided["background"] > 200
+    assert initial(resumed, squares(tmp_path / "own.npz", ["n0"], 10, 2), tmp_path / "out") == 1.0
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1 / 60, -1.0), (3.0, 0.0)])
+def test_pictures_of_any_numbers_are_kept_as_they_are(tmp_path, scale, shift):
+    own = squares(tmp_path / "own.npz", ["n0", "n1"], 10, 2)
+    with np.load(own) as arrays:
+        x, y = arrays["x"] * scale + shift, arrays["y"]
+    np.savez(own, client=np.repeat(["n0", "n1"], 8), x=x, y=y)
+    federation = hs.load(own)
+    assert federation.metadata["kind"] == "image" and federation.metadata["background"] < 64
+    found = federation.fetch(np.arange(2))[0]
+    np.testing.assert_allclose(np.sort(found, axis=None), np.sort(x, axis=None).astype(np.float32), rtol=1e-6)
+    known = decisions(federation.metadata)
+    negative = tmp_path / "negative.npz"
+    np.savez(negative, client=np.repeat(["n0", "n1"], 8), x=-x, y=y)
+    with pytest.raises(hs.UserError, match="the negatives of those trained on"):
+        load_as_decided(negative, {}, known)
+    with pytest.raises(hs.UserError, match="invert them in the file"):
+        hs.load(negative, inverted=True)
+
+
 def test_pictures_in_hand_have_one_scale(pictures, tmp_path):
-    own = squares(tmp_path / "own.npz", ["n0"], 200, 2)
+    own = squares(tmp_path / "own.npz", ["n0"], 10, 2)
     with np.load(own) as arrays:
         x = arrays["x"]
     expected = pictures.predict(x)

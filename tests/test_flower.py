@@ -658,12 +658,12 @@ def test_all_devices_read_pictures_and_labels_as_the_run_decided(tmp_path):
         return wire.read_manifest(ask(app, MessageType.QUERY, plan, config={"data": path}, **fields).content)
 
     found = [manifest(path) for path in files]
-    assert [each.inverted for each in found] == [True, True, False]
+    assert [(each.inverted, each.background) for each in found] == [(False, 10), (False, 20), (False, 70)]
     nodes = {number: registry.Node(number, str(number), each) for number, each in enumerate(found)}
     metadata = registry.decided_among(registry.Registry(nodes=nodes, schema=found[0].schema))
     decided = decisions(metadata)
-    assert decided["inverted"] and decided["background"] == 255 and decided["labels"] == ["0", "1"]
-    assert all(manifest(path, decided=decided).inverted for path in files)
+    assert not decided["inverted"] and decided["background"] == 20 and decided["labels"] == ["0", "1"]
+    assert not any(manifest(path, decided=decided).inverted for path in files)
     with np.load(files[0]) as held:
         np.savez(files[0], client=held["client"], x=held["x"], y=held["y"] * 0 + 1)
     one_label = manifest(files[0], decided=decided)

@@ -156,11 +156,11 @@ def test_channels_are_put_last_or_refused_wherever_pictures_come_from(channels, 
             build_model(ModelSpec("cnn", {"classes": 3}), federation)
 
 
-def test_series_of_the_size_of_a_character_are_features(tmp_path):
-    series = GENERATOR.normal(size=(ROWS, 28, 28))
-    federation, x, _ = read(tmp_path, x=series)
-    np.testing.assert_array_equal(x, series.astype(np.float32))
-    assert federation.metadata["kind"] == "features"
+def test_numbers_of_the_size_of_a_character_are_pictures_as_they_are(tmp_path):
+    standardized = GENERATOR.normal(size=(ROWS, 28, 28))
+    federation, x, _ = read(tmp_path, x=standardized)
+    np.testing.assert_array_equal(x[..., 0], standardized.astype(np.float32))
+    assert federation.metadata["kind"] == "image"
 
 
 def test_black_and_white_pictures_keep_their_contrast(tmp_path):

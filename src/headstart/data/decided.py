@@ -44,6 +44,15 @@ def decisions(metadata: Mapping[str, Any], *, regression: bool = False) -> dict[
     return known | ({"regression": True} if regression and "classes" not in known else {})
 
 
+def polarity_before(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The decision, in a federation's metadata, to invert the pictures of a table; empty if it was not made.
+
+    Once a dark background decided so by itself, and a run that was begun then goes on with the same pictures.
+    """
+    of_table = _TABLE.match(str(metadata.get("source", "")))
+    return {"inverted": True} if metadata.get("inverted") is True and of_table else {}
+
+
 def class_labels(decided: Mapping[str, Any]) -> list[str]:
     """The names of the decided classes, in order; numbers where they have no names."""
     return list(decided.get("labels") or map(str, range(decided.get("classes", 0))))

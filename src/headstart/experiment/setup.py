@@ -6,9 +6,10 @@ import inspect
 import itertools
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from headstart.data.federation import Examples, Federation, Split, Tree, as_input, limited, split_clients
-from headstart.data.load import load as load_data
+from headstart.data.load import load_as_decided
 from headstart.data.readers.pictures import channels_first
 from headstart.errors import UserError
 from headstart.experiment.experiment import COHORT, Centralized, Data, Experiment, ModelSpec, Stage
@@ -47,18 +48,20 @@ def prepare(
     earlier: Prepared | None = None,
     federation: Federation | None = None,
     model: Any = None,
+    decided: Mapping[str, Any] = MappingProxyType({}),
 ) -> Prepared:
     """Load the data, split the clients, build the model; what can be wrong beforehand is found here.
 
     earlier: another experiment with the same data, model and task, prepared; they are not made again.
     federation, model: in place of those that the experiment names; a model is anything that `as_model` takes.
+    decided: what was decided of the data when the run was begun.
 
     Raises:
         UserError: if a setting is out of range, or data, model, task and stages do not fit each other.
     """
     check_stages(experiment)
     experiment = with_objects(experiment, federation, model)
-    federation = earlier.federation if earlier is not None else _federation(experiment.data, federation)
+    federation = earlier.federation if earlier is not None else _federation(experiment.data, federation, decided)
     experiment = suited(experiment, federation)
     data = experiment.data
     groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
@@ -152,10 +155,10 @@ def _method_trees(method: Method, model: Model) -> Tree:
     return method.init_server(params), method.init_client_state(params)
 
 
-def _federation(data: Data, given: Federation | None) -> Federation:
+def _federation(data: Data, given: Federation | None, decided: Mapping[str, Any]) -> Federation:
     if given is None and data.source == IN_MEMORY:
         raise UserError("the experiment's federation was given in memory; give it again as federation=")
-    federation = load_data(data.source, **data.options) if given is None else given
+    federation = load_as_decided(data.source, data.options, decided) if given is None else given
     return federation if data.adapt_examples is None else limited(federation, data.adapt_examples)
 
 

@@ -108,9 +108,13 @@ def fix_schema(registry: Registry, *, schema: Mapping[str, Any] | None = None) -
 def decided_among(registry: Registry) -> dict[str, Any]:
     """What the nodes of a run have decided of their data, as metadata: their schema's, and the polarity most have."""
     assert registry.schema is not None
-    flags = [node.manifest.inverted for node in registry.nodes.values() if node.manifest.inverted is not None]
-    inverted = {"inverted": 2 * sum(flags) > len(flags), "source": "devices"} if flags else {}
-    return {**registry.schema["metadata"], **inverted}
+    manifests = [node.manifest for node in registry.nodes.values() if node.manifest.inverted is not None]
+    if not manifests:
+        return dict(registry.schema["metadata"])
+    inverted = 2 * sum(bool(each.inverted) for each in manifests) > len(manifests)
+    levels = sorted(m.background for m in manifests if m.background is not None and m.inverted == inverted)
+    background = {"background": levels[len(levels) // 2]} if levels else {}
+    return {**registry.schema["metadata"], "inverted": inverted, "source": "devices", **background}
 
 
 def _add_answer(registry: Registry, answer: Answer) -> tuple[Registry, list[Fault]]:

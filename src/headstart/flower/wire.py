@@ -82,13 +82,15 @@ class Manifest(NamedTuple):
 
     ids: one string per client. sizes: int `[clients, 2]`, support and query examples of each.
     schema: of the examples, by `schema_of`; the same on all nodes of a run.
-    inverted: whether the node inverted pictures of a table; None without any.
+    inverted, background: whether the node inverted pictures of a table, and the level of their background thereafter;
+        None without any.
     """
 
     ids: tuple[str, ...]
     sizes: np.ndarray
     schema: Mapping[str, Any]
     inverted: bool | None = None
+    background: int | None = None
 
 
 def request_record(request: Request, params: Tree = None) -> RecordDict:
@@ -113,7 +115,7 @@ def manifest_record(federation: Federation) -> RecordDict:
     sizes = np.asarray(federation.sizes).tolist()
     report = {"ids": list(federation.ids), "sizes": sizes, "schema": schema_of(federation)}
     decided = decisions(federation.metadata)
-    report |= {"inverted": decided["inverted"]} if "inverted" in decided else {}
+    report |= {name: decided[name] for name in ("inverted", "background") if "inverted" in decided and name in decided}
     return RecordDict({REPORT: _document(report)})
 
 
@@ -128,7 +130,7 @@ def read_manifest(content: RecordDict) -> Manifest:
         len(report["sizes"]) == len(report["ids"]), len(report["sizes"]), "the number of its sizes", "that of its ids"
     )
     sizes = np.array(report["sizes"], np.int64).reshape(-1, 2)
-    return Manifest(report["ids"], sizes, report["schema"], report.get("inverted"))
+    return Manifest(report["ids"], sizes, report["schema"], report.get("inverted"), report.get("background"))
 
 
 def totals_record(totals: Totals) -> RecordDict:
@@ -311,7 +313,7 @@ _MANIFEST = fields(
         "sizes": listed(listed(whole(0, MOST_COUNTED), least=2, most=2)),
         "schema": checked_schema,
     },
-    optional={"inverted": boolean},
+    optional={"inverted": boolean, "background": whole(0, 255)},
 )
 _COUNT = whole(0, 2**31 - 1)
 _TOTALS = {"weight": number(0), "clients": _COUNT, "dropped": _COUNT}

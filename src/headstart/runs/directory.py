@@ -29,6 +29,7 @@ import jax
 import numpy as np
 
 from headstart._version import __version__
+from headstart.data.decided import polarity_before
 from headstart.data.federation import Federation, Tree
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
@@ -145,6 +146,12 @@ def _saved_record(out: Path) -> Record | None:
     """What the folder says of its data and code; None without it."""
     path = out / "federation.json"
     return federation_document(path) if path.exists() else None
+
+
+def decided_before(out: Path) -> dict[str, Any]:
+    """What a run that was begun in the folder had decided of its data, and would not be decided again."""
+    record = _saved_record(out)
+    return {} if record is None else polarity_before(record["facts"])
 
 
 def _difference(old: Any, new: Any, path: str = "") -> str:

@@ -32,8 +32,10 @@ def inputs_like(decided: Mapping[str, Any], example: np.ndarray | None) -> Calla
         if x.dtype.kind not in "biuf":
             raise UserError(f"the inputs are {x.dtype}, which is no number; give numbers like those trained on")
         _check_finite(x)
-        pictures = example.dtype == np.uint8 and example.ndim == 4
-        x = _pictures(x, decided.get("background")) if pictures else x
+        x = x[..., None] if x.ndim == 3 and example.ndim == 4 and example.shape[-1] == 1 else x
+        if example.ndim == 4 and x.ndim == 4:
+            pixels = example.dtype == np.uint8
+            x = _pictures(x, pixels, decided.get("background"))
         if x.shape[1:] != example.shape[1:]:
             given, wanted = (", ".join(map(str, ("rows", *shape[1:]))) for shape in (x.shape, example.shape))
             raise UserError(f"the inputs have the shape [{given}], and those trained on had [{wanted}]; give the same")
@@ -85,9 +87,11 @@ def _by_name(frame: Any, features: list[str]) -> np.ndarray:
     return np.stack([np.asarray(frame[columns[name]]) for name in features], axis=1)
 
 
-def _pictures(x: np.ndarray, background: int | None) -> np.ndarray:
-    """Pictures `[rows, height, width, channels]`: uint8, or floats in [0, 1]."""
-    x = x[..., None] if x.ndim == 3 else x
+def _pictures(x: np.ndarray, pixels: bool, background: int | None) -> np.ndarray:
+    """Pictures `[rows, height, width, channels]`: uint8, or floats in [0, 1]; any numbers, where training had such."""
+    if not pixels:
+        _check_polarity(x.astype(np.float32), background)
+        return x
     low, high = (x.min(), x.max()) if x.size else (0, 0)
     most = 1 if x.dtype.kind == "f" else 255
     if not (low >= 0 and high <= most):
@@ -96,8 +100,12 @@ def _pictures(x: np.ndarray, background: int | None) -> np.ndarray:
             " to 1"
         )
     levels = (x * 255).astype(np.uint8) if most == 1 else x.astype(np.uint8)
-    if background is not None and x.ndim == 4 and x.size:
-        complaint = polarity_complaint(images.background(levels), background)
-        if complaint:
-            raise UserError(f"what you give {complaint}")
+    _check_polarity(levels, background)
     return x if most == 1 else levels
+
+
+def _check_polarity(x: np.ndarray, background: int | None) -> None:
+    """Refuse pictures `[rows, height, width, channels]` that are the negatives of those trained on."""
+    level = images.level(x) if x.size and background is not None else None
+    if level is not None and background is not None and (complaint := polarity_complaint(level, background)):
+        raise UserError(f"what you give {complaint}")

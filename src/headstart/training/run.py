@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from headstart.learning.personalization import Personalization, Personalizer, ch
 from headstart.learning.rounds import initial_key, run_rounds, seed_key
 from headstart.runs import checkpoint
 from headstart.runs.contents import is_whole
-from headstart.runs.directory import claimed, curve_arrays, write_samples, write_stage
+from headstart.runs.directory import claimed, curve_arrays, decided_before, write_samples, write_stage
 from headstart.runs.log import Log, OnEvent, Record, left_out
 from headstart.runs.provenance import write_members
 from headstart.runs.reading import open_run
@@ -146,7 +147,7 @@ def run_into(
     _check_arguments(experiment, federation, seeds, options)
     cache, mesh = cache or ProgramCache(), all_devices(options.devices)
     cache.make_room()
-    prepared = _prepared(experiment, allowed_modules, cache, federation, model)
+    prepared = _prepared(experiment, allowed_modules, cache, federation, model, _decided_before(out))
     _check_together(prepared, seeds, options)
     _check_start(prepared, out, seeds)
     writing = (
@@ -172,6 +173,11 @@ def run_into(
                 on_event({"event": "note", "text": text})
         context = _context(prepared, mesh, options, on_event, interrupt, cache)._replace(name=name or "")
         return all(_run_seed(context, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
+
+
+def _decided_before(out: Path) -> dict[str, Any]:
+    """What the run in the folder has decided of its data, as process 0 of a cluster sees it."""
+    return cluster.broadcast(decided_before(out) if cluster.is_first() else {})
 
 
 def _check_arguments(experiment: Any, federation: Any, seeds: Any, options: Any) -> None:
@@ -280,12 +286,17 @@ def _prepared(
     cache: ProgramCache,
     federation: Federation | None,
     model: Any,
+    decided: Mapping[str, Any],
 ) -> Prepared:
-    """The experiment prepared; federation and model are those of an earlier run if they are named alike."""
+    """The experiment prepared; federation and model are those of an earlier run if they are named alike.
+
+    decided: what was decided of the data when the run was begun.
+    """
+    given = partial(prepare, experiment, allowed_modules=allowed_modules, decided=decided)
     if federation is not None or model is not None:
-        return prepare(experiment, allowed_modules=allowed_modules, federation=federation, model=model)
-    key = json.dumps(["prepared", *map(to_json, (experiment.data, experiment.model, experiment.task))])
-    return cache.renew(key, lambda earlier: prepare(experiment, allowed_modules=allowed_modules, earlier=earlier))
+        return given(federation=federation, model=model)
+    key = json.dumps(["prepared", dict(decided), *map(to_json, (experiment.data, experiment.model, experiment.task))])
+    return cache.renew(key, lambda earlier: given(earlier=earlier))
 
 
 def _context(

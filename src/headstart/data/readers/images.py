@@ -40,6 +40,8 @@ def handwriting(
             " background; give images of handwriting"
         )
     x, metadata["inverted"] = white_background(rows.x)
+    if metadata["inverted"]:
+        metadata["notes"] = ["pictures with a dark background were inverted, as all published EMNIST is light"]
     return rows._replace(x=x, metadata=metadata)
 
 
@@ -84,6 +86,17 @@ def white_background(x: np.ndarray) -> tuple[np.ndarray, bool]:
     """The images with a light background, and whether they had to be inverted; the one place that does this."""
     inverted = background(x) < 128
     return (255 - x if inverted else x), inverted
+
+
+def level(x: np.ndarray) -> int | None:
+    """The background of pictures as a level from 0 to 255; of floats, between their least and their most.
+
+    None of floats that are all the same.
+    """
+    if x.dtype == np.uint8:
+        return background(x)
+    least, most = np.float64(x.min(initial=np.inf)), np.float64(x.max(initial=-np.inf))
+    return background(((x - least) * (255 / (most - least)) + 0.5).astype(np.uint8)) if most > least else None
 
 
 def background(x: np.ndarray) -> int:

@@ -45,7 +45,7 @@ def read_table(
     numbers of that many classes instead, `labels=a,b,c` gives the order; other numbers are for regression, and with
     `regression=true` whole ones too. Without a client column,
     `partition=dirichlet|classes|random` with `clients`, `alpha`, `classes_per_client` and `seed` makes clients.
-    Characters on a dark background are inverted; `inverted=true|false` says instead whether to invert them.
+    Pictures keep the polarity that they have; `inverted=true` inverts characters of 28 x 28.
 
     decided: what training decided, which is applied, and nothing of it anew; see `decided.decisions`.
     """
@@ -225,18 +225,24 @@ def _features(
 
 
 def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """uint8 pictures stay so; those of EMNIST's shape also get its polarity, if they have a background.
+    """uint8 pictures stay so, and shares of 28 x 28 become so; other numbers of that shape are pictures as they are.
 
-    invert: whether to invert these; None decides by their background.
+    invert: whether to invert those of 28 x 28, which nothing else does.
     """
-    character = is_character(values)
-    if not character and (values.dtype != np.uint8 or values.ndim < 3):
+    character, pixels = is_character(values), values.dtype == np.uint8
+    if not character and (not pixels or values.ndim < 3):
         return None
-    x = values if values.dtype == np.uint8 else images.to_uint8(values, owners)
-    x = x[..., None] if x.ndim == 3 else x
+    x = values[..., None] if values.ndim == 3 else values
     if not character:
         return x, {"kind": "image", "inverted": False}
-    level = images.background(x)
-    inverted = level < 64 if invert is None else as_flag("inverted", invert)
-    x, level = (255 - x, 255 - level) if inverted else (x, level)
-    return x, {"kind": "image", "inverted": inverted, "background": level}
+    inverted = as_flag("inverted", False if invert is None else invert)
+    if not pixels and x.min(initial=0) >= 0 and x.max(initial=0) <= 1:
+        x, pixels = images.to_uint8(x, owners), True
+    if inverted and not pixels:
+        raise UserError(
+            f"inverted=true inverts pixels from 0 to 255 or from 0 to 1, and these go from {x.min():g} to {x.max():g};"
+            " invert them in the file"
+        )
+    x = (255 - x if inverted else x) if pixels else x.astype(np.float32)
+    level = images.level(x)
+    return x, {"kind": "image", "inverted": inverted} | ({} if level is None else {"background": level})
