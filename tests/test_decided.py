@@ -138,7 +138,7 @@ def test_light_pictures_contradict_a_run_of_dark_ones_unless_the_user_decides(pi
     assert not hs.load(own).metadata["inverted"] and hs.load(own, inverted=True).metadata["inverted"]
 
 
-def test_a_run_that_was_begun_with_inverted_pictures_goes_on_with_them(tmp_path):
+def test_a_run_that_was_begun_with_inverted_pictures_resumes_with_them(tmp_path):
     data = squares(tmp_path / "train.npz", [f"s{i}" for i in range(12)], 10, 1)
     as_before = plan(data, inverted=True)
     run_small(as_before, tmp_path / "run", federation=None)

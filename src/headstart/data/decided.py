@@ -47,7 +47,7 @@ def decisions(metadata: Mapping[str, Any], *, regression: bool = False) -> dict[
 def polarity_before(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The decision, in a federation's metadata, to invert the pictures of a table; empty if it was not made.
 
-    Once a dark background decided so by itself, and a run that was begun then goes on with the same pictures.
+    Once a dark background decided so by itself, and a run that was begun then resumes with the same pictures.
     """
     of_table = _TABLE.match(str(metadata.get("source", "")))
     return {"inverted": True} if metadata.get("inverted") is True and of_table else {}
