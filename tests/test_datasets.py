@@ -488,9 +488,9 @@ def leaf_content(x, y):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (leaf_content(["1.jpg", "2.jpg"], [0, 1]), "neither FEMNIST nor Shakespeare"),
-        (leaf_content([None], [0]), "neither FEMNIST nor Shakespeare"),
-        (leaf_content([{}], [0]), "neither FEMNIST nor Shakespeare"),
+        (leaf_content(["1.jpg", "2.jpg"], [0, 1]), "none of FEMNIST, Shakespeare, Synthetic"),
+        (leaf_content([None], [0]), "none of FEMNIST, Shakespeare, Synthetic"),
+        (leaf_content([{}], [0]), "none of FEMNIST, Shakespeare, Synthetic"),
         ({"users": None, "num_samples": [1], "user_data": {}}, "of another structure"),
         ({"users": ["u"], "num_samples": [1], "user_data": {"u": [1]}}, "of another structure"),
     ],

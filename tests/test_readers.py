@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,6 +12,7 @@ from pyarrow import csv, parquet
 
 import headstart as hs
 from headstart.data import load as datasets
+from headstart.data.decided import decisions
 from headstart.errors import UserError
 
 
@@ -170,3 +173,43 @@ def test_tables_of_a_folder_that_differ_are_no_data_set(tmp_path):
     (tmp_path / "b.csv").write_text("other,y\n1,2\n")
     with pytest.raises(UserError, match="differ in column 'a'"):
         hs.load(tmp_path)
+
+
+def leaf(path, **examples):
+    data = {user: {"x": x, "y": y} for user, (x, y) in examples.items()}
+    counts = [len(user["y"]) for user in data.values()]
+    path.write_text(json.dumps({"users": list(data), "num_samples": counts, "user_data": data}))
+    return path
+
+
+def test_leaf_synthetic_is_numbers_and_classes(tmp_path):
+    train = leaf(tmp_path / "all_train.json", f_0=([[0.5, -1.0], [1.5, 2.0]], [7, 3]), f_1=([[3.0, 4.0]], [9]))
+    leaf(tmp_path / "all_test.json", f_0=([[8.0, 9.0]], [9]))
+    federation = hs.load(train)
+    assert federation.sizes.tolist() == [[2, 1], [1, 0]] and federation.metadata["kind"] == "features"
+    x, y = federation.fetch(np.array([0]))
+    assert x.dtype == np.float32 and x.tolist() == [[0.5, -1.0], [1.5, 2.0], [8.0, 9.0]]
+    assert [federation.metadata["labels"][number] for number in y] == ["7", "3", "9"]
+    (other := tmp_path / "other").mkdir()
+    theirs = leaf(other / "new.json", g=([[1.0, 2.0], [1.0, 2.0]], [9, 7]))
+    later = datasets.load_as_decided(theirs, {}, decisions(federation.metadata))
+    assert sorted(later.fetch(np.array([0]))[1].tolist()) == [1, 2]
+    wide = leaf(tmp_path / "wide.json", a=([[-0.4] * 700 + [2.5] * 84] * 2, [1, 0]))
+    assert hs.load(wide).example()[0].shape == (2, 784)
+
+
+def test_leaf_tweets_are_hashed_words(tmp_path):
+    def tweets(*texts):
+        return [["1", "Mon", "NO_QUERY", "ann", text] for text in texts]
+
+    path = leaf(tmp_path / "t.json", ann=(tweets("Good, good day", "day GOOD good ,", ""), [1, 1, 0]))
+    federation = hs.load(path)
+    x, y = federation.fetch(np.array([0]))
+    x, y = x[np.argsort(-x.sum(axis=1), kind="stable")], sorted(y)
+    np.testing.assert_array_equal(x[0], x[1])
+    np.testing.assert_allclose(np.sort(x[0])[-3:], np.array([1, 1, 2]) / np.sqrt(6), rtol=1e-6)
+    assert x.shape == (3, 1024) and not x[2].any() and y == [0, 1, 1]
+    assert "hashed into 1,024 features" in federation.metadata["notes"][0]
+    bad = leaf(tmp_path / "r.json", ann=([[["a", "b"]]], [1]))
+    with pytest.raises(UserError, match="none of FEMNIST, Shakespeare, Synthetic and Sent140"):
+        hs.load(bad)

@@ -168,15 +168,15 @@ def _read(sources: Sources, options: Mapping[str, Any], decided: Mapping[str, An
     if form in ("npz", "parquet", "csv"):
         return read_table(sources, form, options, decided)
     with reading(sources.path):
-        return _read_layout(sources, form, options)
+        return _read_layout(sources, form, options, decided)
 
 
-def _read_layout(sources: Sources, form: str, options: Mapping[str, Any]) -> Rows:
+def _read_layout(sources: Sources, form: str, options: Mapping[str, Any], decided: Mapping[str, Any]) -> Rows:
     path, train, test, _ = sources
     if form == "sqlite":
         return _read_sqlite(sources, options)
     accept(options, [], f"{path} ({'TFF h5' if form == 'h5' else 'LEAF JSON'})")
-    return tff.read_h5(train, test) if form == "h5" else leaf.read_leaf(train, test)
+    return tff.read_h5(train, test) if form == "h5" else leaf.read_leaf(train, test, decided)
 
 
 def _read_sqlite(sources: Sources, options: Mapping[str, Any]) -> Rows:

@@ -1,26 +1,51 @@
-"""LEAF's JSON files: FEMNIST (784 pixels, label) and Shakespeare (80 characters, the next one)."""
+"""LEAF's JSON files, by what an example holds.
+
+FEMNIST: 784 pixels, label. Shakespeare: 80 characters, the next one. Synthetic: numbers, label. Sent140: a tweet's id,
+date, query, user and text, label.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from headstart.data.readers.images import SIDE
 from headstart.data.readers.limits import TEXT
+from headstart.data.readers.meaning import targets
 from headstart.data.readers.rows import Rows
 from headstart.data.readers.sources import unpacked
+from headstart.data.readers.targets import decided_classes, target_classes
 from headstart.data.readers.whole import read_whole
+from headstart.data.readers.words import NOTE, hashed_words
 from headstart.documents import unique_names
 from headstart.errors import UserError
 
+# Where the text is in Sent140's examples.
+_TWEET_TEXT = 4
+# Pixels below zero are damaged, but not if they are many: then they are not pixels, but numbers of another scale.
+_FEW = 0.1
 
-def read_leaf(train: Sequence[Path], test: Sequence[Path]) -> Rows:
-    """`{"users": …, "num_samples": …, "user_data": {user: {"x": …, "y": …}}}`, gzipped or not."""
-    return read_whole(_clients, train, test, "LEAF JSON")
+
+def read_leaf(train: Sequence[Path], test: Sequence[Path], decided: Mapping[str, Any] = MappingProxyType({})) -> Rows:
+    """`{"users": …, "num_samples": …, "user_data": {user: {"x": …, "y": …}}}`, gzipped or not.
+
+    decided: what training decided of the labels, where the file says none; see `decided.decisions`.
+    """
+    rows = read_whole(_clients, train, test, "LEAF JSON")
+    if "classes" in rows.metadata:
+        return rows
+    path, owners = str([*train, *test][0]), np.repeat(rows.ids, rows.sizes.sum(axis=1)).tolist()
+    if decided.get("classes"):
+        y, metadata = decided_classes(path, "y", rows.y, decided, owners)
+    else:
+        y = targets(path, "y", rows.y, known=False)
+        y, metadata = target_classes(path, "y", y, {}, owners)
+    return rows._replace(y=y, metadata={**rows.metadata, **metadata})
 
 
 def _clients(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -43,10 +68,23 @@ def _clients(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _fields(path: Path, x: list[Any], y: list[Any]) -> dict[str, Any]:
     if not isinstance(x, list) or not isinstance(y, list):
         raise TypeError("examples are no list")
-    if x and isinstance(x[0], str) and isinstance(y[0], str) and len(x[0]) + len(y[0]) == 81:
+    if not x:
+        return {"pixels": np.zeros((0, SIDE**2), np.float32), "label": np.zeros(0, np.int64)}
+    if isinstance(x[0], str) and isinstance(y[0], str) and len(x[0]) + len(y[0]) == 81:
         return {"windows": [a + b for a, b in zip(x, y, strict=True)]}
-    if not x or (isinstance(x[0], list) and len(x[0]) == SIDE**2):
-        return {"pixels": np.asarray(x, np.float32), "label": np.asarray(y)}
+    if _is_tweet(x[0]):
+        return {"features": hashed_words([each[_TWEET_TEXT] for each in x]), "target": np.asarray(y), "note": NOTE}
+    if isinstance(x[0], list) and all(isinstance(value, int | float) for value in x[0]):
+        values = np.asarray(x, np.float32)
+        if values.shape[1] == SIDE**2 and (values < 0).mean() < _FEW:
+            return {"pixels": values, "label": np.asarray(y)}
+        return {"features": values, "target": np.asarray(y)}
     raise UserError(
-        f"{path} is LEAF's, but neither FEMNIST nor Shakespeare; write these examples as npz, Parquet or CSV"
+        f"{path} is LEAF's, but none of FEMNIST, Shakespeare, Synthetic and Sent140; write these examples as npz,"
+        " Parquet or CSV"
     )
+
+
+def _is_tweet(example: Any) -> bool:
+    texts = isinstance(example, list) and all(isinstance(value, str) for value in example)
+    return texts and len(example) in (_TWEET_TEXT + 1, _TWEET_TEXT + 2)
