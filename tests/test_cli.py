@@ -183,7 +183,7 @@ MISTAKES = {
     "no stages": (["run", "fedavg", "--set", "stages=[]"], "has no stages"),
     "a negative seed": (["run", "fedavg", "--set", "seed=-1"], "experiment.seed is -1, but must be at least 0"),
     "a model of the wrong kind": (
-        ["run", "fedavg", "--data", "days.csv", "--model", "mlp"],
+        ["run", "fedavg", "--data", "days.csv", "--model", "logistic"],
         "the data have no classes",
     ),
     "a model with too few outputs": (

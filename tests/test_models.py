@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import flax.linen as nn
@@ -7,7 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from headstart.data.federation import from_arrays
 from headstart.errors import UserError
+from headstart.experiment.experiment import Experiment, ModelSpec
+from headstart.experiment.setup import TABLE_WIDTHS, build_model, check_fit, suited
+from headstart.learning.tasks import Classification, Regression
 from headstart.models.zoo import ALIASES, CNN, MLP, CharLSTM, Linear, Logistic, Model, as_model, count_parameters
 
 IMAGES = np.zeros((3, 28, 28, 1), np.float32)
@@ -238,3 +243,31 @@ def test_a_model_that_does_not_fit_the_data_is_refused_in_one_sentence():
 def test_aliases_are_the_models_of_the_command_line():
     expected = {"cnn": CNN, "char_lstm": CharLSTM, "logistic": Logistic, "linear": Linear, "mlp": MLP}
     assert expected == ALIASES
+
+
+@pytest.mark.parametrize("name", ["mlp", "linear"])
+@pytest.mark.parametrize("width", [(), (1,), (3,)])
+def test_models_of_quantities_have_as_many_outputs_as_the_target(name, width):
+    y = np.zeros((5, *width), np.float32)
+    federation = from_arrays("mine", ["a"], np.array([[3, 2]]), np.zeros((5, 4), np.float32), y)
+    experiment = suited(Experiment("e", (), model=ModelSpec(name)), federation)
+    assert experiment.task == Regression() and experiment.model == ModelSpec(name)
+    model = build_model(experiment.model, federation)
+    check_fit(experiment.task, model, federation)
+    assert model.apply(model.init(jax.random.key(0)), jnp.zeros((2, 4)))[0].shape == (2, *(width or (1,)))
+
+
+def test_a_single_output_is_no_model_of_classes():
+    unsaid = from_arrays("mine", ["a"], np.array([[3, 2]]), np.zeros((5, 4), np.float32), np.zeros(5, np.int32))
+    with pytest.raises(UserError, match="1 outputs for any classes"):
+        check_fit(Classification(), build_model(ModelSpec("mlp"), unsaid), unsaid)
+
+
+def test_an_mlp_on_a_table_has_widths_of_its_own():
+    federation = from_arrays("t", ["a"], np.array([[3, 2]]), np.zeros((5, 4), np.float32), np.zeros(5))
+    table = replace(federation, metadata={**federation.metadata, "columns": []})
+    mlp = Experiment("e", (), model=ModelSpec("mlp"))
+    assert suited(mlp, federation).model == ModelSpec("mlp")
+    assert suited(mlp, table).model.options["widths"] == TABLE_WIDTHS
+    own = replace(mlp, model=ModelSpec("mlp", {"widths": [7]}))
+    assert suited(own, table).model.options["widths"] == [7]

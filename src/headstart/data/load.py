@@ -42,7 +42,8 @@ def load(name_or_path: str | os.PathLike[str], **options: Any) -> Federation:
     options: those of `glyphs`; `digits_only=True` for TFF's EMNIST; those of `tables.read_table`, such as
         `regression=True`, without which whole numbers are classes. They may be text, as a command line gives them.
 
-    Published EMNIST is uint8 `[rows, 28, 28, 1]`, background 255; other pictures keep their polarity. Text is int32 `[rows, 80]`; features are float32.
+    Published EMNIST is uint8 `[rows, 28, 28, 1]`, background 255; other pictures keep their polarity. Text is int32
+    `[rows, 80]`; features are float32.
 
     Raises:
         UserError: for a file that is missing, damaged or of another format, bad values, unknown options.

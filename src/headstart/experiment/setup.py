@@ -250,13 +250,25 @@ def target_problems(experiment: Experiment, federation: Federation, groups: Spli
             )
 
 
+# Of an MLP on a table that names none: small, for clients with tens of rows.
+TABLE_WIDTHS = (64, 64)
+
+
 def suited(experiment: Experiment, federation: Federation) -> Experiment:
     """The experiment with the model and the task that suit the data where none is given."""
     kind = federation.metadata.get("kind", "features")
     regression = not federation.metadata.get("classes")
     task = {"text": NextCharacter()}.get(kind, Regression() if regression else Classification())
-    model = {"text": "char_lstm", "image": "cnn"}.get(kind, "linear" if regression else "logistic")
-    return replace(experiment, task=experiment.task or task, model=experiment.model or ModelSpec(model))
+    name = {"text": "char_lstm", "image": "cnn"}.get(kind, "linear" if regression else "logistic")
+    model = experiment.model or ModelSpec(name)
+    if model.path == "mlp" and is_table(federation):
+        model = replace(model, options={"widths": TABLE_WIDTHS, **model.options})
+    return replace(experiment, task=experiment.task or task, model=model)
+
+
+def is_table(federation: Federation) -> bool:
+    """Whether the examples are the rows of a table whose columns are known."""
+    return bool({"columns", "preprocessing"} & federation.metadata.keys())
 
 
 def build_model(model: ModelSpec, federation: Federation, *, allowed_modules: Collection[str] = ()) -> Model:
@@ -309,6 +321,8 @@ def _called(thing: Any, model: ModelSpec, federation: Federation) -> Any:
     classes = federation.metadata.get("classes")
     if "classes" in parameters and classes:
         options.setdefault("classes", int(classes))
+    elif thing in (ALIASES["linear"], ALIASES["mlp"]):
+        options.setdefault("outputs", _width(federation))
     if "rngs" in parameters:
         return partial(thing, **options)
     try:
@@ -316,6 +330,11 @@ def _called(thing: Any, model: ModelSpec, federation: Federation) -> Any:
     except Exception as error:  # whatever the user's own code raises
         reason = "the data have no classes" if "'classes'" in str(error) else f"{type(error).__name__}: {error}"
         raise UserError(f"cannot make the model {model.path} with the options {options}: {reason}") from error
+
+
+def _width(federation: Federation) -> int:
+    """How many numbers the target of an example has."""
+    return math.prod(np.shape(jax.tree.leaves(federation.example()[1])[0])[1:])
 
 
 def check_fit(task: Task, model: Model, federation: Federation) -> None:
@@ -352,5 +371,5 @@ def _check_outputs(task: Task, output: Any, y: Any, classes: int | None) -> None
         raise UserError(
             f"the targets are {y.dtype}, not classes; choose the task Regression and a model such as linear"
         )
-    if output.ndim < 2 or (classes and output.shape[-1] < classes):
-        raise UserError(f"the model has {output.shape[-1]} outputs for {classes} classes; choose a larger one")
+    if output.ndim < 2 or output.shape[-1] < (classes or 2):
+        raise UserError(f"the model has {output.shape[-1]} outputs for {classes or 'any'} classes; choose a larger one")

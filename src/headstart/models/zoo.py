@@ -136,18 +136,19 @@ class Linear(nn.Module):
 
 
 class MLP(nn.Module):
-    """Dense layers with relu between them, on the flattened input."""
+    """Dense layers with relu between them, on the flattened input; for classes or, without them, for quantities."""
 
-    classes: int
+    classes: int | None = None
     widths: tuple[int, ...] = (200,)
+    outputs: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Logits `[batch, classes]` of inputs `[batch, ...]`."""
+        """Logits `[batch, classes]` or predictions `[batch, outputs]` of inputs `[batch, ...]`."""
         x = _flat(x)
         for width in self.widths:
             x = nn.relu(_dense(width)(x))
-        return _dense(self.classes)(x)
+        return _dense(self.outputs if self.classes is None else self.classes)(x)
 
 
 ALIASES: dict[str, type[nn.Module]] = {
