@@ -148,9 +148,14 @@ def test_a_split_column_separates_the_parts(form, tmp_path):
         ({"client": None}, {}, "has no column 'client', but y, a, b; name the right one with client=, or make"),
         ({"y": None}, {}, "has no column 'y', but client, a, b; name the right one with target="),
         ({}, {"features": "a,c"}, "has no column 'c', but client, y, a, b; name the right ones with features="),
-        ({}, {"features": "a,client"}, "has no numbers in column 'client'"),
-        ({"a": [1.0, 2.0, 3.0, np.nan, 5.0]}, {}, "NaN or infinite value in column 'a' of client ann, row 4"),
-        ({"a": [1.0, np.inf, 3.0, 4.0, 5.0]}, {}, "NaN or infinite value in column 'a' of client bo, row 2"),
+        ({}, {"features": "a,client"}, "column 'client' says whose the rows are, so it is no feature"),
+        ({}, {"features": "a,y"}, "column 'y' is the target, so it is no feature"),
+        (
+            {"a": [1.0, 2.0, 3.0, np.nan, 5.0]},
+            {"raw": True},
+            "NaN or infinite value in column 'a' of client ann, row 4",
+        ),
+        ({"a": [1.0, np.inf, 3.0, 4.0, 5.0]}, {"raw": True}, "NaN or infinite value in column 'a' of client bo, row 2"),
         ({"y": [1.5, 2.5, np.nan, 1.0, 1.0]}, {}, "no value in column 'y' of row 3"),
         ({"client": ["a", "b", "", "d", "e"]}, {}, "no value in column 'client' of row 3"),
         ({}, {"colour": "red"}, "has no option 'colour'; it accepts client, target, features, split"),
@@ -204,7 +209,7 @@ def test_nulls_in_parquet_are_missing_values(tmp_path):
     with pytest.raises(UserError, match="no value in column 'y' of row 2"):
         load(tmp_path, "parquet", columns(y=[1, None, 2, 3, 1]))
     with pytest.raises(UserError, match="missing, NaN or infinite value in column 'b' of client bo, row 2"):
-        load(tmp_path, "parquet", columns(b=[1, None, 2, 3, 1]))
+        load(tmp_path, "parquet", columns(b=[1, None, 2, 3, 1]), raw=True)
 
 
 def test_csv_may_be_packed_and_separated_by_semicolons(tmp_path):

@@ -221,7 +221,7 @@ def test_in_hand_too_labels_and_features_go_by_name(codes):
     frame = pandas.DataFrame({"note": 0, "b": x[:, 1], "a": x[:, 0]})
     assert codes.predict(x)[:3].tolist() == ["3", "5", "7"]
     np.testing.assert_array_equal(codes.predict(frame), codes.predict(x))
-    with pytest.raises(hs.UserError, match="the frame has no column 'b'; training had the features a, b"):
+    with pytest.raises(hs.UserError, match="what you give has no column 'b'; training had a, b"):
         codes.predict(frame.rename(columns={"b": "c"}))
     y = np.array([3, 5, 7] * 4)
     models = [codes.personalize(x, given, epochs=1) for given in (y, y.astype(str), y.astype(float))]

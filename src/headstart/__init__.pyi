@@ -7,6 +7,7 @@ from .data.federation import from_arrays as from_arrays
 from .data.federation import split_clients as split_clients
 from .data.federation import split_examples as split_examples
 from .data.load import load as load
+from .data.preprocessing import Preprocessing as Preprocessing
 from .errors import UserError as UserError
 from .experiment.experiment import Centralized as Centralized
 from .experiment.experiment import Data as Data

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from headstart.data.federation import Federation
+from headstart.data.preprocessing import is_raw, is_table, needs_preprocessing, of_metadata
 from headstart.errors import UserError
 
 # In a federation's metadata. `regression` is added where the task says that targets are quantities.
-_NAMES = ("kind", "classes", "labels", "features", "inverted", "background", "regression")
+_NAMES = ("kind", "classes", "labels", "features", "inverted", "background", "regression", "preprocessing")
 # How a table's source begins. Pictures of every other source have the light background that they are published in.
 _TABLE = re.compile(r"(npz|parquet|csv) |devices")
 _LIGHT, _DARK = 255, 64
@@ -89,7 +90,7 @@ def opposite(level: int, trained: int) -> bool:
 
 
 def as_decided(federation: Federation, decided: Mapping[str, Any], what: str) -> Federation:
-    """The federation with the decided names of its classes.
+    """The federation with the decided names of its classes, and the decided features of a raw table.
 
     what: the data's name, for messages.
 
@@ -97,13 +98,38 @@ def as_decided(federation: Federation, decided: Mapping[str, Any], what: str) ->
         UserError: if it contradicts what was decided.
     """
     own = decisions(federation.metadata)
-    complaint = next(filter(None, (check(own, decided) for check in (_kind, _features, _targets, _pictures))), "")
+    # Of a raw table the columns are taken by name, and it may have others.
+    checks = (_kind, _targets, _pictures) if is_raw(federation) else (_kind, _features, _targets, _pictures)
+    complaint = next(filter(None, (check(own, decided) for check in checks)), "")
     if complaint:
         raise UserError(f"{what} {complaint}")
+    federation = _as_preprocessed(federation, decided, what)
     if "classes" not in own or class_labels(own) == class_labels(decided):
         return federation
     classes = {name: decided[name] for name in ("classes", "labels") if name in decided}
     return replace(federation, metadata={**federation.metadata, **classes})
+
+
+def _as_preprocessed(federation: Federation, decided: Mapping[str, Any], what: str) -> Federation:
+    """The federation with its columns made features as in training."""
+    preprocessing = of_metadata(decided)
+    if preprocessing is None:
+        if decided.get("features") and needs_preprocessing(federation):
+            raise UserError(f"{what} has gaps or columns that are no numbers, and training had only numbers")
+        return federation
+    if not is_table(federation.metadata):
+        # Numbers in the order of the columns, as who makes a federation of arrays has them.
+        x, _ = federation.example()
+        names = ", ".join(column.name for column in preprocessing.used)
+        if np.shape(x)[1:] != (len(preprocessing.used),) or any(c.kind == "category" for c in preprocessing.used):
+            raise UserError(f"{what} is no table, and training had one with the columns {names}; give such a table")
+        columns = [{"name": column.name, "kind": column.kind} for column in preprocessing.used]
+        federation = replace(federation, metadata={**federation.metadata, "columns": columns})
+    if is_raw(federation):
+        return preprocessing.apply(federation)
+    if of_metadata(federation.metadata) != preprocessing:
+        raise UserError(f"{what} was preprocessed otherwise than in training; give the table as it was before")
+    return federation
 
 
 def _kind(own: Mapping[str, Any], decided: Mapping[str, Any]) -> str:

@@ -14,7 +14,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from headstart.data.federation import Block, Client, Federation, Part, Tree, key_data
+from headstart.data.preprocessing import needs_preprocessing
 from headstart.devices import block_spec, on_mesh, spans_processes
+from headstart.errors import UserError
 
 ALIGNMENT = 64
 
@@ -102,6 +104,11 @@ def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None =
     mesh: the devices that share the work, as `devices.all_devices` gives them: each gets the rows and its own clients.
         Processes of a cluster read the clients they train and no others, so that each gather brings its own rows.
     """
+    if needs_preprocessing(federation):
+        raise UserError(
+            f"{federation.name} is a table with gaps, categories or dates, which no model learns from as they are; make"
+            " features of it: headstart.Preprocessing.fit(federation, clients).apply(federation)"
+        )
     if spans_processes(mesh) or federation.nbytes > limit:
         return Gather(federation, mesh, None)
     everyone = np.arange(len(federation))

@@ -134,7 +134,7 @@ class Generated:
         return self.function(clients)
 
 
-def _derived(fetch: Fetch, source: Fetch, how: str) -> Fetch:
+def derived(fetch: Fetch, source: Fetch, how: str) -> Fetch:
     """A fetch that changes the rows of another one; of generated rows it says how."""
     return Generated(fetch, source.made_from + how) if isinstance(source, Generated) else fetch
 
@@ -198,7 +198,7 @@ class Federation:
             self,
             ids=Ids(len(clients), lambda index: self.ids[int(clients[index])]),
             sizes=self.sizes[clients],
-            fetch=_derived(lambda inner: self.fetch(clients[np.asarray(inner, np.int64)]), self.fetch, ""),
+            fetch=derived(lambda inner: self.fetch(clients[np.asarray(inner, np.int64)]), self.fetch, ""),
         )
 
     def example(self) -> tuple[Tree, Tree]:
@@ -288,7 +288,7 @@ def split_examples(federation: Federation, *, test_fraction: float = 0.2, seed: 
 
     sizes, fetch_split = (
         np.stack([totals - test, test], axis=1),
-        _derived(fetch, federation.fetch, f", split by {seed}"),
+        derived(fetch, federation.fetch, f", split by {seed}"),
     )
     return replace(federation, sizes=sizes, fetch=fetch_split, has_predefined_split=False)
 
@@ -323,7 +323,7 @@ def limited(federation: Federation, adapt_examples: float, *, seed: int = 0) -> 
 
     sizes = np.stack([kept, federation.sizes[:, 1]], axis=1)
     how = f", limited by {seed} from {hashlib.sha256(all_of_it.tobytes()).hexdigest()}"
-    return replace(federation, sizes=sizes, fetch=_derived(fetch, federation.fetch, how))
+    return replace(federation, sizes=sizes, fetch=derived(fetch, federation.fetch, how))
 
 
 class Split(NamedTuple):

@@ -65,6 +65,12 @@ _EARLIER_FIELDS = {
 _EARLIER_DEFAULTS = {("headstart.Stage", "clients_per_round"): 10}
 
 
+# Fields that values did not have at first, with what they are where nothing was said.
+_LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "headstart.Regression": {"center": [], "scale": []},
+}
+
+
 def to_json(value: Any) -> Json:
     """A frozen dataclass as a dictionary with its name under "type"; tuples as lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -185,6 +191,8 @@ def earlier(document: Json) -> Json:
     kind = fields.get("type")
     if not isinstance(kind, str):
         return fields
+    later = _LATER_FIELDS.get(kind, {})
+    fields = {name: item for name, item in fields.items() if name not in later or item != later[name]}
     names = {now: then for then, now in _EARLIER_FIELDS.get(kind, {}).items()}
     fields = {name: _EARLIER_DEFAULTS.get((kind, name)) if item is None else item for name, item in fields.items()}
     fields = {names.get(key, key): item for key, item in fields.items()} | {"type": first.get(kind, kind)}

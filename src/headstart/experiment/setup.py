@@ -19,6 +19,7 @@ from flax import nnx
 
 from headstart.data.federation import Examples, Federation, Split, Tree, as_input, limited, split_clients
 from headstart.data.load import load_as_decided
+from headstart.data.preprocessing import Preprocessing, is_raw, is_table, of_metadata
 from headstart.data.readers.pictures import channels_first
 from headstart.errors import UserError
 from headstart.experiment.experiment import COHORT, Centralized, Data, Experiment, ModelSpec, Stage
@@ -61,10 +62,11 @@ def prepare(
     """
     check_stages(experiment)
     experiment = with_objects(experiment, federation, model)
-    federation = earlier.federation if earlier is not None else _federation(experiment.data, federation, decided)
-    experiment = suited(experiment, federation)
     data = experiment.data
+    federation = earlier.federation if earlier is not None else _federation(data, federation, decided)
     groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
+    federation = preprocessed(federation, groups.train, experiment.task)
+    experiment = suited(experiment, federation)
     experiment = with_cohorts(experiment, len(groups.train))
     refuse(
         [
@@ -84,6 +86,17 @@ def prepare(
     check_fit(experiment.task, built, federation)
     check_parameters(experiment, built)
     return Prepared(experiment, experiment.task, built, federation, groups)
+
+
+def preprocessed(federation: Federation, clients: np.ndarray, task: Task | None = None) -> Federation:
+    """The federation of features of a raw table, as decided from what these clients train on; any other as it is.
+
+    task: None where it is to suit the data; targets are standardized for `Regression` alone.
+    """
+    if not is_raw(federation):
+        return federation
+    targets = task is None or isinstance(task, Regression)
+    return Preprocessing.fit(federation, clients, targets=targets).apply(federation)
 
 
 # What an experiment names in place of a federation or a model that was handed over as an object.
@@ -260,15 +273,13 @@ def suited(experiment: Experiment, federation: Federation) -> Experiment:
     regression = not federation.metadata.get("classes")
     task = {"text": NextCharacter()}.get(kind, Regression() if regression else Classification())
     name = {"text": "char_lstm", "image": "cnn"}.get(kind, "linear" if regression else "logistic")
-    model = experiment.model or ModelSpec(name)
-    if model.path == "mlp" and is_table(federation):
+    task, model = experiment.task or task, experiment.model or ModelSpec(name)
+    if model.path == "mlp" and is_table(federation.metadata):
         model = replace(model, options={"widths": TABLE_WIDTHS, **model.options})
-    return replace(experiment, task=experiment.task or task, model=model)
-
-
-def is_table(federation: Federation) -> bool:
-    """Whether the examples are the rows of a table whose columns are known."""
-    return bool({"columns", "preprocessing"} & federation.metadata.keys())
+    preprocessing = of_metadata(federation.metadata)
+    if isinstance(task, Regression) and preprocessing is not None:
+        task = replace(task, center=preprocessing.target_center, scale=preprocessing.target_scale)
+    return replace(experiment, task=task, model=model)
 
 
 def build_model(model: ModelSpec, federation: Federation, *, allowed_modules: Collection[str] = ()) -> Model:

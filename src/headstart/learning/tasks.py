@@ -122,7 +122,16 @@ class Regression:
     """Outputs `[batch]` or `[batch, outputs]`, targets of the same shape (a last axis of 1 may be missing).
 
     The loss is the squared error of an example, averaged over its outputs.
+
+    center, scale: of targets that were standardized as (target - center) / scale, one for each output; empty where
+        they were not. The loss is of what was standardized; metrics and predictions are in the targets' own units.
     """
+
+    center: tuple[float, ...] = ()
+    scale: tuple[float, ...] = at_least(0, (), above=True)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def loss(self, output: Array, y: Array) -> Items:
         """Squared error `[batch]`."""
@@ -130,16 +139,30 @@ class Regression:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Mean squared error, then mean absolute error."""
+        """Mean squared error, then mean absolute error, in the targets' own units."""
         return (
-            Metric("mean squared error", "squared units of the target", False, self.loss),
+            Metric(
+                "mean squared error",
+                "squared units of the target",
+                False,
+                lambda output, y: _per_example(lambda error: self._own_units(error) ** 2, output, y),
+            ),
             Metric(
                 "mean absolute error",
                 "units of the target",
                 False,
-                lambda output, y: _per_example(jnp.abs, output, y),
+                lambda output, y: _per_example(lambda error: jnp.abs(self._own_units(error)), output, y),
             ),
         )
+
+    def _own_units(self, errors: Array) -> Array:
+        return errors * jnp.array(self.scale, errors.dtype) if self.scale else errors
+
+    def in_own_units(self, output: np.ndarray) -> np.ndarray:
+        """What the model predicts `[rows, ...]`, in the targets' own units."""
+        if not self.scale:
+            return output
+        return (output * np.array(self.scale) + np.array(self.center)).astype(np.float32).reshape(output.shape)
 
 
 def _accuracy(correct: Callable[[Array, Array], Items]) -> Metric:

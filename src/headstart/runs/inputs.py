@@ -11,6 +11,7 @@ import numpy as np
 from headstart.data.checks import first_beyond
 from headstart.data.decided import class_labels, class_numbers, label_texts, polarity_complaint
 from headstart.data.federation import Tree
+from headstart.data.preprocessing import Preprocessing, of_metadata
 from headstart.data.readers import images
 from headstart.errors import UserError
 
@@ -19,11 +20,14 @@ def inputs_like(decided: Mapping[str, Any], example: np.ndarray | None) -> Calla
     """What brings inputs `[rows, ...]` to the form of those trained on, or refuses them.
 
     decided: of the run's data. example: some inputs of the run `[rows, ...]`, or None where it keeps none.
-    A frame's columns are taken by the names of the features.
+    A frame's columns are taken by the names of the features, those of a table as they were before preprocessing.
     """
+    preprocessing = of_metadata(decided)
 
     def prepare(x: Tree) -> Tree:
-        if hasattr(x, "columns") and "features" in decided:
+        if preprocessing is not None:
+            x = preprocessing.transform(_table(x, preprocessing), "what you give")
+        elif hasattr(x, "columns") and "features" in decided:
             x = _by_name(x, decided["features"])
         if not isinstance(x, np.ndarray | jax.Array | list) or example is None:
             _check_finite(x)
@@ -44,11 +48,30 @@ def inputs_like(decided: Mapping[str, Any], example: np.ndarray | None) -> Calla
     return prepare
 
 
+def _table(x: Any, preprocessing: Preprocessing) -> Mapping[str, Any]:
+    """The columns of a table by name, of a frame, a mapping, or numbers `[rows, columns]` in the order of training."""
+    if isinstance(x, Mapping):
+        return x
+    if hasattr(x, "column_names"):  # Arrow
+        return {name: x[name].to_numpy() for name in x.column_names}
+    if hasattr(x, "columns"):
+        return {str(name): np.asarray(x[name]) for name in x.columns}
+    x, names = np.asarray(x), [column.name for column in preprocessing.used]
+    if x.ndim != 2 or x.shape[1] != len(names):
+        raise UserError(
+            f"the inputs have the shape {list(x.shape)}, and training had the columns {', '.join(names)}; give a frame,"
+            " or a dictionary of columns"
+        )
+    return dict(zip(names, x.T, strict=True))
+
+
 def targets_like(decided: Mapping[str, Any]) -> Callable[[Tree], Tree]:
     """What brings targets `[rows, ...]` to the form of those trained on: labels to the numbers of their classes.
 
-    A label is the same as text and as a number; where labels are names, a number is the number of a class.
+    A label is the same as text and as a number; where labels are names, a number is the number of a class. Quantities
+    that were standardized in training are standardized.
     """
+    preprocessing = of_metadata(decided)
 
     def prepare(y: Tree) -> Tree:
         if not isinstance(y, np.ndarray | jax.Array | list) and not hasattr(y, "to_numpy"):
@@ -56,7 +79,7 @@ def targets_like(decided: Mapping[str, Any]) -> Callable[[Tree], Tree]:
         y = np.asarray(y)
         whole = decided.get("kind") == "text" and y.dtype.kind in "iu"  # tokens, some of which are called by a digit
         if "classes" not in decided or whole:
-            return y
+            return y if preprocessing is None else preprocessing.transform_targets(y)
         numbers = class_numbers(y, class_labels(decided))
         if (numbers < 0).any():
             unknown = label_texts(y.ravel()[np.ravel(numbers) < 0][:1])[0]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from headstart.data.federation import Tree, as_input
-from headstart.learning.tasks import Classification, NextCharacter, Task
+from headstart.learning.tasks import Classification, NextCharacter, Regression, Task
 from headstart.models.zoo import Model
 
 ROWS_AT_ONCE = 1024
@@ -44,7 +44,7 @@ class TrainedModel:
         """Predictions for inputs `[rows, ...]`: the label of the likeliest class, or the values themselves."""
         outputs = self.outputs(x)
         if not isinstance(self.task, Classification | NextCharacter):
-            return outputs
+            return self.task.in_own_units(outputs) if isinstance(self.task, Regression) else outputs
         classes = outputs.argmax(axis=-1)
         return np.array(list(self.labels))[classes] if len(self.labels) else classes
 

@@ -11,9 +11,11 @@ import numpy as np
 
 from headstart.data.decided import class_labels
 from headstart.data.partition import OWNERS, client_names
+from headstart.data.preprocessing import of_metadata
 from headstart.data.readers import images, meaning
 from headstart.data.readers.arrow import read_csv, read_parquet
 from headstart.data.readers.columns import for_regression, missing, names_in, number, numbers, refuse_rows_of_numbers
+from headstart.data.readers.encoding import Encoded, Kind, encode
 from headstart.data.readers.meaning import texts
 from headstart.data.readers.npz import read_npz
 from headstart.data.readers.pictures import as_pictures, is_character
@@ -23,7 +25,7 @@ from headstart.data.readers.sources import Sources
 from headstart.data.readers.targets import decided_classes, target_classes
 from headstart.errors import UserError
 
-_COLUMN_OPTIONS = ("client", "target", "features", "split", "classes", "labels", "regression", "inverted")
+_COLUMN_OPTIONS = ("client", "target", "features", "split", "classes", "labels", "regression", "inverted", "raw")
 _PARTITION_OPTIONS = ("partition", "clients", "alpha", "classes_per_client", "seed")
 _PARTITIONS: Mapping[str, Mapping[str, type]] = {
     "dirichlet": {"alpha": float},
@@ -32,6 +34,8 @@ _PARTITIONS: Mapping[str, Mapping[str, type]] = {
 }
 
 Columns = Mapping[str, np.ndarray]
+# More different texts than these are no category: ids, names, notes.
+MOST_LABELS = 1000
 
 
 def read_table(
@@ -46,6 +50,9 @@ def read_table(
     `regression=true` whole ones too. Without a client column,
     `partition=dirichlet|classes|random` with `clients`, `alpha`, `classes_per_client` and `seed` makes clients.
     Pictures keep the polarity that they have; `inverted=true` inverts characters of 28 x 28.
+
+    Features of Parquet and CSV may be numbers, text, dates and booleans with gaps: a raw table, which a `Preprocessing`
+    makes features of. `raw=true` takes numbers as they are, and refuses all else; npz is taken so unless `raw=false`.
 
     decided: what training decided, which is applied, and nothing of it anew; see `decided.decisions`.
     """
@@ -69,7 +76,10 @@ def read_table(
     test = _test_rows(path, columns, str(split)) if split else of_test
     taken = {str(options.get("client", "client")), target, str(split)}
     names = _feature_names(form, columns, options, taken | numbering)
-    x, metadata = _features(path, columns, names, owners, options.get("inverted"))
+    _refuse_as_features(path, names, options, target)
+    raw = as_flag("raw", options.get("raw", form == "npz"))
+    kinds = _decided_kinds(decided)
+    x, metadata = _features(path, columns, names, owners, options.get("inverted"), table=not raw, kinds=kinds)
     if decided.get("classes"):
         y, target_metadata = decided_classes(path, target, y, decided, owners)
     else:
@@ -91,7 +101,7 @@ def _with_decisions(path: str, options: Mapping[str, Any], decided: Mapping[str,
     """
     labels = class_labels(decided)
     decides: Mapping[str, Callable[[Any], bool]] = {
-        "features": lambda value: sorted(names_in(value)) == sorted(decided["features"]),
+        "features": lambda value: _same_features(names_in(value), decided),
         "labels": lambda value: names_in(value) == labels,
         "classes": lambda value: str(value) == str(len(labels)),
         "regression": lambda value: as_flag("regression", value) != bool(labels),
@@ -101,8 +111,23 @@ def _with_decisions(path: str, options: Mapping[str, Any], decided: Mapping[str,
         if not decides[name](options[name]):
             raise UserError(f"{path}: {name}={options[name]} is not what the run was trained with; leave it out")
     added = {name: decided[name] for name in ("features", "regression") if name in decided}
+    if decided.get("features"):
+        added["raw"] = "preprocessing" not in decided
     own_words = {"inverted": decided["inverted"], **options} if "inverted" in decided else options
     return {**own_words, **added}
+
+
+def _same_features(names: Sequence[str], decided: Mapping[str, Any]) -> bool:
+    """Whether the names are of the decided features; preprocessing may have left out some of them."""
+    if "preprocessing" in decided:
+        return set(decided["features"]) <= set(names)
+    return sorted(names) == sorted(decided["features"])
+
+
+def _decided_kinds(decided: Mapping[str, Any]) -> dict[str, Kind]:
+    """What training decided that columns stand for, by name."""
+    preprocessing = of_metadata(decided)
+    return {column.name: column.kind for column in preprocessing.columns} if preprocessing else {}
 
 
 def _read(path: Path, form: str, options: Mapping[str, Any]) -> tuple[Columns, list[str]]:
@@ -196,13 +221,34 @@ def _feature_names(form: str, columns: Columns, options: Mapping[str, Any], take
     return names_in(names)
 
 
+def _refuse_as_features(path: str, names: Sequence[str], options: Mapping[str, Any], target: str) -> None:
+    """Refuse what is no input: the client of a row, and what is to be predicted."""
+    client = None if "partition" in options else str(options.get("client", "client"))
+    for name, what in ((client, "says whose the rows are"), (target, "is the target")):
+        if name in names:
+            raise UserError(f"{path}: column {name!r} {what}, so it is no feature; leave it out of features=")
+
+
 def _features(
-    path: str, columns: Columns, names: Sequence[str], owners: Sequence[str], invert: Any
+    path: str,
+    columns: Columns,
+    names: Sequence[str],
+    owners: Sequence[str],
+    invert: Any,
+    *,
+    table: bool,
+    kinds: Mapping[str, Kind],
 ) -> tuple[np.ndarray, dict[str, Any]]:
+    """The inputs `[rows, ...]` and what is known of them.
+
+    table: whether these are columns of a table, for preprocessing. kinds: what training decided that they stand for.
+    """
     unknown = [name for name in names if name not in columns]
     if unknown or not names:
         what = f"column {unknown[0]!r}" if unknown else "column left for features"
         raise UserError(f"{path} has no {what}, but {listed(columns)}; name the right ones with features=")
+    if table and not _is_array(columns, names):
+        return table_inputs(path, columns, names, kinds)
     arrays = [numbers(path, name, columns[name], owners) for name in names]
     notes = [
         f"{name!r} has different whole numbers that are equal as float32"
@@ -222,6 +268,46 @@ def _features(
     else:
         x = np.concatenate([array.reshape(len(array), -1).astype(np.float32) for array in arrays], axis=1)
     return x, {"kind": "features", "features": list(names)} | about
+
+
+def _is_array(columns: Columns, names: Sequence[str]) -> bool:
+    """Whether the features are one array of more than one number a row, such as pictures."""
+    return len(names) == 1 and columns[names[0]].dtype.kind in "biuf" and columns[names[0]].ndim > 2
+
+
+def table_inputs(
+    path: str, columns: Columns, names: Sequence[str], kinds: Mapping[str, Kind]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The inputs of a raw table `[rows, columns]`, and what its columns stand for.
+
+    float32 where these are all numbers that it holds, without gaps; else float64.
+    """
+    flat = {each: values for name in names for each, values in _single(name, columns[name]).items()}
+    encoded = {name: encode(path, name, values, kinds.get(name)) for name, values in flat.items()}
+    about = [{"name": name, "kind": each.kind} | _labels(each) for name, each in encoded.items()]
+    x = np.stack([each.values for each in encoded.values()], axis=1)
+    plain = all(each.kind == "number" for each in encoded.values()) and not np.isnan(x).any()
+    if plain and not any(map(meaning.rounded, flat.values())):
+        x = x.astype(np.float32)
+    return x, {"kind": "features", "features": list(flat), "columns": about}
+
+
+def _labels(column: Encoded) -> dict[str, Any]:
+    """The labels of a category; of more than any category has only their number, and its rows are gaps."""
+    if column.kind != "category":
+        return {}
+    if len(column.labels) <= MOST_LABELS:
+        return {"labels": list(column.labels)}
+    column.values[:] = np.nan
+    return {"labels": [], "different": len(column.labels)}
+
+
+def _single(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """A column by its name; one of several numbers a row as that many columns."""
+    if values.ndim < 2:
+        return {name: values}
+    flat = values.reshape(len(values), -1)
+    return {f"{name}[{i}]": flat[:, i] for i in range(flat.shape[1])} if flat.shape[1] > 1 else {name: flat[:, 0]}
 
 
 def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[np.ndarray, dict[str, Any]] | None:

@@ -1,0 +1,130 @@
+"""One column of a table: what becomes of it, and how that is decided from training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from headstart.data.readers.encoding import Encoded, Kind
+
+# Beyond so many scales from its center a number counts as this far: one wild value moves no model.
+LIMIT = 20.0
+
+
+@dataclass(frozen=True)
+class Column:
+    """What becomes of one column.
+
+    center, scale: a number becomes (number - center) / scale; a gap becomes 0, the center. By mean and standard
+        deviation, or, if `robust`, by median and quartiles.
+    indicator: whether a further feature says where there was a gap.
+    categories: of a category, each of which becomes a feature of 0 or 1. other: whether one more stands for all others;
+        without it they are 0 in all features.
+    dropped: why the column is left out; empty if it is not.
+    """
+
+    name: str
+    kind: Kind
+    center: float = 0.0
+    scale: float = 1.0
+    robust: bool = False
+    indicator: bool = False
+    categories: tuple[str, ...] = ()
+    other: bool = False
+    dropped: str = ""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The names of the features it becomes."""
+        if self.dropped:
+            return ()
+        if self.kind == "category":
+            own = tuple(f"{self.name}={label}" for label in self.categories)
+            own += (f"{self.name}: other",) if self.other else ()
+        else:
+            own = (self.name,)
+        return (*own, f"{self.name}: missing") if self.indicator else own
+
+    def transform(self, column: Encoded) -> np.ndarray:
+        """float32 `[rows, features]`."""
+        gaps = np.isnan(column.values)
+        if self.kind == "category":
+            numbers = {label: number for number, label in enumerate(self.categories)}
+            last = len(self.categories) if self.other else -1
+            known = np.array([numbers.get(label, last) for label in column.labels] or [-1])
+            codes = np.where(gaps, -1, known[np.where(gaps, 0, column.values).astype(np.int64)])
+            width = len(self.categories) + self.other
+            features = (codes[:, None] == np.arange(width)).astype(np.float32)
+        else:
+            scaled = (np.where(gaps, self.center, column.values) - self.center) / self.scale
+            features = np.clip(scaled, -LIMIT, LIMIT).astype(np.float32)[:, None]
+        return np.concatenate([features, gaps[:, None].astype(np.float32)], axis=1) if self.indicator else features
+
+    @property
+    def plan(self) -> str:
+        """What becomes of it, in words."""
+        if self.dropped:
+            return f"left out: {self.dropped}"
+        if self.kind == "category":
+            more = ", all others together" if self.other else ""
+            done = f"{len(self.categories)} features of 0 or 1{more}"
+        elif self.kind == "boolean":
+            done = "0 or 1"
+        else:
+            by = "median {:.4g}, quartiles" if self.robust else "mean {:.4g}, deviation"
+            days = " days since 2000-01-01" if self.kind == "date" else ""
+            done = f"standardized ({by.format(self.center)} {self.scale:.4g}{days})"
+        return f"{done}; gaps have a feature of their own" if self.indicator else done
+
+
+# A category in fewer rows, or of fewer clients, is one of the others; and so are those beyond so many.
+LEAST_ROWS, LEAST_CLIENTS, MOST_CATEGORIES = 10, 2, 50
+# Tails are heavy where the deviation is so many times what the quartiles of a normal distribution would make it.
+HEAVY = 2.0
+# Between the quartiles of a normal distribution, in deviations.
+QUARTILES = 1.3489795003921634
+
+
+def fit_column(about: Mapping[str, Any], values: np.ndarray, owners: np.ndarray) -> Column:
+    """What becomes of one column. values: `[rows]`, NaN for a gap. owners: int `[rows]`, the clients."""
+    name, kind, gaps = about["name"], about["kind"], np.isnan(values)
+    present, indicator = values[~gaps], bool(gaps.any())
+    if "different" in about:
+        return Column(name, kind, dropped=f"it holds {about['different']:,} different texts, as ids and notes do")
+    if not len(present):
+        return Column(name, kind, dropped="it is empty")
+    if kind == "category":
+        return _categories(name, about["labels"], present.astype(np.int64), owners[~gaps], indicator)
+    center, scale = float(present.mean()), float(present.std())
+    if scale <= 1e-9 * max(abs(center), 1e-300):
+        dropped = "" if indicator else f"it is {center:.4g} everywhere"
+        return Column(name, kind, center, 1.0, indicator=indicator, dropped=dropped)
+    if kind == "boolean":
+        return Column(name, kind, indicator=indicator)
+    low, median, high = (float(each) for each in np.percentile(present, (25, 50, 75)))
+    robust = (high - low) / QUARTILES
+    if robust > 0 and scale > HEAVY * robust:
+        return Column(name, kind, median, robust, robust=True, indicator=indicator)
+    return Column(name, kind, center, scale, indicator=indicator)
+
+
+def _categories(name: str, labels: Sequence[str], codes: np.ndarray, owners: np.ndarray, indicator: bool) -> Column:
+    rows = np.bincount(codes, minlength=len(labels))
+    pairs = np.unique(np.stack([codes, owners]), axis=1)[0]
+    clients = np.bincount(pairs, minlength=len(labels))
+    return category_column(name, {label: (int(rows[i]), int(clients[i])) for i, label in enumerate(labels)}, indicator)
+
+
+def category_column(name: str, counts: Mapping[str, tuple[int, int]], indicator: bool) -> Column:
+    """What becomes of a category, by the rows and the clients in which each label is."""
+    seen = {label: number for label, number in counts.items() if number[0]}
+    common = [each for each, (rows, clients) in seen.items() if rows >= LEAST_ROWS and clients >= LEAST_CLIENTS]
+    kept = sorted(sorted(common, key=lambda label: -seen[label][0])[:MOST_CATEGORIES])
+    if not kept:
+        return Column(name, "category", dropped=f"its {len(seen)} values hardly repeat, as those of an id do")
+    if len(kept) == 1 and len(seen) == 1 and not indicator:
+        return Column(name, "category", dropped=f"it is {kept[0]!r} everywhere")
+    return Column(name, "category", indicator=indicator, categories=tuple(kept), other=len(seen) > len(kept))

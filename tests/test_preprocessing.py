@@ -1,0 +1,146 @@
+"""Tables as people have them become features, by decisions of training clients alone, applied to all other data."""
+
+import datetime
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import headstart as hs
+from headstart.data.preprocessing import from_json, of_metadata, to_json
+from headstart.data.table_columns import LIMIT
+from headstart.experiment.setup import preprocessed
+from headstart.learning.tasks import Regression
+
+COLUMNS = "site,age,tail,ward,seen,well,always,note,y,days"
+
+
+def line(client: int, row: int, *, shift: float = 0.0) -> str:
+    """One row of a table with a column of every kind, a gap in every seventh row of two of them."""
+    g = np.random.default_rng([client, row])
+    day = datetime.date(2020, 1, 1) + datetime.timedelta(days=int(g.integers(900)))
+    ward = ("north", "south", "east")[g.integers(3)] if row else f"only-{client}"
+    age, gap = g.normal(60, 12) + shift, row % 7 == 3
+    cells = ["" if gap else age, g.standard_cauchy() * 1e4, "NA" if gap else ward, day, bool(g.integers(2)), 7]
+    return ",".join(map(str, [f"s{client}", *cells, f"note {client}.{row}", "ab"[g.integers(2)], 1000 + 5 * age]))
+
+
+def table(path, *, changed=(), clients=10):
+    """The path of a table of that many clients; the rows of those that are changed differ in everything."""
+    lines = [line(c, row, shift=1e5 * (c in changed)) for c in range(clients) for row in range(24)]
+    lines = [
+        text.replace("north", "west") if text[1 : text.index(",")] in map(str, changed) else text for text in lines
+    ]
+    path.write_text("\n".join([COLUMNS, *lines]) + "\n")
+    return path
+
+
+def load(path, **options):
+    return hs.load(path, **{"client": "site", "target": "y"} | options)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return load(table(tmp_path / "t.csv"))
+
+
+def test_a_column_of_every_kind_is_planned(raw):
+    plans = {column.name: column for column in hs.Preprocessing.fit(raw, np.arange(6)).columns}
+    assert plans["age"].features == ("age", "age: missing") and not plans["age"].robust
+    assert plans["tail"].robust and plans["tail"].features == ("tail",)
+    assert plans["ward"].categories == ("east", "north", "south") and plans["ward"].other
+    assert plans["seen"].kind == "date" and plans["well"].plan == "0 or 1"
+    assert plans["always"].plan == "left out: it is 7 everywhere"
+    assert plans["note"].plan.startswith("left out: its 144 values hardly repeat")
+
+
+def test_features_are_those_of_the_rows_that_training_clients_train_on(raw):
+    clients = np.array([0, 3, 5])
+    fitted = hs.Preprocessing.fit(raw, clients)
+    x, _ = fitted.apply(raw).fetch(clients)
+    numbers = dict(zip(fitted.features, x.T, strict=True))
+    assert x.dtype == np.float32 and np.isfinite(x).all() and np.abs(x).max() <= LIMIT
+    ages = raw.fetch(clients)[0][:, 0]
+    gaps = np.isnan(ages)
+    np.testing.assert_array_equal(numbers["age: missing"], gaps)
+    expected = (ages - np.nanmean(ages)) / np.nanstd(ages)
+    np.testing.assert_allclose(numbers["age"], np.where(gaps, 0, expected), atol=1e-6)
+    wards = sum(numbers[name] for name in fitted.features if name.startswith("ward"))
+    np.testing.assert_array_equal(wards, 1)
+
+
+def test_nothing_of_held_out_clients_is_seen(tmp_path):
+    first = load(table(tmp_path / "a.csv"))
+    groups = hs.split_clients(first)
+    held_out = [*groups.validation.tolist(), *groups.test.tolist()]
+    second = load(table(tmp_path / "b.csv", changed=held_out))
+    fitted = [of_metadata(preprocessed(each, groups.train).metadata) for each in (first, second)]
+    assert fitted[0] == fitted[1]
+    x = [fitted[0].apply(each).fetch(groups.test)[0] for each in (first, second)]
+    assert not np.array_equal(*x)
+    west = fitted[1].features.index("ward: other")
+    assert x[1][:, west].sum() > x[0][:, west].sum()
+
+
+def test_what_was_decided_survives_json_and_a_stranger_is_refused(raw):
+    fitted = hs.Preprocessing.fit(raw, np.arange(6))
+    document = to_json(fitted)
+    assert from_json(document) == fitted
+    for change in ({"scale": 0}, {"kind": "odd"}, {"center": float("nan")}, {"name": 3}, {"extra": 1}):
+        columns = [{**document["columns"][0], **change}, *document["columns"][1:]]
+        with pytest.raises(hs.UserError, match="preprocessing of a table cannot be read"):
+            from_json({**document, "columns": columns})
+
+
+def test_quantities_are_learned_standardized_and_told_in_their_own_units(tmp_path):
+    raw = load(table(tmp_path / "t.csv"), target="days", features="age")
+    federation = preprocessed(raw, np.arange(6))
+    y, own = federation.fetch(np.arange(6))[1], raw.fetch(np.arange(6))[1]
+    assert abs(y.mean()) < 1e-4 and abs(y.std() - 1) < 1e-4
+    fitted = of_metadata(federation.metadata)
+    task = Regression(fitted.target_center, fitted.target_scale)
+    np.testing.assert_allclose(task.in_own_units(y), own, rtol=1e-5)
+    errors = {m.name: float(np.mean(m.items(np.zeros_like(y)[:, None], y)[0])) for m in task.metrics}
+    assert errors["mean squared error"] == pytest.approx(np.var(own), rel=1e-3)
+    assert errors["mean absolute error"] == pytest.approx(np.abs(own - own.mean()).mean(), rel=1e-3)
+
+
+def test_a_raw_table_trains_nothing(raw):
+    with pytest.raises(hs.UserError, match="gaps, categories or dates, which no model learns from"):
+        hs.on_device(raw)
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        (["1", "", "2.5"], "number"),
+        (["1", "?", "2.5"], "number"),
+        (["x", "1", ""], "category"),
+        (["true", "", "false"], "boolean"),
+        (["2020-01-01", "2020-02-29 12:30", ""], "date"),
+    ],
+)
+def test_columns_are_what_they_look_like(cells, kind, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("client,a,b,y\n" + "".join(f"c{i},{cell},{i},{i % 2}\n" for i, cell in enumerate(cells)))
+    federation = hs.load(path)
+    assert [column["kind"] for column in federation.metadata["columns"]] == [kind, "number"]
+
+
+def test_a_run_carries_its_preprocessing_to_other_data(tmp_path):
+    import small
+
+    path = table(tmp_path / "t.csv")
+    data = hs.Data(str(path), {"client": "site", "target": "y"}, train=0.6, validation=0.2)
+    given = replace(small.experiment(path), data=data, model=None, stages=small.experiment(path).stages[:1])
+    run = hs.run(given, tmp_path / "run", progress=False)
+    columns = dict(
+        zip(COLUMNS.split(","), zip(*(line(77, row).split(",") for row in range(9)), strict=True), strict=True)
+    )
+    columns["always"] = ["7"] * 9
+    found = run.predict(columns)
+    assert set(found) <= {"a", "b"}
+    mine = run.personalize(columns, np.array(columns["y"]))
+    assert mine.outputs(columns).shape == (9, 2)
+    with pytest.raises(hs.UserError, match="has no column 'age'"):
+        run.predict({name: values for name, values in columns.items() if name != "age"})
