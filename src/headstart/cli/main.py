@@ -154,6 +154,7 @@ def personalize(
 ) -> None:
     """Personalize a run's initial model on your own clients: per-client results and personalized parameters."""
     from headstart.deploy.adapt import personalize_run
+    from headstart.learning.metrics import evaluated_metrics
     from headstart.reports.tables import print_summary
 
     _prepare(devices)
@@ -171,7 +172,7 @@ def personalize(
             allowed_modules=modules_named(imports, None),
             progress=lambda done, of: update(f"personalizing clients, {of} in all"),
         )
-    print_summary(output.console, summary, task.metrics)
+    print_summary(output.console, summary, evaluated_metrics(task))
     output.result(f"{out}/clients.csv and {out}/parameters written")
     output.detail(files_in(out))
 

@@ -30,7 +30,7 @@ from headstart.models.zoo import Model
 from headstart.runs import checkpoint
 from headstart.runs.reading import open_run
 from headstart.runs.run import Run
-from headstart.statistics.clients import summarize
+from headstart.statistics.clients import measured_metrics, summarize
 
 
 def personalize_run(
@@ -174,11 +174,12 @@ def _write_parameters(folder: Path, federation: Federation, gather: Gather, adap
 def _csv(federation: Federation, curves: Curves, task: Task, epochs: int, groups: list[str] | None) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = [metric.name for metric in task.metrics]
+    metrics = measured_metrics(curves, task)
+    names = [metric.name for metric in metrics]
     columns = [f"{when} {name}" for name in names for when in ("initial", "personalized")]
     # Last, so that the columns of runs that did not keep who trained are where they were.
     writer.writerow(["client", "adapt examples", "test examples", *columns, *(["group in the run"] if groups else [])])
-    values = [curves.means(metric)[:, [0, epochs]] for metric in task.metrics]
+    values = [curves.means(metric)[:, [0, epochs]] for metric in metrics]
     for index, name in enumerate(federation.ids):
         cells = [f"{cell:.6g}" for value in values for cell in value[index]]
         group = [groups[index]] if groups else []

@@ -83,7 +83,7 @@ def _results(card: Card, metrics: Sequence[Metric]) -> list[str]:
         "",
         "| metric | initial | personalized | difference |",
         "|---|---|---|---|",
-        *(_row(metric, test[metric.name]) for metric in metrics),
+        *(_row(metric, test[metric.name]) for metric in metrics if test.get(metric.name, {}).get("difference")),
         "",
         *_harm(metrics[0], test["hurt"]),
         *([f"\nBeware: {format_diverged(test['diverged'], test['clients'])}."] if test.get("diverged") else []),

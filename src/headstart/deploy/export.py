@@ -41,6 +41,7 @@ from headstart.experiment.experiment import Experiment
 from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import check_fit
 from headstart.files import as_json, whole_folder, write_bytes, write_json
+from headstart.learning.metrics import evaluated_metrics
 from headstart.learning.personalization import EVALUATION_BATCH
 from headstart.learning.rounds import personal_key, seed_key
 from headstart.learning.tasks import Classification, NextCharacter, Task
@@ -100,7 +101,7 @@ def export_run(
             write_bytes(folder / f"{name}.jaxexport", content)
         checkpoint.write(folder / PARAMETERS, source.params, {"round": source.report["round"]})
         write_json(folder / "card.json", card)
-        write_bytes(folder / "card.md", markdown(card, source.task.metrics).encode())
+        write_bytes(folder / "card.md", markdown(card, evaluated_metrics(source.task)).encode())
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
         write_json(folder / "artifact.json", signed(description(source, chosen, files)))
         return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}

@@ -93,7 +93,7 @@ def export_measure(task: Task, model: Model, like: Like, *, platforms: Collectio
     structure, metric = jax.tree.structure(like.params), task.metrics[0]
 
     def measure(leaves: list[Array], x: Tree, y: Tree, size: Array) -> tuple[Array, Array]:
-        sums, _ = evaluate(task, model, jax.tree.unflatten(structure, leaves), _client(Block(x, y), size))
+        sums, _ = evaluate(task.metrics, model, jax.tree.unflatten(structure, leaves), _client(Block(x, y), size))
         total, count = sums[metric.name]
         return metric.finish(mean(total, count)), count
 

@@ -67,7 +67,8 @@ _EARLIER_DEFAULTS = {("headstart.Stage", "clients_per_round"): 10}
 
 # Fields that values did not have at first, with what they are where nothing was said.
 _LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
-    "headstart.Regression": {"center": [], "scale": []},
+    "headstart.Classification": {"more": []},
+    "headstart.Regression": {"center": [], "scale": [], "more": []},
 }
 
 

@@ -27,8 +27,9 @@ from headstart.experiment.measured import has_test_examples, measurement_problem
 from headstart.experiment.serialization import attribute
 from headstart.fields import MOST, refusals, refuse
 from headstart.learning.method import Method
+from headstart.learning.metrics import evaluated_metrics, metrics_of_table
 from headstart.learning.optimizers import Optimizer
-from headstart.learning.tasks import Classification, NextCharacter, Regression, Task, measure
+from headstart.learning.tasks import Classification, Metric, NextCharacter, Regression, Task, measure_each
 from headstart.models.zoo import ALIASES, CNN, Model, as_model
 
 
@@ -271,7 +272,8 @@ def suited(experiment: Experiment, federation: Federation) -> Experiment:
     """The experiment with the model and the task that suit the data where none is given."""
     kind = federation.metadata.get("kind", "features")
     regression = not federation.metadata.get("classes")
-    task = {"text": NextCharacter()}.get(kind, Regression() if regression else Classification())
+    more = metrics_of_table(federation) if is_table(federation.metadata) else ()
+    task = {"text": NextCharacter()}.get(kind, Regression(more=more) if regression else Classification(more=more))
     name = {"text": "char_lstm", "image": "cnn"}.get(kind, "linear" if regression else "logistic")
     task, model = experiment.task or task, experiment.model or ModelSpec(name)
     if model.path == "mlp" and is_table(federation.metadata):
@@ -356,21 +358,31 @@ def check_fit(task: Task, model: Model, federation: Federation) -> None:
     """
     x, y = jax.tree.map(lambda leaf: jnp.asarray(leaf[:2]), federation.example())
     x, mask = jax.tree.map(as_input, x), jnp.ones(len(jax.tree.leaves(y)[0]), bool)
-    classes = federation.metadata.get("classes")
+    classes, metrics = federation.metadata.get("classes"), evaluated_metrics(task)
 
     def attempt() -> Any:
         output, _ = model.apply(model.init(jax.random.key(0)), x)
-        measured = measure(task, output, Examples(x, y, mask))
+        measured = measure_each(metrics, output, Examples(x, y, mask))
         return output, task.loss(output, y), measured
 
     try:
-        output = jax.eval_shape(attempt)[0]
+        output, _, sums = jax.eval_shape(attempt)
+        for metric in metrics[len(task.metrics) :]:
+            _check_finish(metric, sums[metric.name][0].shape)
     except Exception as error:  # whatever a user's own task raises
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"the task {type(task).__name__} does not fit the model's output or the targets: {reason}"
         ) from error
     _check_outputs(task, output, y, classes)
+
+
+def _check_finish(metric: Metric, shape: tuple[int, ...]) -> None:
+    """Refuse a metric whose `finish` makes no number of each client's statistics, of this shape."""
+    with np.errstate(all="ignore"):
+        found = np.shape(metric.finish(np.zeros((2, 3, *shape))))
+    if found != (2, 3):
+        raise ValueError(f"finish of {metric.name!r} maps [2, 3, {', '.join(map(str, shape))}] to {list(found)}")
 
 
 def _check_outputs(task: Task, output: Any, y: Any, classes: int | None) -> None:

@@ -95,7 +95,10 @@ class Device:
         return wire.totals_record(jax.device_get(totals))
 
     def evaluate(self, request: Request, content: RecordDict, context: Context) -> RecordDict:
-        """Personalize clients, and send the curves of their metrics; the personalized models stay here."""
+        """Personalize clients, and send the curves of their metrics; the personalized models stay here.
+
+        Of statistics as a task's `more` has them nothing is sent: they would show more of single examples.
+        """
         setup = self._setup(request, context)
         recipe = setup.experiment.personalization
         if request.epochs > recipe.most:
@@ -106,7 +109,8 @@ class Device:
         personalize = personalizer(setup.task, setup.model, recipe, parallel=Parallel(self.lanes))
         clients, key = _indices(setup.federation, request.clients), personal_key(seed_key(request.seed))
         curves = personalize(_params(setup.model, content), clients, on_device(setup.federation), key)
-        return wire.curves_record(curves)
+        own = {metric.name: curves.metrics[metric.name] for metric in setup.task.metrics}
+        return wire.curves_record(curves._replace(metrics=own))
 
     def _setup(self, request: Request, context: Context) -> Setup:
         experiment = read(dict(request.experiment), allowed_modules=self.allowed_modules)

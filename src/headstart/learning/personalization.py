@@ -23,11 +23,12 @@ from headstart.fields import MOST_EPOCHS, at_least, check_fields
 from headstart.learning.divergence import beyond_use, judged_metrics
 from headstart.learning.local_sgd import LocalSGD, LocalState, batch_in_order, batches_per_epoch, fold_batches
 from headstart.learning.method import PLAIN, Method
+from headstart.learning.metrics import evaluated_metrics
 from headstart.learning.optimizers import Optimizer
 from headstart.learning.parallel import Parallel, assign_clients, map_reduce_clients
 from headstart.learning.partial_batches import with_partial_batches
 from headstart.learning.rounds import client_key
-from headstart.learning.tasks import Items, Metric, Sums, Task, add, measure, metric_items, sum_type
+from headstart.learning.tasks import Items, Metric, Sums, Task, add, measure_each, metric_items, sum_type
 from headstart.models.zoo import Model
 
 EVALUATION_BATCH = 32
@@ -82,8 +83,9 @@ class Personalization:
 class Curves(NamedTuple):
     """Metrics of each client along personalization; numpy arrays over clients and epochs (or steps).
 
-    metrics: `{name: (sums [clients, epochs + 1], counts [clients])}` on the client's query examples; column 0 is the
-        initial model.
+    metrics: `{name: (sums [clients, epochs + 1], counts [clients])}` on the client's query examples, of all that
+        `evaluated_metrics` of the task names; column 0 is the initial model. Where a metric has statistics, the sums
+        are `[clients, epochs + 1, statistics]`.
     gain, gain_squared: `[clients, epochs + 1]`: sums over test items of after - before, and of its square, in the
         task's first metric, its sign turned so that more is better. Together with the counts they separate harm from
         chance.
@@ -97,7 +99,7 @@ class Curves(NamedTuple):
         """`[clients, epochs + 1]`: the client's own value of a metric; NaN where it has no test items."""
         sums, counts = self.metrics[metric.name]
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            return metric.finish(sums / counts[:, None])
+            return metric.finish(sums / counts.reshape(-1, *[1] * (sums.ndim - 1)))
 
 
 Personalizer = Callable[..., Curves]
@@ -194,18 +196,18 @@ def client_curves(
 ) -> tuple[Sums, Array, Array]:
     """Curves of one client: metrics, gain and gain squared, each `[epochs + 1]`, as in `Curves`."""
     local_sgd, first, steps = _local_training(task, model, recipe, params, adapt, key, method)
-    sign = task.metrics[0].sign
+    measured, sign = evaluated_metrics(task), task.metrics[0].sign
 
     def unit(carry: tuple[LocalState, Array], number: Array) -> tuple[tuple[LocalState, Array], Tree]:
         local_state, before = carry
         # Unit 0 takes no step: the initial model is measured by the same code.
         local_state = local_sgd.run(local_state, adapt, key, steps=jnp.where(number > 0, steps, 0))
-        metrics, (values, weights) = evaluate(task, model, local_state.params, test)
+        metrics, (values, weights) = evaluate(measured, model, local_state.params, test)
         before = jnp.where(number > 0, before, values)
         change = jnp.where(weights > 0, sign * (values - before), 0)
         return (local_state, before), (metrics, jnp.sum(weights * change), jnp.sum(weights * change**2))
 
-    items = jax.eval_shape(lambda: evaluate(task, model, first.params, test)[1][0])
+    items = jax.eval_shape(lambda: evaluate(task.metrics, model, first.params, test)[1][0])
     start = first, jnp.zeros(items.shape, items.dtype)
     return jax.lax.scan(unit, start, jnp.arange(recipe.most + 1))[1]
 
@@ -241,15 +243,15 @@ def adapt_client(
     return local_sgd.run(first, client, key, steps=epochs * steps).params
 
 
-def evaluate(task: Task, model: Model, params: Tree, client: Client) -> tuple[Sums, Items]:
-    """All metrics over a client's examples, and the first metric's items `[capacity rounded up, ...]`."""
+def evaluate(metrics: Sequence[Metric], model: Model, params: Tree, client: Client) -> tuple[Sums, Items]:
+    """Metrics over a client's examples, and the first one's items `[capacity rounded up, ...]`."""
 
     @with_partial_batches
     def measured(examples: Examples, params: Tree) -> tuple[Sums, Items]:
         output, _ = model.apply(params, examples.x)
-        items = metric_items(task.metrics[0], output, examples)
+        items = metric_items(metrics[0], output, examples)
         items = jax.tree.map(lambda leaf: whole_batch(jnp.asarray(leaf).astype(sum_type())), items)
-        return measure(task, output, examples), items
+        return measure_each(metrics, output, examples), items
 
     def accumulate(carry: tuple[Sums, Items], examples: Examples, number: Array) -> tuple[Sums, Items]:
         (sums, items), (more, new) = carry, measured(examples, params)

@@ -7,7 +7,7 @@ sum of ones goes beyond 256 (bfloat16) or 65,504 (float16).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -28,9 +28,11 @@ class Metric(NamedTuple):
 
     name, unit: for tables and axes.
     higher_is_better: its direction.
-    items: maps `(output, y)` to per-item values and weights, both `[batch, ...]`.
-    finish: maps the weighted mean of the values to what is reported.
+    items: maps `(output, y)` to per-item values and weights, both `[batch, ...]`. Of a metric among a task's `more` an
+        item's value may have statistics on a last axis that the weights have not, `[batch, ..., k]`.
+    finish: maps the weighted mean of the values to what is reported; of statistics `[..., k]` to `[...]`.
     zero_one: whether an item's value is only ever 0 or 1.
+    partial: whether a client may have no value, which then is NaN, and is left out of means over clients.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Metric(NamedTuple):
     items: Callable[[Tree, Tree], Items]
     finish: Callable[[Any], Any] = lambda mean: mean
     zero_one: bool = False
+    partial: bool = False
 
     @property
     def sign(self) -> int:
@@ -65,7 +68,15 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Classification:
-    """Outputs are logits `[batch, classes]`, targets int `[batch]`; the loss is the cross-entropy in nats."""
+    """Outputs are logits `[batch, classes]`, targets int `[batch]`; the loss is the cross-entropy in nats.
+
+    more: what is measured of clients besides, as `learning.metrics.evaluated_metrics` takes it.
+    """
+
+    more: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def loss(self, output: Array, y: Array) -> Items:
         """Cross-entropy `[batch]`, every example with weight 1."""
@@ -125,10 +136,12 @@ class Regression:
 
     center, scale: of targets that were standardized as (target - center) / scale, one for each output; empty where
         they were not. The loss is of what was standardized; metrics and predictions are in the targets' own units.
+    more: what is measured of clients besides, as `learning.metrics.evaluated_metrics` takes it.
     """
 
     center: tuple[float, ...] = ()
     scale: tuple[float, ...] = at_least(0, (), above=True)
+    more: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -182,8 +195,14 @@ def masked(items: Items, mask: Array) -> Items:
 
 
 def weighted_sum(items: Items) -> tuple[Array, Array]:
-    """The weighted sum of the values, and the sum of the weights; a value of weight 0 does not count, even if NaN."""
+    """The weighted sum of the values, and the sum of the weights; a value of weight 0 does not count, even if NaN.
+
+    Of statistics `[batch, ..., k]` with weights `[batch, ...]` each is summed, `[k]`.
+    """
     values, weights = (jnp.asarray(leaf).astype(sum_type()) for leaf in items)
+    if values.ndim > weights.ndim:
+        each = weights[..., None]
+        return jnp.sum(jnp.where(each > 0, values * each, 0), axis=tuple(range(weights.ndim))), jnp.sum(weights)
     return jnp.sum(jnp.where(weights > 0, values * weights, 0)), jnp.sum(weights)
 
 
@@ -194,7 +213,12 @@ def mean(total: Array, count: Array) -> Array:
 
 def measure(task: Task, output: Tree, examples: Examples) -> Sums:
     """Each metric's `(sum, count)` over a batch; the mean of several batches is the ratio of the sums."""
-    return {metric.name: weighted_sum(metric_items(metric, output, examples)) for metric in task.metrics}
+    return measure_each(task.metrics, output, examples)
+
+
+def measure_each(metrics: Sequence[Metric], output: Tree, examples: Examples) -> Sums:
+    """As `measure`, of these metrics."""
+    return {metric.name: weighted_sum(metric_items(metric, output, examples)) for metric in metrics}
 
 
 def metric_items(metric: Metric, output: Tree, examples: Examples) -> Items:

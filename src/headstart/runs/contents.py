@@ -93,7 +93,9 @@ def read_group(path: Path, group: Group) -> tuple[list[str], np.ndarray, Curves]
         _check(f"the {group} clients' ids", ids.shape == (clients,) and (ids.dtype.kind == "U" or not clients))
         _check(f"the {group} clients' sizes", sizes.shape == (clients, 2) and sizes.dtype.kind in "iu")
         numbers = [*(sums for sums, _ in metrics.values()), curves.gain, curves.gain_squared]
-        _check(f"the {group} clients' results", all(a.shape == (clients, columns) and _is_numeric(a) for a in numbers))
+        shapes = all(a.shape[:2] == (clients, columns) and a.ndim <= 3 for a in numbers)
+        _check(f"the {group} clients' results", shapes and all(map(_is_numeric, numbers)))
+        _check(f"the {group} clients' gains", curves.gain_squared.shape == curves.gain.shape)
         counts = [counts for _, counts in metrics.values()]
         _check(f"the {group} clients' counts", all(a.shape == (clients,) and _is_numeric(a) for a in counts))
     return [str(name) for name in ids], sizes, curves

@@ -12,6 +12,7 @@ import numpy as np
 
 from headstart.errors import UserError
 from headstart.experiment.serialization import current, from_json
+from headstart.learning.metrics import evaluated_metrics
 from headstart.learning.personalization import Curves
 from headstart.learning.tasks import Metric, Task
 from headstart.runs.contents import (
@@ -27,6 +28,7 @@ from headstart.runs.contents import (
 from headstart.runs.log import Record, complaints, read_log
 from headstart.runs.results import History, StageResult
 from headstart.runs.run import Run
+from headstart.statistics.clients import measured_metrics
 
 
 def open_run(path: str | os.PathLike[str] | Run, *, allowed_modules: Collection[str] = (), model: Any = None) -> Run:
@@ -139,11 +141,16 @@ def _stage_results(
 def _check_results(
     group: Group, report: Mapping[str, Any], ids: list[str], curves: Curves, others: list[str], task: Task
 ) -> None:
-    missing = [metric.name for metric in task.metrics if not {metric.name} <= set(curves.metrics) & set(report[group])]
+    needed = {metric.name for metric in task.metrics} | (
+        set(curves.metrics) & {m.name for m in evaluated_metrics(task)}
+    )
+    missing = sorted(name for name in needed if name not in curves.metrics or name not in report[group])
     if missing:
         raise ValueError(f"the {group} clients' {missing[0]} is not there")
     if report[group]["length"] >= curves.gain.shape[1]:
         raise ValueError(f"{report[group]['length']} epochs were chosen of {curves.gain.shape[1] - 1}")
+    if any(curves.means(metric).shape != curves.gain.shape for metric in measured_metrics(curves, task)):
+        raise ValueError(f"the {group} clients' results are of another form than those of the task's metrics")
     if ids != others:
         raise ValueError(f"the {group} clients are others than those of the first seed")
 

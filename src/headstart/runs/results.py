@@ -10,7 +10,7 @@ import numpy as np
 from headstart.learning.personalization import Curves
 from headstart.learning.tasks import Metric
 from headstart.runs.log import format_left_out
-from headstart.statistics.clients import bootstrap
+from headstart.statistics.clients import bootstrap, defined
 
 
 class Estimate(NamedTuple):
@@ -81,10 +81,10 @@ def client_curves(stage_result: StageResult, metric: Metric) -> np.ndarray:
 def before_and_after(stage_result: StageResult, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """float64 `[tested clients]` twice: initial and personalized value of every client, averaged over the seeds.
 
-    Each seed counts at the epochs of personalization it chose.
+    Each seed counts at the epochs of personalization it chose. Clients that have no value of the metric are left out.
     """
     initial, personalized = client_values(stage_result, metric)
-    mine = tested(stage_result)
+    mine = tested(stage_result) & defined(metric, initial, personalized)
     return initial[mine], personalized[mine]
 
 
@@ -127,6 +127,16 @@ def estimate(values: np.ndarray) -> Estimate:
 def _values(curves: Curves, metric: Metric) -> np.ndarray:
     sums, counts = curves.metrics[metric.name]
     return curves._replace(metrics={metric.name: (np.asarray(sums, np.float64), np.asarray(counts))}).means(metric)
+
+
+def pooled(stage_result: StageResult, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """`[statistics]` twice: the mean of a metric's statistics over all test items, initial and personalized."""
+    each = []
+    for curves, epochs in zip(stage_result.curves, stage_result.epochs, strict=True):
+        sums, counts = curves.metrics[metric.name]
+        each.append([sums[:, n].sum(axis=0, dtype=np.float64) / counts.sum() for n in (0, epochs)])
+    initial, personalized = np.mean(each, axis=0)
+    return initial, personalized
 
 
 def tested(stage_result: StageResult) -> np.ndarray:

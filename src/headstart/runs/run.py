@@ -31,6 +31,7 @@ from headstart.runs.inputs import inputs_like, targets_like
 from headstart.runs.personal import TrainedModel
 from headstart.runs.provenance import MEMBERS, read_members
 from headstart.runs.results import History, StageResult, before_and_after, estimate
+from headstart.statistics.clients import measured_metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +82,11 @@ class Run:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What the task measures, the most important first."""
-        return self.task.metrics
+        """What the task measures, the most important first, and what was measured besides."""
+        found = [curves for results in self.results.values() for result in results for curves in result.curves]
+        if not found:
+            return self.task.metrics
+        return tuple(measured_metrics(found[0], self.task))
 
     @property
     def metric(self) -> Metric:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from headstart.learning.metrics import evaluated_metrics
 from headstart.learning.personalization import Curves, diverged
 from headstart.learning.tasks import Metric, Task
 
@@ -17,23 +18,50 @@ def summarize(curves: Curves, task: Task, *, epochs: int, seed: int = 0, resampl
     """Summary of a group of clients after `epochs` epochs of personalization, as a JSON document.
 
     Clients without test items are counted as `untested` and left out of everything else. `diverged`, where there are
-    any, counts those whose personalization diverged: they are in everything else.
+    any, counts those whose personalization diverged: they are in everything else. Of a metric that not every client
+    has (`Metric.partial`) those without count as its `undefined` and are left out of it; of one with statistics,
+    `pooled` is the value of all test items together.
     """
     _, counts = curves.metrics[task.metrics[0].name]
     tested = counts > 0
     report: dict[str, Any] = {"clients": int(tested.sum()), "untested": int((~tested).sum()), "length": epochs}
-    for metric in task.metrics:
-        values = curves.means(metric)[tested]
-        weights = curves.metrics[metric.name][1][tested]
+    for metric in measured_metrics(curves, task):
+        values = curves.means(metric)
+        known = tested & defined(metric, values[:, 0], values[:, epochs])
+        values, weights = values[known], curves.metrics[metric.name][1][known]
         columns = {"initial": values[:, 0], "personalized": values[:, epochs]}
         columns["difference"] = columns["personalized"] - columns["initial"]
         report[metric.name] = {
             name: describe(column, weights, seed=seed, resamples=resamples) for name, column in columns.items()
         }
         report[metric.name]["curve"] = [float(v) for v in values.mean(axis=0)] if len(values) else []
+        report[metric.name] |= _of_all_items(curves, metric, int(tested.sum() - known.sum()), epochs)
     report["hurt"] = harmed(curves, task.metrics[0], epochs=epochs)
     lost = int(diverged(curves, task)[:, epochs].sum())
     return {**report, "diverged": lost} if lost else report
+
+
+def measured_metrics(curves: Curves, task: Task) -> list[Metric]:
+    """The task's metrics, and of those of its field `more` the ones that were measured."""
+    own = {metric.name for metric in task.metrics}
+    return [metric for metric in evaluated_metrics(task) if metric.name in own | set(curves.metrics)]
+
+
+def defined(metric: Metric, *values: np.ndarray) -> np.ndarray:
+    """Bool `[clients]`: who has all these values of a metric; everybody, of a metric that every client has."""
+    return ~np.any(np.isnan(values), axis=0) | (not metric.partial)
+
+
+def _of_all_items(curves: Curves, metric: Metric, undefined: int, epochs: int) -> dict[str, Any]:
+    sums, counts = curves.metrics[metric.name]
+    lost = {"undefined": undefined} if undefined else {}
+    if sums.ndim == 2 or not counts.any():
+        return lost
+    with np.errstate(invalid="ignore"):
+        before, after = (
+            float(metric.finish(sums[:, n].sum(axis=0, dtype=np.float64) / counts.sum())) for n in (0, epochs)
+        )
+    return {**lost, "pooled": {"initial": before, "personalized": after, "difference": after - before}}
 
 
 @np.errstate(over="ignore", invalid="ignore")  # clients whose training diverged
