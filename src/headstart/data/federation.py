@@ -280,8 +280,7 @@ def split_examples(federation: Federation, *, test_fraction: float = 0.2, seed: 
     def fetch(clients: np.ndarray) -> tuple[Tree, Tree]:
         order, start = [], 0
         for i in np.asarray(clients, np.int64):
-            generator = np.random.default_rng([seed, *map(int, key_data(federation.ids[int(i)]))])
-            order.append(start + generator.permutation(int(totals[i])))
+            order.append(start + split_order(federation.ids[int(i)], int(totals[i]), seed))
             start += int(totals[i])
         rows = np.concatenate([*order, np.zeros(0, np.int64)]).astype(np.int64)
         return jax.tree.map(lambda leaf: leaf[rows], federation.fetch(clients))
@@ -291,6 +290,11 @@ def split_examples(federation: Federation, *, test_fraction: float = 0.2, seed: 
         derived(fetch, federation.fetch, f", split by {seed}"),
     )
     return replace(federation, sizes=sizes, fetch=fetch_split, has_predefined_split=False)
+
+
+def split_order(client: str, rows: int, seed: int = 0) -> np.ndarray:
+    """The order in which `split_examples` puts a client's rows: int `[rows]`, where each was in the source."""
+    return np.random.default_rng([seed, *map(int, key_data(client))]).permutation(rows)
 
 
 def limited(federation: Federation, adapt_examples: float, *, seed: int = 0) -> Federation:
