@@ -13,6 +13,7 @@ from pyarrow import csv, parquet
 import headstart as hs
 from headstart.data import load as datasets
 from headstart.data.decided import decisions
+from headstart.data.duplicates import duplicate_notes, near_duplicates
 from headstart.errors import UserError
 
 
@@ -213,3 +214,131 @@ def test_leaf_tweets_are_hashed_words(tmp_path):
     bad = leaf(tmp_path / "r.json", ann=([[["a", "b"]]], [1]))
     with pytest.raises(UserError, match="none of FEMNIST, Shakespeare, Synthetic and Sent140"):
         hs.load(bad)
+
+
+def visits(path, *, rows=20, clients=3, **columns):
+    """A table of clients with a time, a recording of four rows each, a number and a class."""
+    n = rows * clients
+    table = {
+        "ward": np.repeat([f"w{i}" for i in range(clients)], rows),
+        "day": np.tile(np.arange(rows)[::-1], clients).astype(float),
+        "tape": np.tile(np.repeat(np.arange(rows // 4), 4), clients),
+        "a": np.random.default_rng(0).normal(size=n),
+        "y": np.tile(["no", "yes"], n // 2),
+    }
+    csv.write_csv(pa.table(table | columns), path)
+    return path
+
+
+def parts(path, column, **options):
+    """{client: (its support values of a column, its query values)}."""
+    federation = hs.load(path, client="ward", features=f"{column},a", **options)
+    found = {}
+    for number, client in enumerate(federation.ids):
+        values = federation.fetch(np.array([number]))[0][:, 0].tolist()
+        found[client] = values[: federation.sizes[number, 0]], values[federation.sizes[number, 0] :]
+    return federation, found
+
+
+def test_the_last_part_of_a_clients_time_tests(tmp_path):
+    federation, found = parts(visits(tmp_path / "v.csv"), "day", time="day")
+    assert not federation.has_predefined_split and federation.metadata["split"].startswith("by time")
+    assert all((min(query), max(support), len(query)) == (16, 15, 4) for support, query in found.values())
+    tied = visits(tmp_path / "tied.csv", day=np.tile(np.repeat([1.0, 2.0, 3.0], [9, 8, 3]), 3))
+    assert all(set(query) == {3.0} for _, query in parts(tied, "day", time="day")[1].values())
+    same = visits(tmp_path / "same.csv", day=np.ones(60))
+    federation, _ = parts(same, "day", time="day")
+    assert federation.sizes.tolist() == [[20, 0]] * 3
+    assert "3 clients (w0, w1, w2) have no rows for local tests, split by time" in federation.metadata["notes"][0]
+    dates = visits(tmp_path / "dates.csv", when=[f"2024-01-{1 + i % 20:02d}" for i in range(60)])
+    federation = hs.load(dates, client="ward", time="when")
+    assert federation.metadata["features"] == ["day", "tape", "a"] and federation.sizes.tolist() == [[16, 4]] * 3
+
+
+def test_a_group_stays_on_one_side(tmp_path):
+    path = visits(tmp_path / "v.csv")
+    federation, found = parts(path, "tape", group="tape")
+    assert federation.sizes.tolist() == [[16, 4]] * 3 and federation.metadata["split"].startswith("by group")
+    assert all(not set(support) & set(query) for support, query in found.values())
+    assert len({tuple(query) for _, query in found.values()}) > 1
+    assert hs.load(path, client="ward", group="tape").metadata["features"] == ["day", "a"]
+    later = datasets.load_as_decided(path, {"client": "ward"}, decisions(federation.metadata))
+    np.testing.assert_array_equal(later.fetch(np.arange(3))[0], federation.fetch(np.arange(3))[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"time": "y"}, "has a category in column 'y', which is no time"),
+        ({"time": "dya"}, r"no column 'dya' \(did you mean 'day'\?\), but ward, day, .* with time="),
+        ({"time": "day", "group": "tape"}, "time= and group= are two ways"),
+        ({"group": "tape", "split": "y"}, "says itself which rows are for local tests, so group= does not fit"),
+        ({"exclude": "tpae"}, r"did you mean 'tape'\?.* with exclude="),
+        ({"features": "A,tape", "client": "Ward"}, r"no column 'Ward' \(did you mean 'ward'\?\)"),
+    ],
+)
+def test_columns_of_splits_that_do_not_fit_get_one_sentence(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        hs.load(visits(tmp_path / "v.csv"), **({"client": "ward"} | options))
+
+
+def test_the_command_splits_by_group_and_excludes_columns(command, tmp_path):
+    path = visits(tmp_path / "v.csv", **{f"a_rather_long_name_of_a_column_{i}": np.arange(60.0) for i in range(9)})
+    code, out, _ = command("data", path, "--client", "ward", "--group", "tape", "--exclude", "day")
+    assert code == 0 and "split of examples: by group: rows of one 'tape' stay together" in out
+    assert "features: a, a_rather" in out and "a_rather_long_name_of_a_column_8\n" in out
+
+
+def duplicates_of(*clients, classes=None):
+    sizes = np.array([[len(x), 0] for x in clients])
+    x = np.concatenate(clients).astype(np.float32)
+    metadata = {"kind": "features"}
+    federation = hs.from_arrays(
+        "f", [f"c{i}" for i in range(len(clients))], sizes, x, np.zeros(len(x), np.float32), metadata=metadata
+    )
+    return hs.split_examples(federation)
+
+
+def test_independent_rows_are_no_near_duplicates():
+    generator = np.random.default_rng(0)
+    for make in (
+        lambda: generator.normal(generator.normal(size=6), 1, (50, 6)),
+        lambda: np.exp(2 * generator.normal(size=(50, 5))),
+        lambda: (generator.random((50, 4)) < generator.random(4)).astype(float),
+        lambda: np.column_stack([np.sort(generator.random(50)), generator.normal(size=(50, 2))]),
+        lambda: generator.normal(size=(50, 1)),
+    ):
+        assert duplicate_notes(duplicates_of(*(make() for _ in range(12)))) == []
+
+
+def windows(generator, *, step, features):
+    signal = generator.normal(size=64 + 49 * step)
+    cut = np.stack([signal[i : i + 64] for i in range(0, 50 * step, step)])
+    moments = [cut.mean(1), cut.std(1), cut.min(1), cut.max(1), np.abs(np.diff(cut, axis=1)).mean(1), (cut**3).mean(1)]
+    return np.column_stack(moments) if features else cut
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_windows_that_overlap_and_were_split_at_random_are_warned_of(features):
+    generator = np.random.default_rng(1)
+    apart = [windows(generator, step=64, features=features) for _ in range(12)]
+    assert duplicate_notes(duplicates_of(*apart)) == []
+    found = near_duplicates(duplicates_of(*(windows(generator, step=32, features=features) for _ in range(12))))
+    assert found is not None and (found.neighbours if features else found.overlapping) > 0.8
+
+
+def test_repeated_rows_are_warned_of_and_a_split_by_group_heals_it(tmp_path):
+    generator = np.random.default_rng(2)
+    once = generator.normal(size=(12, 15, 8))
+    (note,) = duplicate_notes(duplicates_of(*np.repeat(once, 3, axis=1)))
+    assert "equal a row of the same client's local training (support)" in note and "--group COLUMN" in note
+    noisy = np.repeat(once, 3, axis=1) + generator.normal(0, 0.05, (12, 45, 8))
+    found = near_duplicates(duplicates_of(*(generator.permutation(rows) for rows in noisy)))
+    assert found is not None and found.near > 0.5
+    columns = {f"x{i}": noisy.reshape(-1, 8)[:, i] for i in range(8)}
+    tape = np.tile(np.repeat(np.arange(15), 3), 12)
+    path = tmp_path / "tapes.csv"
+    y = generator.integers(0, 2, 540)
+    csv.write_csv(pa.table({"client": np.repeat(np.arange(12), 45), "tape": tape, "y": y, **columns}), path)
+    assert any("near-duplicates" in note for note in hs.load(path, exclude="tape").metadata["notes"])
+    assert "notes" not in hs.load(path, group="tape").metadata

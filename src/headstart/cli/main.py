@@ -15,13 +15,16 @@ from headstart.cli.options import (
     ClientColumn,
     DataOptions,
     Devices,
+    Exclude,
     Features,
+    Group,
     Imports,
     Lanes,
     ModelName,
     Settings,
     Source,
     TargetColumn,
+    Time,
     data_options,
     modules_named,
     named_experiment,
@@ -84,6 +87,9 @@ def run(
     client: ClientColumn = None,
     target: TargetColumn = None,
     features: Features = None,
+    exclude: Exclude = None,
+    time: Time = None,
+    group: Group = None,
     data_option: DataOptions = None,
     model: ModelName = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder; default runs/NAME.")] = None,
@@ -115,7 +121,7 @@ def run(
     join_cluster(coordinator, processes, process_id)
     _prepare(devices)
     allowed_modules = modules_named(imports, model)
-    options_of_data = data_options(client, target, features, data_option)
+    options_of_data = data_options(client, target, features, data_option, exclude=exclude, time=time, group=group)
     loaded = named_experiment(experiment, data, options_of_data, overrides(settings, seed, model), allowed_modules)
     folder = out or default_folder(loaded)
     options = Options(lanes=lanes, devices=devices, checkpoint_seconds=checkpoint_seconds)
@@ -141,6 +147,9 @@ def personalize(
     client: ClientColumn = None,
     target: TargetColumn = None,
     features: Features = None,
+    exclude: Exclude = None,
+    time: Time = None,
+    group: Group = None,
     data_option: DataOptions = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and personalized parameters go.")] = Path(
         "personalized"
@@ -159,7 +168,7 @@ def personalize(
 
     _prepare(devices)
     output = output_of(context)
-    options = data_options(client, target, features, data_option)
+    options = data_options(client, target, features, data_option, exclude=exclude, time=time, group=group)
     with output.measured(), output.status("personalizing") as update:
         summary, task = personalize_run(
             run,
@@ -229,6 +238,9 @@ def data(
     client: ClientColumn = None,
     target: TargetColumn = None,
     features: Features = None,
+    exclude: Exclude = None,
+    time: Time = None,
+    group: Group = None,
     data_option: DataOptions = None,
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the picture goes.")] = None,
 ) -> None:
@@ -237,7 +249,9 @@ def data(
     from headstart.data.load import load
 
     output = output_of(context)
-    federation = load(source, **data_options(client, target, features, data_option))
+    federation = load(
+        source, **data_options(client, target, features, data_option, exclude=exclude, time=time, group=group)
+    )
     print_overview(output.console, federation)
     path = draw(federation, picture or Path(f"{Path(federation.name).name}.png"))
     output.result(f"A picture: {path}")

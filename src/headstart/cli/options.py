@@ -26,6 +26,15 @@ TargetColumn = Annotated[str | None, typer.Option("--target", metavar="COLUMN", 
 Features = Annotated[
     str | None, typer.Option("--features", metavar="A,B", help="The input columns; default: the rest.")
 ]
+Exclude = Annotated[str | None, typer.Option("--exclude", metavar="A,B", help="Columns that are no inputs.")]
+Time = Annotated[
+    str | None,
+    typer.Option("--time", metavar="COLUMN", help="Test on the last 20 % of each client's rows by this column."),
+]
+Group = Annotated[
+    str | None,
+    typer.Option("--group", metavar="COLUMN", help="Keep rows of one recording, visit or the like on one side."),
+]
 DataOptions = Annotated[
     list[str] | None,
     typer.Option("--data-option", metavar="KEY=VALUE", help="An option of the reader or generator, e.g. writers=500."),
@@ -96,12 +105,21 @@ def modules_named(imports: list[str] | None, model: str | None) -> set[str]:
 
 
 def data_options(
-    client: str | None, target: str | None, features: str | None, more: list[str] | None
+    client: str | None,
+    target: str | None,
+    features: str | None,
+    more: list[str] | None,
+    *,
+    exclude: str | None = None,
+    time: str | None = None,
+    group: str | None = None,
 ) -> dict[str, Any]:
     """The options for the data's reader or generator."""
     from headstart.experiment.serialization import parse
 
-    options = {"client": client, "target": target, "features": features.split(",") if features else None}
+    lists = {"features": features, "exclude": exclude}
+    options = {"client": client, "target": target, "time": time, "group": group}
+    options |= {name: names.split(",") if names else None for name, names in lists.items()}
     for setting in more or []:
         key, equals, text = setting.partition("=")
         if not equals:

@@ -16,6 +16,7 @@ from headstart.data.federation import Federation
 from headstart.files import write_bytes
 
 MOST_CLIENTS = 200
+_NOT_LISTED = ("notes", "split", "split_by")
 
 
 def metadata(federation: Federation) -> list[tuple[str, str]]:
@@ -23,7 +24,8 @@ def metadata(federation: Federation) -> list[tuple[str, str]]:
     sizes = federation.sizes.sum(axis=1)
     x, y = federation.example()
     shape = "×".join(map(str, x.shape[1:])) or "one number"
-    split = "predefined by the source" if federation.has_predefined_split else "at random by headstart, always the same"
+    at_random = federation.metadata.get("split", "at random by headstart, always the same")
+    split = "predefined by the source" if federation.has_predefined_split else at_random
     train, test = federation.sizes.sum(axis=0)
     quartiles = " / ".join(f"{value:.0f}" for value in np.percentile(sizes, [0, 25, 50, 75, 100]))
     return [
@@ -37,7 +39,7 @@ def metadata(federation: Federation) -> list[tuple[str, str]]:
         ("examples per client", f"{quartiles} (least, quartiles, most), mean {sizes.mean():.1f}"),
         ("an input", f"{shape} {x.dtype}"),
         ("a target", f"{'×'.join(map(str, y.shape[1:])) or 'one'} {y.dtype}"),
-        *((key, _short(value)) for key, value in federation.metadata.items() if key != "notes"),
+        *((key, _value(key, value)) for key, value in federation.metadata.items() if key not in _NOT_LISTED),
         *(("note", str(note)) for note in federation.metadata.get("notes", ())),
     ]
 
@@ -95,6 +97,11 @@ def _histogram(federation: Federation, *, bins: int) -> tuple[np.ndarray, np.nda
     sizes = federation.sizes.sum(axis=1)
     numbers, edges = np.histogram(sizes, bins=min(bins, max(int(np.ptp(sizes)), 1)))
     return numbers, edges
+
+
+def _value(key: str, value: Any) -> str:
+    """A value of the metadata: names of features as a whole, for one that is left out of sight may be the target."""
+    return ", ".join(map(str, value)) if key == "features" else _short(value)
 
 
 def _short(value: Any) -> str:

@@ -12,13 +12,16 @@ import typer
 from headstart.cli.options import (
     ClientColumn,
     DataOptions,
+    Exclude,
     Features,
+    Group,
     Imports,
     ModelName,
     Processes,
     Settings,
     Source,
     TargetColumn,
+    Time,
     data_options,
     learning_rates_given,
     modules_named,
@@ -88,6 +91,9 @@ def compare(
     client: ClientColumn = None,
     target: TargetColumn = None,
     features: Features = None,
+    exclude: Exclude = None,
+    time: Time = None,
+    group: Group = None,
     data_option: DataOptions = None,
     settings: Settings = None,
     model: ModelName = None,
@@ -122,7 +128,7 @@ def compare(
 
     prepare_devices(None)
     allowed_modules = modules_named(imports, model)
-    options_of_data = data_options(client, target, features, data_option)
+    options_of_data = data_options(client, target, features, data_option, exclude=exclude, time=time, group=group)
     base = named_experiment(experiment, data, options_of_data, overrides(settings, None, model), allowed_modules)
     output = output_of(context)
     with output.measured():

@@ -18,9 +18,13 @@ from headstart.data.preprocessing import is_raw, is_table, needs_preprocessing, 
 from headstart.errors import UserError
 
 # In a federation's metadata. `regression` is added where the task says that targets are quantities.
-_NAMES = ("kind", "classes", "labels", "features", "inverted", "background", "regression", "preprocessing")
+_NAMES = (
+    *("kind", "classes", "labels", "features", "inverted", "background", "regression", "preprocessing"),
+    # The option, and its column, by which a table's rows were split within each client.
+    "split_by",
+)
 # How a table's source begins. Pictures of every other source have the light background that they are published in.
-_TABLE = re.compile(r"(npz|parquet|csv) |devices")
+_TABLE = re.compile(r"(npz|parquet|csv|frame) |devices")
 _LIGHT, _DARK = 255, 64
 
 

@@ -3,15 +3,15 @@
 A client's accuracy on such rows says little of how it does on new ones. Four shares of the query rows are measured, on
 some clients and rows drawn by a fixed seed, and each is a warning beyond a threshold:
 
-* *equal*: a support row has the same values. More than in 5 %, beyond those that are equal by chance: to rows of another
-  client, or with the values of each column permuted.
+* *equal*: a support row has the same values. More than in 5 %, beyond those that equal rows of another client, or do
+  with the values of each column permuted.
 * *overlapping*: a quarter or more of the row's stretches of 8 values are in support rows, at any place, as of windows
   that were cut from one signal. More than in 5 %. Only of rows of 24 numbers or more that are not pixels.
 * *near*: the nearest support row of the same class is within a fifth of the median distance to these, beyond what the
   data's dimension explains. More than in 15 %.
 * *neighbours*: rows that lie next to each other in the file are nearer than others of the same client and class, in 70
-  percent of comparisons (50 would be chance), where rows were split at random; the share is of query rows that have such a
-  neighbour.
+  percent of comparisons (50 would be chance), where rows were split at random; the share is of query rows that have
+  such a neighbour.
 
 Distances are Euclidean in standardized features, cut off at 5 standard deviations. Columns in whose order the file is
 sorted do not count for neighbours.
@@ -63,7 +63,7 @@ def duplicate_notes(federation: Federation) -> list[str]:
     said = [
         (found.equal > EQUAL, found.equal, "equal a row of the same client's local training (support)"),
         (found.overlapping > OVERLAPPING, found.overlapping, "share stretches of values with such rows, as windows do"),
-        (found.near > NEAR, found.near, "lie far nearer to such a row than chance has it"),
+        (found.near > NEAR, found.near, "lie far nearer to such a row than independent rows would"),
         (found.neighbours > 0, found.neighbours, "have a neighbour in the file among these that is much like them"),
     ]
     parts = [f"{share:.0%} {what}" for beyond, share, what in said if beyond]
@@ -71,7 +71,8 @@ def duplicate_notes(federation: Federation) -> list[str]:
         return []
     return [
         f"near-duplicates: of the rows for local tests (query) {', '.join(parts)}, so that results look better than"
-        " they are on new rows; keep recordings together with --group COLUMN, or test on the last rows with --time COLUMN"
+        " they are on new rows; keep recordings together with --group COLUMN, or test on the last rows with --time"
+        " COLUMN"
     ]
 
 

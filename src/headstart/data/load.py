@@ -9,6 +9,7 @@ import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from headstart.console import printable
 from headstart.data.cache import cache_root, cached
 from headstart.data.decided import as_decided
 from headstart.data.download import download
+from headstart.data.duplicates import duplicate_notes
 from headstart.data.federation import Federation, of_rows, split_examples
 from headstart.data.readers import fedjax, leaf, tff
 from headstart.data.readers.picture_folder import read_pictures
@@ -70,7 +72,8 @@ def load_as_decided(
     name = os.fspath(name_or_path)
     with _readable():
         if not select_features:
-            federation = _load(name, options, {key: value for key, value in decided.items() if key != "features"})
+            own = {key: value for key, value in decided.items() if key not in ("features", "split_by")}
+            federation = _load(name, options, own)
             taken, theirs = federation.metadata.get("features"), list(decided.get("features", ()))
             if not theirs or taken == theirs or sorted(taken or ()) != sorted(theirs):
                 return as_decided(federation, decided, name)
@@ -122,17 +125,18 @@ def _from_files(
     with _reachable(sources.path):
         files = [file for file in (sources.path, *sources.files) if file != sources.folder]
         rows = cached(files, as_read, lambda: _read(sources, options, decided))
-    name = name or _name(sources)
-    federation = of_rows(
-        name,
-        rows.ids,
-        rows.sizes,
-        rows.x,
-        rows.y,
-        has_predefined_split=rows.has_predefined_split,
-        metadata=rows.metadata,
-    )
-    return federation if rows.has_predefined_split else split_examples(federation)
+    return federation_of(name or _name(sources), rows)
+
+
+def federation_of(name: str, rows: Rows) -> Federation:
+    """The federation of what a reader has found, split if nothing has split it; near-duplicates are noted."""
+    federation = of_rows(name, *rows[:4], has_predefined_split=rows.has_predefined_split, metadata=rows.metadata)
+    if not rows.has_predefined_split and "split" not in rows.metadata:
+        federation = split_examples(federation)
+    if found := duplicate_notes(federation):
+        notes = [*federation.metadata.get("notes", ()), *found]
+        federation = replace(federation, metadata={**federation.metadata, "notes": notes})
+    return federation
 
 
 def _name(sources: Sources) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from headstart.data.readers import meaning
-from headstart.data.readers.rows import as_flag
+from headstart.data.readers.rows import as_flag, listed
 from headstart.errors import UserError
 
 
@@ -21,6 +22,15 @@ def missing(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "f":
         return np.any(np.isnan(values).reshape(len(values), -1), axis=1)
     return np.zeros(len(values), bool)
+
+
+def no_column(path: str, name: str, columns: Iterable[str], advice: str) -> UserError:
+    """The error for a column that is not there; it names the nearest that is."""
+    there = list(columns)
+    lower = {each.lower(): each for each in reversed(there)}
+    near = difflib.get_close_matches(name.lower(), list(lower), n=1)
+    hint = f" (did you mean {lower[near[0]]!r}?)" if near else ""
+    return UserError(f"{path} has no column {name!r}{hint}, but {listed(there)}; {advice}")
 
 
 def refuse_rows_of_numbers(y: np.ndarray, option: str) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,15 @@ from headstart.data.partition import OWNERS, client_names
 from headstart.data.preprocessing import of_metadata
 from headstart.data.readers import images, meaning
 from headstart.data.readers.arrow import read_csv, read_parquet
-from headstart.data.readers.columns import for_regression, missing, names_in, number, numbers, refuse_rows_of_numbers
+from headstart.data.readers.columns import (
+    for_regression,
+    missing,
+    names_in,
+    no_column,
+    number,
+    numbers,
+    refuse_rows_of_numbers,
+)
 from headstart.data.readers.encoding import Encoded, Kind, encode
 from headstart.data.readers.meaning import texts
 from headstart.data.readers.npz import read_npz
@@ -23,9 +31,14 @@ from headstart.data.readers.rows import Rows, accept, arrange, as_flag, joined_u
 from headstart.data.readers.shards import clients_by_file, described
 from headstart.data.readers.sources import Sources
 from headstart.data.readers.targets import decided_classes, target_classes
+from headstart.data.readers.within_clients import OPTIONS as WITHIN
+from headstart.data.readers.within_clients import by_group, by_time, chosen_option, untestable_note
 from headstart.errors import UserError
 
-_COLUMN_OPTIONS = ("client", "target", "features", "split", "classes", "labels", "regression", "inverted", "raw")
+COLUMN_OPTIONS = (
+    *("client", "target", "features", "split", "exclude", "time", "group"),
+    *("classes", "labels", "regression", "inverted", "raw"),
+)
 _PARTITION_OPTIONS = ("partition", "clients", "alpha", "classes_per_client", "seed")
 _PARTITIONS: Mapping[str, Mapping[str, type]] = {
     "dirichlet": {"alpha": float},
@@ -44,7 +57,9 @@ def read_table(
     """Rows of a table; of a pair of files, those for local training and those for local tests.
 
     Options: `client`, `target`, `features`, `split` name columns (by default `client`, `y`, and `x` in npz or all
-    other columns but row numbers, and none); a column `split` says train or test. Text and whole numbers are classes,
+    other columns but row numbers, and none); a column `split` says train or test. `exclude` names columns that are no
+    features. `time` names the column by which the last part of each client's rows tests, `group` the one whose rows
+    stay together; these are no features unless `features` names them. Text and whole numbers are classes,
     in sorted order, also those written as 1.0 where they are few, and one-hot rows; `classes=62` takes them as the
     numbers of that many classes instead, `labels=a,b,c` gives the order; other numbers are for regression, and with
     `regression=true` whole ones too. Without a client column,
@@ -56,45 +71,82 @@ def read_table(
 
     decided: what training decided, which is applied, and nothing of it anew; see `decided.decisions`.
     """
-    files, split, target = sources.files, options.get("split"), str(options.get("target", "y"))
     (path, short), pair = described(sources), bool(sources.train and sources.test)
-    accept(options, _COLUMN_OPTIONS + _PARTITION_OPTIONS, f"{path} ({form})")
-    options = _with_decisions(path, options, decided)
-    if pair and split:
+    accept(options, COLUMN_OPTIONS + _PARTITION_OPTIONS, f"{path} ({form})")
+    if pair and (split := options.get("split")):
         raise UserError(f"{path} are a pair, so split={split} does not fit; leave it out, or put one of them elsewhere")
-    tables, numberings = zip(*(_read(file, form, options) for file in files), strict=True)
+    tables, numberings = zip(*(_read(file, form, options) for file in sources.files), strict=True)
     numbering = set().union(*numberings)
-    columns = _stack(files, tables, numbering)
+    columns = _stack(sources.files, tables, numbering)
     lengths = [len(next(iter(table.values()))) for table in tables]
     columns, notes = clients_by_file(sources, lengths, columns, options)
+    of_test = np.repeat([file in sources.test for file in sources.files], lengths) if pair else None
+    table = Table(path, f"{form} {short}", columns, numbering, of_test, notes, is_npz=form == "npz")
+    rows = rows_of(table, options, decided)
+    return joined_unless_split(rows) if pair else rows
+
+
+class Table(NamedTuple):
+    """The columns of a table, by name, and what is known of them beside the options.
+
+    path: what messages call it. source: what metadata call it, which begins with its form. numbering: the columns that
+    only number rows. test: bool `[rows]`, where the source says itself which rows are for local tests.
+    """
+
+    path: str
+    source: str
+    columns: Columns
+    numbering: Collection[str] = ()
+    test: np.ndarray | None = None
+    notes: Sequence[str] = ()
+    is_npz: bool = False
+
+
+def rows_of(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any] = MappingProxyType({})) -> Rows:
+    """Rows of the columns of a table; options and decided as of `read_table`."""
+    path, columns = table.path, table.columns
+    accept(options, COLUMN_OPTIONS + _PARTITION_OPTIONS, table.source)
+    options = _with_decisions(path, options, decided, is_split=table.test is not None)
+    split, target = options.get("split"), str(options.get("target", "y"))
+    within = chosen_option(path, options, predefined=bool(split) or table.test is not None)
     y = _column(path, columns, target, "target")
     if not for_regression(options):
         y = meaning.targets(path, target, y, known=bool({"classes", "labels"} & {*options, *decided}))
     codes, ids = _clients(path, columns, options, y)
     owners = [ids[code] for code in codes.tolist()]
-    of_test = np.repeat([pair and file in sources.test for file in files], lengths)
-    test = _test_rows(path, columns, str(split)) if split else of_test
-    taken = {str(options.get("client", "client")), target, str(split)}
-    names = _feature_names(form, columns, options, taken | numbering)
+    test, split_metadata, notes = np.zeros(len(codes), bool), {}, list(table.notes)
+    if table.test is not None or split:
+        test = _test_rows(path, columns, str(split)) if split else table.test
+    elif within:
+        values = _column(path, columns, str(options[within]), within)
+        chosen = {"time": by_time, "group": by_group}[within](path, str(options[within]), values, codes, ids)
+        test, split_metadata = chosen.test, {"split": chosen.words, "split_by": chosen.decided}
+        notes += untestable_note(ids, codes, test, chosen.words)
+    taken = {str(options.get("client", "client")), target, str(split), str(options.get(within or "client", "client"))}
+    names = _feature_names(path, table, options, taken)
     _refuse_as_features(path, names, options, target)
-    raw = as_flag("raw", options.get("raw", form == "npz"))
+    raw = as_flag("raw", options.get("raw", table.is_npz))
     kinds = _decided_kinds(decided)
     x, metadata = _features(path, columns, names, owners, options.get("inverted"), table=not raw, kinds=kinds)
     if decided.get("classes"):
         y, target_metadata = decided_classes(path, target, y, decided, owners)
     else:
         y, target_metadata = target_classes(path, target, y, options, owners)
-    metadata |= target_metadata | {"source": f"{form} {short}"}
-    if left_out := sorted(map(repr, numbering - taken - set(names))):
+    metadata |= target_metadata | split_metadata | {"source": table.source}
+    if left_out := sorted(map(repr, set(table.numbering) - taken - set(names))):
         notes.append(f"{listed(left_out)} only numbers the rows and is left out; features= takes it")
     if notes:
         metadata["notes"] = [*metadata.get("notes", []), *notes]
-    rows = arrange(ids, codes, test, x, y, metadata=metadata, has_predefined_split=bool(split) or pair)
-    return joined_unless_split(rows) if pair else rows
+    predefined = bool(split) or table.test is not None
+    return arrange(ids, codes, test, x, y, metadata=metadata, has_predefined_split=predefined)
 
 
-def _with_decisions(path: str, options: Mapping[str, Any], decided: Mapping[str, Any]) -> dict[str, Any]:
+def _with_decisions(
+    path: str, options: Mapping[str, Any], decided: Mapping[str, Any], *, is_split: bool
+) -> dict[str, Any]:
     """The options, and what was decided in place of those that are not given.
+
+    is_split: whether the data say themselves which rows are for local tests, whatever was decided.
 
     Raises:
         UserError: if they contradict what was decided.
@@ -111,6 +163,8 @@ def _with_decisions(path: str, options: Mapping[str, Any], decided: Mapping[str,
         if not decides[name](options[name]):
             raise UserError(f"{path}: {name}={options[name]} is not what the run was trained with; leave it out")
     added = {name: decided[name] for name in ("features", "regression") if name in decided}
+    if not is_split and not {"split", *WITHIN} & options.keys():
+        added |= decided.get("split_by", {})
     if decided.get("features"):
         added["raw"] = "preprocessing" not in decided
     own_words = {"inverted": decided["inverted"], **options} if "inverted" in decided else options
@@ -163,7 +217,7 @@ def _kind(values: np.ndarray | None) -> Any:
 def _column(path: str, columns: Columns, name: str, option: str) -> np.ndarray:
     """A column without gaps."""
     if name not in columns:
-        raise UserError(f"{path} has no column {name!r}, but {listed(columns)}; name the right one with {option}=")
+        raise no_column(path, name, columns, f"name the right one with {option}=")
     values = columns[name]
     gaps = missing(values)
     if gaps.any():
@@ -184,10 +238,8 @@ def _clients(path: str, columns: Columns, options: Mapping[str, Any], y: np.ndar
         owners, count = _partition(options, y)
         return owners, client_names(count)
     if client not in columns:
-        raise UserError(
-            f"{path} has no column {client!r}, but {listed(columns)}; name the right one with client=, or make"
-            " clients with partition=dirichlet, classes or random"
-        )
+        advice = "name the right one with client=, or make clients with partition=dirichlet, classes or random"
+        raise no_column(path, client, columns, advice)
     values = meaning.client_ids(path, client, _column(path, columns, client, "client"))
     numbers: dict[str, int] = {}
     codes = np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
@@ -216,9 +268,14 @@ def _test_rows(path: str, columns: Columns, name: str) -> np.ndarray:
     return np.array([value == "test" for value in values])
 
 
-def _feature_names(form: str, columns: Columns, options: Mapping[str, Any], taken: set[str]) -> list[str]:
-    names = options.get("features", "x" if form == "npz" else [name for name in columns if name not in taken])
-    return names_in(names)
+def _feature_names(path: str, table: Table, options: Mapping[str, Any], taken: set[str]) -> list[str]:
+    rest = [name for name in table.columns if name not in taken | set(table.numbering)]
+    names = names_in(options.get("features", "x" if table.is_npz else rest))
+    excluded = names_in(options["exclude"]) if options.get("exclude") else []
+    for name in excluded:
+        if name not in table.columns:
+            raise no_column(path, name, table.columns, "name the right ones with exclude=")
+    return [name for name in names if name not in excluded]
 
 
 def _refuse_as_features(path: str, names: Sequence[str], options: Mapping[str, Any], target: str) -> None:
@@ -244,9 +301,12 @@ def _features(
     table: whether these are columns of a table, for preprocessing. kinds: what training decided that they stand for.
     """
     unknown = [name for name in names if name not in columns]
-    if unknown or not names:
-        what = f"column {unknown[0]!r}" if unknown else "column left for features"
-        raise UserError(f"{path} has no {what}, but {listed(columns)}; name the right ones with features=")
+    if unknown:
+        raise no_column(path, unknown[0], columns, "name the right ones with features=")
+    if not names:
+        raise UserError(
+            f"{path} has no column left for features, but {listed(columns)}; name the right ones with features="
+        )
     if table and not _is_array(columns, names):
         return table_inputs(path, columns, names, kinds)
     arrays = [numbers(path, name, columns[name], owners) for name in names]
