@@ -283,7 +283,7 @@ DAMAGES = {
         lambda folder: changed(folder, platforms=["cuda", "tpu"]),
         "the artifact is for cuda, tpu, but JAX computes on cpu here",
     ),
-    "another format": (lambda folder: changed(folder, format=2), "has format 2, this program reads 1"),
+    "another format": (lambda folder: changed(folder, format=3), "has format 3, this program reads 1 and 2"),
     "a program of another JAX": (unreadable, "cannot read the program adapt, made with JAX"),
 }
 X, Y = np.zeros((5, 4), np.float32), np.arange(5) % 3

@@ -1,17 +1,22 @@
 """Tables as people have them become features, by decisions of training clients alone, applied to all other data."""
 
 import datetime
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import headstart as hs
+import small
 from headstart.data.preprocessing import from_json, of_metadata, to_json
 from headstart.data.table_columns import LIMIT
+from headstart.deploy.export import export_run
 from headstart.experiment.setup import preprocessed
 from headstart.learning.tasks import Regression
 
+PROGRAM = Path(__file__).parents[1] / "examples" / "on_device" / "adapt.py"
 COLUMNS = "site,age,tail,ward,seen,well,always,note,y,days"
 
 
@@ -127,20 +132,40 @@ def test_columns_are_what_they_look_like(cells, kind, tmp_path):
     assert [column["kind"] for column in federation.metadata["columns"]] == [kind, "number"]
 
 
-def test_a_run_carries_its_preprocessing_to_other_data(tmp_path):
-    import small
-
-    path = table(tmp_path / "t.csv")
-    data = hs.Data(str(path), {"client": "site", "target": "y"}, train=0.6, validation=0.2)
-    given = replace(small.experiment(path), data=data, model=None, stages=small.experiment(path).stages[:1])
-    run = hs.run(given, tmp_path / "run", progress=False)
-    columns = dict(
-        zip(COLUMNS.split(","), zip(*(line(77, row).split(",") for row in range(9)), strict=True), strict=True)
+def trained(folder, target):
+    """A short run on a table, and the columns of a client that it has never seen, as a file of a device."""
+    path = table(folder / "t.csv")
+    given = small.experiment(path, rounds=(3, 3))
+    data = hs.Data(str(path), {"client": "site", "target": target}, train=0.6, validation=0.2)
+    given = replace(
+        given, data=data, model=None, task=None, stages=(replace(given.stages[0], update=hs.FedAvg(1, 0.01, 4)),)
     )
-    columns["always"] = ["7"] * 9
-    found = run.predict(columns)
-    assert set(found) <= {"a", "b"}
-    mine = run.personalize(columns, np.array(columns["y"]))
-    assert mine.outputs(columns).shape == (9, 2)
+    rows = [line(77, row) for row in range(9)]
+    (folder / "device.csv").write_text("\n".join([COLUMNS, *rows]) + "\n")
+    cells = zip(*(row.split(",") for row in rows), strict=True)
+    return hs.run(given, folder / "run", progress=False), dict(zip(COLUMNS.split(","), cells, strict=True))
+
+
+@pytest.mark.parametrize("target", ["y", "days"])
+def test_a_run_and_its_artifact_take_raw_columns_and_predict_the_same_bits(target, tmp_path, invoke, monkeypatch):
+    run, columns = trained(tmp_path, target)
+    monkeypatch.chdir(tmp_path)
+    y = np.array(columns[target], object if target == "y" else np.float64)
+    mine = run.personalize(columns, y, client="s77")
     with pytest.raises(hs.UserError, match="has no column 'age'"):
         run.predict({name: values for name, values in columns.items() if name != "age"})
+    export_run(run.path, tmp_path / "artifact", platforms=["cpu"])
+    program = runpy.run_path(str(PROGRAM))["main"]
+    for model, words in ((run.initial_model(), ("--epochs", 0)), (mine, ())):
+        given = ("artifact", "device.csv", "--client", "s77", "--no-gate", *words)
+        assert invoke(program, "adapt.py", *given)[0] == 0
+        found = np.load("adapted/predictions.npz")
+        if target == "y":
+            np.testing.assert_array_equal(found["output"], model.outputs(columns))
+            assert found["label"].tolist() == model.predict(columns).tolist()
+        else:
+            np.testing.assert_array_equal(found["output"], model.predict(columns))
+            assert 500 < found["output"].mean() < 2000
+    (tmp_path / "device.csv").write_text((tmp_path / "device.csv").read_text().replace("True", "perhaps"))
+    code, _, errors = invoke(program, "adapt.py", "artifact", "device.csv")
+    assert code == 2 and "'perhaps', which is no boolean" in errors

@@ -3,8 +3,10 @@
     pip install jax numpy flatbuffers safetensors
     python adapt.py artifact data.npz --client tablet-7 --out adapted
 
-`data.npz` holds the device's examples as arrays `x` and `y`. A part of them is held back: the adapted model is kept
-only if it is better there than the initial one (`--no-gate` adapts to all of them and keeps the result). The folder
+`data.npz` holds the device's examples as arrays `x` and `y`. A model of a table takes its columns as they were before
+training, by name: arrays of an .npz file, or a .csv file with a header. A part of the examples is held back: the
+adapted model is kept only if it is better there than the initial one (`--no-gate` adapts to all of them and keeps the
+result). The folder
 `adapted` then holds the model that was kept (`parameters.safetensors`), its predictions for `x`, or for the x of
 `--predict` (`predictions.npz`), and the decision with its figures (`decision.json`).
 """
@@ -12,6 +14,7 @@ only if it is better there than the initial one (`--no-gate` adapts to all of th
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import io
 import json
@@ -34,8 +37,14 @@ except ImportError as missing:
     print(f"adapt.py: {missing}; pip install jax numpy flatbuffers safetensors", file=sys.stderr)
     sys.exit(2)
 
-FORMAT = 1
+# 2 is of a table, whose columns the artifact says how to make features of.
+FORMATS = (1, 2)
 PROGRAMS = ("adapt", "measure", "predict")
+
+
+# A number farther from its center, in scales, counts as this far, as in training; and what stands for no value.
+LIMIT, ROBUST_LIMIT = 10.0, 5.0
+GAPS = frozenset(("", "na", "n/a", "nan", "null", "none", "nil", "?", "-", "--", ".", "missing", "unknown", "#n/a"))
 
 
 class MistakeError(Exception):
@@ -96,7 +105,7 @@ class Artifact:
         """The model's output; if it classifies, the number `y` of the predicted class and its `label`."""
         output = np.asarray(self.programs["predict"](parameters, *self._padded(x)))[: len(x)]
         if self.about["output"] != "classes":
-            return {"output": output}
+            return {"output": in_own_units(output, self.about["facts"])}
         y, labels = output.argmax(axis=-1), [str(label) for label in self.about["facts"].get("labels") or ()]
         named = {"label": np.array(labels)[y]} if len(labels) == output.shape[-1] else {}
         return {"output": output, "y": y, **named}
@@ -147,8 +156,9 @@ def read_description(path: Path) -> dict[str, Any]:
         raise MistakeError(f"{path} is damaged ({first_line(error)}); copy the artifact again") from error
     if hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest() != expected:
         raise MistakeError(f"{path} is damaged: it does not match its checksum; copy the artifact again")
-    if about["format"] != FORMAT:
-        raise MistakeError(f"{path} has format {about['format']}, this program reads {FORMAT}; use the one that fits")
+    if about["format"] not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
+        raise MistakeError(f"{path} has format {about['format']}, this program reads {known}; use the one that fits")
     return about
 
 
@@ -176,11 +186,13 @@ def program(files: dict[str, bytes], name: str, about: dict[str, Any]) -> Callab
 
 
 def read_data(path: Path, about: dict[str, Any], names: tuple[str, ...]) -> list[np.ndarray]:
-    """The arrays of these names in an .npz file, in the types that the programs take.
+    """The arrays of these names in an .npz file, in the types that the programs take; of a table, from its columns.
 
     Raises:
         MistakeError: if the file is missing or damaged, or an array has the wrong shape, type or values.
     """
+    if "preprocessing" in about["facts"]:
+        return read_table(path, about, names)
     try:
         # numpy leaves a file open that it opened itself and could not read.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -198,6 +210,127 @@ def read_data(path: Path, about: dict[str, Any], names: tuple[str, ...]) -> list
     return arrays
 
 
+def read_table(path: Path, about: dict[str, Any], names: tuple[str, ...]) -> list[np.ndarray]:
+    """The features x, and the targets y, of a table in an .npz or .csv file with a column by name.
+
+    Raises:
+        MistakeError: if the file is missing or damaged, or a column is, or holds what it did not in training.
+    """
+    facts = about["facts"]
+    columns = read_columns(path)
+    arrays = []
+    for name in names:
+        column = facts.get("target", "y") if name == "y" else None
+        if column is not None and column not in columns:
+            raise MistakeError(f"{path} has no column {column!r}; it holds {', '.join(columns) or 'nothing'}")
+        array = features(path, columns, facts["preprocessing"]["columns"]) if column is None else columns[column]
+        arrays.append(accepted(f"{name} in {path}", as_trained(f"{name} in {path}", name, array, about), about[name]))
+    return arrays
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """The columns of an .npz or .csv file by name; those of a .csv file as text.
+
+    Raises:
+        MistakeError: if there is none, or its columns have different lengths.
+    """
+    try:
+        if path.suffix == ".csv":
+            with path.open(newline="", encoding="utf-8") as file:
+                header, *rows = csv.reader(file)
+            if any(len(row) != len(header) for row in rows):
+                raise ValueError("rows with more or fewer cells than the header")
+            return {name: np.array([row[i] for row in rows], object) for i, name in enumerate(header)}
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            columns = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise MistakeError(f"cannot read {path} ({first_line(error)}); give an .npz or .csv file of columns") from error
+    if len({array.shape[:1] for array in columns.values()}) > 1:
+        raise MistakeError(f"{path} has columns of different lengths; give a row per example in each")
+    return columns
+
+
+def features(path: Path, columns: dict[str, np.ndarray], plans: list[dict[str, Any]]) -> np.ndarray:
+    """float32 `[rows, features]`, made of columns as in training."""
+    made = []
+    for plan in plans:
+        if "dropped" in plan:
+            continue
+        if plan["name"] not in columns:
+            raise MistakeError(f"{path} has no column {plan['name']!r}; it holds {', '.join(columns) or 'nothing'}")
+        made.append(column_features(f"{plan['name']!r} in {path}", columns[plan["name"]], plan))
+    return np.concatenate(made, axis=1)
+
+
+def column_features(name: str, column: np.ndarray, plan: dict[str, Any]) -> np.ndarray:
+    """float32 `[rows, features]` of one column; a gap is its center, and where training had some, a feature more."""
+    values = [present(value) for value in column.tolist()]
+    if column.dtype.kind == "M":
+        values = [None if text == "NaT" else text for text in column.astype("M8[us]").astype(str).tolist()]
+    gaps = np.array([value is None for value in values])
+    if plan["kind"] == "category":
+        labels = [None if value is None else category(value) for value in values]
+        known, other = plan["categories"], plan.get("other", False)
+        codes = np.array(
+            [known.index(t) if t in known else len(known) if other and t is not None else -1 for t in labels]
+        )
+        made = (codes[:, None] == np.arange(len(known) + other)).astype(np.float32)
+    else:
+        center, scale = plan.get("center", 0.0), plan.get("scale", 1.0)
+        numbers = np.array([center if value is None else as_number(name, value, plan["kind"]) for value in values])
+        limit = ROBUST_LIMIT if plan.get("robust") else LIMIT
+        made = np.clip((numbers - center) / scale, -limit, limit).astype(np.float32)[:, None]
+    return np.concatenate([made, gaps[:, None].astype(np.float32)], axis=1) if plan.get("indicator") else made
+
+
+def present(value: Any) -> Any:
+    """A value of a column; None for a gap."""
+    value = value.decode() if isinstance(value, bytes) else value
+    if isinstance(value, str):
+        return None if value.strip().lower() in GAPS else value.strip()
+    return None if value is None or value != value else value
+
+
+def category(value: Any) -> str:
+    """The label of a category; a whole number is the same whether it is written as 3 or as 3.0."""
+    return str(int(value) if isinstance(value, float) and value == int(value) else value)
+
+
+def as_number(name: str, value: Any, kind: str) -> float:
+    """A number, a yes or no, or a date as days since 2000-01-01.
+
+    Raises:
+        MistakeError: if it is none.
+    """
+    try:
+        if kind == "boolean":
+            return {"true": 1.0, "yes": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "no": 0.0, "0": 0.0, "0.0": 0.0}[
+                str(value).lower()
+            ]
+        if kind == "date":
+            text = str(value)
+            for zone in ("Z", "+00:00", "-00:00", "+0000", "-0000"):
+                text = text.removesuffix(zone)
+            microseconds = (np.datetime64(text, "us") - np.datetime64("2000-01-01", "us")) / np.timedelta64(1, "us")
+            return float(microseconds / 86_400_000_000.0)
+        number = float(value)
+        if not np.isfinite(number):
+            raise ValueError(number)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise MistakeError(
+            f"column {name} holds {str(value)!r}, which is no {kind}; mend or leave out the row"
+        ) from error
+    return number
+
+
+def in_own_units(output: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+    """Predicted quantities in the units of the targets, which a table's model has learned standardized."""
+    target = facts.get("preprocessing", {}).get("target")
+    if target is None:
+        return output
+    return (output * np.array(target["scale"]) + np.array(target["center"])).astype(np.float32).reshape(output.shape)
+
+
 def as_trained(name: str, part: str, array: np.ndarray, about: dict[str, Any]) -> np.ndarray:
     """The array as the model was trained: labels become the numbers of their classes.
 
@@ -207,6 +340,11 @@ def as_trained(name: str, part: str, array: np.ndarray, about: dict[str, Any]) -
     facts = about["facts"]
     if part == "y" and facts.get("labels"):
         return class_numbers(name, array, facts)
+    if part == "y" and (target := facts.get("preprocessing", {}).get("target")):
+        numbers = np.array([as_number(name, value, "number") for value in array.ravel().tolist()]).reshape(array.shape)
+        return ((numbers.astype(np.float32) - np.array(target["center"])) / np.array(target["scale"])).reshape(
+            array.shape
+        )
     if part == "x" and "background" in facts and array.dtype == np.uint8 and array.ndim == 4 and array.size:
         edge = np.concatenate([array[:, [0, -1]].ravel(), array[:, :, [0, -1]].ravel()])
         level, trained = float(np.median(edge)), facts["background"]
@@ -226,7 +364,7 @@ def class_numbers(name: str, y: np.ndarray, facts: dict[str, Any]) -> np.ndarray
     Raises:
         MistakeError: for a label that training did not know.
     """
-    labels, given_as_text = [str(label) for label in facts["labels"]], y.dtype.kind in "US"
+    labels, given_as_text = [str(label) for label in facts["labels"]], y.dtype.kind in "USO"
     tokens = facts.get("kind") == "text" and y.dtype.kind in "iu"  # some of which are called by a digit
     if not given_as_text and (tokens or labels == [str(number) for number in range(len(labels))]):
         return y
@@ -339,10 +477,10 @@ def arguments() -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, epilog="\n\n".join(details), formatter_class=raw)
     parser.add_argument("artifact", type=Path, help="the folder that `headstart export` wrote")
-    parser.add_argument("data", type=Path, help="an .npz file of the device's own examples x and y")
+    parser.add_argument("data", type=Path, help="an .npz file of the device's own examples; of a table, or .csv")
     parser.add_argument("--client", default="device", help="this device's id, which its randomness derives from")
     parser.add_argument("--out", type=Path, default=Path("adapted"), help="a folder for the results")
-    parser.add_argument("--predict", type=Path, metavar="FILE", help="an .npz file of the x to predict for")
+    parser.add_argument("--predict", type=Path, metavar="FILE", help="a file of inputs to predict for")
     parser.add_argument("--epochs", type=int, help="epochs (or steps); default: as the run chose")
     parser.add_argument(
         "--held-back", type=float, default=0.2, metavar="FRACTION", help="of the examples, for the gate"

@@ -86,6 +86,7 @@ class Preprocessing:
         """The targets as the model learns them; float32 if they are quantities."""
         if not self.target_scale:
             return y
+        y = np.asarray(y, np.float32)
         return ((y - np.array(self.target_center)) / np.array(self.target_scale)).astype(np.float32).reshape(y.shape)
 
     def apply(self, federation: Federation) -> Federation:

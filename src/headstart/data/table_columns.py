@@ -10,8 +10,9 @@ import numpy as np
 
 from headstart.data.readers.encoding import Encoded, Kind
 
-# Beyond so many scales from its center a number counts as this far: one wild value moves no model.
-LIMIT = 20.0
+# A number farther from its center, in scales, counts as this far: one wild value moves no model. Of heavy tails more
+# numbers are far out, and steps that suit the others would diverge on them.
+LIMIT, ROBUST_LIMIT = 10.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Column:
             features = (codes[:, None] == np.arange(width)).astype(np.float32)
         else:
             scaled = (np.where(gaps, self.center, column.values) - self.center) / self.scale
-            features = np.clip(scaled, -LIMIT, LIMIT).astype(np.float32)[:, None]
+            limit = ROBUST_LIMIT if self.robust else LIMIT
+            features = np.clip(scaled, -limit, limit).astype(np.float32)[:, None]
         return np.concatenate([features, gaps[:, None].astype(np.float32)], axis=1) if self.indicator else features
 
     @property

@@ -50,7 +50,8 @@ from headstart.runs import checkpoint
 from headstart.runs.reading import open_run
 from headstart.runs.run import Run
 
-FORMAT = 1
+# 2 is of a table, whose columns the artifact says how to make features of; who reads only 1 would not make them.
+FORMAT, TABLE_FORMAT = 1, 2
 PARAMETERS = "parameters.safetensors"
 # In the order in which the programs take them; `parameters` stands for all arrays of the model.
 ARGUMENTS = {
@@ -143,7 +144,7 @@ def description(source: Source, platforms: Sequence[str], files: Mapping[str, by
     metric, report = source.task.metrics[0], source.report
     classes = isinstance(source.task, Classification | NextCharacter)
     return {
-        "format": FORMAT,
+        "format": TABLE_FORMAT if "preprocessing" in source.metadata else FORMAT,
         "name": source.experiment.name,
         "made_with": {"headstart": __version__, **{name: version(name) for name in ("jax", "jaxlib")}},
         "platforms": list(platforms),
@@ -164,7 +165,8 @@ def description(source: Source, platforms: Sequence[str], files: Mapping[str, by
 
 def _known(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What training decided of its data, for a device to hold its own to: labels, features, polarity of pictures."""
-    plain = {name: metadata[name] for name in ("kind", "labels", "features") if name in metadata}
+    names = ("kind", "labels", "features", "target", "preprocessing")
+    plain = {name: metadata[name] for name in names if name in metadata}
     decided = decisions(metadata)
     return plain | {name: decided[name] for name in ("inverted", "background") if name in decided}
 

@@ -11,31 +11,23 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from headstart.data.federation import Array, Block, Client, Examples, Tree
+from headstart.data.federation import Array, Block, Tree
 from headstart.errors import UserError
-from headstart.learning.local_sgd import batch_in_order, fold_batches
 from headstart.learning.method import PLAIN, Method
-from headstart.learning.partial_batches import with_partial_batches
 from headstart.learning.personalization import (
-    EVALUATION_BATCH,
     Personalization,
     adapt_client,
     evaluate,
-    room_for_batches,
-    whole_batch,
-    write_batch,
 )
+from headstart.learning.prediction import CAPACITIES, one_client, predict_client
 from headstart.learning.rounds import client_key
 from headstart.learning.tasks import Task, mean
 from headstart.models.zoo import Model
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-# A device pads its examples to one of these sizes, since a program is compiled for each size that it meets.
-CAPACITIES = tuple(64 * 4**power for power in range(11))
 
 
 class Like(NamedTuple):
@@ -80,7 +72,7 @@ def export_adapt(
     structure = jax.tree.structure(like.params)
 
     def adapt(leaves: list[Array], x: Tree, y: Tree, size: Array, key: Array, client: Array, length: Array) -> Tree:
-        params, mine = jax.tree.unflatten(structure, leaves), _client(Block(x, y), size, client)
+        params, mine = jax.tree.unflatten(structure, leaves), one_client(Block(x, y), size, client)
         own_key = client_key(jax.random.wrap_key_data(key, impl="threefry2x32"), mine)
         return jax.tree.leaves(adapt_client(task, model, recipe, params, mine, own_key, length, method))
 
@@ -93,7 +85,7 @@ def export_measure(task: Task, model: Model, like: Like, *, platforms: Collectio
     structure, metric = jax.tree.structure(like.params), task.metrics[0]
 
     def measure(leaves: list[Array], x: Tree, y: Tree, size: Array) -> tuple[Array, Array]:
-        sums, _ = evaluate(task.metrics, model, jax.tree.unflatten(structure, leaves), _client(Block(x, y), size))
+        sums, _ = evaluate(task.metrics, model, jax.tree.unflatten(structure, leaves), one_client(Block(x, y), size))
         total, count = sums[metric.name]
         return metric.finish(mean(total, count)), count
 
@@ -105,32 +97,9 @@ def export_predict(model: Model, like: Like, *, platforms: Collection[str] = PLA
     structure = jax.tree.structure(like.params)
 
     def predict(leaves: list[Array], x: Tree, size: Array) -> Tree:
-        return predict_client(model, jax.tree.unflatten(structure, leaves), _client(Block(x, ()), size))
+        return predict_client(model, jax.tree.unflatten(structure, leaves), one_client(Block(x, ()), size))
 
     return _export(predict, platforms, like, like.x, more=(jax.ShapeDtypeStruct((), np.int32),))
-
-
-def predict_client(model: Model, params: Tree, client: Client) -> Tree:
-    """The model's output for a client's examples, `[capacity, ...]`, batch after batch."""
-
-    @with_partial_batches
-    def predicted(examples: Examples, params: Tree) -> Tree:
-        output, _ = model.apply(params, examples.x)
-        return jax.tree.map(whole_batch, output)
-
-    def collect(outputs: Tree, examples: Examples, number: Array) -> Tree:
-        return write_batch(outputs, predicted(examples, params), number)
-
-    first = batch_in_order(client, 0, batch_size=EVALUATION_BATCH)
-    zero = room_for_batches(client, jax.eval_shape(predicted, first, params))
-    outputs = fold_batches(client, EVALUATION_BATCH, collect, zero)
-    return jax.tree.map(lambda leaf: leaf[: client.rows.shape[0]], outputs)
-
-
-def _client(block: Block, size: Array, key_data: Array | None = None) -> Client:
-    capacity = jax.tree.leaves(block.x)[0].shape[0]
-    words = jnp.zeros(2, jnp.uint32) if key_data is None else key_data
-    return Client(block, jnp.arange(capacity, dtype=jnp.int32), size, words)
 
 
 @contextmanager

@@ -153,20 +153,17 @@ class Regression:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Mean squared error, then mean absolute error, in the targets' own units."""
+        squared = self._squared_error if self.scale else self.loss
         return (
-            Metric(
-                "mean squared error",
-                "squared units of the target",
-                False,
-                lambda output, y: _per_example(lambda error: self._own_units(error) ** 2, output, y),
-            ),
-            Metric(
-                "mean absolute error",
-                "units of the target",
-                False,
-                lambda output, y: _per_example(lambda error: jnp.abs(self._own_units(error)), output, y),
-            ),
+            Metric("mean squared error", "squared units of the target", False, squared),
+            Metric("mean absolute error", "units of the target", False, self._absolute_error),
         )
+
+    def _squared_error(self, output: Array, y: Array) -> Items:
+        return _per_example(lambda error: self._own_units(error) ** 2, output, y)
+
+    def _absolute_error(self, output: Array, y: Array) -> Items:
+        return _per_example(lambda error: jnp.abs(self._own_units(error)), output, y)
 
     def _own_units(self, errors: Array) -> Array:
         return errors * jnp.array(self.scale, errors.dtype) if self.scale else errors

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from headstart.data.federation import Tree, as_input
+from headstart.data.federation import Block, Tree
+from headstart.learning.prediction import CAPACITIES, one_client, predict_client
 from headstart.learning.tasks import Classification, NextCharacter, Regression, Task
 from headstart.models.zoo import Model
 
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,20 @@ class TrainedModel:
 
     def outputs(self, x: Tree) -> np.ndarray:
         """What the model says of inputs `[rows, ...]`: logits `[rows, classes]`, or values `[rows, outputs]`."""
-        x = self.prepare(x)
+        x = jax.tree.map(np.asarray, self.prepare(x))
         rows = len(jax.tree.leaves(x)[0])
-        chunks = range(0, max(rows, 1), ROWS_AT_ONCE)
-        apply = jax.jit(lambda params, x: self.model.apply(params, jax.tree.map(as_input, x))[0])
-        parts = [apply(self.params, jax.tree.map(lambda leaf, i=i: _rows(leaf, i), x)) for i in chunks]
-        return np.concatenate([np.asarray(part) for part in parts])
+        most = next((capacity for capacity in CAPACITIES if capacity >= min(rows, ROWS_AT_ONCE)), ROWS_AT_ONCE)
+
+        @jax.jit
+        def predict(params: Tree, x: Tree, size: jax.Array) -> Tree:
+            return predict_client(self.model, params, one_client(Block(x, ()), size))
+
+        parts = []
+        for start in range(0, max(rows, 1), most):
+            size = min(most, rows - start)
+            part = jax.tree.map(lambda leaf, start=start: _filled(leaf[start : start + most], most), x)
+            parts.append(np.asarray(predict(self.params, part, jnp.int32(size)))[:size])
+        return np.concatenate(parts)
 
     def predict(self, x: Tree) -> np.ndarray:
         """Predictions for inputs `[rows, ...]`: the label of the likeliest class, or the values themselves."""
@@ -49,6 +58,8 @@ class TrainedModel:
         return np.array(list(self.labels))[classes] if len(self.labels) else classes
 
 
-def _rows(leaf: Any, start: int) -> jax.Array:
-    array = np.asarray(leaf)[start : start + ROWS_AT_ONCE]
-    return jnp.asarray(array if array.dtype != np.float64 or jax.config.read("jax_enable_x64") else array.astype("f4"))
+def _filled(rows: np.ndarray, most: int) -> np.ndarray:
+    """The rows with zeros below, so that few programs are compiled; as the device holds them."""
+    if rows.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+        rows = rows.astype(np.float32)
+    return np.concatenate([rows, np.zeros((most - len(rows), *rows.shape[1:]), rows.dtype)])

@@ -117,7 +117,7 @@ def metrics_at_start(
     @partial(jax.jit, out_shardings=everywhere)
     def sums(params: Tree, rounds: Client) -> Sums:
         def one(params: Tree, nothing: Tree, member: tuple[Client, Tree]) -> tuple[Tree, Sums]:
-            return nothing, evaluate_client(task, model, params, member[0])[0]
+            return nothing, evaluate_client(task.metrics, model, params, member[0])[0]
 
         return map_reduce_clients(one, params, (), rounds.at(0), parallel=parallel)[1]
 

@@ -132,7 +132,7 @@ def rows_of(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]
         y, target_metadata = decided_classes(path, target, y, decided, owners)
     else:
         y, target_metadata = target_classes(path, target, y, options, owners)
-    metadata |= target_metadata | split_metadata | {"source": table.source}
+    metadata |= target_metadata | split_metadata | {"target": target, "source": table.source}
     if left_out := sorted(map(repr, set(table.numbering) - taken - set(names))):
         notes.append(f"{listed(left_out)} only numbers the rows and is left out; features= takes it")
     if notes:
