@@ -169,3 +169,28 @@ def test_a_run_and_its_artifact_take_raw_columns_and_predict_the_same_bits(targe
     (tmp_path / "device.csv").write_text((tmp_path / "device.csv").read_text().replace("True", "perhaps"))
     code, _, errors = invoke(program, "adapt.py", "artifact", "device.csv")
     assert code == 2 and "'perhaps', which is no boolean" in errors
+
+
+def test_headstart_data_shows_the_plan_and_what_deserves_a_second_look(command, tmp_path):
+    path = table(tmp_path / "t.csv")
+    rows = [row.split(",") for row in path.read_text().splitlines()]
+    rows[0].append("discharge")
+    for row in rows[1:]:
+        row.append({"a": "home", "b": "ward"}[row[COLUMNS.split(",").index("y")]])
+    rows += [["s99", *rows[1][1:8], "c", *rows[1][9:]]]
+    path.write_text("\n".join(map(",".join, rows)) + "\n")
+    code, out, _ = command("data", path, "--client", "site", "--target", "y", "--picture", tmp_path / "t.png")
+    assert code == 0
+    for words in (
+        "columns become",
+        "column age (number): standardized (mean ",
+        "column note (category): left out: its ",
+        "warning: column 'discharge' alone says what the target is",
+        "warning: 1 of 3 classes are held by one client alone (c)",
+        "warning: 1 of 11 clients have fewer than 10 rows",
+    ):
+        assert words in out, out
+    assert "column 'age' alone" not in out
+    code, out, _ = command("data", path, "--client", "site", "--target", "days", "--picture", tmp_path / "t.png")
+    assert code == 0 and "warning: column 'age' alone says what the target is" in out
+    assert "column days (target): standardized" in out

@@ -244,15 +244,18 @@ def data(
     data_option: DataOptions = None,
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the picture goes.")] = None,
 ) -> None:
-    """Show a federation: clients, sizes, classes, a picture."""
-    from headstart.cli.overview import draw, print_overview
+    """Show a federation: clients, sizes, classes, a picture; of a table, what becomes of each column."""
+    from headstart.cli.overview import draw, print_overview, print_plan
     from headstart.data.load import load
+    from headstart.data.preprocessing import is_raw
 
     output = output_of(context)
     federation = load(
         source, **data_options(client, target, features, data_option, exclude=exclude, time=time, group=group)
     )
     print_overview(output.console, federation)
+    if is_raw(federation):
+        print_plan(output.console, federation)
     path = draw(federation, picture or Path(f"{Path(federation.name).name}.png"))
     output.result(f"A picture: {path}")
 

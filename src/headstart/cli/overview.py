@@ -12,11 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from headstart.console import echo, printable
-from headstart.data.federation import Federation
+from headstart.data.federation import Federation, split_clients
+from headstart.data.preprocessing import Preprocessing
+from headstart.data.review import warnings
 from headstart.files import write_bytes
 
 MOST_CLIENTS = 200
-_NOT_LISTED = ("notes", "split", "split_by")
+_NOT_LISTED = ("notes", "split", "split_by", "columns", "preprocessing")
 
 
 def metadata(federation: Federation) -> list[tuple[str, str]]:
@@ -59,6 +61,32 @@ def print_overview(console: Console, federation: Federation) -> None:
     for number, low, high in zip(numbers, edges, edges[1:], strict=False):
         bars.add_row(f"{low:.0f} to {high:.0f}", "█" * round(40 * number / max(numbers.max(), 1)), f"{number:,}")
     console.print(bars)
+
+
+def print_plan(console: Console, federation: Federation) -> None:
+    """What becomes of each column of a raw table, as training clients decide, and what deserves a second look."""
+    groups = split_clients(federation)
+    preprocessing = Preprocessing.fit(federation, groups.train)
+    rows = [(column.name, column.kind, column.plan) for column in preprocessing.columns]
+    if preprocessing.target_scale:
+        center, scale = preprocessing.target_center[0], preprocessing.target_scale[0]
+        target = str(federation.metadata.get("target", "y"))
+        rows.append((target, "target", f"standardized (mean {center:.4g}, deviation {scale:.4g})"))
+    title = f"{len(preprocessing.columns)} columns become {len(preprocessing.features)} features"
+    title += f", as the {len(groups.train)} training clients decide"
+    if console.is_terminal:
+        table = Table(title=title, box=None, padding=(0, 2), title_justify="left")
+        for heading in ("column", "kind", "becomes"):
+            table.add_column(heading)
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        console.print(table)
+    else:
+        echo(console, title)
+        for name, kind, plan in rows:
+            echo(console, printable(f"column {name} ({kind}): {plan}"))
+    for text in warnings(federation):
+        echo(console, printable(f"warning: {text}"))
 
 
 def draw(federation: Federation, path: Path) -> Path:

@@ -117,6 +117,8 @@ class Preprocessing:
             "columns": [{"name": column.name, "kind": column.kind} for column in self.used],
             "preprocessing": to_json(self),
         }
+        if left_out := [f"{column.name} ({column.dropped})" for column in self.columns if column.dropped]:
+            metadata["notes"] = [*metadata.get("notes", ()), f"columns left out: {'; '.join(left_out)}"]
         how = f", preprocessed by {self}"
         return replace(federation, fetch=derived(fetch, inner, how), metadata=metadata)
 
