@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
+import shutil
+import types
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +20,7 @@ from headstart.data import load as datasets
 from headstart.data.decided import decisions
 from headstart.data.duplicates import duplicate_notes, near_duplicates
 from headstart.errors import UserError
+from headstart.reports import page
 
 
 @pytest.fixture(autouse=True)
@@ -342,3 +348,104 @@ def test_repeated_rows_are_warned_of_and_a_split_by_group_heals_it(tmp_path):
     csv.write_csv(pa.table({"client": np.repeat(np.arange(12), 45), "tape": tape, "y": y, **columns}), path)
     assert any("near-duplicates" in note for note in hs.load(path, exclude="tape").metadata["notes"])
     assert "notes" not in hs.load(path, group="tape").metadata
+
+
+def png(level, *, mode="L", size=(6, 6)):
+    content = io.BytesIO()
+    Image.new(mode, size, level).save(content, "png")
+    return content.getvalue()
+
+
+def hub(path, *, pictures, labels=("0", "A", "a"), count=6):
+    """A Parquet file as the hub has FEMNIST: an image, the writer's id, a class by its number."""
+    table = pa.table(
+        {
+            "image": pictures,
+            "writer_id": pa.array(["f1", "f2"] * (count // 2)),
+            "hsf_id": list(range(count)),
+            "character": pa.array([i % 3 for i in range(count)], pa.int64()),
+        }
+    )
+    features = {"image": {"_type": "Image"}, "character": {"names": list(labels), "_type": "ClassLabel"}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), path
+    )
+    return path
+
+
+def test_pictures_and_class_names_of_the_hub(tmp_path):
+    for piece in range(2):
+        pictures = [{"bytes": png(10 * piece + i), "path": f"{i}.png"} for i in range(6)]
+        hub(tmp_path / "data" / f"train-{piece:05d}-of-00002.parquet", pictures=pictures)
+    federation = hs.load(tmp_path / "data", client="writer_id", target="character")
+    assert list(federation.ids) == ["f1", "f2"] and federation.metadata["labels"] == ["0", "A", "a"]
+    adapt, test = levels(federation)["f1"]
+    assert sorted(adapt + test) == [(0, "0"), (2, "a"), (4, "A"), (10, "0"), (12, "a"), (14, "A")]
+    assert federation.metadata["kind"] == "image" and federation.example()[0].shape[1:] == (6, 6, 1)
+    plain = hub(tmp_path / "plain.parquet", pictures=[png(i) for i in range(6)])
+    assert hs.load(plain, client="writer_id", target="character").metadata["kind"] == "image"
+    for bad, message in (
+        ({"bytes": None, "path": "a.png"}, "name of a file"),
+        ({"bytes": b"x", "path": ""}, "damaged"),
+    ):
+        spoiled = hub(tmp_path / "bad.parquet", pictures=[{"bytes": png(0), "path": ""}] * 5 + [bad])
+        with pytest.raises(UserError, match=rf"column 'image', row 6, .*{message}"):
+            hs.load(spoiled, client="writer_id", target="character")
+
+
+def test_lists_decimals_and_dictionaries_of_arrow(tmp_path):
+    table = {
+        "client": pa.array(["a", "b"] * 4).dictionary_encode(),
+        "y": pa.array([Decimal("1.5"), Decimal("2.25")] * 4),
+        "v": pa.array([[float(i), 0.5] for i in range(8)]),
+        "w": pa.array([[i, i + 1, i + 2] for i in range(8)], pa.list_(pa.int32(), 3)),
+        "colour": pa.array(["red", None] * 4).dictionary_encode(),
+        "ragged": pa.array([[1]] * 7 + [[1, 2]]),
+        "empty": pa.nulls(8),
+    }
+    parquet.write_table(pa.table(table), tmp_path / "t.parquet")
+    federation = hs.load(tmp_path / "t.parquet", exclude="ragged,empty")
+    assert federation.metadata["features"] == ["v[0]", "v[1]", "w[0]", "w[1]", "w[2]", "colour"]
+    x, y = federation.fetch(np.array([0]))
+    assert sorted(x[:, 0]) == [0, 2, 4, 6] and set(y) == {1.5} and (x[:, 4] == x[:, 0] + 2).all()
+    cube = {"client": ["a"] * 4, "y": [0, 1] * 2, "x": pa.array(np.arange(24.0).reshape(4, 2, 3).tolist())}
+    parquet.write_table(pa.table(cube), tmp_path / "c.parquet")
+    assert hs.load(tmp_path / "c.parquet").example()[0].shape == (4, 2, 3)
+    with pytest.raises(UserError, match="values of type list in column 'ragged'"):
+        hs.load(tmp_path / "t.parquet")
+
+
+def test_a_frame_in_memory_is_read_as_its_file(tmp_path):
+    path = visits(tmp_path / "v.csv", colour=["red", "blue", None, "red"] * 15)
+    expected, table = hs.load(path, client="ward", group="tape"), csv.read_csv(path)
+    frames = [table, table.to_pydict(), types.SimpleNamespace(__arrow_c_stream__=table.__arrow_c_stream__)]
+    frames += [types.SimpleNamespace(to_arrow=lambda: table)]
+    if pandas := importlib.util.find_spec("pandas") and importlib.import_module("pandas"):
+        frame = pandas.read_csv(path)
+        frames += [frame, frame.set_index("ward"), frame.astype({"colour": "category"}), frame[frame.columns[::-1]]]
+    for frame in frames:
+        federation = hs.from_frame(frame, client="ward", target="y", group="tape", name="v")
+        assert (list(federation.ids), federation.sizes.tolist()) == (list(expected.ids), expected.sizes.tolist())
+        names = federation.metadata["features"]
+        mine, theirs = federation.fetch(np.arange(3))[0], expected.fetch(np.arange(3))[0]
+        order = [names.index(name) for name in expected.metadata["features"]]
+        np.testing.assert_array_equal(mine[:, order], theirs)
+    with pytest.raises(UserError, match=r"the frame has no column 'wrad' \(did you mean 'ward'\?\)"):
+        hs.from_frame(table, client="wrad", target="y")
+    pictures = {"client": ["a"] * 4, "y": [0, 1] * 2, "x": np.zeros((4, 8, 8), np.uint8)}
+    assert hs.from_frame(pictures).example()[0].shape == (4, 8, 8, 1)
+    with pytest.raises(UserError, match="columns of different lengths"):
+        hs.from_frame(pictures | {"x": np.zeros((3, 8, 8))})
+    with pytest.raises(UserError, match="from_frame was given a list"):
+        hs.from_frame([1, 2], client="ward")
+
+
+def test_the_report_says_how_rows_were_split_and_warns(small_run, tmp_path):
+    shutil.copytree(small_run, tmp_path / "run")
+    path = tmp_path / "run" / "federation.json"
+    record = json.loads(path.read_text())
+    record["facts"] |= {"split": "by time: of 'day'", "notes": ["near-duplicates: 9 %", "other"]}
+    path.write_text(json.dumps(record))
+    notices = page._data_notices(hs.open_run(tmp_path / "run"))
+    assert notices == ["Rows of each client were split by time: of 'day'.", "Near-duplicates: 9 %."]

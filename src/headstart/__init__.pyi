@@ -6,6 +6,7 @@ from .data.federation import Federation as Federation
 from .data.federation import from_arrays as from_arrays
 from .data.federation import split_clients as split_clients
 from .data.federation import split_examples as split_examples
+from .data.frames import from_frame as from_frame
 from .data.load import load as load
 from .data.preprocessing import Preprocessing as Preprocessing
 from .errors import UserError as UserError

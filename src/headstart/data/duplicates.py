@@ -27,6 +27,8 @@ import numpy as np
 
 from headstart.data.federation import Federation, Generated, split_order
 
+# How the warning begins.
+NEAR_DUPLICATES = "near-duplicates"
 EQUAL, OVERLAPPING, NEAR, NEIGHBOURS = 0.05, 0.05, 0.15, 0.7
 _CLIENTS, _ROWS = 25, 400
 _STRETCH, _SHORTEST, _QUARTER = 8, 24, 0.25
@@ -70,7 +72,7 @@ def duplicate_notes(federation: Federation) -> list[str]:
     if not parts:
         return []
     return [
-        f"near-duplicates: of the rows for local tests (query) {', '.join(parts)}, so that results look better than"
+        f"{NEAR_DUPLICATES}: of the rows for local tests (query) {', '.join(parts)}, so that results look better than"
         " they are on new rows; keep recordings together with --group COLUMN, or test on the last rows with --time"
         " COLUMN"
     ]

@@ -50,7 +50,7 @@ def load(name_or_path: str | os.PathLike[str], **options: Any) -> Federation:
     Raises:
         UserError: for a file that is missing, damaged or of another format, bad values, unknown options.
     """
-    with _readable():
+    with readable():
         return _load(os.fspath(name_or_path), options, {})
 
 
@@ -70,7 +70,7 @@ def load_as_decided(
         UserError: as of `load`, and if the data contradict what was decided.
     """
     name = os.fspath(name_or_path)
-    with _readable():
+    with readable():
         if not select_features:
             own = {key: value for key, value in decided.items() if key not in ("features", "split_by")}
             federation = _load(name, options, own)
@@ -147,7 +147,7 @@ def _name(sources: Sources) -> str:
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
+def readable() -> Iterator[None]:
     """Names from a file, which a sentence may hold, control no terminal and make no further line."""
     try:
         yield

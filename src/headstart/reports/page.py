@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from headstart.data.duplicates import NEAR_DUPLICATES
 from headstart.errors import UserError
 from headstart.files import write_bytes
 from headstart.reports.comparability import comparable_groups, data_record, incomparable_notice
@@ -76,6 +77,7 @@ def _page(runs: Sequence[Run], samples: Sequence[tuple[str, Samples]], figures: 
         lead=lead,
         notices=[
             *([incomparable] if incomparable else []),
+            *dict.fromkeys(text for run in runs for text in _data_notices(run)),
             *(text for run in runs for text in (_missing(run), *(f"{note}." for note in run.notes)) if text),
             *(f"{note}." for row in rows for note in row.notes),
         ],
@@ -89,6 +91,15 @@ def _page(runs: Sequence[Run], samples: Sequence[tuple[str, Samples]], figures: 
         environment=_settings(runs, [_flat(run.environment) for run in runs]),
         command=command,
     )
+
+
+def _data_notices(run: Run) -> list[str]:
+    """How the rows of each client were split, where not at random, and a warning of near-duplicates."""
+    metadata = data_record(run).get("facts", {})
+    split, notes = metadata.get("split"), metadata.get("notes")
+    found = [f"Rows of each client were split {split}."] if isinstance(split, str) else []
+    notes = [note for note in notes if str(note).startswith(NEAR_DUPLICATES)] if isinstance(notes, list) else []
+    return [*found, *(f"{note[:1].upper()}{note[1:]}." for note in notes)]
 
 
 def _group(number: int, runs: Sequence[Run], figures: Path, *, apart: bool) -> dict[str, Any]:

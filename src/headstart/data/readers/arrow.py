@@ -1,16 +1,18 @@
-"""Parquet and CSV: columns by name, and which of them only number the rows."""
+"""Parquet, CSV and Arrow: columns by name, and which of them only number the rows."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 
 from headstart.data.readers.limits import TEXT, allowance, refuse_larger
+from headstart.data.readers.picture_files import pixels_of, stacked
 from headstart.data.readers.rows import listed
 from headstart.data.readers.sources import delimiter, is_packed, unpacked
 from headstart.errors import UserError
@@ -21,6 +23,8 @@ _MOST_COLUMNS = 1 << 16
 # What pandas and R name the column of row numbers that they write beside the data.
 _NUMBERING = re.compile(r"\s*|Unnamed: \d+(\.\d+)?|__index_level_\d+__")
 _COUNTERS = ("index", "level_0")
+# How files of pictures begin: PNG, JPEG, GIF, WebP.
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 
 
 def read_parquet(path: Path) -> tuple[Columns, list[str]]:
@@ -40,9 +44,33 @@ def read_parquet(path: Path) -> tuple[Columns, list[str]]:
         _refuse_names(path, file.schema_arrow.names)
         # Texts that are repeated stay one text each, however often they are.
         texts = [column.path for column in file.schema if column.physical_type == "BYTE_ARRAY"]
+        texts = [name for name in texts if name in file.schema_arrow.names]
     with parquet.ParquetFile(path, read_dictionary=texts) as file:
         table = file.read()
-    columns = {name: _to_numpy(table.column(name)) for name in table.column_names}
+    return columns_of(table, str(path), most)
+
+
+def columns_of(table: Any, path: str, most: float = math.inf) -> tuple[Columns, list[str]]:
+    """The columns of an Arrow table, and the names of those that are an index.
+
+    Pictures in a column become pixels, lists of one length arrays, and numbers of classes, where the Hugging Face hub
+    has written what they are called, these names.
+
+    path: what messages call it. most: the bytes that its pictures may unpack to.
+
+    Raises:
+        UserError: for pictures that cannot be read.
+    """
+    names = table.column_names
+    _refuse_names(path, [name for name in names if name.strip()])
+    labels = _class_names(table.schema)
+    columns = {}
+    for i, name in enumerate(names):
+        pictures = _encoded_pictures(table.column(i))
+        if pictures is not None:
+            columns[name] = _pixels(path, name, pictures, most)
+        else:
+            columns[name] = _with_labels(_to_numpy(table.column(i)), labels.get(name))
     return columns, [name for name in columns if name in _pandas_index(table.schema) or _numbers_rows(name, columns)]
 
 
@@ -72,13 +100,10 @@ def read_csv(path: Path, client: str) -> tuple[Columns, list[str]]:
             parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types={client: pa.string()}),
         )
-    names = table.column_names
-    _refuse_names(path, [name for name in names if name.strip()])
-    columns = {name: _to_numpy(table.column(i)) for i, name in enumerate(names)}
-    return columns, [name for name in columns if _numbers_rows(name, columns)]
+    return columns_of(table, str(path))
 
 
-def _refuse_names(path: Path, names: Sequence[str]) -> None:
+def _refuse_names(path: Path | str, names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise UserError(f"{path} has two columns with the name {listed(map(repr, twice))}; give each its own")
@@ -94,16 +119,80 @@ def _numbers_rows(name: str, columns: Columns) -> bool:
 
 def _pandas_index(schema: Any) -> set[str]:
     """The columns that pandas says are an index."""
-    about = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+    about = _document(schema, b"pandas")
     return {name for name in about.get("index_columns", []) if isinstance(name, str)}
+
+
+def _class_names(schema: Any) -> dict[str, list[str]]:
+    """What the classes of a column of numbers are called, as `datasets` of Hugging Face writes it."""
+    features = _document(schema, b"huggingface").get("info", {})
+    features = features.get("features", {}) if isinstance(features, dict) else {}
+    about = {name: each.get("names") for name, each in features.items() if isinstance(each, dict)}
+    return {name: list(map(str, labels)) for name, labels in about.items() if isinstance(labels, list) and labels}
+
+
+def _document(schema: Any, key: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads((schema.metadata or {}).get(key, b"{}"))
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _with_labels(values: np.ndarray, labels: list[str] | None) -> np.ndarray:
+    """Numbers of classes as their names; -1, which the hub writes where a class is not known, is a gap."""
+    if labels is None or values.ndim != 1 or values.dtype.kind not in "iuf":
+        return values
+    numbers = np.where(np.isnan(values), -1, values).astype(np.int64) if values.dtype.kind == "f" else values
+    if not len(numbers) or numbers.min() < -1 or numbers.max() >= len(labels):
+        return values
+    return np.array([*labels, None], object)[numbers]
+
+
+def _encoded_pictures(column: Any) -> Any:
+    """The content of the picture files of a column, as bytes; None if it holds none."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        chunks = [chunk.flatten()[column.type.get_field_index("bytes")] for chunk in column.chunks]
+        column = pa.chunked_array(chunks) if chunks else pa.chunked_array([], pa.binary())
+        return column if types.is_binary(column.type) or types.is_large_binary(column.type) else None
+    plain = column.type.value_type if types.is_dictionary(column.type) else column.type
+    if not (types.is_binary(plain) or types.is_large_binary(plain)) or not len(column):
+        return None
+    first = column[0].as_py()
+    return column if first and first.startswith(_PICTURES) else None
+
+
+def _pixels(path: str, name: str, column: Any, most: float) -> np.ndarray:
+    """The pictures of a column, uint8 `[rows, height, width, channels]`."""
+
+    def decoded() -> Iterator[tuple[str, np.ndarray]]:
+        for row, content in enumerate(column):
+            where = f"{path}, column {name!r}, row {row + 1},"
+            if content.as_py() is None:
+                raise UserError(f"{where} holds no picture, or the name of a file in its place; write the pictures in")
+            yield where, pixels_of(Path(where), content.as_py())
+
+    return stacked(len(column), decoded(), most, Path(path))[0]
 
 
 def _to_numpy(column: Any) -> np.ndarray:
     import pyarrow as pa
     from pyarrow import types
 
+    if types.is_null(column.type):
+        return np.full(len(column), np.nan)
     if types.is_decimal(column.type):
         return column.cast(pa.float64()).to_numpy()
+    if isinstance(column.type, pa.BaseExtensionType):
+        return _to_numpy(pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type))
+    if _is_list(column.type):
+        lists = _lists(column)
+        return _objects(column) if lists is None else lists
+    if types.is_struct(column.type) or types.is_map(column.type):
+        return _objects(column)
     if not types.is_dictionary(column.type):
         return column.to_numpy()
     if types.is_primitive(column.type.value_type):
@@ -113,3 +202,32 @@ def _to_numpy(column: Any) -> np.ndarray:
         values = np.array([*chunk.dictionary.to_pylist(), None], object)
         pieces.append(values[chunk.indices.fill_null(len(values) - 1).to_numpy()])
     return np.concatenate(pieces)
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def _lists(column: Any) -> np.ndarray | None:
+    """Lists of numbers, all of one length, as an array `[rows, length, ...]`; None if they are no such lists."""
+    from pyarrow import compute, types
+
+    shape = [len(column)]
+    while _is_list(column.type):
+        lengths = compute.unique(compute.list_value_length(column)).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+        if len(lengths) != 1 or not lengths[0]:
+            return None
+        shape.append(lengths[0])
+        column = compute.list_flatten(column)  # pyright: ignore[reportAttributeAccessIssue]
+    if not (types.is_integer(column.type) or types.is_floating(column.type) or types.is_boolean(column.type)):
+        return None
+    values = column.to_numpy()
+    return values.reshape(shape) if values.dtype.kind in "biuf" else None
+
+
+def _objects(column: Any) -> np.ndarray:
+    values = np.empty(len(column), object)
+    values[:] = column.to_pylist()
+    return values

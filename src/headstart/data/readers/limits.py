@@ -44,7 +44,7 @@ def _bytes(setting: str) -> int:
     return number
 
 
-def refuse_larger(path: Path, size: int, most: int) -> None:
+def refuse_larger(path: Path, size: int, most: float) -> None:
     """Refuse what would be larger than the file may unpack to.
 
     size, most: bytes.

@@ -37,7 +37,7 @@ def pixels_of(name: Path, content: Path | bytes) -> np.ndarray:
 
 
 def stacked(
-    count: int, pictures: Iterable[tuple[str, np.ndarray]], most: int, first_file: Path
+    count: int, pictures: Iterable[tuple[str, np.ndarray]], most: float, first_file: Path
 ) -> tuple[np.ndarray, bool]:
     """Pictures of one size as uint8 `[count, height, width, channels]`, and whether some are grey and some in colour.
 

@@ -115,8 +115,10 @@ def rows_of(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]
     codes, ids = _clients(path, columns, options, y)
     owners = [ids[code] for code in codes.tolist()]
     test, split_metadata, notes = np.zeros(len(codes), bool), {}, list(table.notes)
-    if table.test is not None or split:
-        test = _test_rows(path, columns, str(split)) if split else table.test
+    if split:
+        test = _test_rows(path, columns, str(split))
+    elif table.test is not None:
+        test = table.test
     elif within:
         values = _column(path, columns, str(options[within]), within)
         chosen = {"time": by_time, "group": by_group}[within](path, str(options[within]), values, codes, ids)
@@ -270,6 +272,9 @@ def _test_rows(path: str, columns: Columns, name: str) -> np.ndarray:
 
 def _feature_names(path: str, table: Table, options: Mapping[str, Any], taken: set[str]) -> list[str]:
     rest = [name for name in table.columns if name not in taken | set(table.numbering)]
+    # A picture is an input by itself; what stands beside it in a table is about it.
+    pictures = [name for name in rest if table.columns[name].dtype == np.uint8 and table.columns[name].ndim > 2]
+    rest = pictures if len(pictures) == 1 else rest
     names = names_in(options.get("features", "x" if table.is_npz else rest))
     excluded = names_in(options["exclude"]) if options.get("exclude") else []
     for name in excluded:
