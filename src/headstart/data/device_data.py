@@ -6,7 +6,7 @@ federation that fits is one block for good; of a larger one each gather brings t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -30,11 +30,20 @@ class Resident(NamedTuple):
 
 @dataclass(frozen=True)
 class Gather:
-    """Cohorts of a federation that `on_device` has put on the device."""
+    """Cohorts of a federation that `on_device` has put on the device.
+
+    turn: which of a client's rows test: those that come this many times their number before its own local test rows,
+        the last ones; its other rows train. Of a client of 50 rows that tests on 10, the turns 0 to 4 are five folds.
+    """
 
     federation: Federation
     mesh: Mesh | None
     resident: Resident | None
+    turn: int = 0
+
+    def turned(self, turn: int) -> Gather:
+        """The same with another turn, which has the same shapes."""
+        return replace(self, turn=turn)
 
     def __call__(self, clients: np.ndarray, part: Part = "adapt") -> Client:
         """The clients (int array `[..., n]`) as a `Client` whose leading axes are those of the array.
@@ -62,6 +71,10 @@ class Gather:
         present = clients >= 0
         rows = np.where(present, first, 0).astype(np.int32)[..., None]
         rows = rows + np.arange(self.federation.capacity(part), dtype=np.int32)
+        if self.turn:
+            first, sizes = starts[..., None], self.federation.sizes[clients]
+            shift, total = self.turn * sizes[..., 1:], np.maximum(sizes.sum(axis=-1, keepdims=True), 1)
+            rows = np.where(present[..., None], first + (rows - first - shift) % total, 0).astype(np.int32)
         return rows, np.where(present, size, 0).astype(np.int32)
 
     def _key_data(self, clients: np.ndarray) -> np.ndarray:

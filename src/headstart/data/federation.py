@@ -191,6 +191,11 @@ class Federation:
         example = jax.tree.leaves(self.example())
         return sum(leaf.nbytes * int(self.sizes.sum()) // max(len(leaf), 1) for leaf in example)
 
+    @property
+    def is_split_at_random(self) -> bool:
+        """Whether any of a client's rows might as well have been its local test rows."""
+        return not (self.has_predefined_split or self.metadata.get("split"))
+
     def select(self, clients: np.ndarray) -> Federation:
         """The federation of these clients (int array `[n]`), in this order."""
         clients = np.asarray(clients, np.int64)

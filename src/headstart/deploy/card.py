@@ -66,11 +66,25 @@ def _classes(data: Mapping[str, Any]) -> str:
 
 def _recipe(card: Card) -> str:
     recipe, chosen = card["personalization"], card.get("validation")
+    if recipe.get("pulls") is not None:
+        return _pull(recipe["pulls"], chosen)
     optimizer, unit = recipe["optimizer"], "epochs" if recipe["steps"] is None else "steps"
     how = f"{optimizer['name']} at {optimizer['learning_rate']:g}, batches of {recipe['batch_size']}"
     if chosen is None or not chosen["clients"]:
         return f"{how}, {recipe[unit]} {unit}; there were no validation clients to choose that number"
     return f"{how}, {chosen['length']} {unit}, chosen on {chosen['clients']} validation clients"
+
+
+def _pull(pulls: Sequence[float], chosen: Mapping[str, Any] | None) -> str:
+    if chosen is None or not chosen["clients"]:
+        return "to the optimum of the client's losses; there were no validation clients to choose the pull"
+    if not chosen["length"]:
+        return f"none; so {chosen['clients']} validation clients chose"
+    pull = pulls[chosen["length"] - 1]
+    return (
+        f"to the optimum of the client's losses, with a pull of {pull:g} to the initial model, chosen on"
+        f" {chosen['clients']} validation clients"
+    )
 
 
 def _results(card: Card, metrics: Sequence[Metric]) -> list[str]:

@@ -193,6 +193,7 @@ def _recipe(source: Source) -> dict[str, Any]:
         "batch_size": recipe.batch_size,
         "length": source.epochs,
         "unit": recipe.unit,
+        **({} if recipe.pulls is None else {"pulls": list(recipe.pulls)}),
         "method": to_json(getattr(source.experiment.stages[-1], "update", None)),
     }
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from headstart.data.federation import Federation, Split
 from headstart.experiment.experiment import Experiment
+from headstart.learning.personalization import Personalization
 
 
 def measurement_problems(experiment: Experiment, federation: Federation, groups: Split) -> list[str]:
@@ -30,12 +31,17 @@ def measurement_notes(experiment: Experiment, federation: Federation, groups: Sp
     is_chosen = recipe.most or recipe.learning_rates[1:]
     if is_chosen and not has_test_examples(federation, groups.validation).any():
         notes.append(
-            f"no validation client has local test examples: personalization is not chosen, but is {recipe.most}"
-            f" {recipe.unit} with the learning rate {recipe.candidate_rates[0]:g}"
+            f"no validation client has local test examples: personalization is not chosen, but is {_unchosen(recipe)}"
         )
     if experiment.test and not has_test_examples(federation, groups.test).any():
         notes.append("no test client has local test examples: nothing is measured on test clients")
     return notes
+
+
+def _unchosen(recipe: Personalization) -> str:
+    if recipe.pulls is not None:
+        return f"to the optimum with a pull of {recipe.pulls[recipe.unchosen - 1]:g}"
+    return f"{recipe.most} {recipe.unit} with the learning rate {recipe.candidate_rates[0]:g}"
 
 
 def has_test_examples(federation: Federation, clients: np.ndarray) -> np.ndarray:

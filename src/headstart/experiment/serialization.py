@@ -199,6 +199,8 @@ def earlier(document: Json) -> Json:
     fields = {names.get(key, key): item for key, item in fields.items()} | {"type": first.get(kind, kind)}
     if kind == "headstart.Personalization":
         epochs, steps = fields.pop("epochs"), fields.pop("steps")
+        if fields.get("pulls") is None:
+            fields.pop("pulls", None)  # there were none then
         fields |= {"length": epochs, "unit": "epochs"} if steps is None else {"length": steps, "unit": "steps"}
     return fields
 

@@ -26,9 +26,11 @@ from headstart.experiment.experiment import COHORT, Centralized, Data, Experimen
 from headstart.experiment.measured import has_test_examples, measurement_problems
 from headstart.experiment.serialization import attribute
 from headstart.fields import MOST, refusals, refuse
-from headstart.learning.method import Method
+from headstart.learning.method import PLAIN, Method
 from headstart.learning.metrics import evaluated_metrics, metrics_of_table
 from headstart.learning.optimizers import Optimizer
+from headstart.learning.optimum import PULLS
+from headstart.learning.personalization import Personalization
 from headstart.learning.tasks import Classification, Metric, NextCharacter, Regression, Task, measure_each
 from headstart.models.zoo import ALIASES, CNN, Model, as_model
 
@@ -85,6 +87,7 @@ def prepare(
     else:
         built = build_model(experiment.model, federation, allowed_modules=allowed_modules)
     check_fit(experiment.task, built, federation)
+    refuse([*pull_problems(experiment)])
     check_parameters(experiment, built)
     return Prepared(experiment, experiment.task, built, federation, groups)
 
@@ -248,6 +251,34 @@ def batch_problems(experiment: Experiment, federation: Federation, groups: Split
             yield f"{name} has batches of {batch_size} examples, but there are {examples}; give at most {most}"
 
 
+def is_convex(model: ModelSpec | None) -> bool:
+    """Whether the loss of a model is convex in its parameters, as of headstart's logistic and linear."""
+    return model is not None and model.path in ("logistic", "linear", *_CONVEX)
+
+
+_CONVEX = tuple(
+    f"{module}.{kind}" for module in ("headstart", "headstart.models.zoo") for kind in ("Logistic", "Linear")
+)
+
+
+def pull_problems(experiment: Experiment) -> Iterator[str]:
+    """Pulls of personalization for what has no one optimum, or for methods that personalize in their own way."""
+    if experiment.personalization.pulls is None:
+        return
+    if not is_convex(experiment.model) or not isinstance(experiment.task, Classification | Regression):
+        assert experiment.model is not None
+        yield (
+            f"personalization.pulls are for headstart's models logistic and linear, whose loss has one optimum, and the"
+            f" model is {experiment.model.path}; leave them out"
+        )
+    for stage in experiment.stages:
+        if stage.method.for_personalization is not PLAIN:
+            yield (
+                f"the method of stage {stage.name!r} personalizes in its own way, not to an optimum; leave"
+                " personalization.pulls out"
+            )
+
+
 def target_problems(experiment: Experiment, federation: Federation, groups: Split) -> Iterator[str]:
     """Stages that would end early without validation clients that decide when, or before another."""
     testable = has_test_examples(federation, groups.validation).any()
@@ -281,7 +312,16 @@ def suited(experiment: Experiment, federation: Federation) -> Experiment:
     preprocessing = of_metadata(federation.metadata)
     if isinstance(task, Regression) and preprocessing is not None:
         task = replace(task, center=preprocessing.target_center, scale=preprocessing.target_scale)
-    return replace(experiment, task=task, model=model)
+    experiment = replace(experiment, task=task, model=model)
+    return _to_optimum(experiment) if is_table(federation.metadata) else experiment
+
+
+def _to_optimum(experiment: Experiment) -> Experiment:
+    """The experiment with convex models personalized to their optimum, where nothing else is said of it."""
+    plain = all(stage.method.for_personalization is PLAIN for stage in experiment.stages)
+    if experiment.personalization != Personalization() or not (plain and is_convex(experiment.model)):
+        return experiment
+    return replace(experiment, personalization=replace(experiment.personalization, pulls=PULLS))
 
 
 def build_model(model: ModelSpec, federation: Federation, *, allowed_modules: Collection[str] = ()) -> Model:

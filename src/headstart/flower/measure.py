@@ -15,7 +15,7 @@ from headstart.flower import wire
 from headstart.flower.exchange import exchange
 from headstart.flower.registry import RETRY_SECONDS, Fault, Node, group_by_node
 from headstart.flower.service import Membership, Service, refresh
-from headstart.learning.personalization import Curves, choose_epochs
+from headstart.learning.personalization import Curves, choose_recipe, deciding_metric
 from headstart.runs.directory import curve_arrays, write_stage
 from headstart.runs.log import evaluation_record, left_out
 from headstart.statistics.clients import summarize
@@ -38,7 +38,8 @@ def evaluate(service: Service, membership: Membership, position: Position) -> Me
 def finish(service: Service, membership: Membership, position: Position) -> Membership:
     """Choose the epochs of personalization on validation clients and evaluate the test clients, as `run` does."""
     prepared, stage = service.prepared, service.prepared.experiment.stages[position.stage]
-    epochs, arrays = prepared.experiment.personalization.most, {}
+    recipe, arrays = prepared.experiment.personalization, {}
+    epochs = recipe.most
     report: dict[str, Any] = {"stage": stage.name, "round": position.round, "seed": service.seed}
     groups = {"validation": selection_clients(prepared, stage)}
     groups |= {"test": prepared.groups.test} if prepared.experiment.test else {}
@@ -51,7 +52,8 @@ def finish(service: Service, membership: Membership, position: Position) -> Memb
         if not len(clients):
             continue
         if group == "validation":
-            epochs = choose_epochs(curves, prepared.task)
+            metric = deciding_metric(prepared.task, recipe)
+            _, epochs = choose_recipe([curves], prepared.task, by=metric, otherwise=recipe.unchosen)
         arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
         report[group] = summarize(curves, prepared.task, epochs=epochs)
     before = sum(earlier.rounds for earlier in prepared.experiment.stages[: position.stage])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,12 +20,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Array, Client, Examples, Federation, Tree
 from headstart.devices import replicated, spans_processes
+from headstart.errors import UserError
 from headstart.fields import MOST_EPOCHS, at_least, check_fields
 from headstart.learning.divergence import beyond_use, judged_metrics
 from headstart.learning.local_sgd import LocalSGD, LocalState, batch_in_order, batches_per_epoch, fold_batches
 from headstart.learning.method import PLAIN, Method
 from headstart.learning.metrics import evaluated_metrics
 from headstart.learning.optimizers import Optimizer
+from headstart.learning.optimum import pulled_optimum
 from headstart.learning.parallel import Parallel, assign_clients, map_reduce_clients
 from headstart.learning.partial_batches import with_partial_batches
 from headstart.learning.rounds import client_key
@@ -44,6 +47,9 @@ class Personalization:
         validation clients.
     steps: the largest number of local steps that is tried, for a recipe that counts steps in place of epochs.
     learning_rates: tried in place of the optimizer's own; the one used is chosen together with the epochs.
+    pulls: of a convex model, in place of epochs: local training goes to the optimum of the sum of the client's losses +
+        pull / 2 · ‖w - w₀‖², w₀ the initial model, for each of these pulls, from strong to weak; 1 is worth about an
+        example. The one used, or the initial model as it is, is chosen on validation clients.
     """
 
     optimizer: Optimizer = Optimizer("sgd", 0.02)
@@ -51,28 +57,48 @@ class Personalization:
     epochs: int = at_least(0, 5, most=MOST_EPOCHS)
     steps: int | None = at_least(0, None, most=MOST_EPOCHS)
     learning_rates: tuple[float, ...] = at_least(0, ())
+    pulls: tuple[float, ...] | None = at_least(0, None, above=True)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if any(weaker >= stronger for stronger, weaker in pairwise(self.pulls or ())):
+            raise UserError(f"Personalization.pulls is {list(self.pulls or ())}; give each once, from strong to weak")
 
     @property
     def candidate_rates(self) -> tuple[float, ...]:
-        """The learning rates to choose from, one at least."""
-        return self.learning_rates or (self.optimizer.learning_rate,)
+        """The learning rates to choose from, one at least; an optimum has none to choose."""
+        return (() if self.pulls is not None else self.learning_rates) or (self.optimizer.learning_rate,)
 
     @property
-    def unit(self) -> Literal["epochs", "steps"]:
-        """The unit that is counted in: "epochs", or "steps" where the recipe has them."""
+    def unit(self) -> Literal["epochs", "steps", "pulls"]:
+        """The unit that is counted in: "epochs", or "steps" or "pulls" where the recipe has them."""
+        if self.pulls is not None:
+            return "pulls"
         return "epochs" if self.steps is None else "steps"
 
     @property
     def most(self) -> int:
-        """The largest number of epochs (or steps) that is tried."""
+        """The largest number of epochs (or steps, or pulls) that is tried."""
+        if self.pulls is not None:
+            return len(self.pulls)
         return self.epochs if self.steps is None else self.steps
 
+    @property
+    def unchosen(self) -> int:
+        """The number of epochs (or steps, pulls) where no validation client chooses: the most, of pulls the middle."""
+        return self.most if self.pulls is None else (self.most + 1) // 2
+
     def at_most(self, count: int) -> Personalization:
-        """The recipe with this largest number of epochs (or steps)."""
-        return replace(self, **{self.unit: count})
+        """The recipe with this largest number of epochs (or steps), or with this many of its pulls.
+
+        Raises:
+            UserError: if it has fewer pulls.
+        """
+        if self.pulls is None:
+            return replace(self, **{self.unit: count})
+        if not 0 <= count <= len(self.pulls):
+            raise UserError(f"there are {len(self.pulls)} pulls of personalization, not {count}; give 0 to that number")
+        return replace(self, pulls=self.pulls[:count])
 
     def with_learning_rate(self, learning_rate: Any) -> Personalization:
         """The recipe with this learning rate (a number that may be traced), and no other to choose."""
@@ -195,30 +221,68 @@ def client_curves(
     method: Method = PLAIN,
 ) -> tuple[Sums, Array, Array]:
     """Curves of one client: metrics, gain and gain squared, each `[epochs + 1]`, as in `Curves`."""
-    local_sgd, first, steps = _local_training(task, model, recipe, params, adapt, key, method)
+    training = _local_training(task, model, recipe, params, adapt, key, method)
     measured, sign = evaluated_metrics(task), task.metrics[0].sign
 
-    def unit(carry: tuple[LocalState, Array], number: Array) -> tuple[tuple[LocalState, Array], Tree]:
-        local_state, before = carry
-        # Unit 0 takes no step: the initial model is measured by the same code.
-        local_state = local_sgd.run(local_state, adapt, key, steps=jnp.where(number > 0, steps, 0))
-        metrics, (values, weights) = evaluate(measured, model, local_state.params, test)
+    def unit(carry: tuple[Tree, Array], number: Array) -> tuple[tuple[Tree, Array], Tree]:
+        state, before = carry
+        # Unit 0 does nothing: the initial model is measured by the same code.
+        state = training.advance(state, number)
+        metrics, (values, weights) = evaluate(measured, model, training.params(state), test)
         before = jnp.where(number > 0, before, values)
         change = jnp.where(weights > 0, sign * (values - before), 0)
-        return (local_state, before), (metrics, jnp.sum(weights * change), jnp.sum(weights * change**2))
+        return (state, before), (metrics, jnp.sum(weights * change), jnp.sum(weights * change**2))
 
-    items = jax.eval_shape(lambda: evaluate(task.metrics, model, first.params, test)[1][0])
-    start = first, jnp.zeros(items.shape, items.dtype)
+    items = jax.eval_shape(lambda: evaluate(task.metrics, model, training.params(training.first), test)[1][0])
+    start = training.first, jnp.zeros(items.shape, items.dtype)
     return jax.lax.scan(unit, start, jnp.arange(recipe.most + 1))[1]
+
+
+class _LocalTraining(NamedTuple):
+    """A client's local training, unit after unit of its recipe.
+
+    first: the state before. advance: maps a state and the number of a unit, from 1 on, to the state after it; of unit 0
+    to the same. after: the state after n units from the first. params: the parameters of a state.
+    """
+
+    first: Tree
+    advance: Callable[[Tree, Array], Tree]
+    after: Callable[[Array | int], Tree]
+    params: Callable[[Tree], Tree]
 
 
 def _local_training(
     task: Task, model: Model, recipe: Personalization, params: Tree, client: Client, key: Array, method: Method
-) -> tuple[LocalSGD, LocalState, Array]:
-    """The client's local SGD, its initial state, and the local steps in one unit of the recipe."""
+) -> _LocalTraining:
     start = method.personal_init(task, model, params, client, key)
+    if recipe.pulls is not None:
+        return _to_optima(task, model, recipe.pulls, start, client)
     local_sgd = LocalSGD(task, model, recipe.optimizer.build(), recipe.batch_size, method.personal_gradient(start))
-    return local_sgd, local_sgd.init(start), _steps(recipe, client)
+    first, steps = local_sgd.init(start), _steps(recipe, client)
+
+    def advance(local_state: LocalState, number: Array) -> LocalState:
+        return local_sgd.run(local_state, client, key, steps=jnp.where(number > 0, steps, 0))
+
+    def after(count: Array | int) -> LocalState:
+        return local_sgd.run(first, client, key, steps=count * steps)
+
+    return _LocalTraining(first, advance, after, lambda local_state: local_state.params)
+
+
+def _to_optima(task: Task, model: Model, pulls: tuple[float, ...], start: Tree, client: Client) -> _LocalTraining:
+    """The optima for the pulls, one after another: unit n is that for the n-th, sought from the one before."""
+    strengths = jnp.array(pulls or (1.0,), jnp.float32)
+
+    def advance(params: Tree, number: Array) -> Tree:
+        strength = strengths[jnp.maximum(number, 1) - 1]
+        return jax.lax.cond(
+            number > 0, lambda: pulled_optimum(task, model, params, start, client, strength), lambda: params
+        )
+
+    def after(count: Array | int) -> Tree:
+        return jax.lax.fori_loop(0, count, lambda index, params: advance(params, index + 1), start)
+
+    return _LocalTraining(start, advance, after, lambda params: params)
 
 
 def _steps(recipe: Personalization, client: Client) -> Array:
@@ -238,9 +302,9 @@ def adapt_client(
     epochs: Array | int,
     method: Method = PLAIN,
 ) -> Tree:
-    """The client's own parameters after n epochs (or steps) of the recipe, as `client_curves` measures them."""
-    local_sgd, first, steps = _local_training(task, model, recipe, params, client, key, method)
-    return local_sgd.run(first, client, key, steps=epochs * steps).params
+    """The client's own parameters after n epochs (or steps, pulls) of the recipe, as `client_curves` measures them."""
+    training = _local_training(task, model, recipe, params, client, key, method)
+    return training.params(training.after(epochs))
 
 
 def evaluate(metrics: Sequence[Metric], model: Model, params: Tree, client: Client) -> tuple[Sums, Items]:
@@ -286,30 +350,43 @@ def diverged(curves: Curves, task: Task) -> np.ndarray:
     return np.any([beyond_use(metric, values, values[:, :1]) for metric, values in judged], axis=0)
 
 
-def choose_epochs(curves: Curves, task: Task) -> int:
-    """The number of epochs (from 0 on) at which the clients' uniform mean of the first metric is best.
+def choose_epochs(curves: Curves, task: Task, *, by: Metric | None = None) -> int:
+    """The number of epochs (from 0 on) at which the clients' uniform mean of a metric is best, by default the first.
 
     It is chosen on validation clients, never on test clients.
     """
-    return choose_recipe([curves], task)[1]
+    return choose_recipe([curves], task, by=by)[1]
 
 
-def choose_recipe(curves: Sequence[Curves], task: Task) -> tuple[int, int]:
+def choose_recipe(
+    curves: Sequence[Curves], task: Task, *, by: Metric | None = None, otherwise: int | None = None
+) -> tuple[int, int]:
     """The index of the best of several learning rates, each given by its curves of the same clients, and its epochs.
 
     The best is that of `choose_epochs`; among equals the first. One at which a client has diverged is only chosen if
-    there is no other. Where no client has a test item nothing can be chosen: the first learning rate and the most
-    epochs are taken.
+    there is no other. Where no client has a test item nothing can be chosen: the first learning rate is taken, and the
+    epochs of `otherwise`, by default the most.
     """
-    metric = task.metrics[0]
+    metric = by or task.metrics[0]
     means = metric.sign * np.stack([mean_over_clients(each, metric) for each in curves])
     if not (curves[0].metrics[metric.name][1] > 0).any():
-        return 0, means.shape[1] - 1
+        return 0, means.shape[1] - 1 if otherwise is None else otherwise
     finite = np.isfinite(means)
     sound = finite & ~np.stack([diverged(each, task).any(axis=0) for each in curves])
     best = np.argmax(np.where(sound if sound.any() else finite, means, -np.inf))
     recipe, epochs = np.unravel_index(best, means.shape)
     return int(recipe), int(epochs)
+
+
+def deciding_metric(task: Task, recipe: Personalization) -> Metric:
+    """The metric by which epochs are chosen: the task's first; of pulls its loss, which says more of few examples."""
+    losses = [metric for metric in task.metrics if metric.items == task.loss] if recipe.pulls is not None else []
+    return losses[0] if losses else task.metrics[0]
+
+
+def pooled(curves: Sequence[Curves]) -> Curves:
+    """The curves of the same clients on several parts of their examples, as one."""
+    return jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *curves)
 
 
 def mean_over_clients(curves: Curves, metric: Metric) -> np.ndarray:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from headstart.learning.tasks import Metric
 from headstart.reports.client_figures import Entry, clients_figure, finite_values, gains_figure
-from headstart.reports.format import format_count, format_value
+from headstart.reports.format import format_count, format_pull, format_value
 from headstart.reports.style import FigureSpec, Theme, axis_name, factor, plot_band, plot_seeds, series_color, titled
 from headstart.runs.results import client_curves, estimate, finite
 from headstart.runs.run import Run
@@ -177,8 +177,7 @@ def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
     """The metric on test clients against the epochs of personalization, with intervals over clients."""
     metric = compared[0].run.metric
     figure = Figure(figsize=(9, 4.4))
-    units = " or ".join(sorted({entry.run.unit for entry in compared}))
-    axes = figure.add_subplot(xlabel=f"{units} of personalization", ylabel=f"{axis_name(metric)}\ntest clients")
+    axes = figure.add_subplot(xlabel=_amounts(compared), ylabel=f"{axis_name(metric)}\ntest clients")
     for number, entry in enumerate(compared):
         values = factor(metric) * client_curves(entry.stage_result, metric)[finite(entry.stage_result, metric)]
         color, epochs = series_color(theme, number), np.arange(values.shape[1])
@@ -197,9 +196,19 @@ def personalization_figure(compared: Sequence[Entry], theme: Theme) -> Figure:
     chosen = Line2D([], [], color=theme.muted, marker="o", linestyle="", markersize=8, label=how)
     handles = [*axes.get_legend_handles_labels()[0], chosen]
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if (pulls := compared[0].run.pulls) and all(entry.run.pulls == pulls for entry in compared):
+        axes.set_xticks(range(len(pulls)), [format_pull(pull) for pull in pulls])
     figure.legend(handles=handles, loc="outside lower left", ncols=5)
     titled(figure, _personalization_title(compared, metric))
     return figure
+
+
+def _amounts(compared: Sequence[Entry]) -> str:
+    """What the axis of personalization counts."""
+    units = sorted({entry.run.unit for entry in compared})
+    if units == ["pulls"]:
+        return "pull to the initial model, which ∞ leaves as it is"
+    return f"{' or '.join(units)} of personalization"
 
 
 def _personalization_title(compared: Sequence[Entry], metric: Metric) -> str:

@@ -60,11 +60,24 @@ def format_points(value: float, digits: int = 2) -> str:
     return f"{100 * value:+.{digits}f}"
 
 
-def format_epochs(epochs: Sequence[int], unit: str) -> str:
-    """The epochs of personalization that the seeds chose: `3 to 5 epochs`."""
-    unique = sorted(set(epochs))
-    numbers = f"{unique[0]} to {unique[-1]}" if len(unique) > 1 else f"{unique[0]}"
-    return f"{numbers} {unit.removesuffix('s') if unique == [1] else unit}"
+def format_epochs(epochs: Sequence[int], unit: str, pulls: Sequence[float] = ()) -> str:
+    """The epochs of personalization that the seeds chose: `3 to 5 epochs`; of pulls: `a pull of 0.3`."""
+    numbers = format_numbers(epochs, pulls)
+    if pulls:
+        return f"a pull of {numbers}"
+    return f"{numbers} {unit.removesuffix('s') if set(epochs) == {1} else unit}"
+
+
+def format_numbers(epochs: Sequence[int], pulls: Sequence[float] = ()) -> str:
+    """The same without the unit; an infinite pull leaves the initial model as it is."""
+    unique = sorted({pulls[count] for count in epochs} if pulls else set(epochs))
+    least, most = (format_pull(each) for each in (unique[0], unique[-1]))
+    return f"{least} to {most}" if len(unique) > 1 else least
+
+
+def format_pull(pull: float) -> str:
+    """A pull to the initial model: `0.3`, `∞`."""
+    return f"{pull:g}".replace("inf", "∞")
 
 
 def format_worse(metric: Metric) -> str:

@@ -19,8 +19,8 @@ from headstart.reports.figures import caption, figure_specs, left_out
 from headstart.reports.format import (
     format_change,
     format_count,
-    format_epochs,
     format_interval,
+    format_numbers,
     format_share,
     format_value,
     format_worse,
@@ -180,7 +180,7 @@ def _cells(row: Row, targets: bool) -> list[str | Cell]:
         _mean(row, row.personalized, after),
         Cell(format_change(metric, row.difference.mean), (format_interval(metric, row.difference, change=True),)),
         Cell(format_share(row.harmed), (expected,), beyond if row.beyond_chance else ""),
-        format_epochs(row.epochs, row.unit).rpartition(" ")[0],
+        format_numbers(row.epochs, row.pulls),
         *([_reached(row)] if targets else []),
         Cell(format_value(metric, after.spread), (f"initial {format_value(metric, before.spread)}",)),
         Cell(format_value(metric, after.worst_decile), (f"initial {format_value(metric, before.worst_decile)}",)),

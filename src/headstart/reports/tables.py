@@ -79,7 +79,8 @@ class Row(NamedTuple):
     harmed, harmed_by_chance: shares of clients with a lower value, and expected from test noise, at most; means over
         seeds.
     beyond_chance: in how many seeds the share lies above what test noise explains.
-    epochs: of personalization, chosen on validation clients, one per seed; unit: what they count.
+    epochs: of personalization, chosen on validation clients, one per seed; unit: what they count. pulls: what each
+        number stands for, where these are pulls.
     target: of the first metric, and the rounds until validation clients reach it.
     notes: what must be said beside the numbers, a sentence each.
     """
@@ -106,6 +107,7 @@ class Row(NamedTuple):
     initial_reached: Reached
     personalized_reached: Reached
     notes: tuple[str, ...] = ()
+    pulls: tuple[float, ...] = ()
 
 
 def rows(runs: Sequence[Run | str | os.PathLike[str]], *, allowed_modules: Collection[str] = ()) -> list[Row]:
@@ -151,6 +153,7 @@ def _row(run: Run, stage_result: StageResult) -> Row:
         initial_reached=_reached(run.history, run.history.initial, target, stage_result.round, run.metric),
         personalized_reached=_reached(run.history, run.history.personalized, target, stage_result.round, run.metric),
         notes=_notes(run.label, stage_result),
+        pulls=run.pulls,
     )
 
 
@@ -222,7 +225,7 @@ def _table(rows: Sequence[Row]) -> Table:
         name = f"{row.run}\n{row.stage}: {row.clients} clients{seeds}"
         cells = [*_means(row), f"{format_share(row.harmed)} ({format_share(row.harmed_by_chance)})"]
         lines = [cell.replace(" [", "\n[").replace(" (", "\n(") for cell in cells]
-        epochs = format_epochs(row.epochs, row.unit)
+        epochs = format_epochs(row.epochs, row.unit, row.pulls)
         cells = [printable(cell, keep="\n") for cell in (name, *lines, epochs, *reached)]
         table.add_row(*map(Text, cells), style="bold" if row.final else "")
     return table
@@ -242,7 +245,7 @@ def _line(row: Row) -> str:
     line = (
         f"{row.run}, {row.stage}, round {row.round}: initial {row.metric.name} {initial}, personalized {personalized},"
         f" difference {difference}, {_harmed(row.metric, row.harmed, row.harmed_by_chance)},"
-        f" after {format_epochs(row.epochs, row.unit)}, {format_count(row.clients, 'test client')}{seeds}"
+        f" after {format_epochs(row.epochs, row.unit, row.pulls)}, {format_count(row.clients, 'test client')}{seeds}"
     )
     if row.target is None:
         return line
@@ -271,7 +274,9 @@ def print_summary(console: Console, summary: Mapping[str, Any], metrics: Sequenc
 
 def _print_group(console: Console, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
     untested = f" ({summary['untested']} more without test examples)" if summary["untested"] else ""
-    lines = [f"{summary['clients']} clients{untested}, {summary['length']} epochs (or steps) of personalization"]
+    lines = [
+        f"{summary['clients']} clients{untested}, {summary['length']} epochs (or steps, or pulls) of personalization"
+    ]
     for metric in metrics:
         group = summary[metric.name]
         if group.get("difference"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -95,8 +96,16 @@ class Run:
 
     @property
     def unit(self) -> str:
-        """What personalization counts: "epochs" or "steps"."""
-        return "epochs" if self.document["personalization"]["steps"] is None else "steps"
+        """What personalization counts: "epochs", "steps" or "pulls"."""
+        recipe = self.document["personalization"]
+        if recipe.get("pulls") is not None:
+            return "pulls"
+        return "epochs" if recipe["steps"] is None else "steps"
+
+    @property
+    def pulls(self) -> tuple[float, ...]:
+        """The pull that each number of "pulls" stands for, that of 0 infinite: the initial model; empty of others."""
+        return (math.inf, *self.document["personalization"]["pulls"]) if self.unit == "pulls" else ()
 
     @property
     def stage_names(self) -> list[str]:
@@ -159,10 +168,13 @@ class Run:
         return checkpoint.read(self.params_path(seed, stage), like, self._origin(seed, stage)).tree
 
     def chosen_epochs(self, seed: int | None = None, stage: int = -1) -> int:
-        """The epochs (or steps) that a stage's validation clients chose; without any, the largest number tried."""
+        """The epochs (or steps) that a stage's validation clients chose; without any, the largest number tried.
+
+        Of pulls, which one (0: none, the initial model as it is); without validation clients, the middle one.
+        """
         report = self.report(seed, stage)
         chosen = [report[group]["length"] for group in ("validation", "test") if group in report]
-        return int(chosen[0]) if chosen else self.experiment.personalization.most
+        return int(chosen[0]) if chosen else self.experiment.personalization.unchosen
 
     def personal_experiment(self, seed: int | None = None, stage: int = -1) -> Experiment:
         """The experiment with the one learning rate of personalization that the stage chose."""
@@ -198,7 +210,7 @@ class Run:
         return {
             "clients": len(values[self.metric.name][0]),
             "seeds": list(result.seeds),
-            self.unit: list(result.epochs),
+            self.unit: [self.pulls[count] for count in result.epochs] if self.pulls else list(result.epochs),
             **{
                 name: {
                     "initial": _estimate_document(before),

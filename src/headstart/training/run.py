@@ -31,7 +31,15 @@ from headstart.files import file_name
 from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
 from headstart.learning.method import Method
 from headstart.learning.parallel import Parallel
-from headstart.learning.personalization import Personalization, Personalizer, choose_recipe, personalizer
+from headstart.learning.personalization import (
+    Curves,
+    Personalization,
+    Personalizer,
+    choose_recipe,
+    deciding_metric,
+    personalizer,
+    pooled,
+)
 from headstart.learning.rounds import initial_key, run_rounds, seed_key
 from headstart.runs import checkpoint
 from headstart.runs.contents import is_whole
@@ -227,7 +235,7 @@ def _decided(given: Experiment, experiment: Experiment) -> list[str]:
         for before, after in zip(given.stages, experiment.stages, strict=True)
         if isinstance(before, Stage) and isinstance(after, Stage) and before.cohort > after.cohort
     ]
-    if recipe.steps is not None and recipe.epochs != Personalization.epochs:
+    if recipe.pulls is None and recipe.steps is not None and recipe.epochs != Personalization.epochs:
         sentences.append(f"personalization counts {recipe.steps} steps; its {recipe.epochs} epochs are not used")
     return sentences
 
@@ -411,11 +419,34 @@ def _saved(seed_run: SeedRun, params: Tree) -> checkpoint.Saved | None:
     return checkpoint.Saved(cluster.shared(tree, like(about)), about)
 
 
+# A pull is chosen on as many folds of the validation clients' examples, if these were split at random.
+FOLDS = 5
+
+
+def _folded(seed_run: SeedRun, position: Position, clients: np.ndarray, tried: list[Curves]) -> list[Curves]:
+    """The curves by which a pull is chosen: of few clients, and of each on few rows, the choice would be one of chance.
+
+    The optimum costs little, and so does its measure on other rows; of epochs the curves are those that were tried.
+    """
+    context = seed_run.context
+    federation, recipe = context.prepared.federation, context.prepared.experiment.personalization
+    sizes = np.asarray(federation.sizes)[clients].sum(axis=0)
+    if recipe.pulls is None or not federation.is_split_at_random or not sizes[1]:
+        return tried
+    count = int(np.clip(round(sizes.sum() / sizes[1]), 1, FOLDS))
+    turned = [context._replace(gather=context.gather.turned(turn)) for turn in range(1, count)]
+    more = [
+        personalization_curves(seed_run._replace(context=each), position, "validation", clients, interruptible=True)
+        for each in turned
+    ]
+    return [pooled([*tried, *more])]
+
+
 def _finish_stage(seed_run: SeedRun, position: Position) -> None:
     """Choose learning rate and epochs on the validation clients, then measure the test clients, once."""
     prepared, stage = seed_run.context.prepared, seed_run.context.prepared.experiment.stages[position.stage]
     recipe = prepared.experiment.personalization
-    learning_rates, epochs = recipe.candidate_rates, recipe.most
+    learning_rates, epochs = recipe.candidate_rates, recipe.unchosen
     chosen, arrays = 0, {}
     report: dict[str, Any] = {"stage": stage.name, "round": position.round, "seed": seed_run.seed}
     for group, clients in (("validation", selection_clients(prepared, stage)), ("test", prepared.groups.test)):
@@ -427,7 +458,9 @@ def _finish_stage(seed_run: SeedRun, position: Position) -> None:
             for learning_rate in candidates
         ]
         if group == "validation":
-            chosen, epochs = choose_recipe(tried, prepared.task)
+            folds = _folded(seed_run, position, clients, tried)
+            metric = deciding_metric(prepared.task, recipe)
+            chosen, epochs = choose_recipe(folds, prepared.task, by=metric, otherwise=recipe.unchosen)
         curves = tried[chosen if group == "validation" else 0]
         check_initial_model(seed_run, position, group, clients, curves)
         arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
