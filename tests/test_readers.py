@@ -9,6 +9,7 @@ import shutil
 import types
 from decimal import Decimal
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,10 +17,13 @@ from PIL import Image
 from pyarrow import csv, parquet
 
 import headstart as hs
+from headstart import Data, Experiment, FedAvg, ModelSpec, NextCharacter, Optimizer, Stage
+from headstart.data import characters
 from headstart.data import load as datasets
 from headstart.data.decided import decisions
 from headstart.data.duplicates import duplicate_notes, near_duplicates
 from headstart.errors import UserError
+from headstart.experiment.setup import prepare, suited
 from headstart.reports import page
 
 
@@ -449,3 +453,76 @@ def test_the_report_says_how_rows_were_split_and_warns(small_run, tmp_path):
     path.write_text(json.dumps(record))
     notices = page._data_notices(hs.open_run(tmp_path / "run"))
     assert notices == ["Rows of each client were split by time: of 'day'.", "Near-duplicates: 9 %."]
+
+
+def letters(path, texts, **columns):
+    csv.write_csv(pa.table({"client": [f"c{i % 4}" for i in range(len(texts))], "line": texts, **columns}), path)
+    return path
+
+
+def decoded(federation, client):
+    """The texts of a client, from inputs and last targets; a box for what the vocabulary lacks."""
+    labels = [*federation.metadata["labels"]]
+    names = {"<pad>": "", "<bos>": "", "<eos>": "", "<oov>": "□"}
+    x, y = federation.fetch(np.array([client]))
+    rows = np.concatenate([x, y[:, -1:]], axis=1)
+    return sorted("".join(names.get(labels[token], labels[token]) for token in row) for row in rows)
+
+
+def test_own_text_is_numbered_as_training_clients_use_its_characters(tmp_path):
+    path = letters(tmp_path / "t.csv", ["да", "ад", "дa", "q□", "ад", "да", "aд", "qд"])
+    raw = hs.load(path, text="line")
+    federation = characters.fit_characters(raw, np.array([0, 1, 2]))
+    assert federation.metadata["labels"] == ["<pad>", "а", "д", "<oov>", "<bos>", "<eos>"]
+    assert federation.metadata["classes"] == federation.metadata["vocabulary"] == 6
+    assert decoded(federation, 0) == ["ад", "да"] and decoded(federation, 3) == ["□д", "□□"]
+    other = letters(tmp_path / "o.csv", ["да", "ад", "дa", "zzz", "ад", "да", "aд", "z"])
+    assert characters.fit_characters(hs.load(other, text="line"), np.array([0, 1, 2])).metadata == {
+        **federation.metadata,
+        "source": "csv o.csv",
+    }
+    later = datasets.load_as_decided(path, {"text": "line"}, decisions(federation.metadata))
+    for mine, theirs in zip(later.fetch(np.arange(4)), federation.fetch(np.arange(4)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    x, y = federation.fetch(np.array([0]))
+    assert x.shape == y.shape == (2, 80) and (x[:, 1:] == y[:, :-1]).all() and x.dtype == np.int32
+    printable = hs.load(path, text="line", characters="printable")
+    assert len(printable.metadata["labels"]) == 100 and decoded(printable, 3) == ["q□", "q□"]
+    long = letters(tmp_path / "long.csv", ["ab" * 100] * 4)
+    assert hs.load(long, text="line", characters="ab").sizes.sum(axis=1).tolist() == [3] * 4
+    with pytest.raises(UserError, match="has no text in column 'day'; name the column with the text"):
+        hs.load(visits(tmp_path / "v.csv"), client="ward", text="day")
+
+
+def test_a_model_of_own_text_has_its_vocabulary(tmp_path):
+    path = letters(tmp_path / "t.csv", ["abba", "baab", "abab", "bbaa"] * 4)
+    model = ModelSpec("char_lstm", {"width": 4, "layers": 1, "embedding": 2})
+    data = Data(str(path), {"text": "line"}, train=2, validation=1)
+    experiment = Experiment("t", data=data, model=model, stages=(stage(),))
+    prepared = prepare(experiment)
+    assert prepared.task == NextCharacter(0, (0, 3, 4, 5)) and prepared.federation.metadata["classes"] == 6
+    x, _ = prepared.federation.example()
+    shapes = jax.eval_shape(lambda: prepared.model.apply(prepared.model.init(jax.random.key(0)), x)[0])
+    assert shapes.shape == (*x.shape, 6)
+
+
+def stage():
+    return Stage("FedAvg", FedAvg(1, learning_rate=0.1, batch_size=4), Optimizer("sgd", 1.0), 2, 2)
+
+
+def test_text_with_a_target_is_hashed_words(tmp_path):
+    path = letters(tmp_path / "t.csv", ["good day", "bad day"] * 4, mood=["up", "down"] * 4)
+    federation = hs.load(path, text="line", target="mood")
+    assert federation.example()[0].shape == (2, 1024) and federation.metadata["labels"] == ["down", "up"]
+
+
+def test_own_tokens_have_a_vocabulary(tmp_path):
+    x = np.arange(24).reshape(8, 3) % 7
+    np.savez(tmp_path / "t.npz", client=["a", "b"] * 4, x=x, y=(x + 1) % 7)
+    federation = hs.load(tmp_path / "t.npz", vocabulary=7)
+    assert federation.metadata["kind"] == "text" and federation.metadata["special"] == {"pad": 0}
+    assert "token 0 is padding" in federation.metadata["notes"][0]
+    experiment = Experiment("t", data=Data(str(tmp_path / "t.npz"), {"vocabulary": 7}), stages=(stage(),))
+    assert suited(experiment, federation).task == NextCharacter(0, (0,))
+    with pytest.raises(UserError, match="has the token 6 in row 3 of x; with vocabulary=6 tokens go from 0 to 5"):
+        hs.load(tmp_path / "t.npz", vocabulary=6)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from headstart.data.characters import is_unfitted
 from headstart.data.federation import Block, Client, Federation, Part, Tree, key_data
 from headstart.data.preprocessing import needs_preprocessing
 from headstart.devices import block_spec, on_mesh, spans_processes
@@ -117,6 +118,10 @@ def on_device(federation: Federation, *, limit: int = 2**30, mesh: Mesh | None =
     mesh: the devices that share the work, as `devices.all_devices` gives them: each gets the rows and its own clients.
         Processes of a cluster read the clients they train and no others, so that each gather brings its own rows.
     """
+    if is_unfitted(federation):
+        raise UserError(
+            f"{federation.name} is text whose characters no run has numbered; give --data-option characters=printable"
+        )
     if needs_preprocessing(federation):
         raise UserError(
             f"{federation.name} is a table with gaps, categories or dates, which no model learns from as they are; make"

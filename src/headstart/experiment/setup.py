@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from headstart.data.characters import fit_characters, is_unfitted
 from headstart.data.federation import Examples, Federation, Split, Tree, as_input, limited, split_clients
 from headstart.data.load import load_as_decided
 from headstart.data.preprocessing import Preprocessing, is_raw, is_table, of_metadata
@@ -95,8 +96,12 @@ def prepare(
 def preprocessed(federation: Federation, clients: np.ndarray, task: Task | None = None) -> Federation:
     """The federation of features of a raw table, as decided from what these clients train on; any other as it is.
 
+    So are the characters of text decided that has no vocabulary yet.
+
     task: None where it is to suit the data; targets are standardized for `Regression` alone.
     """
+    if is_unfitted(federation):
+        return fit_characters(federation, clients)
     if not is_raw(federation):
         return federation
     targets = task is None or isinstance(task, Regression)
@@ -307,6 +312,8 @@ def suited(experiment: Experiment, federation: Federation) -> Experiment:
     task = {"text": NextCharacter()}.get(kind, Regression(more=more) if regression else Classification(more=more))
     name = {"text": "char_lstm", "image": "cnn"}.get(kind, "linear" if regression else "logistic")
     task, model = experiment.task or task, experiment.model or ModelSpec(name)
+    if task == NextCharacter() and (special := federation.metadata.get("special")):
+        task = NextCharacter(special["pad"], tuple(sorted(special.values())))
     if model.path == "mlp" and is_table(federation.metadata):
         model = replace(model, options={"widths": TABLE_WIDTHS, **model.options})
     preprocessing = of_metadata(federation.metadata)
@@ -374,6 +381,8 @@ def _called(thing: Any, model: ModelSpec, federation: Federation) -> Any:
     classes = federation.metadata.get("classes")
     if "classes" in parameters and classes:
         options.setdefault("classes", int(classes))
+    elif thing is ALIASES["char_lstm"] and federation.metadata.get("vocabulary"):
+        options.setdefault("vocabulary", int(federation.metadata["vocabulary"]))
     elif thing in (ALIASES["linear"], ALIASES["mlp"]):
         options.setdefault("outputs", _width(federation))
     if "rngs" in parameters:

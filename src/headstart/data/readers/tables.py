@@ -26,6 +26,7 @@ from headstart.data.readers.columns import (
 from headstart.data.readers.encoding import Encoded, Kind, encode
 from headstart.data.readers.meaning import texts
 from headstart.data.readers.npz import read_npz
+from headstart.data.readers.own_text import next_characters, texts_of, token_sequences
 from headstart.data.readers.pictures import as_pictures, is_character
 from headstart.data.readers.rows import Rows, accept, arrange, as_flag, joined_unless_split, listed, reading
 from headstart.data.readers.shards import clients_by_file, described
@@ -33,11 +34,13 @@ from headstart.data.readers.sources import Sources
 from headstart.data.readers.targets import decided_classes, target_classes
 from headstart.data.readers.within_clients import OPTIONS as WITHIN
 from headstart.data.readers.within_clients import by_group, by_time, chosen_option, untestable_note
+from headstart.data.readers.words import NOTE, hashed_words
 from headstart.errors import UserError
 
 COLUMN_OPTIONS = (
     *("client", "target", "features", "split", "exclude", "time", "group"),
     *("classes", "labels", "regression", "inverted", "raw"),
+    *("text", "characters", "vocabulary", "padding"),
 )
 _PARTITION_OPTIONS = ("partition", "clients", "alpha", "classes_per_client", "seed")
 _PARTITIONS: Mapping[str, Mapping[str, type]] = {
@@ -59,11 +62,15 @@ def read_table(
     Options: `client`, `target`, `features`, `split` name columns (by default `client`, `y`, and `x` in npz or all
     other columns but row numbers, and none); a column `split` says train or test. `exclude` names columns that are no
     features. `time` names the column by which the last part of each client's rows tests, `group` the one whose rows
-    stay together; these are no features unless `features` names them. Text and whole numbers are classes,
-    in sorted order, also those written as 1.0 where they are few, and one-hot rows; `classes=62` takes them as the
-    numbers of that many classes instead, `labels=a,b,c` gives the order; other numbers are for regression, and with
-    `regression=true` whole ones too. Without a client column,
-    `partition=dirichlet|classes|random` with `clients`, `alpha`, `classes_per_client` and `seed` makes clients.
+    stay together; these are no features unless `features` names them. Text and whole numbers are classes, in sorted
+    order, also those written as 1.0 where they are few, and one-hot rows; `classes=62` takes them as the numbers of
+    that many classes instead, `labels=a,b,c` gives the order; other numbers are for regression, and with
+    `regression=true` whole ones too. Without a client column, `partition=dirichlet|classes|random` with `clients`,
+    `alpha`, `classes_per_client` and `seed` makes clients.
+
+    `text` names a column of text: its words are features where `target` is given, and else every next character is a
+    target, of characters that training clients decide, or of `characters=printable`. `vocabulary=N` says that x and y
+    are tokens, y the next of each, and `padding=0` which of them fills rows up.
     Pictures keep the polarity that they have; `inverted=true` inverts characters of 28 x 28.
 
     Features of Parquet and CSV may be numbers, text, dates and booleans with gaps: a raw table, which a `Preprocessing`
@@ -107,39 +114,102 @@ def rows_of(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]
     path, columns = table.path, table.columns
     accept(options, COLUMN_OPTIONS + _PARTITION_OPTIONS, table.source)
     options = _with_decisions(path, options, decided, is_split=table.test is not None)
-    split, target = options.get("split"), str(options.get("target", "y"))
-    within = chosen_option(path, options, predefined=bool(split) or table.test is not None)
+    if options.get("text"):
+        return _rows_of_text(table, options, decided)
+    target = str(options.get("target", "y"))
     y = _column(path, columns, target, "target")
+    if "vocabulary" in options:
+        x = _column(path, columns, ",".join(names_in(options.get("features", "x"))), "features")
+        x, y, metadata = token_sequences(path, meaning.flat(x), y, options)
+        return _arranged(table, options, _owners(table, options, y[:, 0]), x, y, metadata)
     if not for_regression(options):
         y = meaning.targets(path, target, y, known=bool({"classes", "labels"} & {*options, *decided}))
-    codes, ids = _clients(path, columns, options, y)
-    owners = [ids[code] for code in codes.tolist()]
-    test, split_metadata, notes = np.zeros(len(codes), bool), {}, list(table.notes)
-    if split:
-        test = _test_rows(path, columns, str(split))
-    elif table.test is not None:
-        test = table.test
-    elif within:
-        values = _column(path, columns, str(options[within]), within)
-        chosen = {"time": by_time, "group": by_group}[within](path, str(options[within]), values, codes, ids)
-        test, split_metadata = chosen.test, {"split": chosen.words, "split_by": chosen.decided}
-        notes += untestable_note(ids, codes, test, chosen.words)
-    taken = {str(options.get("client", "client")), target, str(split), str(options.get(within or "client", "client"))}
+    clients = _owners(table, options, y)
+    owners = [clients.ids[code] for code in clients.codes.tolist()]
+    taken = {str(options[name]) for name in ("client", "split", *WITHIN) if name in options}
+    taken |= {str(options.get("client", "client")), target}
     names = _feature_names(path, table, options, taken)
     _refuse_as_features(path, names, options, target)
     raw = as_flag("raw", options.get("raw", table.is_npz))
     kinds = _decided_kinds(decided)
     x, metadata = _features(path, columns, names, owners, options.get("inverted"), table=not raw, kinds=kinds)
-    if decided.get("classes"):
-        y, target_metadata = decided_classes(path, target, y, decided, owners)
-    else:
-        y, target_metadata = target_classes(path, target, y, options, owners)
-    metadata |= target_metadata | split_metadata | {"target": target, "source": table.source}
+    y, about = _targets(path, target, y, options, decided, owners)
     if left_out := sorted(map(repr, set(table.numbering) - taken - set(names))):
-        notes.append(f"{listed(left_out)} only numbers the rows and is left out; features= takes it")
-    if notes:
-        metadata["notes"] = [*metadata.get("notes", []), *notes]
+        note = f"{listed(left_out)} only numbers the rows and is left out; features= takes it"
+        metadata["notes"] = [*metadata.get("notes", []), note]
+    return _arranged(table, options, clients, x, y, metadata | about | {"target": target})
+
+
+def _targets(
+    path: str, name: str, y: np.ndarray, options: Mapping[str, Any], decided: Mapping[str, Any], owners: Sequence[str]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    if decided.get("classes"):
+        return decided_classes(path, name, y, decided, owners)
+    return target_classes(path, name, y, options, owners)
+
+
+def _rows_of_text(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]) -> Rows:
+    """Rows of a column of text: its words, where `target` is given too, and else its characters, each a target."""
+    path, columns, text = table.path, table.columns, str(options["text"])
+    texts = texts_of(path, text, _column(path, columns, text, "text"))
+    if "features" in options and "features" not in decided:
+        raise UserError(f"{path}: text={text} is the one input, so features= does not fit; leave it out")
+    if "target" not in options:
+        clients = _owners(table, options, np.zeros(len(texts), np.int64))
+        tokens, counts, metadata = next_characters(path, texts, options, decided)
+        return _arranged(table, options, clients, tokens[:, :-1], tokens[:, 1:], metadata, counts)
+    target = str(options["target"])
+    y = _column(path, columns, target, "target")
+    if not for_regression(options):
+        y = meaning.targets(path, target, y, known=bool({"classes", "labels"} & {*options, *decided}))
+    clients = _owners(table, options, y)
+    owners = [clients.ids[code] for code in clients.codes.tolist()]
+    y, about = _targets(path, target, y, options, decided, owners)
+    return _arranged(table, options, clients, hashed_words(texts), y, {"kind": "features", "notes": [NOTE]} | about)
+
+
+class _Clients(NamedTuple):
+    """The clients of a table's rows: int `[rows]`, the index of each row's client in `ids`."""
+
+    codes: np.ndarray
+    ids: list[str]
+
+
+def _owners(table: Table, options: Mapping[str, Any], y: np.ndarray) -> _Clients:
+    return _Clients(*_clients(table.path, table.columns, options, y))
+
+
+def _arranged(
+    table: Table,
+    options: Mapping[str, Any],
+    clients: _Clients,
+    x: np.ndarray,
+    y: np.ndarray,
+    metadata: Mapping[str, Any],
+    counts: np.ndarray | None = None,
+) -> Rows:
+    """The rows by client, split as the table or the options say.
+
+    counts: int `[rows]`, how many rows of x and y each row of the table has become; None: one.
+    """
+    path, split, (codes, ids) = table.path, options.get("split"), clients
     predefined = bool(split) or table.test is not None
+    within = chosen_option(path, options, predefined=predefined)
+    test, about, notes = np.zeros(len(codes), bool), {}, list(table.notes)
+    if split:
+        test = _test_rows(path, table.columns, str(split))
+    elif table.test is not None:
+        test = table.test
+    elif within:
+        values = _column(path, table.columns, str(options[within]), within)
+        chosen = {"time": by_time, "group": by_group}[within](path, str(options[within]), values, codes, ids)
+        test, about = chosen.test, {"split": chosen.words, "split_by": chosen.decided}
+        notes += untestable_note(ids, codes, test, chosen.words)
+    if counts is not None:
+        codes, test = np.repeat(codes, counts), np.repeat(test, counts)
+    if notes := [*metadata.get("notes", []), *notes]:
+        about["notes"] = notes
+    metadata = {**metadata, **about, "source": table.source}
     return arrange(ids, codes, test, x, y, metadata=metadata, has_predefined_split=predefined)
 
 
