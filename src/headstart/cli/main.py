@@ -187,6 +187,42 @@ def personalize(
 
 
 @app.command(
+    epilog="Examples: [bold]headstart predict runs/fedavg --data new.csv --out predictions.csv[/bold] · "
+    "[bold]headstart predict runs/fedavg --data new.csv --client hospital --personalized personalized[/bold]"
+)
+def predict(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    data: Annotated[str, typer.Option("--data", metavar="PATH|NAME", help="Rows to predict; without targets, too.")],
+    client: ClientColumn = None,
+    target: TargetColumn = None,
+    features: Features = None,
+    data_option: DataOptions = None,
+    personalized: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="What `headstart personalize` wrote: clients' own parameters.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A new CSV file, a line per row.")] = Path(
+        "predictions.csv"
+    ),
+    imports: Imports = None,
+) -> None:
+    """Predict the rows of a file: classes with their probabilities, or quantities in their own units."""
+    from headstart.deploy.predict import predict_run
+
+    _prepare(None)
+    found = predict_run(
+        run,
+        data,
+        out,
+        options=data_options(client, target, features, data_option),
+        personalized=personalized,
+        allowed_modules=modules_named(imports, None),
+    )
+    by = f", {found.personalized:,} of them by their client's own parameters" if personalized is not None else ""
+    output_of(context).result(f"{out}: predictions for {found.rows:,} rows{by}")
+
+
+@app.command(
     epilog="Examples: [bold]headstart export runs/personalized_fedavg --out artifact[/bold] · "
     "[bold]headstart export runs/mine --out artifact --platforms cpu,cuda --import mymodels[/bold]"
 )

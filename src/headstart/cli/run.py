@@ -38,7 +38,8 @@ def run_on_console(
 ) -> None:
     """Run the experiment, show how it proceeds, and print its results."""
     from headstart.cli.tensorboard import also_events
-    from headstart.reports.tables import print_rows, rows
+    from headstart.reports.tables import print_rows, rows_of
+    from headstart.runs.reading import open_run
     from headstart.training import cluster
     from headstart.training.display import Follower, live_display
     from headstart.training.run import run_into, to_all
@@ -60,5 +61,7 @@ def run_on_console(
     if not finished:
         output.result(f"Stopped; everything is saved in {out}. Repeat the same command to resume.")
         raise typer.Exit(130)
-    print_rows(output.console, rows([out], allowed_modules=allowed_modules))
-    output.note(f"For figures and a page: headstart report {out}")
+    found = open_run(out, allowed_modules=allowed_modules)
+    print_rows(output.console, rows_of([found]))
+    found.write_clients()
+    output.note(f"Every client: {out}/clients.csv. For figures and a page: headstart report {out}")

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from headstart.console import printable
 from headstart.data.cache import cache_root, cached
@@ -19,11 +21,12 @@ from headstart.data.decided import as_decided
 from headstart.data.download import download
 from headstart.data.duplicates import duplicate_notes
 from headstart.data.federation import Federation, of_rows, split_examples
+from headstart.data.preprocessing import of_metadata
 from headstart.data.readers import fedjax, leaf, tff
 from headstart.data.readers.picture_folder import read_pictures
 from headstart.data.readers.rows import Rows, accept, explain, listed, reading
 from headstart.data.readers.sources import Sources, find, open_database, recognise
-from headstart.data.readers.tables import read_table
+from headstart.data.readers.tables import inputs_of, read_table, table_of
 from headstart.errors import UserError
 
 __all__ = ["download", "load"]
@@ -78,6 +81,53 @@ def load_as_decided(
             if not theirs or taken == theirs or sorted(taken or ()) != sorted(theirs):
                 return as_decided(federation, decided, name)
         return as_decided(_load(name, options, decided), decided, name)
+
+
+class Inputs(NamedTuple):
+    """Inputs as a run's model takes them, without targets.
+
+    x: `[rows, ...]`, in the order of the file. clients: of each row; None where nothing says it.
+    """
+
+    x: np.ndarray
+    clients: list[str] | None
+
+
+def load_inputs(name_or_path: str | os.PathLike[str], options: Mapping[str, Any], decided: Mapping[str, Any]) -> Inputs:
+    """The inputs of a file, read as training decided. A table (npz, Parquet, CSV) may be without targets and clients.
+
+    Raises:
+        UserError: as of `load_as_decided`.
+    """
+    path = Path(os.fspath(name_or_path))
+    with readable():
+        if str(path) not in NAMES:
+            with reading(path):
+                sources, form = find(path), recognise(path)
+            if form in ("npz", "parquet", "csv"):
+                with _reachable(path):
+                    return _inputs_of_table(sources, form, options, decided)
+        federation = as_decided(_load(str(path), options, decided), decided, str(path))
+    clients = np.repeat(np.array(list(federation.ids), object), federation.sizes.sum(axis=1))
+    return Inputs(federation.fetch(np.arange(len(federation)))[0], clients.tolist())
+
+
+def _inputs_of_table(sources: Sources, form: str, options: Mapping[str, Any], decided: Mapping[str, Any]) -> Inputs:
+    x, metadata, clients = inputs_of(table_of(sources, form, options), options, decided)
+    preprocessing, classes = of_metadata(decided), {n: decided[n] for n in ("classes", "labels") if n in decided}
+    width = len(preprocessing.target_center) if preprocessing else 0
+    y = np.zeros(len(x), np.int32) if classes else np.zeros((len(x), max(1, width)), np.float32)
+    # Of one client, so that the rows stay in their order.
+    whole = of_rows(
+        str(sources.path),
+        ["rows"],
+        np.array([[len(x), 0]]),
+        x,
+        y,
+        has_predefined_split=True,
+        metadata={**metadata, **classes},
+    )
+    return Inputs(as_decided(whole, decided, str(sources.path)).fetch(np.array([0]))[0], clients)
 
 
 def _load(name: str, options: Mapping[str, Any], decided: Mapping[str, Any]) -> Federation:

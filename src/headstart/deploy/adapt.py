@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from headstart.console import csv_cell, printable
+from headstart.console import printable
 from headstart.data.decided import as_decided
 from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Client, Federation, Tree
@@ -28,6 +26,7 @@ from headstart.learning.rounds import client_key, personal_key, seed_key
 from headstart.learning.tasks import Task
 from headstart.models.zoo import Model
 from headstart.runs import checkpoint
+from headstart.runs.clients import clients_csv
 from headstart.runs.reading import open_run
 from headstart.runs.run import Run
 from headstart.statistics.clients import measured_metrics, summarize
@@ -172,16 +171,6 @@ def _write_parameters(folder: Path, federation: Federation, gather: Gather, adap
 
 
 def _csv(federation: Federation, curves: Curves, task: Task, epochs: int, groups: list[str] | None) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    metrics = measured_metrics(curves, task)
-    names = [metric.name for metric in metrics]
-    columns = [f"{when} {name}" for name in names for when in ("initial", "personalized")]
-    # Last, so that the columns of runs that did not keep who trained are where they were.
-    writer.writerow(["client", "adapt examples", "test examples", *columns, *(["group in the run"] if groups else [])])
-    values = [curves.means(metric)[:, [0, epochs]] for metric in metrics]
-    for index, name in enumerate(federation.ids):
-        cells = [f"{cell:.6g}" for value in values for cell in value[index]]
-        group = [groups[index]] if groups else []
-        writer.writerow([csv_cell(name), *map(int, federation.sizes[index]), *cells, *group])
-    return text.getvalue().encode()
+    means = {metric.name: curves.means(metric) for metric in measured_metrics(curves, task)}
+    values = {name: (each[:, 0], each[:, epochs]) for name, each in means.items()}
+    return clients_csv(federation.ids, federation.sizes, values, groups)

@@ -5,6 +5,7 @@ federation.json      the data and the user's own code, by fingerprints; the name
 members.json         the ids of the clients that train, validate and test
 environment.json     versions and machine
 samples.npz          a few examples of a few test clients
+clients.csv          a line per validation and test client, once the run has ended
 seed-0/metrics.jsonl a line per round ("round") and per evaluation on validation clients ("evaluation")
 seed-0/checkpoints/  the newest states, with what clients keep
 seed-0/stage-0.npz   per-client results of validation and test clients at the end of the stage

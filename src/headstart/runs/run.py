@@ -21,12 +21,13 @@ from headstart.experiment.experiment import Experiment
 from headstart.experiment.loading import read
 from headstart.experiment.setup import build_model, given_model, in_memory
 from headstart.fields import Range, check_argument
+from headstart.files import write_bytes
 from headstart.learning.personalization import adapt_client
 from headstart.learning.rounds import client_key, personal_key, seed_key
 from headstart.learning.tasks import Metric, Regression, Task
 from headstart.models.zoo import Model
 from headstart.runs import checkpoint
-from headstart.runs.clients import Clients, clients_of
+from headstart.runs.clients import Clients, clients_csv_of, clients_of
 from headstart.runs.contents import Group, federation_document, read_arrays, reading, stage_origin, stage_report
 from headstart.runs.inputs import inputs_like, targets_like
 from headstart.runs.personal import TrainedModel
@@ -191,6 +192,18 @@ class Run:
             UserError: if no seed has finished the stage, or the group was not measured.
         """
         return clients_of(self._result(group, stage), self.metrics)
+
+    def write_clients(self) -> Path | None:
+        """Write `clients.csv` into the run's folder: the clients of its last stage, by group; None if it has not ended.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        last = {group: results[-1] for group, results in self.results.items() if results and results[-1].final}
+        if not last:
+            return None
+        write_bytes(self.path / "clients.csv", clients_csv_of(last, self.metrics))
+        return self.path / "clients.csv"
 
     def summary(self, group: Group = "test", *, stage: int = -1) -> dict[str, Any]:
         """What a stage came to on a group of clients: `summary["accuracy"]["difference"]` and the like.

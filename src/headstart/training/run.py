@@ -108,7 +108,7 @@ def run(
         listeners = [] if on_event is None else [on_event]
         if progress:
             listeners.append(stack.enter_context(live_display_of(experiment, out, seeds)))
-        run_into(
+        finished = run_into(
             experiment,
             out,
             federation=federation,
@@ -118,7 +118,11 @@ def run(
             on_event=to_all(listeners),
             allowed_modules=allowed_modules,
         )
-    return open_run(out, allowed_modules=allowed_modules, model=None if isinstance(model, str | ModelSpec) else model)
+    given = None if isinstance(model, str | ModelSpec) else model
+    found = open_run(out, allowed_modules=allowed_modules, model=given)
+    if finished and cluster.is_first():
+        found.write_clients()
+    return found
 
 
 def default_folder(experiment: Experiment) -> Path:

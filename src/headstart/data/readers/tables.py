@@ -78,6 +78,16 @@ def read_table(
 
     decided: what training decided, which is applied, and nothing of it anew; see `decided.decisions`.
     """
+    rows = rows_of(table_of(sources, form, options), options, decided)
+    return joined_unless_split(rows) if sources.train and sources.test else rows
+
+
+def table_of(sources: Sources, form: str, options: Mapping[str, Any]) -> Table:
+    """The columns of a table, read from its file or files.
+
+    Raises:
+        UserError: if they cannot be read, do not belong together, or there is no such option.
+    """
     (path, short), pair = described(sources), bool(sources.train and sources.test)
     accept(options, COLUMN_OPTIONS + _PARTITION_OPTIONS, f"{path} ({form})")
     if pair and (split := options.get("split")):
@@ -88,9 +98,7 @@ def read_table(
     lengths = [len(next(iter(table.values()))) for table in tables]
     columns, notes = clients_by_file(sources, lengths, columns, options)
     of_test = np.repeat([file in sources.test for file in sources.files], lengths) if pair else None
-    table = Table(path, f"{form} {short}", columns, numbering, of_test, notes, is_npz=form == "npz")
-    rows = rows_of(table, options, decided)
-    return joined_unless_split(rows) if pair else rows
+    return Table(path, f"{form} {short}", columns, numbering, of_test, notes, is_npz=form == "npz")
 
 
 class Table(NamedTuple):
@@ -467,3 +475,32 @@ def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[n
     x = (255 - x if inverted else x) if pixels else x.astype(np.float32)
     level = images.level(x)
     return x, {"kind": "image", "inverted": inverted} | ({} if level is None else {"background": level})
+
+
+def inputs_of(
+    table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]
+) -> tuple[np.ndarray, dict[str, Any], list[str] | None]:
+    """The inputs of a table as `rows_of` makes them, in the order of its rows, whether or not there are targets.
+
+    Returns the inputs `[rows, ...]`, what is known of them, and the client of each row, None without a column of them.
+    """
+    path, columns = table.path, table.columns
+    options = _with_decisions(path, options, decided, is_split=True)
+    client = str(options.get("client", "client"))
+    owners = clients_of_rows(table, options) if "client" in options or client in columns else None
+    taken = {client, *(str(options[name]) for name in ("target", "split", *WITHIN) if name in options)}
+    names = _feature_names(path, table, options, taken)
+    rows = owners or [""] * len(next(iter(columns.values())))
+    raw, kinds = as_flag("raw", options.get("raw", table.is_npz)), _decided_kinds(decided)
+    x, metadata = _features(path, columns, names, rows, options.get("inverted"), table=not raw, kinds=kinds)
+    return x, metadata | {"source": table.source}, owners
+
+
+def clients_of_rows(table: Table, options: Mapping[str, Any]) -> list[str]:
+    """The client of each row of a table.
+
+    Raises:
+        UserError: if there is no such column, or it has gaps.
+    """
+    client = str(options.get("client", "client"))
+    return meaning.client_ids(table.path, client, _column(table.path, table.columns, client, "client"))
