@@ -552,7 +552,7 @@ def test_the_device_alone_decides_how_its_file_is_read(app, config, patients):
     for options in ({}, WARD.options):
         reply = ask(app, MessageType.QUERY, replace(PLAN, data=replace(WARD, options=options)), config=config)
         manifest = wire.read_manifest(reply.content)
-        assert manifest.ids == ("s0", "s1") and manifest.schema["x"] == "float32[1]"
+        assert manifest.ids == ("s0", "s1") and manifest.schema["x"] == "float64[1]"
     for name, value in (("client", "name"), ("target", "diagnosis"), ("features", ["name"]), ("split", "name")):
         request = replace(PLAN, data=replace(WARD, options={**WARD.options, name: value}))
         reason = refusal(ask(app, MessageType.QUERY, request, config=config))

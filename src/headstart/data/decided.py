@@ -103,7 +103,8 @@ def as_decided(federation: Federation, decided: Mapping[str, Any], what: str) ->
     """
     own = decisions(federation.metadata)
     # Of a raw table the columns are taken by name, and it may have others.
-    checks = (_kind, _targets, _pictures) if is_raw(federation) else (_kind, _features, _targets, _pictures)
+    by_name = is_raw(federation) and "preprocessing" in decided
+    checks = (_kind, _targets, _pictures) if by_name else (_kind, _features, _targets, _pictures)
     complaint = next(filter(None, (check(own, decided) for check in checks)), "")
     if complaint:
         raise UserError(f"{what} {complaint}")

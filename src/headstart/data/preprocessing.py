@@ -41,7 +41,7 @@ class Preprocessing:
         Raises:
             UserError: if it is no raw table, or no column is left.
         """
-        about, rows = raw_columns(federation), _training_rows(federation, clients)
+        about, rows = raw_columns(federation), training_rows(federation, clients)
         x, y = federation.fetch(clients)
         x, y = x[rows], y[rows]
         owners = np.repeat(np.arange(len(clients)), federation.training_sizes[clients])
@@ -123,7 +123,7 @@ class Preprocessing:
         return replace(federation, fetch=derived(fetch, inner, how), metadata=metadata)
 
 
-def _training_rows(federation: Federation, clients: np.ndarray) -> np.ndarray:
+def training_rows(federation: Federation, clients: np.ndarray) -> np.ndarray:
     """Bool `[rows]`: which of the clients' rows they train on."""
     used, totals = federation.training_sizes[clients], federation.sizes[clients].sum(axis=1)
     return np.concatenate([np.zeros(0, bool), *(np.arange(n) < most for n, most in zip(totals, used, strict=True))])

@@ -100,17 +100,25 @@ def fit_column(about: Mapping[str, Any], values: np.ndarray, owners: np.ndarray)
         return Column(name, kind, dropped="it is empty")
     if kind == "category":
         return _categories(name, about["labels"], present.astype(np.int64), owners[~gaps], indicator)
-    center, scale = float(present.mean()), float(present.std())
-    if scale <= 1e-9 * max(abs(center), 1e-300):
-        dropped = "" if indicator else f"it is {center:.4g} everywhere"
-        return Column(name, kind, center, 1.0, indicator=indicator, dropped=dropped)
-    if kind == "boolean":
-        return Column(name, kind, indicator=indicator)
+    plain = number_column(name, kind, float(present.mean()), float(present.std()), indicator)
+    if plain.dropped or kind == "boolean":
+        return plain
     low, median, high = (float(each) for each in np.percentile(present, (25, 50, 75)))
     robust = (high - low) / QUARTILES
-    if robust > 0 and scale > HEAVY * robust:
+    if robust > 0 and plain.scale > HEAVY * robust:
         return Column(name, kind, median, robust, robust=True, indicator=indicator)
-    return Column(name, kind, center, scale, indicator=indicator)
+    return plain
+
+
+def number_column(name: str, kind: Kind, mean: float, deviation: float, indicator: bool) -> Column:
+    """What becomes of a number, a date or a boolean by its mean and standard deviation."""
+    if deviation <= 1e-9 * max(abs(mean), 1e-300):
+        return Column(
+            name, kind, mean, indicator=indicator, dropped="" if indicator else f"it is {mean:.4g} everywhere"
+        )
+    if kind == "boolean":
+        return Column(name, kind, indicator=indicator)
+    return Column(name, kind, mean, deviation, indicator=indicator)
 
 
 def _categories(name: str, labels: Sequence[str], codes: np.ndarray, owners: np.ndarray, indicator: bool) -> Column:
@@ -120,13 +128,24 @@ def _categories(name: str, labels: Sequence[str], codes: np.ndarray, owners: np.
     return category_column(name, {label: (int(rows[i]), int(clients[i])) for i, label in enumerate(labels)}, indicator)
 
 
-def category_column(name: str, counts: Mapping[str, tuple[int, int]], indicator: bool) -> Column:
-    """What becomes of a category, by the rows and the clients in which each label is."""
+def category_column(
+    name: str,
+    counts: Mapping[str, tuple[int, int]],
+    indicator: bool,
+    *,
+    others: bool = False,
+    least_clients: int = LEAST_CLIENTS,
+) -> Column:
+    """What becomes of a category, by the rows and the clients in which each label is.
+
+    others: whether there are other labels, which are not counted.
+    """
     seen = {label: number for label, number in counts.items() if number[0]}
-    common = [each for each, (rows, clients) in seen.items() if rows >= LEAST_ROWS and clients >= LEAST_CLIENTS]
+    common = [each for each, (rows, clients) in seen.items() if rows >= LEAST_ROWS and clients >= least_clients]
     kept = sorted(sorted(common, key=lambda label: -seen[label][0])[:MOST_CATEGORIES])
+    others = others or len(seen) > len(kept)
     if not kept:
         return Column(name, "category", dropped=f"its {len(seen)} values hardly repeat, as those of an id do")
-    if len(kept) == 1 and len(seen) == 1 and not indicator:
+    if len(kept) == 1 and not others and not indicator:
         return Column(name, "category", dropped=f"it is {kept[0]!r} everywhere")
-    return Column(name, "category", indicator=indicator, categories=tuple(kept), other=len(seen) > len(kept))
+    return Column(name, "category", indicator=indicator, categories=tuple(kept), other=others)

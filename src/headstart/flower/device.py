@@ -28,6 +28,7 @@ from headstart.experiment.loading import read
 from headstart.experiment.serialization import parse, to_json
 from headstart.experiment.setup import build_model, check_fit, check_stages, suited
 from headstart.flower import wire
+from headstart.flower.columns import summary_of
 from headstart.flower.exchange import LONGEST_REASON
 from headstart.flower.wire import Request
 from headstart.learning.method import Reply
@@ -73,8 +74,13 @@ class Device:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def query(self, request: Request, content: RecordDict, context: Context) -> RecordDict:
-        """Send the manifest: ids and sizes of the clients, and the schema of their examples."""
+        """Send the manifest: ids and sizes of the clients, and the schema of their examples.
+
+        Where the request names clients, send sums over the columns of the rows that they train on instead.
+        """
         setup = self._setup(request, context)
+        if request.clients:
+            return wire.report_record(summary_of(setup.federation, _indices(setup.federation, request.clients)))
         check_fit(setup.task, setup.model, setup.federation)
         return wire.manifest_record(setup.federation)
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from headstart.data.federation import Federation, Tree
+from headstart.data.preprocessing import Preprocessing, is_raw, raw_columns, to_json
+from headstart.data.readers.encoding import KINDS
 from headstart.errors import UserError
 from headstart.flower.schema import Schema, boolean, document, expect, fields, listed, scalar, text, whole
 
@@ -26,10 +28,33 @@ def schema_of(federation: Federation) -> dict[str, Any]:
         for name in ("kind", "classes", "labels", "features")
         if name in federation.metadata
     }
+    known |= columns_of(federation)
     known = {name: list(value) if isinstance(value, list | tuple) else value for name, value in known.items()}
     x, y = map(_shape, federation.example())
+    # Whether a node's own rows have gaps is no difference between nodes.
+    x = x.replace("float32", "float64") if "columns" in known else x
     schema = {"x": x, "y": y, "has_predefined_split": federation.has_predefined_split, "metadata": known}
     return json.loads(json.dumps(schema, default=_plain))
+
+
+def columns_of(federation: Federation) -> dict[str, Any]:
+    """What a node says of a raw table's columns, as metadata: the kind of each, in the order of its features."""
+    return {"columns": [column["kind"] for column in raw_columns(federation)]} if is_raw(federation) else {}
+
+
+def is_table_schema(schema: Mapping[str, Any]) -> bool:
+    """Whether nodes with this schema of their examples hold raw tables."""
+    return "columns" in schema["metadata"]
+
+
+def feature_schema(schema: Mapping[str, Any], preprocessing: Preprocessing) -> dict[str, Any]:
+    """The schema of the features that become of raw tables with this one."""
+    metadata = dict(schema["metadata"]) | {
+        "features": [column.name for column in preprocessing.used],
+        "columns": [{"name": column.name, "kind": column.kind} for column in preprocessing.used],
+        "preprocessing": to_json(preprocessing),
+    }
+    return {**schema, "x": f"float32[{len(preprocessing.features)}]", "metadata": metadata}
 
 
 def _plain(value: Any) -> Any:
@@ -46,17 +71,26 @@ def _shape(tree: Tree) -> Any:
     return f"{tree.dtype}[{','.join(map(str, tree.shape[1:]))}]"
 
 
-def placeholder(schema: Mapping[str, Any], ids: Sequence[str] = (), sizes: np.ndarray | None = None) -> Federation:
+def placeholder(
+    schema: Mapping[str, Any],
+    ids: Sequence[str] = (),
+    sizes: np.ndarray | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+) -> Federation:
     """A federation of blank rows with the schema of the nodes' examples, to build a model for.
+
+    preprocessing: what makes features of raw tables.
 
     Raises:
         UserError: if the schema is not valid.
     """
+    checked_schema(schema, "the schema")
+    schema = schema if preprocessing is None else feature_schema(schema, preprocessing)
 
     def fetch(clients: np.ndarray) -> tuple[Tree, Tree]:
         return _blank(schema["x"]), _blank(schema["y"])
 
-    checked_schema(schema, "the schema")
     sizes = np.zeros((len(ids), 2), np.int64) if sizes is None else sizes
     return Federation("devices", ids, sizes, fetch, schema["has_predefined_split"], dict(schema["metadata"]))
 
@@ -115,7 +149,14 @@ def _metadata(value: Any, where: str) -> Any:
     return value
 
 
-_KNOWN: Mapping[str, Schema] = {"kind": text(), "classes": whole(0, 2**24)}
+def checked_kinds(value: Any, where: str) -> Any:
+    """The kinds of a table's columns, as a node announces them."""
+    for each in listed(text())(value, where):
+        expect(each in KINDS, each, where, f"one of {', '.join(KINDS)}")
+    return value
+
+
+_KNOWN: Mapping[str, Schema] = {"kind": text(), "classes": whole(0, 2**24), "columns": checked_kinds}
 
 
 def checked_schema(value: Any, where: str) -> Any:

@@ -91,9 +91,17 @@ def poll(grid: Grid, registry: Registry, request: Request, *, deadline: float) -
         and now - registry.asked.get(node_id, -RETRY_SECONDS) >= RETRY_SECONDS
     ]
     if fresh:
-        content = wire.request_record(request)
+        content = wire.request_record(_as_they_are(request))
         pending += (send(grid, MessageType.QUERY, dict.fromkeys(fresh, content), deadline=deadline),)
     return registry._replace(pending=pending, asked={**registry.asked, **dict.fromkeys(fresh, now)}), faults
+
+
+def _as_they_are(request: Request) -> Request:
+    """The request for a manifest of the columns that a table has, whatever was decided of them."""
+    if "preprocessing" not in request.decided:
+        return request
+    decided = {name: value for name, value in request.decided.items() if name not in ("preprocessing", "features")}
+    return request._replace(decided=decided)
 
 
 def fix_schema(registry: Registry, *, schema: Mapping[str, Any] | None = None) -> tuple[Registry, list[Fault]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from headstart.console import printable
 from headstart.data.decided import decisions
 from headstart.data.federation import Split, split_clients
+from headstart.data.preprocessing import Preprocessing, of_metadata
 from headstart.errors import UserError
 from headstart.experiment.code import code_digests
 from headstart.experiment.experiment import Centralized, Data, Experiment
@@ -36,7 +38,8 @@ from headstart.experiment.setup import (
 )
 from headstart.fields import refuse
 from headstart.files import write_json
-from headstart.flower.example_schema import placeholder
+from headstart.flower.columns import ask
+from headstart.flower.example_schema import feature_schema, is_table_schema, placeholder
 from headstart.flower.exchange import POLL_SECONDS
 from headstart.flower.measure import evaluate, finish
 from headstart.flower.registry import Fault, Registry, decided_among, fix_schema, poll
@@ -104,20 +107,24 @@ def serve(
     request = Request(_public(experiment), bool(x64), seed=experiment.seed, decided=_decided_before(Path(out)))
     registry, faults = _wait_for_nodes(grid, request, config, on_event)
     assert registry.schema is not None
-    blank = placeholder(registry.schema)
-    blank = replace(blank, metadata=decided_among(registry))
+    folder = Path(out) / f"seed-{experiment.seed}"
+    preprocessing, found = _preprocessing(grid, registry, request, experiment, folder, config)
+    faults += found
+    assert registry.schema is not None
+    blank = placeholder(registry.schema, preprocessing=preprocessing)
+    blank = replace(blank, metadata=_decided(registry, preprocessing))
     experiment = with_cohorts(suited(experiment, blank))
     assert experiment.model is not None and experiment.task is not None
     model = build_model(experiment.model, blank, allowed_modules=allowed_modules)
     check_fit(experiment.task, model, blank)
     check_parameters(experiment, model)
-    folder = Path(out) / f"seed-{experiment.seed}"
-    _check_groups(_membership(experiment, model, registry, folder)[1], begun=(folder / "members.json").exists())
+    member = partial(_membership, experiment, model, registry, preprocessing, folder)
+    _check_groups(member()[1], begun=(folder / "members.json").exists())
     if not folder.exists():
         initial_params(experiment, experiment.seed, jax.eval_shape(model.init, jax.random.key(0)))
     code = {"code": code_digests(experiment)}
     with claimed(Path(out), experiment, blank, allowed_modules=allowed_modules, code=code) as name:
-        membership, prepared = _membership(experiment, model, registry, folder)
+        membership, prepared = member()
         if not (folder / "members.json").exists():
             write_json(folder / "members.json", membership.members)
         for text in measurement_notes(experiment, prepared.federation, prepared.groups):
@@ -137,6 +144,29 @@ def _decided_before(out: Path) -> dict[str, Any]:
     """What the run in a folder has decided of its data; nothing before it was begun."""
     path = out / "federation.json"
     return decisions(federation_document(path)["facts"]) if path.exists() else {}
+
+
+def _preprocessing(
+    grid: Grid, registry: Registry, request: Request, experiment: Experiment, folder: Path, config: ServerConfig
+) -> tuple[Preprocessing | None, list[Fault]]:
+    """What becomes of the columns of the nodes' tables: as decided before, or from sums of those that train."""
+    assert registry.schema is not None
+    if not is_table_schema(registry.schema):
+        return None, []
+    before = of_metadata(request.decided)
+    if before is not None:
+        return before, []
+    _, _, members = _members(experiment.data, registry, folder)
+    return ask(grid, registry, request, members["train"], deadline=config.deadline)
+
+
+def _decided(registry: Registry, preprocessing: Preprocessing | None) -> dict[str, Any]:
+    """What is known of the nodes' examples, as metadata."""
+    metadata = decided_among(registry)
+    if preprocessing is None:
+        return metadata
+    assert registry.schema is not None
+    return metadata | feature_schema(registry.schema, preprocessing)["metadata"]
 
 
 def _check(experiment: Experiment) -> None:
@@ -197,21 +227,31 @@ def _check_groups(prepared: Prepared, *, begun: bool) -> None:
     refuse(problems)
 
 
-def _membership(experiment: Experiment, model: Any, registry: Registry, folder: Path) -> tuple[Membership, Prepared]:
-    """The clients' groups, as saved or else split now, and the experiment prepared for them."""
+def _members(data: Data, registry: Registry, folder: Path) -> tuple[list[str], np.ndarray, Mapping[str, Sequence[str]]]:
+    """The clients' ids, their sizes `[clients, 2]`, and their groups, as saved or else split now."""
     manifests = [node.manifest for node in registry.nodes.values()]
     sizes_by_client = {c: s for each in manifests for c, s in zip(each.ids, each.sizes, strict=True)}
     path = folder / "members.json"
     members = read_members(path) if path.exists() else None
     ids = sorted({c for group in members.values() for c in group} if members else sizes_by_client)
     sizes = np.array([sizes_by_client.get(client, np.zeros(2)) for client in ids], np.int64).reshape(-1, 2)
-    assert registry.schema is not None and experiment.task is not None
-    federation, data = placeholder(registry.schema, ids, sizes), experiment.data
     if members is None:
+        assert registry.schema is not None
+        federation = placeholder(registry.schema, ids, sizes)
         groups = split_clients(federation, train=data.train, validation=data.validation, seed=data.seed)
         members = {name: [ids[i] for i in group] for name, group in groups._asdict().items()}
+    return ids, sizes, members
+
+
+def _membership(
+    experiment: Experiment, model: Any, registry: Registry, preprocessing: Preprocessing | None, folder: Path
+) -> tuple[Membership, Prepared]:
+    """The clients' groups, and the experiment prepared for them."""
+    ids, sizes, members = _members(experiment.data, registry, folder)
+    assert experiment.task is not None and registry.schema is not None
     indices = {client: index for index, client in enumerate(ids)}
     groups = Split(*(np.array([indices[c] for c in members[name]], np.int64) for name in Split._fields))
+    federation = placeholder(registry.schema, ids, sizes, preprocessing=preprocessing)
     prepared = Prepared(experiment, experiment.task, model, federation, groups)
     return Membership(registry, {name: tuple(members[name]) for name in Split._fields}), prepared
 

@@ -21,6 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from headstart.data.decided import decisions
 from headstart.data.federation import Federation, Tree, named
+from headstart.data.preprocessing import from_json
 from headstart.documents import LARGEST, parse_json
 from headstart.errors import UserError
 from headstart.flower.example_schema import checked_schema, schema_of
@@ -44,6 +45,8 @@ PARAMS, REQUEST, DELTA, REPORT, CURVES = "params", "request", "delta", "report",
 
 # The most characters of the document with totals, which does not grow with the model or the clients.
 LARGEST_TOTALS = 2**20
+# The most labels of a column that a node sends.
+MOST_LABELS = 1000
 # The most items (examples, or tokens of them) that a client may have.
 MOST_COUNTED = 2**40
 
@@ -131,6 +134,20 @@ def read_manifest(content: RecordDict) -> Manifest:
     )
     sizes = np.array(report["sizes"], np.int64).reshape(-1, 2)
     return Manifest(report["ids"], sizes, report["schema"], report.get("inverted"), report.get("background"))
+
+
+def report_record(report: Mapping[str, Any]) -> RecordDict:
+    """The message with a document."""
+    return RecordDict({REPORT: _document(report)})
+
+
+def read_report(content: RecordDict, schema: Schema) -> dict[str, Any]:
+    """The document of a message of `report_record`, checked.
+
+    Raises:
+        UserError: if there is none, or it is not as the schema says.
+    """
+    return _read(content, REPORT, schema)
 
 
 def totals_record(totals: Totals) -> RecordDict:
@@ -286,6 +303,12 @@ def size_of(content: RecordDict) -> int:
     return text + sum(record.count_bytes() for record in content.array_records.values())
 
 
+def _preprocessing(value: Any, where: str) -> Any:
+    """What was decided of a table's columns, as `preprocessing.to_json` writes it."""
+    from_json(value)
+    return value
+
+
 _DECISIONS: Mapping[str, Schema] = {
     "kind": text(),
     "classes": whole(0, 2**24),
@@ -294,6 +317,7 @@ _DECISIONS: Mapping[str, Schema] = {
     "inverted": boolean,
     "background": whole(0, 255),
     "regression": boolean,
+    "preprocessing": _preprocessing,
 }
 _REQUEST = fields(
     {
