@@ -55,7 +55,7 @@ IDENTITY = "src/headstart/studies/paper/*", "tests/test_identity.py"  # which is
 INTERVALS = "src/headstart/statistics/*", "src/headstart/studies/*", "tests/*"  # over seeds, over clients
 
 RULES = (
-    Rule("name", "Trial|Place|Session|_session", "SeedRun, Position, RunContext"),
+    Rule("name", "Place|Session|_session", "SeedRun, Position, RunContext"),
     Rule("name", "[Kk]ept|once", "ProgramCache; default_state", (*RUNNING, *LEARNING)),
     Rule("name", "[Rr]ecorded|Outcome", "results, Run, StageResult"),
     Rule("name", "remembers|remembering|shares_a_model", "is_stateful, is_single_model"),

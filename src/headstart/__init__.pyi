@@ -15,6 +15,7 @@ from .experiment.experiment import Data as Data
 from .experiment.experiment import Experiment as Experiment
 from .experiment.experiment import ModelSpec as ModelSpec
 from .experiment.experiment import Stage as Stage
+from .experiment.experiment import Trial as Trial
 from .learning.local_sgd import LocalSGD as LocalSGD
 from .learning.method import ClientUpdate as ClientUpdate
 from .learning.method import Reply as Reply

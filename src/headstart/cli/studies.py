@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -129,7 +130,9 @@ def compare(
     prepare_devices(None)
     allowed_modules = modules_named(imports, model)
     options_of_data = data_options(client, target, features, data_option, exclude=exclude, time=time, group=group)
-    base = named_experiment(experiment, data, options_of_data, overrides(settings, None, model), allowed_modules)
+    named = named_experiment(experiment, data, options_of_data, overrides(settings, None, model), allowed_modules)
+    # A comparison searches its settings itself.
+    base = replace(named, trial=None)
     output = output_of(context)
     with output.measured():
         page, board, sentences = compare_methods(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from headstart.fields import MOST_SEED, at_least, check_fields
 from headstart.learning.method import PLAIN, ClientUpdate, Method, Weighting
@@ -135,6 +135,32 @@ class Centralized:
         return centralized(task, model, self.optimizer.build(), batch_size=self.batch_size)
 
 
+Server = Literal["own", "decayed", "adam"]
+# Of a trial that says no number of rounds: a tenth of the stage's, and this many at least.
+TRIAL_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Short runs of the first stage before training, by which its settings are chosen on validation clients.
+
+    learning_rates: of the clients, of which the best is chosen; by default the stage's own, a tenth and ten times as
+        much, and further ones while the best is the last on either side. Later stages change theirs by the same factor.
+    servers: tried at that rate: the stage's own optimizer as it is ("own") or with a cosine decay over its rounds
+        ("decayed"), and Adam with such a decay ("adam"). A centralized stage has its own optimizer alone.
+    rounds: of every short run; by default a tenth of the stage's, and at least 10, but never more than it has.
+    personalization: whether the recipe of personalization, too, is made to suit the data.
+    """
+
+    learning_rates: tuple[float, ...] = at_least(0, (), above=True)
+    servers: tuple[Server, ...] = ("decayed", "adam")
+    rounds: int | None = at_least(1, None)
+    personalization: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """All that decides a result.
@@ -147,6 +173,8 @@ class Experiment:
     start: a safetensors file of parameters to start from, such as another run's `stage-0.safetensors`; `{seed}` in it
         stands for the seed.
     test: whether test clients are measured; not where settings are chosen.
+    trial: how settings that suit the data are chosen before training; None takes them as they are. What is saved as
+        experiment.json holds those that were chosen, and no trial.
     """
 
     name: str
@@ -161,6 +189,7 @@ class Experiment:
     target: float | None = None
     start: str | None = None
     test: bool = True
+    trial: Trial | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -16,7 +16,7 @@ from typing import Any
 from headstart.data.load import NAMES
 from headstart.documents import LARGEST, check_plain, parse_json
 from headstart.errors import UserError
-from headstart.experiment.experiment import Experiment
+from headstart.experiment.experiment import Experiment, Trial
 from headstart.experiment.serialization import attribute, current, dataclass_at, from_json, override, parse, to_json
 from headstart.learning.method import ClientUpdate
 
@@ -50,11 +50,35 @@ def load(
         if not isinstance(experiment, Experiment):
             raise UserError(f"{name_or_path} defines no EXPERIMENT; assign a headstart.Experiment to that name")
         allowed_modules = {*allowed_modules, module.__name__}
+    built_in, own = path.suffix not in (".json", ".py"), experiment.data.source
     experiment = with_data(experiment, data, data_options or {})
+    if built_in and experiment.data.source not in (*NAMES, own):
+        experiment = replace(experiment, trial=Trial())
     named = {module for setting in settings if (module := _module_named(setting))}
     allowed_modules = {*allowed_modules, *named}
     made = [one for setting in settings for one in _made(setting, settings, allowed_modules)]
-    return read(override(to_json(experiment), made), allowed_modules=allowed_modules)
+    document = override(to_json(experiment), made)
+    if experiment.trial is not None and document["trial"] is not None:
+        set_here = [setting.partition("=")[0].strip() for setting in settings]
+        document["trial"] = _without_settings(document["trial"], document["stages"], set_here)
+    return read(document, allowed_modules=allowed_modules)
+
+
+def _without_settings(trial: Any, stages: Any, settings: Collection[str]) -> Any:
+    """The document of a trial that leaves alone what these settings, given by their paths, have set."""
+
+    def is_set(*paths: str) -> bool:
+        return any(setting == path or setting.startswith(f"{path}.") for setting in settings for path in paths)
+
+    if not isinstance(trial, dict) or {"stages", "stages.0"} & set(settings):
+        # Stages of the user's own are taken as they are.
+        return None if isinstance(trial, dict) else trial
+    learning_rate = stages[0].get("optimizer", stages[0].get("update", {})).get("learning_rate")
+    if not is_set("trial.learning_rates") and is_set("stages.0.update.learning_rate", "stages.0.optimizer"):
+        trial = {**trial, "learning_rates": [learning_rate]}
+    if not is_set("trial.servers") and is_set("stages.0.server", "stages.0.optimizer"):
+        trial = {**trial, "servers": ["own"]}
+    return {**trial, "personalization": False} if is_set("personalization") else trial
 
 
 def _module_named(setting: str) -> str:

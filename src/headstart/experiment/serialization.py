@@ -24,7 +24,17 @@ Json = Any
 # The values that a document may name, by the package that exports them; None stands for all that it lists.
 _VALUES: Mapping[str, tuple[str, ...] | None] = {
     "headstart": (
-        *("Centralized", "Data", "Experiment", "ModelSpec", "Optimizer", "Personalization", "Schedule", "Stage"),
+        *(
+            "Centralized",
+            "Data",
+            "Experiment",
+            "ModelSpec",
+            "Optimizer",
+            "Personalization",
+            "Schedule",
+            "Stage",
+            "Trial",
+        ),
         *("Classification", "NextCharacter", "Regression"),
         *("FOMAML", "MAML", "FedAvg", "FedSGD", "Reptile"),
     ),
@@ -69,6 +79,7 @@ _EARLIER_DEFAULTS = {("headstart.Stage", "clients_per_round"): 10}
 _LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "headstart.Classification": {"more": []},
     "headstart.Regression": {"center": [], "scale": [], "more": []},
+    "headstart.Experiment": {"trial": None},
 }
 
 

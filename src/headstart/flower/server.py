@@ -103,6 +103,9 @@ def serve(
         UserError: if there are not enough nodes in time, or they do not suit the experiment; what was saved stays.
     """
     _check(experiment)
+    if experiment.trial is not None:
+        experiment = replace(experiment, trial=None)
+        on_event({"event": "note", "text": "devices make no trial: settings are taken as the experiment has them"})
     x64 = jnp.result_type(float) == np.float64
     request = Request(_public(experiment), bool(x64), seed=experiment.seed, decided=_decided_before(Path(out)))
     registry, faults = _wait_for_nodes(grid, request, config, on_event)

@@ -13,6 +13,7 @@ import numpy as np
 
 from headstart.data.duplicates import NEAR_DUPLICATES
 from headstart.errors import UserError
+from headstart.experiment.choice import Candidate, described
 from headstart.files import write_bytes
 from headstart.reports.comparability import comparable_groups, data_record, incomparable_notice
 from headstart.reports.figures import caption, figure_specs, left_out
@@ -85,6 +86,7 @@ def _page(runs: Sequence[Run], samples: Sequence[tuple[str, Samples]], figures: 
         metric=metric,
         worse=format_worse(metric),
         groups=[_group(number, group, figures, apart=len(groups) > 1) for number, group in enumerate(groups)],
+        trials=_trials(runs),
         samples=[_examples(*each, figures) for each in samples],
         experiment=_settings(runs, [_flat(run.document) for run in runs]),
         documents=[(run.label, json.dumps(run.document, indent=2, ensure_ascii=False)) for run in runs],
@@ -233,6 +235,28 @@ def _all_metrics(runs: Sequence[Run]) -> Table:
                 ]
                 lines.append(("", cells))
     return ["run, stage", "metric", "initial", "personalized", "difference"], lines
+
+
+def _trials(runs: Sequence[Run]) -> Table | None:
+    """What was tried before training, by the runs that had a trial; None without any."""
+    lines: list[tuple[str, list[str | Cell]]] = []
+    for run, trial in ((run, run.trial) for run in runs if run.trial is not None):
+        clients = f"{format_count(trial['clients'], 'validation client')}, {format_count(trial['rounds'], 'round')}"
+        for index, each in enumerate(trial["candidates"] or [trial["chosen"]]):
+            value = "diverged" if each["value"] is None else f"{trial['metric']} {each['value']:.4g}"
+            chosen = all(each[name] == trial["chosen"][name] for name in ("learning_rate", "server"))
+            lines.append(
+                (
+                    "final" if chosen else "",
+                    [
+                        Cell(run.label, (clients,)) if index == 0 else "",
+                        described(Candidate(**each)),
+                        value if trial["candidates"] else "not tried",
+                        "chosen" if chosen else "",
+                    ],
+                )
+            )
+    return (["run", "settings", "validation clients", ""], lines) if lines else None
 
 
 def _picture(figure_spec: FigureSpec, folder: Path, words: str) -> Picture:

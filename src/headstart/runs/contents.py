@@ -10,12 +10,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from headstart.documents import check_plain
 from headstart.errors import UserError
+from headstart.experiment.experiment import Server
 from headstart.files import from_null
 from headstart.learning.personalization import Curves
 from headstart.runs import checkpoint
@@ -23,6 +24,8 @@ from headstart.runs import checkpoint
 # The clients that are measured at the end of a stage.
 Group = Literal["validation", "test"]
 GROUPS: tuple[Group, ...] = ("validation", "test")
+# The file of a run's trial.
+TRIAL = "trial.json"
 # What the arrays of a file may take in memory; those of a run of a million clients have a tenth.
 MOST_BYTES = 2**31
 _MOST = 2**53
@@ -180,6 +183,26 @@ def federation_document(path: Path) -> dict[str, Any]:
         texts = [value for each in digests for value in _items(each)]
         _check("a fingerprint", all(isinstance(text, str) for text in (*texts, document.get("run", ""))))
         _check("the model's fingerprint", set(document.get("model", {})) in (set(), {"jax", "sha256"}))
+    return document
+
+
+def trial_document(path: Path) -> dict[str, Any]:
+    """A `trial.json`: the candidates with their values, and the one that was chosen.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    document = read_json(path)
+    with reading(path, instead="remove it, and repeat its `headstart run`"):
+        _check("the metric", isinstance(document["metric"], str))
+        _check("the settings", isinstance(document["settings"], dict))
+        _check("a count", all(_is_whole(document[name]) for name in ("clients", "rounds")))
+        _check("the candidates", isinstance(document["candidates"], list))
+        for candidate in (*document["candidates"], document["chosen"]):
+            _check("a candidate", set(candidate) == {"learning_rate", "server", "value"})
+            numbers = candidate["learning_rate"], candidate["value"]
+            _check("a candidate's numbers", all(n is None or _is_number(n) for n in numbers))
+            _check("a candidate's server", candidate["server"] in get_args(Server))
     return document
 
 

@@ -33,12 +33,21 @@ from headstart._version import __version__
 from headstart.data.decided import polarity_before
 from headstart.data.federation import Federation, Tree
 from headstart.errors import UserError
+from headstart.experiment.choice import settings_of
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.loading import document_of, read
 from headstart.files import atomic, is_temporary, locked, write_json
 from headstart.learning.personalization import Curves
 from headstart.runs import checkpoint
-from headstart.runs.contents import Group, federation_document, read_group, read_json, seed_folders
+from headstart.runs.contents import (
+    TRIAL,
+    Group,
+    federation_document,
+    read_group,
+    read_json,
+    seed_folders,
+    trial_document,
+)
 from headstart.runs.extension import reopen, rounds_before
 from headstart.runs.log import Record
 from headstart.runs.provenance import at_present_source, provenance, resumed
@@ -99,14 +108,7 @@ def _check_still_there(out: Path, written: bytes) -> None:
 def _check_same(out: Path, document: Mapping[str, Any], allowed_modules: Collection[str], now: Record) -> int | None:
     """Refuse another experiment; returns the rounds that the last stage had, if it is to have more."""
     saved = out / "experiment.json"
-    if not (saved.exists() and (out / "federation.json").exists()):
-        # No run, or one that was killed as it began, which leaves nothing but these.
-        others = [path.name for path in _entries(out) if not (path == saved or is_temporary(path) or _is_lock(path))]
-        if others:
-            raise UserError(
-                f"{out} holds files but no experiment that was run there ({min(others)}); choose an empty or a new"
-                " folder with --out"
-            )
+    _check_free(out)
     if not saved.exists():
         return None
     # What was saved by an earlier headstart is compared as the experiment that it is.
@@ -116,6 +118,19 @@ def _check_same(out: Path, document: Mapping[str, Any], allowed_modules: Collect
     if differing and had is None:
         raise UserError(f"{out} holds another experiment ({differing}); choose another --out or repeat its settings")
     return had
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a folder with files that are no run's."""
+    saved = out / "experiment.json"
+    if not (saved.exists() and (out / "federation.json").exists()):
+        # No run, or one that was killed as it began, which leaves nothing but these.
+        others = [path.name for path in _entries(out) if not (path == saved or is_temporary(path) or _is_lock(path))]
+        if others:
+            raise UserError(
+                f"{out} holds files but no experiment that was run there ({min(others)}); choose an empty or a new"
+                " folder with --out"
+            )
 
 
 def _experiment_in(path: Path, allowed_modules: Collection[str]) -> Experiment:
@@ -147,6 +162,30 @@ def _saved_record(out: Path) -> Record | None:
     """What the folder says of its data and code; None without it."""
     path = out / "federation.json"
     return federation_document(path) if path.exists() else None
+
+
+def kept_trial(out: Path, experiment: Experiment) -> Record | None:
+    """The document of the trial that chose the settings of the run in the folder; None where there is none yet.
+
+    Raises:
+        UserError: if it is damaged, was of other settings, or the folder holds what is no run.
+    """
+    path = out / TRIAL
+    if not path.exists():
+        _check_free(out)
+        return None
+    document, now = trial_document(path), json.loads(json.dumps(settings_of(experiment)))
+    if differing := _difference(document["settings"], now):
+        raise UserError(
+            f"{out} holds another experiment, by its trial ({differing}); choose another --out or repeat its settings"
+        )
+    return document
+
+
+def write_trial(out: Path, document: Record | None) -> None:
+    """Keep the document of a run's trial; a run that resumes has it already."""
+    if document is not None and not (out / TRIAL).exists():
+        write_json(out / TRIAL, document)
 
 
 def decided_before(out: Path) -> dict[str, Any]:

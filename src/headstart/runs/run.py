@@ -28,7 +28,16 @@ from headstart.learning.tasks import Metric, Regression, Task
 from headstart.models.zoo import Model
 from headstart.runs import checkpoint
 from headstart.runs.clients import Clients, clients_csv_of, clients_of
-from headstart.runs.contents import Group, federation_document, read_arrays, reading, stage_origin, stage_report
+from headstart.runs.contents import (
+    TRIAL,
+    Group,
+    federation_document,
+    read_arrays,
+    reading,
+    stage_origin,
+    stage_report,
+    trial_document,
+)
 from headstart.runs.inputs import inputs_like, targets_like
 from headstart.runs.personal import TrainedModel
 from headstart.runs.provenance import MEMBERS, read_members
@@ -81,6 +90,12 @@ class Run:
             return read(self.document, allowed_modules=self.allowed_modules)
         except UserError as error:
             raise UserError(f"{self.path}/experiment.json: {error}") from error
+
+    @cached_property
+    def trial(self) -> dict[str, Any] | None:
+        """What the run's trial tried and chose before training, as in `trial.json`; None without one."""
+        path = self.path / TRIAL
+        return trial_document(path) if path.exists() else None
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

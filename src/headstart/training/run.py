@@ -21,11 +21,12 @@ from headstart.data.federation import Federation, Tree
 from headstart.data.fingerprint import combined, fingerprint
 from headstart.devices import all_devices
 from headstart.errors import UserError
+from headstart.experiment.choice import Candidate, described, with_choice
 from headstart.experiment.code import code_digests, model_digest
 from headstart.experiment.experiment import Centralized, Experiment, ModelSpec, Stage
 from headstart.experiment.measured import measurement_notes
 from headstart.experiment.serialization import to_json
-from headstart.experiment.setup import Prepared, in_memory, prepare
+from headstart.experiment.setup import Prepared, check_parameters, in_memory, prepare
 from headstart.fields import MOST_SEED, refuse
 from headstart.files import file_name
 from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
@@ -43,7 +44,15 @@ from headstart.learning.personalization import (
 from headstart.learning.rounds import initial_key, run_rounds, seed_key
 from headstart.runs import checkpoint
 from headstart.runs.contents import is_whole
-from headstart.runs.directory import claimed, curve_arrays, decided_before, write_samples, write_stage
+from headstart.runs.directory import (
+    claimed,
+    curve_arrays,
+    decided_before,
+    kept_trial,
+    write_samples,
+    write_stage,
+    write_trial,
+)
 from headstart.runs.log import Log, OnEvent, Record, left_out
 from headstart.runs.provenance import write_members
 from headstart.runs.reading import open_run
@@ -70,6 +79,7 @@ from headstart.training.seed_run import (
     start_file,
     start_params,
 )
+from headstart.training.trial import document_of_trial, run_trial
 
 MOST_SEEDS = 10_000
 
@@ -162,6 +172,7 @@ def run_into(
     prepared = _prepared(experiment, allowed_modules, cache, federation, model, _decided_before(out))
     _check_together(prepared, seeds, options)
     _check_start(prepared, out, seeds)
+    prepared, trial = _after_trial(prepared, out, partial(_context, mesh=mesh, options=options, cache=cache), on_event)
     writing = (
         claimed(
             out,
@@ -178,6 +189,7 @@ def run_into(
         for text in measurement_notes(prepared.experiment, prepared.federation, prepared.groups):
             on_event({"event": "note", "text": text})
         if cluster.is_first():
+            write_trial(out, trial)
             write_members(out, prepared.federation.ids, prepared.groups)
             write_samples(out, prepared.federation, prepared.groups.test)
             notes = (f"data: {note}" for note in prepared.federation.metadata.get("notes", ()))
@@ -185,6 +197,26 @@ def run_into(
                 on_event({"event": "note", "text": text})
         context = _context(prepared, mesh, options, on_event, interrupt, cache)._replace(name=name or "")
         return all(_run_seed(context, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
+
+
+def _after_trial(
+    prepared: Prepared, out: Path, context: Callable[..., RunContext], on_event: OnEvent
+) -> tuple[Prepared, Record | None]:
+    """The experiment with the settings that its trial chooses, or has chosen before; and the document of the trial."""
+    experiment, trial = prepared.experiment, prepared.experiment.trial
+    if trial is None:
+        return prepared, None
+    document = cluster.broadcast(kept_trial(out, experiment) if cluster.is_first() else None)
+    if document is None:
+        of_trial = context(prepared, on_event=on_event, interrupt=Interrupt())
+        seed, log = experiment.seed, Log(None, on_event, experiment.seed)
+        document = document_of_trial(run_trial(SeedRun(of_trial, seed, out, seed_key(seed), log), trial), experiment)
+    else:
+        text = f"trial: chosen before: {described(Candidate(**document['chosen']))}"
+        on_event({"event": "note", "text": text})
+    experiment = with_choice(experiment, document["chosen"]["learning_rate"], document["chosen"]["server"])
+    check_parameters(experiment, prepared.model)
+    return prepared._replace(experiment=experiment), document
 
 
 def _decided_before(out: Path) -> dict[str, Any]:
