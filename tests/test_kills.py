@@ -138,5 +138,13 @@ def log(path: Path) -> Any:
 
 def timeless(value: Any) -> Any:
     if isinstance(value, dict):
+        if {"head", "rows"} <= value.keys():
+            value = value | {"rows": [_timeless_row(value, row) for row in value["rows"]]}
         return {key: timeless(item) for key, item in value.items() if key != "seconds"}
     return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def _timeless_row(table: dict[str, Any], row: list[str]) -> list[str]:
+    """A row of a table of a study, without the cells that tell how long something took."""
+    timed = "time of" in table["title"]
+    return [cell for head, cell in zip(table["head"], row, strict=True) if not (timed or "seconds" in head)]
