@@ -99,6 +99,10 @@ def run(
     devices: Devices = None,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="The least time between saved states.")] = 30.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events too.")] = False,
+    baselines: Annotated[
+        bool | None,
+        typer.Option(help="Measure every client alone, pooled examples and constants too; default: of tables."),
+    ] = None,
     imports: Imports = None,
     coordinator: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Join a cluster: where its process 0 listens.")
@@ -124,7 +128,7 @@ def run(
     options_of_data = data_options(client, target, features, data_option, exclude=exclude, time=time, group=group)
     loaded = named_experiment(experiment, data, options_of_data, overrides(settings, seed, model), allowed_modules)
     folder = out or default_folder(loaded)
-    options = Options(lanes=lanes, devices=devices, checkpoint_seconds=checkpoint_seconds)
+    options = Options(lanes=lanes, devices=devices, checkpoint_seconds=checkpoint_seconds, baselines=baselines)
     output = output_of(context)
     with output.measured():
         run_on_console(output, loaded, folder, seeds, options, tensorboard, allowed_modules, patience)

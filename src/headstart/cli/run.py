@@ -38,6 +38,7 @@ def run_on_console(
 ) -> None:
     """Run the experiment, show how it proceeds, and print its results."""
     from headstart.cli.tensorboard import also_events
+    from headstart.reports.baselines import conclusions
     from headstart.reports.tables import print_rows, rows_of
     from headstart.runs.reading import open_run
     from headstart.training import cluster
@@ -65,3 +66,5 @@ def run_on_console(
     print_rows(output.console, rows_of([found]))
     found.write_clients()
     output.note(f"Every client: {out}/clients.csv. For figures and a page: headstart report {out}")
+    for sentence in conclusions(found):
+        output.result(sentence)

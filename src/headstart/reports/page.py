@@ -15,6 +15,7 @@ from headstart.data.duplicates import NEAR_DUPLICATES
 from headstart.errors import UserError
 from headstart.experiment.choice import Candidate, described
 from headstart.files import write_bytes
+from headstart.reports.baselines import beside_baselines, conclusions
 from headstart.reports.comparability import comparable_groups, data_record, incomparable_notice
 from headstart.reports.figures import caption, figure_specs, left_out
 from headstart.reports.format import (
@@ -111,6 +112,8 @@ def _group(number: int, runs: Sequence[Run], figures: Path, *, apart: bool) -> d
     return {
         "title": f": {', '.join(run.label for run in runs)}" if apart else "",
         "results": _results(runs, rows),
+        "baselines": _baselines(runs),
+        "conclusions": [f"{run.label}: {text}" if len(runs) > 1 else text for run in runs for text in conclusions(run)],
         "left_out": left_out(runs),
         "pictures": [_picture(spec, figures, caption(spec.name, runs)) for spec in specs],
         "clients": _clients(rows) if rows else None,
@@ -170,6 +173,24 @@ def _results(runs: Sequence[Run], rows: Sequence[Row]) -> Table:
             cells = _cells(row, targets) if row else ["-"] * (len(head) - 1)
             lines.append(("final" if row and row.final else "", [title, *cells]))
     return head, lines
+
+
+def _baselines(runs: Sequence[Run]) -> Table | None:
+    """The personalized models beside baselines, for the runs that have some; None if none has."""
+    lines: list[tuple[str, list[str | Cell]]] = []
+    for run in runs:
+        for each in beside_baselines(run):
+            difference = format_change(each.metric, each.difference.mean)
+            cells: list[str | Cell] = [
+                Cell(each.title, tuple(filter(None, (run.label if len(runs) > 1 else "", each.how)))),
+                Cell(format_value(each.metric, each.other.mean), (format_interval(each.metric, each.other),)),
+                Cell(difference, (format_interval(each.metric, each.difference, change=True),)),
+                f"{each.better} of {each.clients}",
+                f"{each.worse} of {each.clients}",
+            ]
+            lines.append(("", cells))
+    head = ["baseline", runs[0].metric.name, "personalized less this", "better for", "worse for"]
+    return (head, lines) if lines else None
 
 
 def _cells(row: Row, targets: bool) -> list[str | Cell]:

@@ -4,6 +4,7 @@ experiment.json      the experiment, complete
 federation.json      the data and the user's own code, by fingerprints; the name that the run's states carry
 members.json         the ids of the clients that train, validate and test
 environment.json     versions and machine
+baselines.json       constants, every client alone, pooled examples, on test clients; by default of tables
 samples.npz          a few examples of a few test clients
 clients.csv          a line per validation and test client, once the run has ended
 seed-0/metrics.jsonl a line per round ("round") and per evaluation on validation clients ("evaluation")

@@ -27,6 +27,7 @@ from headstart.learning.rounds import client_key, personal_key, seed_key
 from headstart.learning.tasks import Metric, Regression, Task
 from headstart.models.zoo import Model
 from headstart.runs import checkpoint
+from headstart.runs.baselines import BASELINES, Baseline, read_baselines
 from headstart.runs.clients import Clients, clients_csv_of, clients_of
 from headstart.runs.contents import (
     TRIAL,
@@ -250,6 +251,20 @@ class Run:
             "harmed": {"share": _mean(harmed, "share"), "expected": _mean(harmed, "by_chance")},
             **({"diverged": lost} if any(lost) else {}),
         }
+
+    @cached_property
+    def baselines(self) -> dict[str, Baseline]:
+        """What the run is measured beside, by name; empty where it was not.
+
+        "federation constant" and "own constant": the most frequent class, or the mean, of the training clients or of
+        the client's own support examples. "alone": every test client trained alone, on its support examples.
+        "centralized": one model of the training clients' examples, pooled. The `values` of each are per test client,
+        by metric, in the order of `clients()`: `run.baselines["alone"].values["accuracy"]`.
+
+        Raises:
+            UserError: if the file of them is damaged.
+        """
+        return read_baselines(self.path / BASELINES)
 
     @property
     def labels(self) -> tuple[Any, ...]:

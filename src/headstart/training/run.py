@@ -59,8 +59,10 @@ from headstart.runs.reading import open_run
 from headstart.runs.run import Run
 from headstart.statistics.clients import summarize
 from headstart.training import cluster
+from headstart.training.baselines import write_missing_baselines
 from headstart.training.compilation_cache import ProgramCache
 from headstart.training.display import live_display_of
+from headstart.training.folds import folds
 from headstart.training.interrupt import Interrupt
 from headstart.training.loop import is_evaluated, train
 from headstart.training.seed_run import (
@@ -196,7 +198,11 @@ def run_into(
             for text in (*_decided(experiment, prepared.experiment), *notes):
                 on_event({"event": "note", "text": text})
         context = _context(prepared, mesh, options, on_event, interrupt, cache)._replace(name=name or "")
-        return all(_run_seed(context, out / f"seed-{experiment.seed + i}", experiment.seed + i) for i in range(seeds))
+        seeds_run = range(experiment.seed, experiment.seed + seeds)
+        finished = all(_run_seed(context, out / f"seed-{seed}", seed) for seed in seeds_run)
+        if finished:
+            write_missing_baselines(context, out)
+        return finished
 
 
 def _after_trial(
@@ -455,22 +461,15 @@ def _saved(seed_run: SeedRun, params: Tree) -> checkpoint.Saved | None:
     return checkpoint.Saved(cluster.shared(tree, like(about)), about)
 
 
-# A pull is chosen on as many folds of the validation clients' examples, if these were split at random.
-FOLDS = 5
-
-
 def _folded(seed_run: SeedRun, position: Position, clients: np.ndarray, tried: list[Curves]) -> list[Curves]:
     """The curves by which a pull is chosen: of few clients, and of each on few rows, the choice would be one of chance.
 
     The optimum costs little, and so does its measure on other rows; of epochs the curves are those that were tried.
     """
     context = seed_run.context
-    federation, recipe = context.prepared.federation, context.prepared.experiment.personalization
-    sizes = np.asarray(federation.sizes)[clients].sum(axis=0)
-    if recipe.pulls is None or not federation.is_split_at_random or not sizes[1]:
+    if context.prepared.experiment.personalization.pulls is None:
         return tried
-    count = int(np.clip(round(sizes.sum() / sizes[1]), 1, FOLDS))
-    turned = [context._replace(gather=context.gather.turned(turn)) for turn in range(1, count)]
+    turned = [context._replace(gather=each) for each in folds(context.gather, clients)[1:]]
     more = [
         personalization_curves(seed_run._replace(context=each), position, "validation", clients, interruptible=True)
         for each in turned

@@ -35,12 +35,15 @@ class Options:
     lanes: clients side by side on each device. devices: how many share a cohort; by default all that JAX has.
     checkpoint_seconds: the least time between saved states.
     device_bytes: a federation up to this size stays on the device.
+    baselines: whether to measure, beside the run, constants, every test client trained alone and a model of pooled
+        examples; None: of tables.
     """
 
     lanes: int = at_least(1, 1, most=MOST_LANES)
     devices: int | None = at_least(1, None)
     checkpoint_seconds: float = at_least(0, 30.0, endless=True)
     device_bytes: int = at_least(0, 2**30, most=2**62)
+    baselines: bool | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
