@@ -15,6 +15,8 @@ from headstart.errors import UserError
 
 def missing(values: np.ndarray) -> np.ndarray:
     """Which rows have no value: bool `[rows]`."""
+    if not len(values):
+        return np.zeros(0, bool)
     if values.dtype.kind in "USO":
         return np.array([value is None or (isinstance(value, str | bytes) and not value) for value in values.tolist()])
     if values.dtype.kind == "M":
