@@ -105,7 +105,16 @@ def test_own_data_and_own_model_without_registration(command, tmp_path):
         "    return init, apply\n"
     )
     words = ["run", "fedavg", "--data", "visits.csv", "--client", "hospital", "--target", "days", "--out", "runs/days"]
-    words += ["--model", "mymodels:line", "--set", "model.options.slope=0.5", "--set", "stages.0.rounds=3"]
+    words += [
+        "--model",
+        "mymodels:line",
+        "--set",
+        "model.options.slope=0.5",
+        "--set",
+        "stages.0.rounds=3",
+        "--set",
+        "trial=null",
+    ]
     code, out, err = command(*words, "--set", "stages.0.clients_per_round=3")
     assert (code, err) == (0, ""), err
     assert "mean squared error" in out
@@ -157,7 +166,16 @@ def test_data_shows_a_federation_and_draws_a_picture(command, finished, tmp_path
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
-QUICK = ["--set", "stages.0.clients_per_round=2", "--set", "evaluate_every=0", "--out", "diverging"]
+QUICK = [
+    "--set",
+    "trial=null",
+    "--set",
+    "stages.0.clients_per_round=2",
+    "--set",
+    "evaluate_every=0",
+    "--out",
+    "diverging",
+]
 
 MISTAKES = {
     "no such experiment": (["run", "nothing"], "there is no experiment 'nothing'; give a file"),

@@ -80,6 +80,7 @@ def test_the_rate_of_personalization_is_chosen_on_validation_clients_too(data, u
     for stage in (0, 1):
         one, several = (read_json(out / "seed-0" / f"stage-{stage}.json") for out in (undisturbed, tmp_path))
         assert one["test"]["length"] > 0  # so that a rate differs from none
+        assert several.pop("edges")[-1].startswith("the largest learning rate") and one.pop("edges") is not None
         assert several == one and several["personal_rate"] == 0.1
     assert headstart.open_run(tmp_path).personal_experiment().personalization == plain.personalization
 

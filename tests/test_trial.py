@@ -9,6 +9,7 @@ import pytest
 import headstart as hs
 from headstart.experiment.choice import with_choice, with_server
 from headstart.experiment.loading import load
+from headstart.learning.personalization import edges
 from headstart.reports.page import write
 from headstart.training import run as training
 from small import experiment, first_stage_only, run
@@ -45,6 +46,9 @@ def test_a_trial_is_shown_kept_and_not_repeated(plan, tmp_path, monkeypatch, no_
         np.testing.assert_array_equal(array, again.params()["params"]["Dense_0"][name])
     page = write([tmp_path / "run"]).read_text(encoding="utf-8")
     assert "Trial" in page and "a decaying server rate" in page
+    said = whole.report()["edges"]
+    assert said == edges(plan.personalization, 0.1, whole.report()["validation"]["length"])
+    assert all(text in page for text in said) and all(any(text in str(r) for r in records) for text in said)
     monkeypatch.setattr(training, "run_trial", lambda *_: pytest.fail("the trial is repeated"))
     assert run(plan, tmp_path / "run").finished
     with pytest.raises(hs.UserError, match=r"by its trial \(trial.rounds was 2, now 1\)"):
@@ -93,3 +97,21 @@ def test_later_stages_follow_the_rate_of_the_first():
     assert plan.stages[0].server.name == "adam" and plan.stages[1].server == hs.Optimizer("adam", 1e-3)
     pooled = load("centralized").stages[0]
     assert with_server(pooled, "decayed").optimizer.schedule.options == {"decay_steps": 10_000}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "learning_rate", "count", "said"),
+    [
+        (hs.Personalization(epochs=3), 0.02, 3, ["the most epochs of personalization that were tried (3)"]),
+        (hs.Personalization(epochs=3), 0.02, 2, []),
+        (hs.Personalization(steps=4, learning_rates=(0.1, 0.01, 1.0)), 0.1, 3, []),
+        (hs.Personalization(learning_rates=(0.1, 0.01)), 0.01, 2, ["the smallest learning rate"]),
+        (hs.Personalization(learning_rates=(0.1, 0.01)), 0.1, 5, ["the most epochs", "the largest learning rate"]),
+        (hs.Personalization(learning_rates=(0.1, 0.01)), 0.1, 0, []),
+        (hs.Personalization(pulls=(3.0, 0.3)), 0.02, 2, ["the weakest pull of personalization that was tried (0.3)"]),
+        (hs.Personalization(pulls=(3.0, 0.3)), 0.02, 1, []),
+    ],
+)
+def test_a_choice_at_an_edge_is_said(recipe, learning_rate, count, said):
+    found = edges(recipe, learning_rate, count)
+    assert len(found) == len(said) and all(text.startswith(start) for text, start in zip(found, said, strict=True))

@@ -389,6 +389,28 @@ def pooled(curves: Sequence[Curves]) -> Curves:
     return jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *curves)
 
 
+def edges(recipe: Personalization, learning_rate: float, count: int) -> list[str]:
+    """Sentences on a choice at an edge of what was tried, beyond which there may be a better one.
+
+    learning_rate, count: the learning rate and the number of epochs (or steps, or pulls) that were chosen.
+    """
+    if recipe.pulls is not None:
+        weakest = count == recipe.most
+        return (
+            [f"the weakest pull of personalization that was tried ({recipe.pulls[-1]:g}) {_SUITED}"] if weakest else []
+        )
+    found, learning_rates = [], recipe.candidate_rates
+    if count and count == recipe.most:
+        found.append(f"the most {recipe.unit} of personalization that were tried ({count}) {_SUITED}")
+    if count and learning_rate in (least_and_most := (min(learning_rates), max(learning_rates))) and learning_rates[1:]:
+        which = "smallest" if learning_rate == least_and_most[0] else "largest"
+        found.append(f"the {which} learning rate of personalization that was tried ({learning_rate:g}) {_SUITED}")
+    return found
+
+
+_SUITED = "suited best; beyond that edge it may do better"
+
+
 def mean_over_clients(curves: Curves, metric: Metric) -> np.ndarray:
     """`[epochs + 1]`: the uniform mean over the clients that have test items; NaN where one of them diverged."""
     tested = curves.metrics[metric.name][1] > 0

@@ -117,6 +117,8 @@ def stage_report(path: Path) -> dict[str, Any]:
         if path.parent.name != f"seed-{report['seed']}":
             raise ValueError(f"it is the report of seed {report['seed']}")
         _check("the stage", isinstance(report["stage"], str))
+        edges = report.get("edges", [])
+        _check("the edges", isinstance(edges, list) and all(isinstance(text, str) for text in edges))
         _check("the learning rate", report.get("personal_rate") is None or _is_number(report["personal_rate"]))
         for group in GROUPS:
             if group in report:

@@ -43,13 +43,14 @@ class StageResult(NamedTuple):
 
 
 def stage_notes(report: Mapping[str, Any]) -> list[str]:
-    """What must be said beside the numbers of a `stage-n.json`: replies that did not count, clients that diverged."""
+    """What must be said beside the numbers of a `stage-n.json`: lost replies, clients that diverged, edges."""
     lost = report.get("left_out")
     notes = [format_left_out(**lost)] if lost else []
     groups = [(name, report.get(name) or {}) for name in ("validation", "test")]
-    return notes + [
+    notes += [
         format_diverged(found["diverged"], found["clients"], name) for name, found in groups if found.get("diverged")
     ]
+    return [*notes, *report.get("edges", ())]
 
 
 def format_diverged(lost: int, clients: int, group: str = "") -> str:

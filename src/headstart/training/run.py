@@ -24,7 +24,7 @@ from headstart.errors import UserError
 from headstart.experiment.choice import Candidate, described, with_choice
 from headstart.experiment.code import code_digests, model_digest
 from headstart.experiment.experiment import Centralized, Experiment, ModelSpec, Stage
-from headstart.experiment.measured import measurement_notes
+from headstart.experiment.measured import has_test_examples, measurement_notes
 from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import Prepared, check_parameters, in_memory, prepare
 from headstart.fields import MOST_SEED, refuse
@@ -38,6 +38,7 @@ from headstart.learning.personalization import (
     Personalizer,
     choose_recipe,
     deciding_metric,
+    edges,
     personalizer,
     pooled,
 )
@@ -501,6 +502,8 @@ def _finish_stage(seed_run: SeedRun, position: Position) -> None:
         arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
         report[group] = summarize(curves, prepared.task, epochs=epochs)
     report["personal_rate"] = learning_rates[chosen]
+    measured = has_test_examples(prepared.federation, prepared.groups.validation).any()
+    report["edges"] = edges(recipe, learning_rates[chosen], epochs) if measured else []
     before = sum(earlier.rounds for earlier in prepared.experiment.stages[: position.stage])
     report |= left_out(seed_run.log.records(), range(before + 1, position.round + 1))
     seed_run.context.on_event({"event": "stage", **report})
