@@ -18,6 +18,7 @@ from headstart.cli.options import (
     Exclude,
     Features,
     Group,
+    HideIds,
     Imports,
     Lanes,
     ModelName,
@@ -103,6 +104,8 @@ def run(
         bool | None,
         typer.Option(help="Measure every client alone, pooled examples and constants too; default: of tables."),
     ] = None,
+    examples: Annotated[bool, typer.Option("--examples", help="Keep a few clients' examples for the report.")] = False,
+    hide_ids: HideIds = False,
     imports: Imports = None,
     coordinator: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Join a cluster: where its process 0 listens.")
@@ -128,7 +131,7 @@ def run(
     options_of_data = data_options(client, target, features, data_option, exclude=exclude, time=time, group=group)
     loaded = named_experiment(experiment, data, options_of_data, overrides(settings, seed, model), allowed_modules)
     folder = out or default_folder(loaded)
-    options = Options(lanes=lanes, devices=devices, checkpoint_seconds=checkpoint_seconds, baselines=baselines)
+    options = Options(lanes, devices, checkpoint_seconds, baselines=baselines, examples=examples, hide_ids=hide_ids)
     output = output_of(context)
     with output.measured():
         run_on_console(output, loaded, folder, seeds, options, tensorboard, allowed_modules, patience)
@@ -163,6 +166,7 @@ def personalize(
     ] = None,
     lanes: Lanes = 1,
     devices: Devices = None,
+    hide_ids: HideIds = False,
     imports: Imports = None,
 ) -> None:
     """Personalize a run's initial model on your own clients: per-client results and personalized parameters."""
@@ -182,6 +186,7 @@ def personalize(
             epochs=epochs,
             lanes=lanes,
             devices=devices,
+            hide_ids=hide_ids,
             allowed_modules=modules_named(imports, None),
             progress=lambda done, of: update(f"personalizing clients, {of} in all"),
         )

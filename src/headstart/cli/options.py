@@ -52,6 +52,7 @@ ModelName = Annotated[
     str | None,
     typer.Option("--model", metavar="NAME|MODULE:NAME", help="cnn, char_lstm, logistic, linear, mlp, or a custom one."),
 ]
+HideIds = Annotated[bool, typer.Option("--hide-ids", help="Write pseudonyms in place of the clients' ids.")]
 Processes = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Runs in parallel; default: one per core, 1 on a GPU.")
 ]

@@ -27,6 +27,7 @@ from headstart.learning.tasks import Task
 from headstart.models.zoo import Model
 from headstart.runs import checkpoint
 from headstart.runs.clients import clients_csv
+from headstart.runs.pseudonyms import hidden, is_pseudonym, key_of, pseudonym, read_key, write_key
 from headstart.runs.reading import open_run
 from headstart.runs.run import Run
 from headstart.statistics.clients import measured_metrics, summarize
@@ -41,6 +42,7 @@ def personalize_run(
     epochs: int | None = None,
     lanes: int = 1,
     devices: int | None = None,
+    hide_ids: bool = False,
     allowed_modules: Collection[str] = (),
     progress: Callable[[int, int], None] = lambda clients, of: None,
 ) -> tuple[dict[str, Any], Task]:
@@ -54,7 +56,8 @@ def personalize_run(
     Writes `parameters/<client>.safetensors`, `clients.csv` (a line per client) and, last, `summary.json`.
 
     epochs: of personalization (or steps); by default as many as the run chose on its validation clients.
-    lanes, devices: as in `run.Options`.
+    lanes, devices: as in `run.Options`. hide_ids: whether pseudonyms are written in place of ids, those of the run if
+        it has some.
 
     Raises:
         UserError: if the run is not finished, or the data do not suit its model.
@@ -79,20 +82,31 @@ def personalize_run(
     personalize = personalizer(task, model, recipe, method=method, parallel=parallel)
     curves = personalize(params, np.arange(len(federation)), gather, key, lambda done: progress(done, len(federation)))
     groups = _groups(run, federation)
-    summary = _summary(curves, task, count, federation, groups)
+    written = _as_written(run, federation, out) if hide_ids else federation
+    summary = _summary(curves, task, count, written, groups)
     adapted = _adapter(model, task, recipe, params, key, parallel, method)
-    _write_parameters(out / "parameters", federation, gather, adapted)
-    write_bytes(out / "clients.csv", _csv(federation, curves, task, count, groups))
+    _write_parameters(out / "parameters", written, gather, adapted)
+    write_bytes(out / "clients.csv", _csv(written, curves, task, count, groups))
     write_json(out / "summary.json", summary)
     return summary, task
 
 
 def _groups(run: Run, federation: Federation) -> list[str] | None:
-    """The group in which each client was in the run, "new" for one that was not in it; None if the run kept none."""
+    """The group in which each client was in the run, "new" for one that was not in it; None if that is not known."""
     if run.members is None:
         return None
     group_of = {client: group for group, clients in run.members.items() for client in clients}
-    return [group_of.get(client, "new") for client in federation.ids]
+    key = read_key(run.path)
+    if key is None and group_of and all(map(is_pseudonym, group_of)):
+        return None
+    return [group_of.get(client if key is None else pseudonym(key, client), "new") for client in federation.ids]
+
+
+def _as_written(run: Run, federation: Federation, out: Path) -> Federation:
+    """The federation with pseudonyms, whose key is kept beside the results."""
+    key = read_key(run.path) or key_of(federation)
+    write_key(out, key)
+    return hidden(federation, key)
 
 
 def _summary(
@@ -100,7 +114,10 @@ def _summary(
 ) -> dict[str, Any]:
     """The summary of the clients that did not train the run, and apart of those that did, with sentences on both."""
     if groups is None:
-        text = "the run is of an earlier version, which did not keep who trained: clients that did may be among these"
+        text = (
+            "who trained the run is not known (it is of an earlier version, or hides ids and its ids.key is not there):"
+            " clients that did may be among these"
+        )
         return {**summarize(curves, task, epochs=epochs), "notes": [text]}
     trained = np.array([group == "train" for group in groups], bool)
     of_others, of_trained = (

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,19 +16,19 @@ from safetensors import SafetensorError, safe_open
 
 from headstart.console import csv_cell
 from headstart.data.decided import class_labels
-from headstart.data.federation import Tree, as_input
+from headstart.data.federation import Tree
 from headstart.data.load import Inputs, load_inputs
-from headstart.deploy.programs import CAPACITIES
 from headstart.errors import UserError
 from headstart.files import write_bytes
 from headstart.learning.rounds import seed_key
 from headstart.learning.tasks import Classification, NextCharacter, Regression
 from headstart.models.zoo import Model
 from headstart.runs import checkpoint
+from headstart.runs.personal import outputs_of
+from headstart.runs.pseudonyms import pseudonym, read_key
 from headstart.runs.reading import open_run
 from headstart.runs.run import Run
 
-ROWS_AT_ONCE = CAPACITIES[2]
 _EITHER = "the initial model", "its own parameters"
 
 
@@ -64,12 +64,18 @@ def predict_run(
     if isinstance(run.task, NextCharacter):
         raise UserError("predictions are of classes and quantities, and this run predicts the next character")
     inputs = load_inputs(source, options or {}, run.decided)
-    owners = {} if personalized is None else parameter_files(Path(personalized))
+    owners, key = ({}, None) if personalized is None else _owners(Path(personalized))
     if personalized is not None and inputs.clients is None:
         raise UserError(f"{source} does not say whose its rows are; name the column with --client")
-    outputs, own = _outputs(run, inputs, owners)
+    names = inputs.clients if key is None else [pseudonym(key, client) for client in inputs.clients or ()]
+    outputs, own = _outputs(run, inputs._replace(clients=names), owners)
     write_bytes(out, _csv(run, inputs, outputs, own if personalized is not None else None))
     return Predicted(len(outputs), int(own.sum()))
+
+
+def _owners(folder: Path) -> tuple[dict[str, Path], bytes | None]:
+    """The files of personalized parameters, and the key of the pseudonyms by which they are named, if they are."""
+    return parameter_files(folder), read_key(folder)
 
 
 def parameter_files(folder: Path) -> dict[str, Path]:
@@ -93,12 +99,12 @@ def parameter_files(folder: Path) -> dict[str, Path]:
 def _outputs(run: Run, inputs: Inputs, owners: Mapping[str, Path]) -> tuple[np.ndarray, np.ndarray]:
     """The model's outputs `[rows, ...]`, and bool `[rows]`: which are of a client's own parameters."""
     model, x = run.model, inputs.x
-    apply = jax.jit(lambda params, x: model.apply(params, as_input(x))[0])
+    outputs_by = outputs_of(model)
     clients = np.array(inputs.clients if inputs.clients is not None else [""] * len(x), object)
     own = np.array([client in owners for client in clients.tolist()], bool)
     pieces: list[tuple[np.ndarray, np.ndarray]] = []
     for rows, params in _parameters(run, model, clients, own, owners):
-        pieces.append((rows, _apply(apply, params, x[rows])))
+        pieces.append((rows, outputs_by(params, x[rows])))
     outputs = np.empty((len(x), *pieces[0][1].shape[1:]), pieces[0][1].dtype)
     for rows, each in pieces:
         outputs[rows] = each
@@ -114,17 +120,6 @@ def _parameters(
     like = jax.eval_shape(model.init, seed_key(run.report()["seed"]))
     for client in sorted(set(clients[own].tolist())):
         yield np.flatnonzero(clients == client), checkpoint.read(owners[client], like).tree
-
-
-def _apply(apply: Callable[[Tree, np.ndarray], Any], params: Tree, x: np.ndarray) -> np.ndarray:
-    """Outputs of any number of rows, by programs for a few numbers of them."""
-    parts = []
-    for start in range(0, max(len(x), 1), ROWS_AT_ONCE):
-        rows = x[start : start + ROWS_AT_ONCE]
-        capacity = next(each for each in CAPACITIES if each >= len(rows))
-        filled = np.pad(rows, [(0, capacity - len(rows)), *[(0, 0)] * (x.ndim - 1)])
-        parts.append(np.asarray(apply(params, filled))[: len(rows)])
-    return np.concatenate(parts)
 
 
 def _csv(run: Run, inputs: Inputs, outputs: np.ndarray, own: np.ndarray | None) -> bytes:

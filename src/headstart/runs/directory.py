@@ -5,7 +5,8 @@ federation.json      the data and the user's own code, by fingerprints; the name
 members.json         the ids of the clients that train, validate and test
 environment.json     versions and machine
 baselines.json       constants, every client alone, pooled examples, on test clients; by default of tables
-samples.npz          a few examples of a few test clients
+samples.npz          a few examples of a few test clients, or zeros of their shape
+ids.key              the key of the pseudonyms, where ids are hidden
 clients.csv          a line per validation and test client, once the run has ended
 seed-0/metrics.jsonl a line per round ("round") and per evaluation on validation clients ("evaluation")
 seed-0/checkpoints/  the newest states, with what clients keep
@@ -219,16 +220,20 @@ def environment() -> dict[str, Any]:
 
 
 def write_samples(
-    out: Path, federation: Federation, clients: np.ndarray, *, count: int = 6, examples: int = 16
+    out: Path, federation: Federation, clients: np.ndarray, *, readable: bool = True, count: int = 6, examples: int = 16
 ) -> None:
-    """A few examples of a few of these clients, and the federation's metadata, for the report."""
-    chosen = clients[np.linspace(0, len(clients) - 1, min(count, len(clients))).astype(int)]
-    arrays: dict[str, Any] = {"ids": np.array([federation.ids[i] for i in chosen])}
+    """A few examples of a few of these clients, and the federation's metadata, for the report.
+
+    readable: if not, zeros of their shape and type stand for the examples; a model and an artifact need no more.
+    """
+    chosen = clients[np.linspace(0, len(clients) - 1, min(count if readable else 1, len(clients))).astype(int)]
+    arrays: dict[str, Any] = {"ids": np.array([federation.ids[i] for i in chosen if readable], np.str_)}
     for index, client in enumerate(chosen):
         x, y = federation.fetch(np.array([client]))
         if not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)):
             return
-        arrays[f"x{index}"], arrays[f"y{index}"] = x[:examples], y[:examples]
+        x, y = x[:examples], y[:examples]
+        arrays[f"x{index}"], arrays[f"y{index}"] = (x, y) if readable else (np.zeros_like(x), np.zeros_like(y))
     arrays["facts"] = np.array(json.dumps(dict(federation.metadata), default=str))
     write_arrays(out / "samples.npz", arrays)
 

@@ -18,6 +18,27 @@ from headstart.models.zoo import Model
 ROWS_AT_ONCE = 4096
 
 
+def outputs_of(model: Model) -> Callable[[Tree, Tree], np.ndarray]:
+    """A model's `(params, x [rows, ...]) -> outputs [rows, ...]`, compiled for a few numbers of rows."""
+
+    @jax.jit
+    def compiled(params: Tree, x: Tree, size: jax.Array) -> Tree:
+        return predict_client(model, params, one_client(Block(x, ()), size))
+
+    def outputs(params: Tree, x: Tree) -> np.ndarray:
+        x = jax.tree.map(np.asarray, x)
+        rows = len(jax.tree.leaves(x)[0])
+        most = next((capacity for capacity in CAPACITIES if capacity >= min(rows, ROWS_AT_ONCE)), ROWS_AT_ONCE)
+        parts = []
+        for start in range(0, max(rows, 1), most):
+            size = min(most, rows - start)
+            part = jax.tree.map(lambda leaf, start=start: _filled(leaf[start : start + most], most), x)
+            parts.append(np.asarray(compiled(params, part, jnp.int32(size)))[:size])
+        return np.concatenate(parts)
+
+    return outputs
+
+
 @dataclass(frozen=True)
 class TrainedModel:
     """A model with its parameters.
@@ -34,20 +55,7 @@ class TrainedModel:
 
     def outputs(self, x: Tree) -> np.ndarray:
         """What the model says of inputs `[rows, ...]`: logits `[rows, classes]`, or values `[rows, outputs]`."""
-        x = jax.tree.map(np.asarray, self.prepare(x))
-        rows = len(jax.tree.leaves(x)[0])
-        most = next((capacity for capacity in CAPACITIES if capacity >= min(rows, ROWS_AT_ONCE)), ROWS_AT_ONCE)
-
-        @jax.jit
-        def predict(params: Tree, x: Tree, size: jax.Array) -> Tree:
-            return predict_client(self.model, params, one_client(Block(x, ()), size))
-
-        parts = []
-        for start in range(0, max(rows, 1), most):
-            size = min(most, rows - start)
-            part = jax.tree.map(lambda leaf, start=start: _filled(leaf[start : start + most], most), x)
-            parts.append(np.asarray(predict(self.params, part, jnp.int32(size)))[:size])
-        return np.concatenate(parts)
+        return outputs_of(self.model)(self.params, self.prepare(x))
 
     def predict(self, x: Tree) -> np.ndarray:
         """Predictions for inputs `[rows, ...]`: the label of the likeliest class, or the values themselves."""

@@ -58,7 +58,8 @@ def write_missing_baselines(context: RunContext, out: Path) -> None:
         return
     context.on_event({"event": "note", "text": "measuring baselines: constants, every client alone, examples pooled"})
     found = dict(_measured(context))
-    write_baselines(out / BASELINES, of, [prepared.federation.ids[int(i)] for i in test], found)
+    ids = (context.written or prepared.federation).ids
+    write_baselines(out / BASELINES, of, [ids[int(i)] for i in test], found)
 
 
 def _measured(context: RunContext) -> Iterator[tuple[str, Baseline]]:

@@ -19,6 +19,7 @@ from headstart._version import __version__
 from headstart.data.device_data import on_device
 from headstart.data.federation import Federation, Tree
 from headstart.data.fingerprint import combined, fingerprint
+from headstart.data.load import NAMES
 from headstart.devices import all_devices
 from headstart.errors import UserError
 from headstart.experiment.choice import Candidate, described, with_choice
@@ -44,7 +45,7 @@ from headstart.learning.personalization import (
 )
 from headstart.learning.rounds import initial_key, run_rounds, seed_key
 from headstart.runs import checkpoint
-from headstart.runs.contents import is_whole
+from headstart.runs.contents import is_whole, seed_folders
 from headstart.runs.directory import (
     claimed,
     curve_arrays,
@@ -55,7 +56,8 @@ from headstart.runs.directory import (
     write_trial,
 )
 from headstart.runs.log import Log, OnEvent, Record, left_out
-from headstart.runs.provenance import write_members
+from headstart.runs.provenance import MEMBERS, write_members
+from headstart.runs.pseudonyms import hidden, key_of, read_key, write_key
 from headstart.runs.reading import open_run
 from headstart.runs.run import Run
 from headstart.statistics.clients import summarize
@@ -175,12 +177,13 @@ def run_into(
     prepared = _prepared(experiment, allowed_modules, cache, federation, model, _decided_before(out))
     _check_together(prepared, seeds, options)
     _check_start(prepared, out, seeds)
+    written, key = _as_written(out, prepared, options) if cluster.is_first() else (prepared.federation, None)
     prepared, trial = _after_trial(prepared, out, partial(_context, mesh=mesh, options=options, cache=cache), on_event)
     writing = (
         claimed(
             out,
             prepared.experiment,
-            prepared.federation,
+            replace(prepared.federation, metadata=written.metadata),
             allowed_modules=allowed_modules,
             code=_own_code(prepared) | _starts(prepared.experiment, seeds),
             on_note=lambda text: on_event({"event": "note", "text": text}),
@@ -193,12 +196,17 @@ def run_into(
             on_event({"event": "note", "text": text})
         if cluster.is_first():
             write_trial(out, trial)
-            write_members(out, prepared.federation.ids, prepared.groups)
-            write_samples(out, prepared.federation, prepared.groups.test)
+            if key is not None:
+                write_key(out, key)
+            write_members(out, written.ids, prepared.groups)
+            if options.examples or not (out / "samples.npz").exists():
+                readable = options.examples or prepared.experiment.data.source in NAMES
+                write_samples(out, written, prepared.groups.test, readable=readable)
             notes = (f"data: {note}" for note in prepared.federation.metadata.get("notes", ()))
             for text in (*_decided(experiment, prepared.experiment), *notes):
                 on_event({"event": "note", "text": text})
-        context = _context(prepared, mesh, options, on_event, interrupt, cache)._replace(name=name or "")
+        context = _context(prepared, mesh, options, on_event, interrupt, cache)
+        context = context._replace(name=name or "", written=written)
         seeds_run = range(experiment.seed, experiment.seed + seeds)
         finished = all(_run_seed(context, out / f"seed-{seed}", seed) for seed in seeds_run)
         if finished:
@@ -224,6 +232,21 @@ def _after_trial(
     experiment = with_choice(experiment, document["chosen"]["learning_rate"], document["chosen"]["server"])
     check_parameters(experiment, prepared.model)
     return prepared._replace(experiment=experiment), document
+
+
+def _as_written(out: Path, prepared: Prepared, options: Options) -> tuple[Federation, bytes | None]:
+    """The federation as it is written, and the key of its pseudonyms if it has some.
+
+    Raises:
+        UserError: if ids are to be hidden that are in the folder already.
+    """
+    key = read_key(out)
+    if key is None and not options.hide_ids:
+        return prepared.federation, None
+    if key is None and ((out / MEMBERS).exists() or seed_folders(out)):
+        raise UserError(f"{out} was begun without --hide-ids, so it holds the ids; choose another --out")
+    key = key or key_of(prepared.federation)
+    return hidden(prepared.federation, key), key
 
 
 def _decided_before(out: Path) -> dict[str, Any]:
@@ -499,7 +522,7 @@ def _finish_stage(seed_run: SeedRun, position: Position) -> None:
             chosen, epochs = choose_recipe(folds, prepared.task, by=metric, otherwise=recipe.unchosen)
         curves = tried[chosen if group == "validation" else 0]
         check_initial_model(seed_run, position, group, clients, curves)
-        arrays |= curve_arrays(group, prepared.federation.select(clients), curves)
+        arrays |= curve_arrays(group, (seed_run.context.written or prepared.federation).select(clients), curves)
         report[group] = summarize(curves, prepared.task, epochs=epochs)
     report["personal_rate"] = learning_rates[chosen]
     measured = has_test_examples(prepared.federation, prepared.groups.validation).any()

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from headstart.data.device_data import Gather
-from headstart.data.federation import Tree
+from headstart.data.federation import Federation, Tree
 from headstart.experiment.experiment import Centralized, Experiment, Stage
 from headstart.experiment.setup import Prepared
 from headstart.fields import at_least, check_fields
@@ -37,6 +37,9 @@ class Options:
     device_bytes: a federation up to this size stays on the device.
     baselines: whether to measure, beside the run, constants, every test client trained alone and a model of pooled
         examples; None: of tables.
+    examples: whether the run keeps, and its report shows, a few examples of a few clients; of glyphs and the published
+        data sets it does anyway.
+    hide_ids: whether pseudonyms are written in place of the clients' ids; see `runs.pseudonyms`.
     """
 
     lanes: int = at_least(1, 1, most=MOST_LANES)
@@ -44,6 +47,8 @@ class Options:
     checkpoint_seconds: float = at_least(0, 30.0, endless=True)
     device_bytes: int = at_least(0, 2**30, most=2**62)
     baselines: bool | None = None
+    examples: bool = False
+    hide_ids: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -55,7 +60,8 @@ class RunContext(NamedTuple):
     gather: draws cohorts of the federation, on the devices in use.
     algorithms, programs: of every stage; the programs are its rounds, compiled. personalizers, evaluators: of every
         stage, compiled personalization, and the same of no epochs.
-    name: of the run, which its states carry; only the process that writes them has it.
+    name: of the run, which its states carry; only the process that writes them has it. written: the federation as it is
+        written, with pseudonyms where ids are hidden.
     """
 
     prepared: Prepared
@@ -68,6 +74,7 @@ class RunContext(NamedTuple):
     on_event: OnEvent
     interrupt: Interrupt
     name: str = ""
+    written: Federation | None = None
 
 
 class SeedRun(NamedTuple):
