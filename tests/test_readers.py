@@ -21,7 +21,7 @@ from headstart import Data, Experiment, FedAvg, ModelSpec, NextCharacter, Optimi
 from headstart.data import characters
 from headstart.data import load as datasets
 from headstart.data.decided import decisions
-from headstart.data.duplicates import duplicate_notes, near_duplicates
+from headstart.data.duplicates import data_notes, duplicate_notes, near_duplicates
 from headstart.errors import UserError
 from headstart.experiment.setup import prepare, suited
 from headstart.reports import page
@@ -167,7 +167,7 @@ def test_a_file_per_client_is_named_by_its_file_and_pieces_are_not(tmp_path):
         shard(tmp_path / "own" / f"{client}.csv", rows)
     federation = hs.load(tmp_path / "own")
     assert (list(federation.ids), federation.sizes.sum(axis=1).tolist()) == (["007", "ward-2"], [4, 6])
-    assert "every file is a client, named as the file (007, ...)" in federation.metadata["notes"][0]
+    assert "every file is a client, named as the file" in federation.metadata["notes"][0]
     for part in ("train", "test"):
         for client in ("a", "b"):
             shard(tmp_path / "split" / part / f"{client}.parquet", 4 if part == "train" else 2)
@@ -177,6 +177,16 @@ def test_a_file_per_client_is_named_by_its_file_and_pieces_are_not(tmp_path):
         shard(tmp_path / "hub" / f"{piece}.parquet", 4)
     with pytest.raises(UserError, match="hub has no column 'client'"):
         hs.load(tmp_path / "hub")
+
+
+def test_a_column_without_values_in_one_piece_is_gaps(tmp_path):
+    text = "client,y,a,b,when\nc,0,{a},{b},{when}\nc,1,{a},{b},{when}\n"
+    (tmp_path / "part-0.csv").write_text(text.format(a="", b="", when=""))
+    (tmp_path / "part-1.csv").write_text(text.format(a="red", b="2.5", when="2024-01-02"))
+    federation = hs.load(tmp_path)
+    assert [column["kind"] for column in federation.metadata["columns"]] == ["category", "number", "date"]
+    x, _ = federation.fetch(np.array([0]))
+    assert np.isnan(x).sum(axis=0).tolist() == [2, 2, 2]
 
 
 def test_tables_of_a_folder_that_differ_are_no_data_set(tmp_path):
@@ -259,7 +269,7 @@ def test_the_last_part_of_a_clients_time_tests(tmp_path):
     same = visits(tmp_path / "same.csv", day=np.ones(60))
     federation, _ = parts(same, "day", time="day")
     assert federation.sizes.tolist() == [[20, 0]] * 3
-    assert "3 clients (w0, w1, w2) have no rows for local tests, split by time" in federation.metadata["notes"][0]
+    assert "3 clients have no rows for local tests, split by time" in federation.metadata["notes"][0]
     dates = visits(tmp_path / "dates.csv", when=[f"2024-01-{1 + i % 20:02d}" for i in range(60)])
     federation = hs.load(dates, client="ward", time="when")
     assert federation.metadata["features"] == ["day", "tape", "a"] and federation.sizes.tolist() == [[16, 4]] * 3
@@ -451,6 +461,8 @@ def test_the_report_says_how_rows_were_split_and_warns(small_run, tmp_path):
     record = json.loads(path.read_text())
     record["facts"] |= {"split": "by time: of 'day'", "notes": ["near-duplicates: 9 %", "other"]}
     path.write_text(json.dumps(record))
+    federation = types.SimpleNamespace(metadata=record["facts"])
+    assert data_notes(federation)[:2] == ["rows of each client were split by time: of 'day'", "near-duplicates: 9 %"]
     notices = page._data_notices(hs.open_run(tmp_path / "run"))
     assert notices == ["Rows of each client were split by time: of 'day'.", "Near-duplicates: 9 %."]
 

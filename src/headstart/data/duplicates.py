@@ -30,7 +30,7 @@ from headstart.data.federation import Federation, Generated, split_order
 # How the warning begins.
 NEAR_DUPLICATES = "near-duplicates"
 EQUAL, OVERLAPPING, NEAR, NEIGHBOURS = 0.05, 0.05, 0.15, 0.7
-_CLIENTS, _ROWS = 25, 400
+_CLIENTS, _ROWS, _NUMBERS = 25, 400, 1 << 21
 _STRETCH, _SHORTEST, _QUARTER = 8, 24, 0.25
 _FIFTH, _LEAST_ROWS, _LEAST_PAIRS, _FAR = 0.2, 8, 60, 4
 
@@ -55,6 +55,12 @@ class Duplicates(NamedTuple):
     overlapping: float
     near: float
     neighbours: float
+
+
+def data_notes(federation: Federation) -> list[str]:
+    """What is to be said of a federation: how rows were split, where not at random, and the notes of its reader."""
+    split = federation.metadata.get("split")
+    return [*([f"rows of each client were split {split}"] if split else []), *federation.metadata.get("notes", ())]
 
 
 def duplicate_notes(federation: Federation) -> list[str]:
@@ -106,11 +112,12 @@ def _samples(federation: Federation) -> Iterator[Sample]:
         flat = np.concatenate([np.reshape(leaf, (total, -1)) for leaf in jax.tree.leaves(x)], axis=1)
         position = split_order(federation.ids[int(client)], total) if at_random else np.zeros(0, np.int64)
         # Of a large client a stretch of the file, in which neighbours stay.
-        kept = position < _ROWS if at_random else np.arange(total) < total
-        if not at_random and total > _ROWS:
+        most = min(_ROWS, max(_NUMBERS // max(flat.shape[1], 1), 10))
+        kept = position < most if at_random else np.arange(total) < total
+        if not at_random and total > most:
             kept = np.zeros(total, bool)
-            kept[generator.permutation(support)[: _ROWS * 4 // 5]] = True
-            kept[support + generator.permutation(total - support)[: _ROWS // 5]] = True
+            kept[generator.permutation(support)[: most * 4 // 5]] = True
+            kept[support + generator.permutation(total - support)[: most // 5]] = True
         targets = np.asarray(jax.tree.leaves(y)[0])
         classes = targets if targets.ndim == 1 and federation.metadata.get("classes") else np.zeros(total)
         if 0 < kept[:support].sum() < kept.sum():

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from headstart.data.federation import Federation, derived
+from headstart.data.readers.columns import nearest
 from headstart.data.readers.encoding import KINDS, Encoded, encode
 from headstart.data.table_columns import Column, fit_column
 from headstart.errors import UserError
@@ -75,7 +76,8 @@ class Preprocessing:
         for column in self.used:
             if column.name not in table:
                 names = ", ".join(each.name for each in self.used)
-                raise UserError(f"{what} has no column {column.name!r}; training had {names}")
+                hint = nearest(column.name, map(str, table))
+                raise UserError(f"{what} has no column {column.name!r}{hint}; training had {names}")
             encoded[column.name] = encode(what, column.name, np.asarray(table[column.name]), column.kind)
         return self._transform(encoded)
 

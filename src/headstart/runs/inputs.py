@@ -13,6 +13,7 @@ from headstart.data.decided import class_labels, class_numbers, label_texts, pol
 from headstart.data.federation import Tree
 from headstart.data.preprocessing import Preprocessing, of_metadata
 from headstart.data.readers import images
+from headstart.data.readers.columns import nearest
 from headstart.errors import UserError
 
 
@@ -106,7 +107,10 @@ def _by_name(frame: Any, features: list[str]) -> np.ndarray:
     columns = {str(name): name for name in frame.columns}
     missing = [name for name in features if name not in columns]
     if missing:
-        raise UserError(f"the frame has no column {missing[0]!r}; training had the features {', '.join(features)}")
+        hint = nearest(missing[0], columns)
+        raise UserError(
+            f"the frame has no column {missing[0]!r}{hint}; training had the features {', '.join(features)}"
+        )
     return np.stack([np.asarray(frame[columns[name]]) for name in features], axis=1)
 
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from headstart._version import __version__
 from headstart.data.device_data import on_device
+from headstart.data.duplicates import data_notes
 from headstart.data.federation import Federation, Tree
 from headstart.data.fingerprint import combined, fingerprint
 from headstart.data.load import NAMES
@@ -202,7 +203,7 @@ def run_into(
             if options.examples or not (out / "samples.npz").exists():
                 readable = options.examples or prepared.experiment.data.source in NAMES
                 write_samples(out, written, prepared.groups.test, readable=readable)
-            notes = (f"data: {note}" for note in prepared.federation.metadata.get("notes", ()))
+            notes = (f"data: {note}" for note in data_notes(prepared.federation))
             for text in (*_decided(experiment, prepared.experiment), *notes):
                 on_event({"event": "note", "text": text})
         context = _context(prepared, mesh, options, on_event, interrupt, cache)

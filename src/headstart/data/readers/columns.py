@@ -29,10 +29,14 @@ def missing(values: np.ndarray) -> np.ndarray:
 def no_column(path: str, name: str, columns: Iterable[str], advice: str) -> UserError:
     """The error for a column that is not there; it names the nearest that is."""
     there = list(columns)
-    lower = {each.lower(): each for each in reversed(there)}
+    return UserError(f"{path} has no column {name!r}{nearest(name, there)}, but {listed(there)}; {advice}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The one of the names that is nearest to one that is none of them, as words in brackets; empty if none is near."""
+    lower = {each.lower(): each for each in names}
     near = difflib.get_close_matches(name.lower(), list(lower), n=1)
-    hint = f" (did you mean {lower[near[0]]!r}?)" if near else ""
-    return UserError(f"{path} has no column {name!r}{hint}, but {listed(there)}; {advice}")
+    return f" (did you mean {lower[near[0]]!r}?)" if near else ""
 
 
 def refuse_rows_of_numbers(y: np.ndarray, option: str) -> None:

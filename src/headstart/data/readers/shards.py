@@ -44,7 +44,7 @@ def clients_by_file(
         if twice := next((name for name in ids if ids.count(name) > 1), None):
             raise UserError(f"{sources.folder} has two files for the client {twice!r}; give each client one")
     owners = np.repeat(np.array(names, object), lengths)
-    note = f"every file is a client, named as the file ({names[0]}, ...), as there is no column 'client'"
+    note = "every file is a client, named as the file, as there is no column 'client'"
     return {"client": owners, **columns}, [f"{note}; --client COLUMN names another"]
 
 

@@ -212,7 +212,7 @@ def _arranged(
         values = _column(path, table.columns, str(options[within]), within)
         chosen = {"time": by_time, "group": by_group}[within](path, str(options[within]), values, codes, ids)
         test, about = chosen.test, {"split": chosen.words, "split_by": chosen.decided}
-        notes += untestable_note(ids, codes, test, chosen.words)
+        notes += untestable_note(len(ids), codes, test, chosen.words)
     if counts is not None:
         codes, test = np.repeat(codes, counts), np.repeat(test, counts)
     if notes := [*metadata.get("notes", []), *notes]:
@@ -274,6 +274,7 @@ def _read(path: Path, form: str, options: Mapping[str, Any]) -> tuple[Columns, l
 
 def _stack(files: Sequence[Path], tables: Sequence[Columns], numbering: set[str]) -> Columns:
     """The rows of several files, one after the other; a column that numbers rows may be in one of them alone."""
+    tables = _with_empty_columns_alike(tables)
     first = tables[0]
     for file, table in zip(files[1:], tables[1:], strict=True):
         names = [name for name in {**first, **table} if name not in numbering]
@@ -285,6 +286,25 @@ def _stack(files: Sequence[Path], tables: Sequence[Columns], numbering: set[str]
             )
     common = [name for name in first if all(_kind(first[name]) == _kind(table.get(name)) for table in tables)]
     return {name: np.concatenate([table[name] for table in tables]) for name in common} if len(files) > 1 else first
+
+
+def _with_empty_columns_alike(tables: Sequence[Columns]) -> list[Columns]:
+    """The tables, with columns that have no value in one of them of the type that they have in another."""
+    empty = [{name for name, values in table.items() if values.ndim == 1 and missing(values).all()} for table in tables]
+    types: dict[str, np.dtype[Any]] = {}
+    for table, without in zip(tables, empty, strict=True):
+        types = {name: values.dtype for name, values in table.items() if name not in without} | types
+    return [
+        table | {name: _gaps(len(table[name]), types[name]) for name in without & types.keys()}
+        for table, without in zip(map(dict, tables), empty, strict=True)
+    ]
+
+
+def _gaps(rows: int, like: np.dtype[Any]) -> np.ndarray:
+    """A column without a value, in a type that can be one column with this."""
+    if like.kind in "biuf":
+        return np.full(rows, np.nan)
+    return np.full(rows, np.datetime64("NaT", "us") if like.kind == "M" else None)
 
 
 def _kind(values: np.ndarray | None) -> Any:

@@ -92,13 +92,11 @@ def by_group(path: str, name: str, values: np.ndarray, codes: np.ndarray, ids: S
     return WithinClients(test, words, {"group": name})
 
 
-def untestable_note(ids: Sequence[str], codes: np.ndarray, test: np.ndarray, words: str) -> list[str]:
-    """A sentence on clients whose rows cannot be split so, and thus test nothing."""
-    alone = sorted(set(range(len(ids))) - set(codes[test].tolist()))
-    names = ", ".join(ids[i] for i in alone[:3])
-    return (
-        [f"{len(alone)} clients ({names}) have no rows for local tests, split {words.split(':')[0]}"] if alone else []
-    )
+def untestable_note(clients: int, codes: np.ndarray, test: np.ndarray, words: str) -> list[str]:
+    """A sentence on clients whose rows cannot be split so, and thus test nothing; it names none."""
+    alone = clients - len(np.unique(codes[test]))
+    what = "client has" if alone == 1 else "clients have"
+    return [f"{alone} {what} no rows for local tests, split {words.split(':')[0]}"] if alone else []
 
 
 def _drawn(client: str, groups: np.ndarray) -> list[int]:
