@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import types
+from dataclasses import replace
 from decimal import Decimal
 
 import jax
@@ -22,6 +23,7 @@ from headstart.data import characters
 from headstart.data import load as datasets
 from headstart.data.decided import decisions
 from headstart.data.duplicates import data_notes, duplicate_notes, near_duplicates
+from headstart.data.readers.words import hashed_words
 from headstart.errors import UserError
 from headstart.experiment.setup import prepare, suited
 from headstart.reports import page
@@ -516,6 +518,8 @@ def test_a_model_of_own_text_has_its_vocabulary(tmp_path):
     x, _ = prepared.federation.example()
     shapes = jax.eval_shape(lambda: prepared.model.apply(prepared.model.init(jax.random.key(0)), x)[0])
     assert shapes.shape == (*x.shape, 6)
+    of_nodes = {name: prepared.federation.metadata[name] for name in ("kind", "classes", "labels")}
+    assert suited(experiment, replace(prepared.federation, metadata=of_nodes)).task == prepared.task
 
 
 def stage():
@@ -526,6 +530,9 @@ def test_text_with_a_target_is_hashed_words(tmp_path):
     path = letters(tmp_path / "t.csv", ["good day", "bad day"] * 4, mood=["up", "down"] * 4)
     federation = hs.load(path, text="line", target="mood")
     assert federation.example()[0].shape == (2, 1024) and federation.metadata["labels"] == ["down", "up"]
+    new = letters(tmp_path / "new.csv", ["a good", "day", "DAY", "x"])
+    inputs = datasets.load_inputs(new, {"text": "line"}, decisions(federation.metadata))
+    np.testing.assert_array_equal(inputs.x, hashed_words(["a good", "day", "day", "x"]))
 
 
 def test_own_tokens_have_a_vocabulary(tmp_path):
@@ -536,5 +543,7 @@ def test_own_tokens_have_a_vocabulary(tmp_path):
     assert "token 0 is padding" in federation.metadata["notes"][0]
     experiment = Experiment("t", data=Data(str(tmp_path / "t.npz"), {"vocabulary": 7}), stages=(stage(),))
     assert suited(experiment, federation).task == NextCharacter(0, (0,))
+    inputs = datasets.load_inputs(tmp_path / "t.npz", {}, decisions(federation.metadata))
+    assert inputs.x.dtype == np.int32 and inputs.x.tolist() == x.tolist()
     with pytest.raises(UserError, match="has the token 6 in row 3 of x; with vocabulary=6 tokens go from 0 to 5"):
         hs.load(tmp_path / "t.npz", vocabulary=6)

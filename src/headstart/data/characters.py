@@ -58,10 +58,18 @@ def as_tokens(unfitted: np.ndarray, characters: str) -> np.ndarray:
 
 def vocabulary_metadata(characters: str) -> dict[str, Any]:
     """What is known of text by these characters."""
-    size, (pad, *rest) = len(characters) + len(NAMES), NAMES
-    special = {"pad": 0, "oov": size - 3, "bos": size - 2, "eos": size - 1}
+    pad, *rest = NAMES
     labels = [pad, *characters, *rest]
-    return {"kind": "text", "classes": size, "vocabulary": size, "labels": labels, "special": special}
+    metadata = {"kind": "text", "classes": len(labels), "vocabulary": len(labels), "labels": labels}
+    return metadata | {"special": special_tokens(metadata)}
+
+
+def special_tokens(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """The tokens that no metric counts, as the metadata of text say, or the names of its tokens; empty if none do."""
+    labels = list(metadata.get("labels") or ())
+    if metadata.get("special") or metadata.get("kind") != "text" or [*labels[:1], *labels[-3:]] != list(NAMES):
+        return dict(metadata.get("special") or {})
+    return {"pad": 0, "oov": len(labels) - 3, "bos": len(labels) - 2, "eos": len(labels) - 1}
 
 
 def characters_of(labels: Sequence[str], what: str) -> str:

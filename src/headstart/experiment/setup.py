@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from headstart.data.characters import fit_characters, is_unfitted
+from headstart.data.characters import fit_characters, is_unfitted, special_tokens
 from headstart.data.federation import Examples, Federation, Split, Tree, as_input, limited, split_clients
 from headstart.data.load import load_as_decided
 from headstart.data.preprocessing import Preprocessing, is_raw, is_table, of_metadata
@@ -312,7 +312,7 @@ def suited(experiment: Experiment, federation: Federation) -> Experiment:
     task = {"text": NextCharacter()}.get(kind, Regression(more=more) if regression else Classification(more=more))
     name = {"text": "char_lstm", "image": "cnn"}.get(kind, "linear" if regression else "logistic")
     task, model = experiment.task or task, experiment.model or ModelSpec(name)
-    if task == NextCharacter() and (special := federation.metadata.get("special")):
+    if task == NextCharacter() and (special := special_tokens(federation.metadata)):
         task = NextCharacter(special["pad"], tuple(sorted(special.values())))
     if model.path == "mlp" and is_table(federation.metadata):
         model = replace(model, options={"widths": TABLE_WIDTHS, **model.options})
@@ -378,11 +378,11 @@ def _called(thing: Any, model: ModelSpec, federation: Federation) -> Any:
     unknown = sorted(set(options) - set(parameters))
     if unknown:
         raise UserError(f"model {model.path} has no option {unknown[0]!r}; it accepts {', '.join(parameters)}")
-    classes = federation.metadata.get("classes")
+    classes, kind = federation.metadata.get("classes"), federation.metadata.get("kind")
     if "classes" in parameters and classes:
         options.setdefault("classes", int(classes))
-    elif thing is ALIASES["char_lstm"] and federation.metadata.get("vocabulary"):
-        options.setdefault("vocabulary", int(federation.metadata["vocabulary"]))
+    elif thing is ALIASES["char_lstm"] and kind == "text" and classes:
+        options.setdefault("vocabulary", int(federation.metadata.get("vocabulary", classes)))
     elif thing in (ALIASES["linear"], ALIASES["mlp"]):
         options.setdefault("outputs", _width(federation))
     if "rngs" in parameters:

@@ -508,12 +508,29 @@ def inputs_of(
     options = _with_decisions(path, options, decided, is_split=True)
     client = str(options.get("client", "client"))
     owners = clients_of_rows(table, options) if "client" in options or client in columns else None
+    if options.get("text") or decided.get("kind") == "text":
+        x = _inputs_of_text(table, options, decided)
+        return x, {"kind": "text" if x.dtype == np.int32 else "features", "source": table.source}, owners
     taken = {client, *(str(options[name]) for name in ("target", "split", *WITHIN) if name in options)}
     names = _feature_names(path, table, options, taken)
     rows = owners or [""] * len(next(iter(columns.values())))
     raw, kinds = as_flag("raw", options.get("raw", table.is_npz)), _decided_kinds(decided)
     x, metadata = _features(path, columns, names, rows, options.get("inverted"), table=not raw, kinds=kinds)
     return x, metadata | {"source": table.source}, owners
+
+
+def _inputs_of_text(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]) -> np.ndarray:
+    """The numbers of words of a column of text, or token sequences."""
+    if not options.get("text"):
+        x = _column(table.path, table.columns, ",".join(names_in(options.get("features", "x"))), "features")
+        return token_sequences(table.path, x, x, {"vocabulary": decided.get("classes"), **options})[0]
+    if decided.get("kind") == "text":
+        raise UserError(
+            f"{table.path}: of next characters there is no prediction for a row of a table; give Run.predict tokens"
+        )
+    return hashed_words(
+        texts_of(table.path, options["text"], _column(table.path, table.columns, options["text"], "text"))
+    )
 
 
 def clients_of_rows(table: Table, options: Mapping[str, Any]) -> list[str]:
