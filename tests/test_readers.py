@@ -181,6 +181,17 @@ def test_a_file_per_client_is_named_by_its_file_and_pieces_are_not(tmp_path):
         hs.load(tmp_path / "hub")
 
 
+def test_folders_of_tables_are_clients_or_a_column(tmp_path):
+    for i, client in enumerate(("ann", "bo")):
+        for piece in range(2):
+            shard(tmp_path / "own" / client / f"part-{piece}.csv", 4, start=i)
+            shard(tmp_path / "hive" / f"ward={client}%201" / f"part-{piece}.parquet", 4)
+    federation = hs.load(tmp_path / "own")
+    assert (list(federation.ids), federation.sizes.sum(axis=1).tolist()) == (["ann", "bo"], [8, 8])
+    assert "every folder is a client" in federation.metadata["notes"][0]
+    assert list(hs.load(tmp_path / "hive", client="ward").ids) == ["ann 1", "bo 1"]
+
+
 def test_a_column_without_values_in_one_piece_is_gaps(tmp_path):
     text = "client,y,a,b,when\nc,0,{a},{b},{when}\nc,1,{a},{b},{when}\n"
     (tmp_path / "part-0.csv").write_text(text.format(a="", b="", when=""))
@@ -311,13 +322,12 @@ def test_the_command_splits_by_group_and_excludes_columns(command, tmp_path):
     assert "features: a, a_rather" in out and "a_rather_long_name_of_a_column_8\n" in out
 
 
-def duplicates_of(*clients, classes=None):
+def duplicates_of(*clients, y=None):
     sizes = np.array([[len(x), 0] for x in clients])
     x = np.concatenate(clients).astype(np.float32)
     metadata = {"kind": "features"}
-    federation = hs.from_arrays(
-        "f", [f"c{i}" for i in range(len(clients))], sizes, x, np.zeros(len(x), np.float32), metadata=metadata
-    )
+    y = np.zeros(len(x), np.float32) if y is None else y
+    federation = hs.from_arrays("f", [f"c{i}" for i in range(len(clients))], sizes, x, y, metadata=metadata)
     return hs.split_examples(federation)
 
 
@@ -331,6 +341,9 @@ def test_independent_rows_are_no_near_duplicates():
         lambda: generator.normal(size=(50, 1)),
     ):
         assert duplicate_notes(duplicates_of(*(make() for _ in range(12)))) == []
+    quantities = np.sort(generator.normal(size=(12, 50)), axis=1)
+    made_of = [np.column_stack([y + generator.normal(0, 0.3, 50) for _ in range(3)]) for y in quantities]
+    assert duplicate_notes(duplicates_of(*made_of, y=quantities.reshape(-1))) == []
 
 
 def windows(generator, *, step, features):

@@ -39,7 +39,8 @@ class Sample(NamedTuple):
     """Some rows of a client: support rows first.
 
     x: float64 `[rows, features]`, as they are. y: `[rows]`, classes, or zeros where there are none.
-    position: int `[rows]`, where each lies in the file; empty if that is not known.
+    position: int `[rows]`, where each lies in the file; empty if that is not known, or the file is sorted by quantities
+        to predict, so that neighbours are alike for this reason.
     """
 
     x: np.ndarray
@@ -111,18 +112,34 @@ def _samples(federation: Federation) -> Iterator[Sample]:
         support, total = int(federation.sizes[client, 0]), int(federation.sizes[client].sum())
         flat = np.concatenate([np.reshape(leaf, (total, -1)) for leaf in jax.tree.leaves(x)], axis=1)
         position = split_order(federation.ids[int(client)], total) if at_random else np.zeros(0, np.int64)
-        # Of a large client a stretch of the file, in which neighbours stay.
-        most = min(_ROWS, max(_NUMBERS // max(flat.shape[1], 1), 10))
-        kept = position < most if at_random else np.arange(total) < total
-        if not at_random and total > most:
-            kept = np.zeros(total, bool)
-            kept[generator.permutation(support)[: most * 4 // 5]] = True
-            kept[support + generator.permutation(total - support)[: most // 5]] = True
+        kept = _kept(position, support, total, min(_ROWS, max(_NUMBERS // max(flat.shape[1], 1), 10)), generator)
         targets = np.asarray(jax.tree.leaves(y)[0])
-        classes = targets if targets.ndim == 1 and federation.metadata.get("classes") else np.zeros(total)
-        if 0 < kept[:support].sum() < kept.sum():
-            rows = np.asarray(flat[kept], np.float64)
-            yield Sample(rows, classes[kept], int(kept[:support].sum()), position[kept] if at_random else position)
+        is_class = targets.ndim == 1 and bool(federation.metadata.get("classes"))
+        if not 0 < kept[:support].sum() < kept.sum():
+            continue
+        position = position[kept] if at_random else position
+        if at_random and not is_class and _is_sorted(targets[kept][np.argsort(position)]):
+            position = position[:0]
+        classes = targets[kept] if is_class else np.zeros(int(kept.sum()))
+        yield Sample(np.asarray(flat[kept], np.float64), classes, int(kept[:support].sum()), position)
+
+
+def _kept(position: np.ndarray, support: int, total: int, most: int, generator: np.random.Generator) -> np.ndarray:
+    """Which of a client's rows are looked at: bool `[rows]`, `most` of them at most."""
+    if len(position):
+        # A stretch of the file, in which neighbours stay.
+        return position < most
+    kept = np.ones(total, bool)
+    if total > most:
+        kept[generator.permutation(support)[most * 4 // 5 :]] = False
+        kept[support + generator.permutation(total - support)[most // 5 :]] = False
+    return kept
+
+
+def _is_sorted(values: np.ndarray) -> bool:
+    """Whether the rows `[rows, ...]` of quantities rise or fall all along."""
+    steps = np.diff(values.astype(np.float64), axis=0)
+    return bool(steps.any() and ((steps >= 0).all() or (steps <= 0).all()))
 
 
 def _scales(samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -28,24 +29,46 @@ def clients_by_file(
 ) -> tuple[Mapping[str, np.ndarray], list[str]]:
     """The columns, with `client`, each row's file, if nothing else says whose the rows are; and a note on it.
 
-    Files that are called like the pieces of one table are no clients.
+    Folders called `column=value`, as Spark and Arrow write them, are a column. Files that are called like the pieces of
+    one table are no clients, but the folders that they lie in are.
 
     Raises:
         UserError: if two files would be one client.
     """
-    is_known = "client" in columns or {"client", "partition"} & options.keys()
-    if sources.folder is None or len(sources.files) < 2 or is_known:
+    if sources.folder is None or len(sources.files) < 2:
         return columns, []
-    names = [_client(file) for file in sources.files]
-    if any(_PIECE.fullmatch(name) for name in names):
+    columns = _by_folder(sources, lengths) | dict(columns)
+    if "client" in columns or {"client", "partition"} & options.keys():
         return columns, []
-    for part in (sources.train, sources.test):
-        ids = [_client(file) for file in part]
-        if twice := next((name for name in ids if ids.count(name) > 1), None):
-            raise UserError(f"{sources.folder} has two files for the client {twice!r}; give each client one")
-    owners = np.repeat(np.array(names, object), lengths)
-    note = "every file is a client, named as the file, as there is no column 'client'"
-    return {"client": owners, **columns}, [f"{note}; --client COLUMN names another"]
+    folders = [name for name in (_folder(sources, file) for file in sources.files) if name]
+    names = folders if len(folders) == len(sources.files) else [_client(file) for file in sources.files]
+    what = "folder" if names is folders else "file"
+    if what == "file":
+        if any(_PIECE.fullmatch(name) for name in names):
+            return columns, []
+        for part in (sources.train, sources.test):
+            ids = [_client(file) for file in part]
+            if twice := next((name for name in ids if ids.count(name) > 1), None):
+                raise UserError(f"{sources.folder} has two files for the client {twice!r}; give each client one")
+    note = (
+        f"every {what} is a client, named as the {what}, as there is no column 'client'; --client COLUMN names another"
+    )
+    return {"client": np.repeat(np.array(names, object), lengths), **columns}, [note]
+
+
+def _by_folder(sources: Sources, lengths: Sequence[int]) -> dict[str, np.ndarray]:
+    """The columns that the names of folders give, `column=value`."""
+    pairs = [_folder(sources, file).partition("=") for file in sources.files]
+    names = {name for name, equals, _ in pairs if equals}
+    if len(names) != 1 or not all(equals for _, equals, _ in pairs):
+        return {}
+    return {names.pop(): np.repeat(np.array([unquote(value) for _, _, value in pairs], object), lengths)}
+
+
+def _folder(sources: Sources, file: Path) -> str:
+    """The name of the folder within the data set's that a file lies in, if it is none of a part."""
+    name = file.parent.name
+    return "" if file.parent == sources.folder or name in ("train", "test") else name
 
 
 def _client(file: Path) -> str:

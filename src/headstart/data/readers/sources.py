@@ -27,7 +27,7 @@ _FOLDERS = (
     "give the path of a file, or a folder with Parquet, CSV or npz files of the same columns, or with pictures in"
     " client/class/"
 )
-_SUFFIXES = (".sqlite", ".db", ".h5", ".hdf5", ".json", ".npz", ".parquet", ".csv", ".lzma", ".xz", ".gz")
+_SUFFIXES = (".sqlite", ".db", ".h5", ".hdf5", ".json", ".npz", ".parquet", ".csv", ".tsv", ".lzma", ".xz", ".gz")
 _PART = re.compile(r"(train|test)(?!.*(train|test))")
 PART_WORD = re.compile(r"(?<![A-Za-z])(train|test)(?![A-Za-z])")
 
@@ -101,6 +101,9 @@ def _find_in_folder(folder: Path) -> Sources:
         return _sources(files[0], files)
     if pictures := pictures_in(folder):
         return Sources(folder, tuple(pictures), (), folder)
+    below = sorted(f for each in folder.iterdir() if each.is_dir() for f in each.iterdir() if _is_data(f))
+    if not files and (shards := _shards(folder, below)):
+        return shards
     found = "no data file" if not files else f"{len(files)} files that are not one data set"
     raise UserError(f"{folder} is a folder with {found}; {_FOLDERS} ({_ACCEPTED})")
 
@@ -120,12 +123,13 @@ def _shards(folder: Path, files: list[Path]) -> Sources | None:
 
 
 def _table_ending(path: Path) -> str:
-    """The last ending that is none of a packer's."""
-    return next((ending for ending in reversed(path.suffixes) if ending not in (".gz", ".xz", ".lzma")), "")
+    """The last ending that is none of a packer's; text with tabs is CSV, too."""
+    ending = next((ending for ending in reversed(path.suffixes) if ending not in (".gz", ".xz", ".lzma")), "")
+    return ".csv" if ending == ".tsv" else ending
 
 
 def _is_data(path: Path) -> bool:
-    return path.is_file() and path.suffix in _SUFFIXES
+    return path.is_file() and path.suffix in _SUFFIXES and not path.name.startswith(".")
 
 
 def recognise(path: Path) -> Format:
