@@ -9,7 +9,9 @@ import pytest
 import headstart as hs
 from headstart.experiment.choice import with_choice, with_server
 from headstart.experiment.loading import load
+from headstart.experiment.setup import TABLE_CLIP, suited_to_table
 from headstart.learning.personalization import edges
+from headstart.methods.paper import client_sgd
 from headstart.reports.page import write
 from headstart.training import run as training
 from small import experiment, first_stage_only, run
@@ -115,3 +117,34 @@ def test_later_stages_follow_the_rate_of_the_first():
 def test_a_choice_at_an_edge_is_said(recipe, learning_rate, count, said):
     found = edges(recipe, learning_rate, count)
     assert len(found) == len(said) and all(text.startswith(start) for text, start in zip(found, said, strict=True))
+
+
+def test_a_stage_ends_when_its_patience_is_over(small_data, tmp_path):
+    # Evaluated after every second round; at a rate of zero nothing improves.
+    whole = replace(first_stage_only(experiment(small_data, rounds=(8, 1))), model=hs.ModelSpec("logistic"))
+    still = replace(whole.stages[0], update=hs.FedAvg(1, 0.0, 4), patience=2)
+    ended = run(replace(whole, stages=(still,)), tmp_path / "still")
+    assert ended.finished and ended.report()["round"] == 4 and run(ended.experiment, tmp_path / "still").finished
+    moving = replace(whole.stages[0], update=hs.FedAvg(1, 0.01, 4), patience=2)
+    assert run(replace(whole, stages=(moving,)), tmp_path / "moving").report()["round"] == 8
+    two = replace(experiment(small_data), stages=(still, replace(still, patience=None)))
+    with pytest.raises(hs.UserError, match="has `patience` and is not the last one"):
+        run(two, tmp_path / "two")
+
+
+def test_what_suits_a_table_where_nothing_is_said_of_it(small_data):
+    table, own = load("personalized_fedavg", data=str(small_data)), hs.ModelSpec("mlp")
+    plan = suited_to_table(replace(table, model=own))
+    assert plan.personalization == hs.Personalization(epochs=20, learning_rates=(0.02, 0.002, 0.2))
+    assert [stage.update.clip for stage in plan.stages] == [TABLE_CLIP, TABLE_CLIP]
+    assert suited_to_table(replace(table, model=hs.ModelSpec("logistic"))).personalization.pulls
+    said = load("fedavg", data=str(small_data), settings=["personalization.epochs=5"])
+    assert suited_to_table(replace(said, model=own)).personalization == said.personalization
+    assert suited_to_table(replace(load("fedavg"), model=own)).stages == load("fedavg").stages
+
+
+def test_a_gradient_beyond_the_clip_is_shrunk_to_it():
+    gradient = {"w": np.array([3.0, 4.0], np.float32)}
+    for clip, expected in ((None, (-3, -4)), (10.0, (-3, -4)), (1.0, (-0.6, -0.8))):
+        sgd = client_sgd(1.0, clip)
+        np.testing.assert_allclose(sgd.update(gradient, sgd.init(gradient))[0]["w"], expected, rtol=1e-6)

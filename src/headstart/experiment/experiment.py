@@ -65,6 +65,8 @@ class Stage:
     weighting: of the replies, by number of examples or uniform; by default as the method's paper weights them.
     stop_at: end the stage early, at the first evaluation at which the initial model's first metric is as good on
         validation clients.
+    patience: end the stage early once the initial model's loss on validation clients has not improved for this many
+        evaluations.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Stage:
     # Never None once made: a saved stage says how it weights.
     weighting: Weighting = cast(Weighting, None)
     stop_at: float | None = None
+    patience: int | None = at_least(1, None)
 
     def __post_init__(self) -> None:
         if self.weighting is None:
@@ -110,7 +113,7 @@ class Stage:
 class Centralized:
     """A stage as a datacenter would do it: the clients' examples pooled and shuffled.
 
-    steps: how many batches make one round, for curves and checkpoints. stop_at: as of a `Stage`.
+    steps: how many batches make one round, for curves and checkpoints. stop_at, patience: as of a `Stage`.
     """
 
     name: str
@@ -119,6 +122,7 @@ class Centralized:
     steps: int = at_least(1, 100)
     batch_size: int = at_least(1, 20)
     stop_at: float | None = None
+    patience: int | None = at_least(1, None)
 
     def __post_init__(self) -> None:
         check_fields(self)

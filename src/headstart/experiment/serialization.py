@@ -80,6 +80,10 @@ _LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "headstart.Classification": {"more": []},
     "headstart.Regression": {"center": [], "scale": [], "more": []},
     "headstart.Experiment": {"trial": None},
+    "headstart.Stage": {"patience": None},
+    "headstart.Centralized": {"patience": None},
+    "headstart.FedAvg": {"clip": None},
+    "headstart.Reptile": {"clip": None},
 }
 
 

@@ -289,19 +289,22 @@ def target_problems(experiment: Experiment, federation: Federation, groups: Spli
     testable = has_test_examples(federation, groups.validation).any()
     monitored = experiment.evaluate_every and experiment.evaluation_clients and testable
     for number, stage in enumerate(experiment.stages):
-        if stage.stop_at is None:
+        if stage.stop_at is None and stage.patience is None:
             continue
+        name = "stop_at" if stage.stop_at is not None else "patience"
         if number < len(experiment.stages) - 1:
-            yield f"stage {stage.name!r} has `stop_at` and is not the last one; only the last may end early"
+            yield f"stage {stage.name!r} has `{name}` and is not the last one; only the last may end early"
         elif not monitored:
             yield (
-                f"stage {stage.name!r} has `stop_at`, but validation clients are never evaluated along training; give"
+                f"stage {stage.name!r} has `{name}`, but validation clients are never evaluated along training; give"
                 " evaluate_every, evaluation_clients and data.validation above 0, and clients local test examples"
             )
 
 
 # Of an MLP on a table that names none: small, for clients with tens of rows.
 TABLE_WIDTHS = (64, 64)
+# Of personalization on a table, and the norm of a client's gradient there, where nothing is said of them.
+TABLE_EPOCHS, TABLE_CLIP = 20, 2.0
 
 
 def suited(experiment: Experiment, federation: Federation) -> Experiment:
@@ -320,15 +323,33 @@ def suited(experiment: Experiment, federation: Federation) -> Experiment:
     if isinstance(task, Regression) and preprocessing is not None:
         task = replace(task, center=preprocessing.target_center, scale=preprocessing.target_scale)
     experiment = replace(experiment, task=task, model=model)
-    return _to_optimum(experiment) if is_table(federation.metadata) else experiment
+    return suited_to_table(experiment) if is_table(federation.metadata) else experiment
 
 
-def _to_optimum(experiment: Experiment) -> Experiment:
-    """The experiment with convex models personalized to their optimum, where nothing else is said of it."""
-    plain = all(stage.method.for_personalization is PLAIN for stage in experiment.stages)
-    if experiment.personalization != Personalization() or not (plain and is_convex(experiment.model)):
+def suited_to_table(experiment: Experiment) -> Experiment:
+    """The experiment with the personalization, and the clipping, that suit a table where nothing is said of them.
+
+    Convex models are personalized to their optimum, others in more epochs at one of three learning rates. Where there
+    is a trial, clients' gradients are clipped, for a row far outside moves a client as far.
+    """
+    recipe, trial = experiment.personalization, experiment.trial
+    if trial is not None:
+        experiment = replace(experiment, stages=tuple(map(_clipped, experiment.stages)))
+    if recipe != Personalization() or (trial is not None and not trial.personalization):
         return experiment
-    return replace(experiment, personalization=replace(experiment.personalization, pulls=PULLS))
+    plain = all(stage.method.for_personalization is PLAIN for stage in experiment.stages)
+    if plain and is_convex(experiment.model):
+        return replace(experiment, personalization=replace(recipe, pulls=PULLS))
+    own = recipe.optimizer.learning_rate
+    # The first one is used along training.
+    learning_rates = (own, own / 10, own * 10)
+    return replace(experiment, personalization=replace(recipe, epochs=TABLE_EPOCHS, learning_rates=learning_rates))
+
+
+def _clipped(stage: Stage | Centralized) -> Stage | Centralized:
+    if isinstance(stage, Centralized) or getattr(stage.update, "clip", 0.0) is not None:
+        return stage
+    return replace(stage, update=replace(stage.update, clip=TABLE_CLIP))  # pyright: ignore[reportCallIssue]
 
 
 def build_model(model: ModelSpec, federation: Federation, *, allowed_modules: Collection[str] = ()) -> Model:

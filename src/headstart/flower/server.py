@@ -117,6 +117,9 @@ def serve(
     blank = placeholder(registry.schema, preprocessing=preprocessing)
     blank = replace(blank, metadata=_decided(registry, preprocessing))
     experiment = with_cohorts(suited(experiment, blank))
+    # Several learning rates that suit the data are for one machine: devices have one.
+    one_rate = replace(experiment.personalization, learning_rates=())
+    experiment = replace(experiment, personalization=one_rate)
     assert experiment.model is not None and experiment.task is not None
     model = build_model(experiment.model, blank, allowed_modules=allowed_modules)
     check_fit(experiment.task, model, blank)
@@ -177,6 +180,11 @@ def _check(experiment: Experiment) -> None:
     central = [stage.name for stage in experiment.stages if isinstance(stage, Centralized)]
     if central:
         raise UserError(f"the stage {central[0]!r} is centralized, and devices keep their data; leave it out")
+    patient = [stage.name for stage in experiment.stages if stage.patience is not None]
+    if patient:
+        raise UserError(
+            f"the stage {patient[0]!r} has `patience`, which devices do not offer yet; give stop_at instead"
+        )
     if experiment.personalization.learning_rates:
         raise UserError(
             "devices personalize at one learning rate; leave personalization.learning_rates empty, or choose among"

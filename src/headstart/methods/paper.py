@@ -58,6 +58,12 @@ def weighted_path(local_sgd: LocalSGD, params: Tree, key: Array, *segments: Segm
     return delta, local_state.metrics
 
 
+def client_sgd(learning_rate: float, clip: float | None) -> optax.GradientTransformation:
+    """The client's SGD; clip: the largest norm of a gradient, which a larger one is shrunk to."""
+    sgd = optax.sgd(learning_rate)
+    return sgd if clip is None else optax.chain(optax.clip_by_global_norm(clip), sgd)
+
+
 @dataclass(frozen=True)
 class FedSGD(ClientUpdate):
     """Δ = β g_1, one gradient on all of the client's examples.
@@ -81,11 +87,15 @@ class FedSGD(ClientUpdate):
 
 @dataclass(frozen=True)
 class FedAvg(ClientUpdate):
-    """Δ = θ − θ_K after E epochs of local SGD; a small client takes fewer steps than a large one."""
+    """Δ = θ − θ_K after E epochs of local SGD; a small client takes fewer steps than a large one.
+
+    clip: the largest norm of a gradient, which a larger one is shrunk to; None leaves all as they are.
+    """
 
     epochs: int = at_least(1, 1, most=MOST_EPOCHS)
     learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
+    clip: float | None = at_least(0, None, above=True)
 
     search_space: ClassVar[SearchSpace] = {"epochs": (1, 5)}
 
@@ -93,18 +103,22 @@ class FedAvg(ClientUpdate):
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
-        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        local_sgd = LocalSGD(task, model, client_sgd(self.learning_rate, self.clip), self.batch_size)
         steps = self.epochs * batches_per_epoch(client, self.batch_size)
         return make_reply(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))
 
 
 @dataclass(frozen=True)
 class Reptile(ClientUpdate):
-    """Δ = θ − θ_K after K steps of local SGD, the same number for every client."""
+    """Δ = θ − θ_K after K steps of local SGD, the same number for every client.
+
+    clip: as in `FedAvg`.
+    """
 
     steps: int = at_least(1, 10, most=MOST_STEPS)
     learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
+    clip: float | None = at_least(0, None, above=True)
 
     weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"steps": (2, 10)}
@@ -113,7 +127,7 @@ class Reptile(ClientUpdate):
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
     ) -> Reply:
         """A client update; see `ClientUpdate`."""
-        local_sgd = LocalSGD(task, model, optax.sgd(self.learning_rate), self.batch_size)
+        local_sgd = LocalSGD(task, model, client_sgd(self.learning_rate, self.clip), self.batch_size)
         steps = jnp.where(client.size > 0, self.steps, 0)
         return make_reply(client, *weighted_path(local_sgd, broadcast, key, Segment(client, steps, 1.0)))
 

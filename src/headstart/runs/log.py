@@ -58,6 +58,16 @@ class Log:
         found = [r for r in self.records() if r["event"] == "evaluation" and r["round"] == number]
         return found[-1]["validation"][task.metrics[0].name][0] if found else None
 
+    def stagnant(self, task: Task, start: int, patience: int) -> bool:
+        """Whether the initial model's loss on validation clients has not improved in the last n evaluations.
+
+        start: the round that the stage started after; earlier evaluations do not count.
+        """
+        metric = next((each for each in task.metrics if each.items == task.loss), task.metrics[0])
+        found = [r for r in self.records() if r["event"] == "evaluation" and r["round"] >= start]
+        values = [metric.sign * float(record["validation"][metric.name][0]) for record in found]
+        return len(values) > patience and max(values[:-patience]) >= max(values[-patience:])
+
     def __call__(self, record: Record) -> None:
         """Write a record and hand it to the listener."""
         record = {**record, "seed": self._seed}

@@ -46,7 +46,7 @@ def train(seed_run: SeedRun, position: Position) -> Position | None:
     position = position._replace(
         state=replicated(position.state, context.gather.mesh if isinstance(stage, Stage) else None)
     )
-    done = stage.stop_at is not None and _reached(seed_run, stage, seed_run.log.evaluated(task, position.round))
+    done = _ends(seed_run, stage, first, lambda: seed_run.log.evaluated(task, position.round))
     count = 0 if done else min(1, last - position.round)
     cohort_batch = gather(position.round + 1, count, capacity) if count else None
     while cohort_batch is not None:
@@ -68,10 +68,10 @@ def train(seed_run: SeedRun, position: Position) -> Position | None:
         position = position._replace(round=number + count - 1, state=state)
         pace = max(1, int(cluster.broadcast(min(CALL_SECONDS, context.options.checkpoint_seconds) / seconds)))
         count = following
-        if position.round == _next_evaluation_round(experiment, position.round, last) and _reached(
-            seed_run, stage, evaluate(seed_run, position)
-        ):
-            cohort_batch = None
+        if position.round == _next_evaluation_round(experiment, position.round, last):
+            value = evaluate(seed_run, position)
+            if _ends(seed_run, stage, first, lambda value=value: value):
+                cohort_batch = None
         elapsed = time.monotonic() - saved >= context.options.checkpoint_seconds
         requested = cluster.any_of(context.interrupt.requested)
         if cohort_batch is None or requested or elapsed:
@@ -83,9 +83,17 @@ def train(seed_run: SeedRun, position: Position) -> Position | None:
     return position
 
 
-def _reached(seed_run: SeedRun, stage: Stage | Centralized, value: float | None) -> bool:
-    """Whether a stage with a target has come to it, as process 0 sees it."""
-    return stage.stop_at is not None and target_reached(seed_run.context.prepared.task, stage, cluster.broadcast(value))
+def _ends(seed_run: SeedRun, stage: Stage | Centralized, first: int, value: Callable[[], float | None]) -> bool:
+    """Whether a stage has come to its target, or to the end of its patience, as process 0 sees it.
+
+    first: its first round. value: of the first metric, at the newest evaluation.
+    """
+    if stage.stop_at is None and stage.patience is None:
+        return False
+    task = seed_run.context.prepared.task
+    reached = stage.stop_at is not None and target_reached(task, stage, value())
+    stagnant = stage.patience is not None and seed_run.log.stagnant(task, first - 1, stage.patience)
+    return cluster.broadcast(bool(reached or stagnant))
 
 
 def _with_states(cohort_batch: CohortBatch, client_states: ClientStates | None) -> Cohort:

@@ -200,7 +200,11 @@ def selection_clients(prepared: Prepared, stage: Stage | Centralized) -> np.ndar
     Where some of them have ended the stage at their best moment, the others choose, if there are any.
     """
     clients = prepared.groups.validation
-    others = clients if stage.stop_at is None else np.setdiff1d(clients, monitored_clients(prepared))
+    others = (
+        clients
+        if stage.stop_at is None and stage.patience is None
+        else np.setdiff1d(clients, monitored_clients(prepared))
+    )
     return others if len(others) else clients
 
 
