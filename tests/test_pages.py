@@ -1,6 +1,7 @@
 """The code in README and guide runs as it stands."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -8,6 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+# What README's commands are given besides, so that they take seconds.
+SMALLER_COMMANDS = ["sample", "data", "run", "report", "sample", "personalize", "predict", "export"]
+SMALLER = {
+    "sample": ("--rows", "30"),
+    "run": ("--set", "stages.0.rounds=3", "--set", "trial=null", "--no-baselines"),
+    "export": ("--platforms", "cpu"),
+}
 
 
 def blocks(page: str) -> list[str]:
@@ -32,3 +41,16 @@ def test_the_code_of_the_guide_runs(number, monkeypatch):
     monkeypatch.setitem(sys.modules, "guide", module)
     vars(module)["hs"] = __import__("headstart")
     exec(compile(code, "docs/guide.md", "exec"), vars(module))
+
+
+def test_the_commands_of_the_readme_for_your_own_data_run_one_after_another(command, tmp_path):
+    text = (ROOT / "README.md").read_text()
+    (block,) = (block for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) if "headstart sample" in block)
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert [line[1] for line in lines] == SMALLER_COMMANDS
+    for line in lines:
+        code, out, err = command(*line[1:], *SMALLER.get(line[1], ()))
+        assert code == 0, (line, out, err)
+    assert {"clients.csv", "report.html"} <= {path.name for path in (tmp_path / "runs/hospitals").iterdir()}
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) > 100
+    assert (tmp_path / "artifact/artifact.json").exists()

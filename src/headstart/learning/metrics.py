@@ -205,7 +205,7 @@ def r_squared() -> Metric:
         known = variance > LEAST_VARIANCE * second
         return np.where(known.all(axis=-1), (1 - _ratio(errors, variance)).mean(axis=-1), np.nan)
 
-    return Metric("R squared", "", True, items, finish, partial=True)
+    return Metric("R squared", "share of variance", True, items, finish, partial=True)
 
 
 def _one_hot(classes: Array, output: Array) -> Array:
