@@ -1,13 +1,18 @@
 """Predictions for the rows of a file, and the clients of a run as a table."""
 
 import csv
+import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headstart import Data, Experiment, FedAvg, Optimizer, Personalization, Stage, open_run
+from headstart import Data, Experiment, FedAvg, Optimizer, Personalization, Stage, UserError, open_run
+from headstart.data.by_column import values_by_client
 from headstart.data.sample import write_sample
 from headstart.deploy.adapt import personalize_run
+from headstart.training.seed_run import Options
 from small import run
 
 FEATURES = ["ward", "age", "crp", "admitted"]
@@ -29,7 +34,7 @@ def hospitals(made_once):
         data = Data(str(folder / "hospitals.csv"), options, train=0.6, validation=0.2)
         recipe = Personalization(Optimizer("sgd", 0.1), 8, 2)
         plan = Experiment("hospitals", (stage,), data, personalization=recipe, evaluate_every=0)
-        run(plan, folder / "run").write_clients()
+        run(plan, folder / "run", options=Options(baselines=False)).write_clients()
         personalize_run(folder / "run", folder / "hospitals.csv", folder / "mine", options=options, epochs=2)
 
     return made_once("hospitals", make)
@@ -74,3 +79,30 @@ def test_a_run_writes_its_clients_as_a_table(hospitals):
         [float(line["initial accuracy"]) for line in test], trained.clients()["initial"], rtol=1e-5
     )
     assert {"personalized balanced accuracy", "initial AUC", "test examples"} <= set(lines[0])
+
+
+def test_a_clients_value_of_a_column_is_its_own_or_its_most_frequent_or_a_quarter(tmp_path):
+    rows = [f"{c},{'north' if c < 4 else 'south'},{'xyx'[i]},{c + i / 10},1" for c in range(8) for i in range(3)]
+    (tmp_path / "t.csv").write_text("client,region,ward,age,y\n" + "\n".join(rows) + "\n8,,,,1\n")
+    region = values_by_client(tmp_path / "t.csv", {}, "region")
+    assert region.values["0"] == "north" and region.values["7"] == "south" and region.values["8"] == "(no value)"
+    assert region.how == "the value of each client"
+    ward = values_by_client(tmp_path / "t.csv", {}, "ward")
+    assert set(ward.values.values()) == {"x", "(no value)"} and "within which it varies" in ward.how
+    age = values_by_client(tmp_path / "t.csv", {}, "age")
+    assert [list(age.values.values()).count(name) for name in age.order] == [2, 2, 2, 2, 1]
+    with pytest.raises(UserError, match="did you mean 'region'"):
+        values_by_client(tmp_path / "t.csv", {}, "regio")
+
+
+def test_results_are_shown_by_a_columns_values(command, hospitals, no_figures):
+    code, out, err = command("report", hospitals / "run", "--by", "crp", "--out", "page.html")
+    assert code == 0 and "test clients by 'crp', each client's mean, in quarters of the clients" in out, err
+    assert "For whom personalization pays" in Path("page.html").read_text()
+    trained, counts = open_run(hospitals / "run"), re.findall(r", (\d+) clients?: initial accuracy", out)
+    assert sum(map(int, counts)) == len(trained.clients()["id"])
+    words = ["--data", hospitals / "hospitals.csv", "--client", "hospital", "--target", "outcome", "--by", "ward"]
+    code, out, err = command("personalize", hospitals / "run", *words, "--out", "again")
+    assert code == 0 and "clients that did not train the run by 'ward', the most frequent" in out, err
+    found = json.loads(Path("again/summary.json").read_text())["by"]["values"]
+    assert sum(each["clients"] for each in found) == 10 - len(trained.members["train"])

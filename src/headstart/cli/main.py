@@ -12,6 +12,7 @@ from rich.console import Console
 
 from headstart._version import __version__
 from headstart.cli.options import (
+    By,
     ClientColumn,
     DataOptions,
     Devices,
@@ -167,6 +168,7 @@ def personalize(
     lanes: Lanes = 1,
     devices: Devices = None,
     hide_ids: HideIds = False,
+    by: By = None,
     imports: Imports = None,
 ) -> None:
     """Personalize a run's initial model on your own clients: per-client results and personalized parameters."""
@@ -187,6 +189,7 @@ def personalize(
             lanes=lanes,
             devices=devices,
             hide_ids=hide_ids,
+            by=by,
             allowed_modules=modules_named(imports, None),
             progress=lambda done, of: update(f"personalizing clients, {of} in all"),
         )
@@ -256,17 +259,25 @@ def report(
     context: typer.Context,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, to be compared.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; default RUN/report.html.")] = None,
+    by: By = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="PATH", help="Where the data of --by are now.")] = None,
     imports: Imports = None,
 ) -> None:
     """Make one self-contained page, and figures, from run folders."""
+    from headstart.reports.by_column import print_by_column, results_by_column
     from headstart.reports.page import write
     from headstart.reports.tables import print_runs
+    from headstart.runs.reading import open_runs
 
     output = output_of(context)
     allowed_modules = modules_named(imports, None)
+    opened = open_runs(runs, allowed_modules=allowed_modules)
+    by_column = [] if by is None else [results_by_column(run, by, data) for run in opened]
     with output.measured():
-        page = write(runs, out, allowed_modules=allowed_modules)
+        page = write(runs, out, allowed_modules=allowed_modules, by=by_column)
     print_runs(output.console, runs, allowed_modules=allowed_modules)
+    for results in by_column:
+        print_by_column(output.console, results)
     output.result(f"The report: {page}")
     output.detail(files_in(page.parent / "figures"))
 

@@ -52,6 +52,9 @@ ModelName = Annotated[
     str | None,
     typer.Option("--model", metavar="NAME|MODULE:NAME", help="cnn, char_lstm, logistic, linear, mlp, or a custom one."),
 ]
+By = Annotated[
+    str | None, typer.Option("--by", metavar="COLUMN", help="Show results by the values of a column of the data, too.")
+]
 HideIds = Annotated[bool, typer.Option("--hide-ids", help="Write pseudonyms in place of the clients' ids.")]
 Processes = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Runs in parallel; default: one per core, 1 on a GPU.")

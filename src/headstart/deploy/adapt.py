@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from headstart.console import printable
+from headstart.data.by_column import ByColumn, values_by_client
 from headstart.data.decided import as_decided
 from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Client, Federation, Tree
@@ -30,6 +31,7 @@ from headstart.runs.clients import clients_csv
 from headstart.runs.pseudonyms import hidden, is_pseudonym, key_of, pseudonym, read_key, write_key
 from headstart.runs.reading import open_run
 from headstart.runs.run import Run
+from headstart.statistics.by_value import by_value
 from headstart.statistics.clients import measured_metrics, summarize
 
 
@@ -43,6 +45,7 @@ def personalize_run(
     lanes: int = 1,
     devices: int | None = None,
     hide_ids: bool = False,
+    by: str | None = None,
     allowed_modules: Collection[str] = (),
     progress: Callable[[int, int], None] = lambda clients, of: None,
 ) -> tuple[dict[str, Any], Task]:
@@ -57,7 +60,8 @@ def personalize_run(
 
     epochs: of personalization (or steps); by default as many as the run chose on its validation clients.
     lanes, devices: as in `run.Options`. hide_ids: whether pseudonyms are written in place of ids, those of the run if
-        it has some.
+        it has some. by: a column of the source, by whose values the clients that did not train the run are summarized
+        too, as `by`.
 
     Raises:
         UserError: if the run is not finished, or the data do not suit its model.
@@ -76,19 +80,40 @@ def personalize_run(
     params = _params(run, model, seed)
     count = run.chosen_epochs(seed) if epochs is None else epochs
     recipe = experiment.personalization.at_most(count)
+    by_column = None if by is None else _by_column(source, options or {}, by)
     _prepare_folder(out)
     parallel = Parallel(lanes, all_devices(devices))
     gather, key = on_device(federation, mesh=parallel.mesh), personal_key(root)
     personalize = personalizer(task, model, recipe, method=method, parallel=parallel)
     curves = personalize(params, np.arange(len(federation)), gather, key, lambda done: progress(done, len(federation)))
     groups = _groups(run, federation)
+    lines = []
+    if by_column is not None:
+        lines = _by_value(by_column, federation, curves, task, count, groups)
     written = _as_written(run, federation, out) if hide_ids else federation
     summary = _summary(curves, task, count, written, groups)
+    if by_column is not None:
+        summary["by"] = {"column": by_column.column, "how": by_column.how, "values": lines}
     adapted = _adapter(model, task, recipe, params, key, parallel, method)
     _write_parameters(out / "parameters", written, gather, adapted)
     write_bytes(out / "clients.csv", _csv(written, curves, task, count, groups))
     write_json(out / "summary.json", summary)
     return summary, task
+
+
+def _by_column(source: str | os.PathLike[str] | Federation, options: Mapping[str, Any], column: str) -> ByColumn:
+    if isinstance(source, Federation):
+        raise UserError("a federation in memory has no columns to summarize by; give the path of its table")
+    return values_by_client(source, options, column)
+
+
+def _by_value(
+    by: ByColumn, federation: Federation, curves: Curves, task: Task, epochs: int, groups: list[str] | None
+) -> list[dict[str, Any]]:
+    """The clients that did not train the run by the values of a column."""
+    trained = np.array([group == "train" for group in groups or [""] * len(federation)], bool)
+    means = np.where(trained[:, None], np.nan, curves.means(task.metrics[0]))
+    return by_value([by.values[client] for client in federation.ids], by.order, means[:, 0], means[:, epochs])
 
 
 def _groups(run: Run, federation: Federation) -> list[str] | None:

@@ -16,6 +16,7 @@ from headstart.errors import UserError
 from headstart.experiment.choice import Candidate, described
 from headstart.files import write_bytes
 from headstart.reports.baselines import beside_baselines, conclusions
+from headstart.reports.by_column import ResultsByColumn, cells
 from headstart.reports.comparability import comparable_groups, data_record, incomparable_notice
 from headstart.reports.figures import caption, figure_specs, left_out
 from headstart.reports.format import (
@@ -44,11 +45,13 @@ def write(
     out: str | os.PathLike[str] | None = None,
     *,
     allowed_modules: Collection[str] = (),
+    by: Sequence[ResultsByColumn] = (),
 ) -> Path:
     """Write the page and, in `figures/` beside it, its figures, light and dark; returns the page's path.
 
     runs: run folders, finished or not, to be compared. out: the page; by default `report.html` in the first folder.
-    allowed_modules: modules beside headstart's own that a saved task may be imported from.
+    allowed_modules: modules beside headstart's own that a saved task may be imported from. by: results by a column to
+        add.
 
     Raises:
         UserError: if a folder is no run folder, or the runs do not measure the same thing.
@@ -64,11 +67,17 @@ def write(
     samples = _distinct_samples(read)
     imports = [word for module in sorted(allowed_modules) for word in ("--import", module)]
     command = ["headstart", "report", *(str(run.path) for run in read), *(["--out", str(out)] if out else []), *imports]
-    write_bytes(target, _page(read, samples, target.parent / "figures", shlex.join(command)))
+    write_bytes(target, _page(read, samples, target.parent / "figures", shlex.join(command), by))
     return target
 
 
-def _page(runs: Sequence[Run], samples: Sequence[tuple[str, Samples]], figures: Path, command: str) -> bytes:
+def _page(
+    runs: Sequence[Run],
+    samples: Sequence[tuple[str, Samples]],
+    figures: Path,
+    command: str,
+    by: Sequence[ResultsByColumn] = (),
+) -> bytes:
     rows, metric, groups = rows_of(runs), runs[0].metric, comparable_groups(runs)
     incomparable = incomparable_notice(groups)
     heading, lead = _heading(runs)
@@ -88,6 +97,7 @@ def _page(runs: Sequence[Run], samples: Sequence[tuple[str, Samples]], figures: 
         worse=format_worse(metric),
         groups=[_group(number, group, figures, apart=len(groups) > 1) for number, group in enumerate(groups)],
         trials=_trials(runs),
+        by=[(each.title, _by_column(each)) for each in by],
         samples=[_examples(*each, figures) for each in samples],
         experiment=_settings(runs, [_flat(run.document) for run in runs]),
         documents=[(run.label, json.dumps(run.document, indent=2, ensure_ascii=False)) for run in runs],
@@ -278,6 +288,13 @@ def _trials(runs: Sequence[Run]) -> Table | None:
                 )
             )
     return (["run", "settings", "validation clients", ""], lines) if lines else None
+
+
+def _by_column(results: ResultsByColumn) -> Table:
+    name = results.metric.name
+    head = ["value", "test clients", f"initial {name}", f"personalized {name}", "difference"]
+    lines: list[tuple[str, list[str | Cell]]] = [("", list(line)) for line in cells(results)]
+    return head, lines
 
 
 def _picture(figure_spec: FigureSpec, folder: Path, words: str) -> Picture:

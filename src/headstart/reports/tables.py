@@ -13,6 +13,7 @@ from rich.text import Text
 
 from headstart.console import echo, printable
 from headstart.learning.tasks import Metric
+from headstart.reports.by_column import ResultsByColumn, print_by_column
 from headstart.reports.comparability import comparable_groups, incomparable_notice
 from headstart.reports.format import (
     format_count,
@@ -267,6 +268,10 @@ def print_summary(console: Console, summary: Mapping[str, Any], metrics: Sequenc
     for text in summary.get("notes", ()):
         echo(console, text)
     _print_group(console, summary, metrics)
+    if "by" in summary:
+        by = summary["by"]
+        title = f"clients that did not train the run by {by['column']!r}, {by['how']}"
+        print_by_column(console, ResultsByColumn(title, metrics[0], by["values"]))
     if "training_clients" in summary:
         echo(console, "the clients that trained the run:")
         _print_group(console, summary["training_clients"], metrics)
