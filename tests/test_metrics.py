@@ -55,6 +55,14 @@ def test_metrics_of_classes_are_what_their_definitions_say():
     assert found["calibration error"] == pytest.approx(sum(gaps) / len(y), rel=1e-4)
 
 
+@pytest.mark.parametrize("task", [ALL, Regression(more=tuple(REGRESSION))])
+def test_no_client_has_no_value(task):
+    y = jnp.zeros((1, 3)) if isinstance(task, Regression) else jnp.zeros(1, int)
+    for metric in evaluated_metrics(task):
+        found = measure_each([metric], jnp.zeros((1, 3)), Examples(None, y, jnp.ones(1, bool)))
+        assert metric.finish(np.zeros((0, 2, *found[metric.name][0].shape))).shape == (0, 2)
+
+
 def test_a_class_that_is_not_there_is_not_counted_and_one_class_alone_has_no_curve():
     logits = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [1.0, 0.0]], np.float32)
     found = values(ALL, logits, np.array([0, 0, 0, 0]))

@@ -45,7 +45,8 @@ def test_the_code_of_the_guide_runs(number, monkeypatch):
 
 def test_the_commands_of_the_readme_for_your_own_data_run_one_after_another(command, tmp_path):
     text = (ROOT / "README.md").read_text()
-    (block,) = (block for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) if "headstart sample" in block)
+    found = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (block,) = (block for block in found if "headstart sample" in block)
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
     assert [line[1] for line in lines] == SMALLER_COMMANDS
     for line in lines:

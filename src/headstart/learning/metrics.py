@@ -131,7 +131,7 @@ def auc() -> Metric:
 
     def finish(mean: Any) -> Any:
         mean = np.asarray(mean)
-        pairs = mean.reshape(*mean.shape[:-1], 2, -1, SCORE_BINS)
+        pairs = mean.reshape(*mean.shape[:-1], 2, mean.shape[-1] // (2 * SCORE_BINS), SCORE_BINS)
         positive, negative = pairs[..., 0, :, :], pairs[..., 1, :, :]
         below = np.cumsum(negative, axis=-1) - negative / 2
         known = (positive.sum(axis=-1) > 0) & (negative.sum(axis=-1) > 0)
