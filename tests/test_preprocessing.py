@@ -21,13 +21,14 @@ COLUMNS = "site,age,tail,ward,seen,well,always,note,y,days"
 
 
 def line(client: int, row: int, *, shift: float = 0.0) -> str:
-    """One row of a table with a column of every kind, a gap in every seventh row of two of them."""
+    """One row of a table with a column of every kind; gaps of the age tell of y, those of the ward of nothing."""
     g = np.random.default_rng([client, row])
     day = datetime.date(2020, 1, 1) + datetime.timedelta(days=int(g.integers(900)))
     ward = ("north", "south", "east")[g.integers(3)] if row else f"only-{client}"
-    age, gap = g.normal(60, 12) + shift, row % 7 == 3
-    cells = ["" if gap else age, g.standard_cauchy() * 1e4, "NA" if gap else ward, day, bool(g.integers(2)), 7]
-    return ",".join(map(str, [f"s{client}", *cells, f"note {client}.{row}", "ab"[g.integers(2)], 1000 + 5 * age]))
+    age, y = g.normal(60, 12) + shift, "ab"[g.integers(2)]
+    cells = ["" if y == "b" and row % 2 else age, g.standard_cauchy() * 1e4, "NA" if row % 7 == 3 else ward, day]
+    cells += [bool(g.integers(2)), 7, f"note {client}.{row}", y, 1000 + 5 * age]
+    return ",".join(map(str, [f"s{client}", *cells]))
 
 
 def table(path, *, changed=(), clients=10):
@@ -51,10 +52,11 @@ def raw(tmp_path):
 
 def test_a_column_of_every_kind_is_planned(raw):
     plans = {column.name: column for column in hs.Preprocessing.fit(raw, np.arange(6)).columns}
+    assert not plans["ward"].indicator
     assert plans["age"].features == ("age", "age: missing") and not plans["age"].robust
     assert plans["tail"].robust and plans["tail"].features == ("tail",)
     assert plans["ward"].categories == ("east", "north", "south") and plans["ward"].other
-    assert plans["seen"].kind == "date" and plans["well"].plan == "0 or 1"
+    assert plans["seen"].kind == "date" and plans["well"].plan == "0 or 1, less the mean"
     assert plans["always"].plan == "left out: it is 7 everywhere"
     assert plans["note"].plan.startswith("left out: its 144 values hardly repeat")
 
@@ -71,7 +73,7 @@ def test_features_are_those_of_the_rows_that_training_clients_train_on(raw):
     expected = (ages - np.nanmean(ages)) / np.nanstd(ages)
     np.testing.assert_allclose(numbers["age"], np.where(gaps, 0, expected), atol=1e-6)
     wards = sum(numbers[name] for name in fitted.features if name.startswith("ward"))
-    np.testing.assert_array_equal(wards, 1)
+    np.testing.assert_array_equal(wards, ~np.isnan(raw.fetch(clients)[0][:, 2]))
 
 
 def test_nothing_of_held_out_clients_is_seen(tmp_path):

@@ -21,7 +21,7 @@ class Column:
 
     center, scale: a number becomes (number - center) / scale; a gap becomes 0, the center. By mean and standard
         deviation, or, if `robust`, by median and quartiles.
-    indicator: whether a further feature says where there was a gap.
+    indicator: whether a further feature says where there was a gap, as it does where targets differ there.
     categories: of a category, each of which becomes a feature of 0 or 1. other: whether one more stands for all others;
         without it they are 0 in all features.
     dropped: why the column is left out; empty if it is not.
@@ -74,26 +74,32 @@ class Column:
             more = ", all others together" if self.other else ""
             done = f"{len(self.categories)} features of 0 or 1{more}"
         elif self.kind == "boolean":
-            done = "0 or 1"
+            done = "0 or 1, less the mean"
         else:
             by = "median {:.4g}, quartiles" if self.robust else "mean {:.4g}, deviation"
             days = " days since 2000-01-01" if self.kind == "date" else ""
             done = f"standardized ({by.format(self.center)} {self.scale:.4g}{days})"
-        return f"{done}; gaps have a feature of their own" if self.indicator else done
+        return f"{done}; gaps tell of the target, and have a feature of their own" if self.indicator else done
 
 
 # A category in fewer rows, or of fewer clients, is one of the others; and so are those beyond so many.
 LEAST_ROWS, LEAST_CLIENTS, MOST_CATEGORIES = 10, 2, 50
 # Tails are heavy where the deviation is so many times what the quartiles of a normal distribution would make it.
 HEAVY = 2.0
+# Gaps tell of the target if it differs there by so many standard errors; of enough clients these are of their differences.
+SURE, ENOUGH_CLIENTS = 4.0, 5
 # Between the quartiles of a normal distribution, in deviations.
 QUARTILES = 1.3489795003921634
 
 
-def fit_column(about: Mapping[str, Any], values: np.ndarray, owners: np.ndarray) -> Column:
-    """What becomes of one column. values: `[rows]`, NaN for a gap. owners: int `[rows]`, the clients."""
+def fit_column(about: Mapping[str, Any], values: np.ndarray, owners: np.ndarray, targets: np.ndarray) -> Column:
+    """What becomes of one column.
+
+    values: `[rows]`, NaN for a gap. owners: int `[rows]`, the clients. targets: `[rows, n]`, quantities, or 0 and 1 for
+        each class.
+    """
     name, kind, gaps = about["name"], about["kind"], np.isnan(values)
-    present, indicator = values[~gaps], bool(gaps.any())
+    present, indicator = values[~gaps], gaps_tell(gaps, owners, targets)
     if "different" in about:
         return Column(name, kind, dropped=f"it holds {about['different']:,} different texts, as ids and notes do")
     if not len(present):
@@ -110,6 +116,32 @@ def fit_column(about: Mapping[str, Any], values: np.ndarray, owners: np.ndarray)
     return plain
 
 
+def gaps_tell(gaps: np.ndarray, owners: np.ndarray, targets: np.ndarray) -> bool:
+    """Whether targets differ where a column has gaps: then these are a feature, which else would be noise.
+
+    Judged within clients, who differ in how much they leave out, and by how far they agree; of few clients by rows.
+    """
+    if not gaps.any() or gaps.all():
+        return False
+    missing, there = (np.bincount(owners, weights=which) for which in (gaps, ~gaps))
+    both = (missing > 0) & (there > 0)
+    sums = [
+        np.stack([np.bincount(owners, weights=which * column) for column in targets.T], axis=1)
+        for which in (gaps, ~gaps)
+    ]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        apart = (sums[0] / missing[:, None] - sums[1] / there[:, None])[both]
+        weights = (missing * there / (missing + there))[both][:, None]
+    if not both.any():
+        return False
+    mean = (weights * apart).sum(axis=0) / weights.sum()
+    if both.sum() >= ENOUGH_CLIENTS:
+        error = np.sqrt((weights**2 * (apart - mean) ** 2).sum(axis=0)) / weights.sum()
+    else:
+        error = targets.std(axis=0) / np.sqrt(weights.sum())
+    return bool((np.abs(mean) > SURE * np.maximum(error, 1e-12 * (1 + np.abs(targets).max()))).any())
+
+
 def number_column(name: str, kind: Kind, mean: float, deviation: float, indicator: bool) -> Column:
     """What becomes of a number, a date or a boolean by its mean and standard deviation."""
     if deviation <= 1e-9 * max(abs(mean), 1e-300):
@@ -117,7 +149,7 @@ def number_column(name: str, kind: Kind, mean: float, deviation: float, indicato
             name, kind, mean, indicator=indicator, dropped="" if indicator else f"it is {mean:.4g} everywhere"
         )
     if kind == "boolean":
-        return Column(name, kind, indicator=indicator)
+        return Column(name, kind, mean, indicator=indicator)
     return Column(name, kind, mean, deviation, indicator=indicator)
 
 
