@@ -30,6 +30,8 @@ from headstart.training.seed_run import SeedRun, start_params
 FACTOR = 10.0
 # How many more learning rates are tried where the best is the last on one side, and where none is of use.
 FURTHER, FALLING = 3, 14
+# A larger learning rate must gain more than this share beyond what a smaller one gains.
+NEARLY = 0.01
 
 
 class TrialResult(NamedTuple):
@@ -75,11 +77,13 @@ def run_trial(seed_run: SeedRun, trial: Trial) -> TrialResult:
         found.append(Candidate(learning_rate, server, runs.value(server, learning_rate)))
         log(f"trial: {described(found[-1])}: {_in_words(metric, found[-1].value)}")
 
-    _try_rates(trial, own, metric, found, lambda learning_rate: attempt(learning_rate, servers[0]))
-    best = _best(metric, found)
+    _try_rates(trial, own, metric, runs.start, found, lambda learning_rate: attempt(learning_rate, servers[0]))
+    best = _best(metric, runs.start, found)
     for server in servers[1:]:
-        attempt(best.learning_rate, server)
-    best = _best(metric, found)
+        attempt(safest.learning_rate if best is None else best.learning_rate, server)
+    best = _best(metric, runs.start, found)
+    if best is None:
+        raise _refusal(found)
     log(f"trial: chosen: {described(best)}")
     return TrialResult(metric.name, len(clients), rounds, runs.start, tuple(found), best)
 
@@ -104,48 +108,53 @@ def _in_words(metric: Metric, value: float | None) -> str:
 
 
 def _try_rates(
-    trial: Trial, own: float | None, metric: Metric, found: list[Candidate], attempt: Callable[[float | None], None]
+    trial: Trial,
+    own: float | None,
+    metric: Metric,
+    start: float,
+    found: list[Candidate],
+    attempt: Callable[[float | None], None],
 ) -> None:
     """Try the learning rates of a trial; without its own, further ones while the best is the last on a side.
 
-    Raises:
-        UserError: if none is of use.
+    Lower ones follow, too, while the best leaves the model worse than it was at the start.
     """
     learning_rates = trial.learning_rates or (() if not own else (own / FACTOR, own, own * FACTOR))
     for learning_rate in map(rounded, learning_rates) if learning_rates else (own,):
         attempt(learning_rate)
-    if own and not trial.learning_rates:
-        for _ in range(FALLING):
-            if any(candidate.value is not None for candidate in found):
-                break
-            attempt(rounded(min(_rates(found)) / FACTOR))
-        for _ in range(FURTHER):
-            best = _best(metric, found, or_else=None)
-            if best is None or min(_rates(found)) < (best.learning_rate or 0) < max(_rates(found)):
-                break
-            lowest = best.learning_rate == min(_rates(found))
-            attempt(rounded((best.learning_rate or 0) * (1 / FACTOR if lowest else FACTOR)))
-    _best(metric, found)
+    if not own or trial.learning_rates:
+        return
+    further = 0
+    for _ in range(FALLING):
+        best, least, most = _best(metric, start, found), min(_rates(found)), max(_rates(found))
+        lower = best is None or best.learning_rate == least
+        if best is not None and not (lower and metric.sign * ((best.value or 0.0) - start) < 0):
+            further += 1
+            if least < (best.learning_rate or 0.0) < most or further > FURTHER:
+                return
+        attempt(rounded(least / FACTOR if lower else most * FACTOR))
 
 
 def _rates(found: list[Candidate]) -> list[float]:
     return [candidate.learning_rate or 0.0 for candidate in found]
 
 
-_REQUIRED = object()
+def _best(metric: Metric, start: float, found: list[Candidate]) -> Candidate | None:
+    """The candidate with the best value, or rather, of those that gain nearly as much, that of the smallest steps.
 
-
-def _best(metric: Metric, found: list[Candidate], or_else: Any = _REQUIRED) -> Any:
-    """The candidate with the best value, among equals the first.
-
-    Raises:
-        UserError: if all have diverged.
+    start: the value before training. None if all have diverged.
     """
-    sound = [candidate for candidate in found if candidate.value is not None]
-    if sound or or_else is not _REQUIRED:
-        return max(sound, key=lambda candidate: metric.sign * (candidate.value or 0.0), default=or_else)
-    tried = ", ".join(f"{each:g}" for each in sorted(_rates(found)))
-    raise UserError(
+    gains = {index: metric.sign * (each.value - start) for index, each in enumerate(found) if each.value is not None}
+    if not gains:
+        return None
+    enough = max(gains.values()) - NEARLY * max(0.0, *gains.values())
+    near = [found[index] for index, gain in gains.items() if gain >= enough]
+    return min(near, key=lambda candidate: candidate.learning_rate or 0.0)
+
+
+def _refusal(found: list[Candidate]) -> UserError:
+    tried = ", ".join(f"{each:g}" for each in sorted(set(_rates(found))))
+    return UserError(
         f"training diverged in every short run, with the learning rates {tried}; scale inputs and targets, or give a"
         " rate as stages.0.update.learning_rate"
     )
