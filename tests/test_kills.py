@@ -145,6 +145,6 @@ def timeless(value: Any) -> Any:
 
 
 def _timeless_row(table: dict[str, Any], row: list[str]) -> list[str]:
-    """A row of a table of a study, without the cells that tell how long something took."""
+    """A row of a table of a study, without its times."""
     timed = "time of" in table["title"]
     return [cell for head, cell in zip(table["head"], row, strict=True) if not (timed or "seconds" in head)]

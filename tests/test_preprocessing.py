@@ -21,7 +21,7 @@ COLUMNS = "site,age,tail,ward,seen,well,always,note,y,days"
 
 
 def line(client: int, row: int, *, shift: float = 0.0) -> str:
-    """One row of a table with a column of every kind; gaps of the age tell of y, those of the ward of nothing."""
+    """One row of a table with a column of every kind; gaps of the age go with y, those of the ward do not."""
     g = np.random.default_rng([client, row])
     day = datetime.date(2020, 1, 1) + datetime.timedelta(days=int(g.integers(900)))
     ward = ("north", "south", "east")[g.integers(3)] if row else f"only-{client}"

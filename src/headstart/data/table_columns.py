@@ -79,14 +79,14 @@ class Column:
             by = "median {:.4g}, quartiles" if self.robust else "mean {:.4g}, deviation"
             days = " days since 2000-01-01" if self.kind == "date" else ""
             done = f"standardized ({by.format(self.center)} {self.scale:.4g}{days})"
-        return f"{done}; gaps tell of the target, and have a feature of their own" if self.indicator else done
+        return f"{done}; gaps matter, and have a feature of their own" if self.indicator else done
 
 
 # A category in fewer rows, or of fewer clients, is one of the others; and so are those beyond so many.
 LEAST_ROWS, LEAST_CLIENTS, MOST_CATEGORIES = 10, 2, 50
 # Tails are heavy where the deviation is so many times what the quartiles of a normal distribution would make it.
 HEAVY = 2.0
-# Gaps tell of the target if it differs there by so many standard errors; of enough clients these are of their differences.
+# Gaps matter if targets differ there by SURE standard errors; with enough clients, of the clients' differences.
 SURE, ENOUGH_CLIENTS = 4.0, 5
 # Between the quartiles of a normal distribution, in deviations.
 QUARTILES = 1.3489795003921634
@@ -99,7 +99,7 @@ def fit_column(about: Mapping[str, Any], values: np.ndarray, owners: np.ndarray,
         each class.
     """
     name, kind, gaps = about["name"], about["kind"], np.isnan(values)
-    present, indicator = values[~gaps], gaps_tell(gaps, owners, targets)
+    present, indicator = values[~gaps], gaps_matter(gaps, owners, targets)
     if "different" in about:
         return Column(name, kind, dropped=f"it holds {about['different']:,} different texts, as ids and notes do")
     if not len(present):
@@ -116,7 +116,7 @@ def fit_column(about: Mapping[str, Any], values: np.ndarray, owners: np.ndarray,
     return plain
 
 
-def gaps_tell(gaps: np.ndarray, owners: np.ndarray, targets: np.ndarray) -> bool:
+def gaps_matter(gaps: np.ndarray, owners: np.ndarray, targets: np.ndarray) -> bool:
     """Whether targets differ where a column has gaps: then these are a feature, which else would be noise.
 
     Judged within clients, who differ in how much they leave out, and by how far they agree; of few clients by rows.
