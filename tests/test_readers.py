@@ -367,6 +367,9 @@ def test_repeated_rows_are_warned_of_and_a_split_by_group_heals_it(tmp_path):
     once = generator.normal(size=(12, 15, 8))
     (note,) = duplicate_notes(duplicates_of(*np.repeat(once, 3, axis=1)))
     assert "equal a row of the same client's local training (support)" in note and "--group COLUMN" in note
+    again = duplicates_of(*np.repeat(once, 3, axis=1))
+    prepared = prepare(Experiment("t", data=Data("", train=8), stages=(stage(),)), federation=again)
+    assert data_notes(prepared.federation) == [note]
     noisy = np.repeat(once, 3, axis=1) + generator.normal(0, 0.05, (12, 45, 8))
     found = near_duplicates(duplicates_of(*(generator.permutation(rows) for rows in noisy)))
     assert found is not None and found.near > 0.5

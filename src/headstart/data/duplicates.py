@@ -20,6 +20,7 @@ sorted do not count for neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -62,6 +63,14 @@ def data_notes(federation: Federation) -> list[str]:
     """What is to be said of a federation: how rows were split, where not at random, and the notes of its reader."""
     split = federation.metadata.get("split")
     return [*([f"rows of each client were split {split}"] if split else []), *federation.metadata.get("notes", ())]
+
+
+def with_duplicate_notes(federation: Federation) -> Federation:
+    """The federation, with a warning among its notes if rows for local tests nearly are rows for local training."""
+    notes = list(federation.metadata.get("notes", ()))
+    if any(str(note).startswith(NEAR_DUPLICATES) for note in notes) or not (found := duplicate_notes(federation)):
+        return federation
+    return replace(federation, metadata={**federation.metadata, "notes": [*notes, *found]})
 
 
 def duplicate_notes(federation: Federation) -> list[str]:

@@ -9,7 +9,6 @@ import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from headstart.console import printable
 from headstart.data.cache import cache_root, cached
 from headstart.data.decided import as_decided
 from headstart.data.download import download
-from headstart.data.duplicates import duplicate_notes
+from headstart.data.duplicates import with_duplicate_notes
 from headstart.data.federation import Federation, of_rows, split_examples
 from headstart.data.preprocessing import of_metadata
 from headstart.data.readers import fedjax, leaf, tff
@@ -183,10 +182,7 @@ def federation_of(name: str, rows: Rows) -> Federation:
     federation = of_rows(name, *rows[:4], has_predefined_split=rows.has_predefined_split, metadata=rows.metadata)
     if not rows.has_predefined_split and "split" not in rows.metadata:
         federation = split_examples(federation)
-    if found := duplicate_notes(federation):
-        notes = [*federation.metadata.get("notes", ()), *found]
-        federation = replace(federation, metadata={**federation.metadata, "notes": notes})
-    return federation
+    return with_duplicate_notes(federation)
 
 
 def _name(sources: Sources) -> str:

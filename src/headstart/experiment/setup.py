@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from headstart.data.characters import fit_characters, is_unfitted, special_tokens
+from headstart.data.duplicates import with_duplicate_notes
 from headstart.data.federation import Examples, Federation, Split, Tree, as_input, limited, split_clients
 from headstart.data.load import load_as_decided
 from headstart.data.preprocessing import Preprocessing, is_raw, is_table, of_metadata
@@ -180,7 +181,8 @@ def _method_trees(method: Method, model: Model) -> Tree:
 def _federation(data: Data, given: Federation | None, decided: Mapping[str, Any]) -> Federation:
     if given is None and data.source == IN_MEMORY:
         raise UserError("the experiment's federation was given in memory; give it again as federation=")
-    federation = load_as_decided(data.source, data.options, decided) if given is None else given
+    loaded = given is None
+    federation = load_as_decided(data.source, data.options, decided) if loaded else with_duplicate_notes(given)
     return federation if data.adapt_examples is None else limited(federation, data.adapt_examples)
 
 

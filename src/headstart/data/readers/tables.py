@@ -244,7 +244,7 @@ def _with_decisions(
             raise UserError(f"{path}: {name}={options[name]} is not what the run was trained with; leave it out")
     added = {name: decided[name] for name in ("features", "regression") if name in decided}
     if not is_split and not {"split", *WITHIN} & options.keys():
-        added |= decided.get("split_by", {})
+        added |= {name: column for name, column in dict(decided.get("split_by", {})).items() if name in WITHIN}
     if decided.get("features"):
         added["raw"] = "preprocessing" not in decided
     own_words = {"inverted": decided["inverted"], **options} if "inverted" in decided else options
