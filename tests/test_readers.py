@@ -409,8 +409,10 @@ def hub(path, *, pictures, labels=("0", "A", "a"), count=6):
 def test_pictures_and_class_names_of_the_hub(tmp_path):
     for piece in range(2):
         pictures = [{"bytes": png(10 * piece + i), "path": f"{i}.png"} for i in range(6)]
-        hub(tmp_path / "data" / f"train-{piece:05d}-of-00002.parquet", pictures=pictures)
-    federation = hs.load(tmp_path / "data", client="writer_id", target="character")
+        hub(tmp_path / "femnist" / "data" / f"train-{piece:05d}-of-00002.parquet", pictures=pictures)
+    federation = hs.load(tmp_path / "femnist" / "data", client="writer_id", target="character")
+    note = "'image' holds pictures and is the one input; 'hsf_id' beside it is left out"
+    assert federation.name == "femnist" and note in federation.metadata["notes"]
     assert list(federation.ids) == ["f1", "f2"] and federation.metadata["labels"] == ["0", "A", "a"]
     adapt, test = levels(federation)["f1"]
     assert sorted(adapt + test) == [(0, "0"), (2, "a"), (4, "A"), (10, "0"), (12, "a"), (14, "A")]

@@ -188,7 +188,8 @@ def federation_of(name: str, rows: Rows) -> Federation:
 def _name(sources: Sources) -> str:
     """What to call a data set, by its folder or its file without the part."""
     if sources.folder is not None:
-        return sources.folder.resolve().name
+        folder = sources.folder.resolve()
+        return folder.parent.name if folder.name == "data" and folder.parent.name else folder.name
     return re.sub(r"[_-]?(train|test)(?=[_-]|$)", "", sources.path.name.split(".")[0]) or sources.path.name
 
 

@@ -145,6 +145,10 @@ def rows_of(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]
     if left_out := sorted(map(repr, set(table.numbering) - taken - set(names))):
         note = f"{listed(left_out)} only numbers the rows and is left out; features= takes it"
         metadata["notes"] = [*metadata.get("notes", []), note]
+    beside = [name for name in columns if name not in {*taken, *names, *table.numbering}]
+    if beside and not table.is_npz and "features" not in options and _is_pictures(columns[names[0]]):
+        note = f"{names[0]!r} holds pictures and is the one input; {listed(map(repr, beside))} beside it is left out"
+        metadata["notes"] = [*metadata.get("notes", []), note]
     return _arranged(table, options, clients, x, y, metadata | about | {"target": target})
 
 
@@ -371,7 +375,7 @@ def _test_rows(path: str, columns: Columns, name: str) -> np.ndarray:
 def _feature_names(path: str, table: Table, options: Mapping[str, Any], taken: set[str]) -> list[str]:
     rest = [name for name in table.columns if name not in taken | set(table.numbering)]
     # A picture is an input by itself; what stands beside it in a table is about it.
-    pictures = [name for name in rest if table.columns[name].dtype == np.uint8 and table.columns[name].ndim > 2]
+    pictures = [name for name in rest if _is_pictures(table.columns[name])]
     rest = pictures if len(pictures) == 1 else rest
     names = names_in(options.get("features", "x" if table.is_npz else rest))
     excluded = names_in(options["exclude"]) if options.get("exclude") else []
@@ -379,6 +383,10 @@ def _feature_names(path: str, table: Table, options: Mapping[str, Any], taken: s
         if name not in table.columns:
             raise no_column(path, name, table.columns, "name the right ones with exclude=")
     return [name for name in names if name not in excluded]
+
+
+def _is_pictures(values: np.ndarray) -> bool:
+    return values.dtype == np.uint8 and values.ndim > 2
 
 
 def _refuse_as_features(path: str, names: Sequence[str], options: Mapping[str, Any], target: str) -> None:
