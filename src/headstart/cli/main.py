@@ -327,7 +327,7 @@ def sample(
     rows: Annotated[int, typer.Option(min=1, help="Rows of a hospital, in the mean.")] = 115,
     missing: Annotated[float, typer.Option(min=0, max=1, help="The share of measurements that are missing.")] = 0.01,
     alike: Annotated[float, typer.Option(min=0, max=1, help="How much hospitals have in common, from 0 to 1.")] = 0.6,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives another table.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other hospitals.")] = 0,
 ) -> None:
     """Write a generated table as hospitals have it, to try everything on: columns hospital, outcome, days and more."""
     from headstart.data.sample import write_sample

@@ -19,6 +19,8 @@ WARDS = ("medicine", "surgery", "emergency", "geriatrics", "burns")
 _WARD_SHARES = (0.4, 0.28, 0.2, 0.11, 0.01)
 # Of how many rows the smallest hospital has at least; the largest has at most 4 times the mean.
 _FEWEST = 20
+# The seed of what hospitals have in common.
+_SHARED = 2019
 _FIRST_DAY, _DAYS = datetime.date(2023, 1, 1), 730
 
 
@@ -67,6 +69,7 @@ def write_sample(
     """Write the sample table as CSV, atomically; returns its number of rows.
 
     rows: of a hospital, in the mean. missing: the share of measurements that are not there.
+    seed: other seeds give other hospitals, for which the same measurements matter, as far as they are alike.
     alike: the share of what decides an outcome that all hospitals have in common; in the rest each differs.
 
     Raises:
@@ -85,21 +88,20 @@ def write_sample(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
     written = 0
-    for row in _table(np.random.default_rng(seed), clients, rows, missing, alike):
+    for row in _table(seed, clients, rows, missing, alike):
         writer.writerow(row)
         written += 1
     write_bytes(path, text.getvalue().encode())
     return written
 
 
-def _table(
-    generator: np.random.Generator, clients: int, rows: int, missing: float, alike: float
-) -> Iterator[list[str]]:
-    """The rows of all hospitals, one hospital after another, as text."""
-    shared = _effects(generator)
+def _table(seed: int, clients: int, rows: int, missing: float, alike: float) -> Iterator[list[str]]:
+    """The rows of all hospitals, one hospital after another, as text; tables of other seeds have others."""
+    generator, shared = np.random.default_rng(seed), _effects(np.random.default_rng(_SHARED))
     sizes = np.clip(rows * generator.lognormal(-0.18, 0.6, clients), min(_FEWEST, rows), 4 * rows).astype(int)
-    digits, visit = len(str(clients)), 0
-    for number, size in enumerate(sizes.tolist(), 1):
+    first = 1 + seed * max(1000, clients)
+    digits, visit = len(str(first + clients - 1)), 0
+    for number, size in enumerate(sizes.tolist(), first):
         own = _effects(generator)
         effects = _Effects(*(np.sqrt(alike) * a + np.sqrt(1 - alike) * b for a, b in zip(shared, own, strict=True)))
         for row in _hospital(generator, effects, size, missing, visit):
@@ -130,7 +132,7 @@ def _hospital(
     measured = 0.4 * generator.normal(size=count) + np.sqrt(0.5) * (patients + readings)
     inputs = np.concatenate([measured, np.eye(len(WARDS))[wards]], axis=1)
     outcomes = (inputs @ effects.outcome + generator.gumbel(size=(size, len(OUTCOMES)))).argmax(axis=1)
-    lengths = np.maximum(9 + 1.5 * inputs @ effects.days + 1.5 * generator.normal(size=size), 0.5)
+    lengths = np.maximum(12 + 1.5 * inputs @ effects.days + 1.5 * generator.normal(size=size), 0.5)
     gaps = generator.random((size, count)) < missing
     for row in range(size):
         texts = [

@@ -28,7 +28,6 @@ from headstart.data.decided import decisions
 from headstart.data.federation import Tree, named
 from headstart.deploy.card import describe_run, markdown
 from headstart.deploy.programs import (
-    CAPACITIES,
     PLATFORMS,
     Like,
     check_platforms,
@@ -43,6 +42,7 @@ from headstart.experiment.setup import check_fit
 from headstart.files import as_json, whole_folder, write_bytes, write_json
 from headstart.learning.metrics import evaluated_metrics
 from headstart.learning.personalization import EVALUATION_BATCH
+from headstart.learning.prediction import CAPACITIES
 from headstart.learning.rounds import personal_key, seed_key
 from headstart.learning.tasks import Classification, NextCharacter, Task
 from headstart.models.zoo import Model

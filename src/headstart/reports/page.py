@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from headstart.data.duplicates import NEAR_DUPLICATES
 from headstart.errors import UserError
 from headstart.experiment.choice import Candidate, described
 from headstart.files import write_bytes
+from headstart.learning.metrics import balanced_accuracy, confusion
 from headstart.reports.baselines import beside_baselines, conclusions
 from headstart.reports.by_column import ResultsByColumn, cells
 from headstart.reports.comparability import comparable_groups, data_record, incomparable_notice
@@ -33,7 +34,7 @@ from headstart.reports.samples import Samples, images_figure, label, passages, r
 from headstart.reports.style import FigureSpec, save
 from headstart.reports.tables import Distribution, Row, rows_of
 from headstart.runs.reading import open_runs
-from headstart.runs.results import Estimate, before_and_after, estimate
+from headstart.runs.results import Estimate, before_and_after, estimate, pooled_statistics
 from headstart.runs.run import Run
 
 # The head of a table, and its rows: the class of each, and its cells.
@@ -128,6 +129,7 @@ def _group(number: int, runs: Sequence[Run], figures: Path, *, apart: bool) -> d
         "pictures": [_picture(spec, figures, caption(spec.name, runs)) for spec in specs],
         "clients": _clients(rows) if rows else None,
         "metrics": _all_metrics(runs) if rows else None,
+        "confusions": list(_confusions(runs)),
     }
 
 
@@ -295,6 +297,33 @@ def _by_column(results: ResultsByColumn) -> Table:
     head = ["value", "test clients", f"initial {name}", f"personalized {name}", "difference"]
     lines: list[tuple[str, list[str | Cell]]] = [("", list(line)) for line in cells(results)]
     return head, lines
+
+
+def _confusions(runs: Sequence[Run]) -> Iterator[tuple[str, Table]]:
+    """Of runs that measure it, the confusion matrix of the last finished stage: of each class, the shares predicted."""
+    for run in runs:
+        metric = next((each for each in run.metrics if each.name == balanced_accuracy().name), None)
+        if metric is None or not run.stage_results:
+            continue
+        result, names = run.stage_results[-1], [str(label) for label in run.labels]
+        before, after = (_of_each_class(confusion(mean)) for mean in pooled_statistics(result, metric))
+        names += [str(number) for number in range(len(names), len(after))]
+        lines: list[tuple[str, list[str | Cell]]] = [
+            ("", [names[target], *(_shares_cell(*pair) for pair in zip(before[target], after[target], strict=True))])
+            for target in range(len(after))
+            if not np.isnan(after[target]).any()
+        ]
+        yield f"{run.label}, {result.name}", (["class", *(f"predicted {name}" for name in names)], lines)
+
+
+@np.errstate(invalid="ignore")
+def _of_each_class(cells: np.ndarray) -> np.ndarray:
+    """`[class, prediction]`: shares of each class's examples; NaN of one that has none."""
+    return cells / cells.sum(axis=1, keepdims=True)
+
+
+def _shares_cell(before: float, after: float) -> Cell:
+    return Cell(format_share(after), (f"initial {format_share(before)}",))
 
 
 def _picture(figure_spec: FigureSpec, folder: Path, words: str) -> Picture:

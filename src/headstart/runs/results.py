@@ -130,7 +130,7 @@ def _values(curves: Curves, metric: Metric) -> np.ndarray:
     return curves._replace(metrics={metric.name: (np.asarray(sums, np.float64), np.asarray(counts))}).means(metric)
 
 
-def pooled(stage_result: StageResult, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+def pooled_statistics(stage_result: StageResult, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """`[statistics]` twice: the mean of a metric's statistics over all test items, initial and personalized."""
     each = []
     for curves, epochs in zip(stage_result.curves, stage_result.epochs, strict=True):
