@@ -19,7 +19,9 @@ from headstart.learning.optimum import INTERCEPT, PULLS
 from headstart.learning.personalization import Curves, adapt_client, choose_recipe, deciding_metric, personalizer
 from headstart.methods import FedBABU
 from headstart.models.zoo import Linear, Logistic, as_model
+from headstart.runs.log import personalized_value
 from headstart.runs.run import Run
+from headstart.training.display import describe
 from small import experiment as small_experiment
 from small import first_stage_only
 from small import run as run_small
@@ -153,3 +155,10 @@ def test_a_run_personalizes_to_the_optimum_and_says_with_which_pull(pulled, no_f
     assert share == pytest.approx(clients["personalized"][0])
     assert rows([pulled])[0].pulls == (np.inf, *GRID)
     assert "pulls" in write([pulled], tmp_path / "page.html").read_text()
+
+
+def test_before_a_pull_is_chosen_the_middle_one_is_shown_which_is_no_extreme():
+    values = {"accuracy": [0.1, 0.2, 0.3, 0.0]}
+    record = {"event": "evaluation", "seed": 0, "round": 1, "stage": "s", "validation": values}
+    assert personalized_value(record, "accuracy") == 0.0
+    assert "personalized 0.3000" in describe({**record, "middle": 2})

@@ -193,8 +193,19 @@ def means(task: Task, sums: Sums) -> dict[str, float | None]:
     return report
 
 
-def evaluation_record(task: Task, stage: str, number: int, curves: Curves, seconds: float) -> Record:
-    """What an evaluation leaves in the log, of validation clients that have query examples."""
+def personalized_value(record: Record, metric: str) -> float:
+    """What an evaluation says of personalized models, by a metric, while their epochs are not chosen yet."""
+    values = record["validation"][metric]
+    return values[min(record.get("middle", len(values) - 1), len(values) - 1)]
+
+
+def evaluation_record(
+    task: Task, stage: str, number: int, curves: Curves, seconds: float, *, middle: int | None = None
+) -> Record:
+    """What an evaluation leaves in the log, of validation clients that have query examples.
+
+    middle: which epochs (or pulls) of the curves to show while none are chosen; by default the last.
+    """
     first = task.metrics[0]
     tested = curves.metrics[first.name][1] > 0
     return {
@@ -205,4 +216,5 @@ def evaluation_record(task: Task, stage: str, number: int, curves: Curves, secon
         "clients": int(tested.sum()),
         "clients_values": [[float(f"{value:.6g}") for value in row] for row in curves.means(first)[tested]],
         "seconds": seconds,
+        **({} if middle is None else {"middle": middle}),
     }

@@ -164,7 +164,9 @@ def _history(
     for seed, log in logs.items():
         evaluations = [record for record in log if record["event"] == "evaluation"]
         values = {r["round"]: r["validation"][metric.name] for r in evaluations if metric.name in r["validation"]}
-        epochs = [chosen.get((int(stage), seed), -1) for stage in np.searchsorted(ends, list(values))]
+        middle: dict[int, int] = {record["round"]: record.get("middle", -1) for record in evaluations}
+        stages = zip(values, np.searchsorted(ends, list(values)), strict=True)
+        epochs = [chosen.get((int(stage), seed), middle[number]) for number, stage in stages]
         # A stage with a target is evaluated without personalization.
         curves.append(
             {

@@ -16,7 +16,6 @@ from headstart.data.preprocessing import is_table
 from headstart.experiment.measured import has_test_examples
 from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import is_convex
-from headstart.fields import MOST_EPOCHS
 from headstart.learning.constant import OwnConstant, constant_model, constant_of, has_constants
 from headstart.learning.method import PLAIN
 from headstart.learning.metrics import evaluated_metrics
@@ -39,7 +38,7 @@ from headstart.training.folds import folds
 from headstart.training.seed_run import RunContext
 
 # A model that starts from nothing takes longer than one that starts from a trained one.
-EPOCHS_FACTOR, LEAST_EPOCHS = 10, 50
+LEAST_EPOCHS = 100
 # Of the pooled model's weights towards zero, beside the sum of all examples' losses.
 RIDGES = (100.0, 10.0, 1.0, 0.1)
 
@@ -110,7 +109,7 @@ def _convex(context: RunContext) -> tuple[Personalizer, Personalization]:
 
 def _other(context: RunContext) -> tuple[Personalizer, Personalization]:
     recipe = context.prepared.experiment.personalization
-    recipe = recipe.at_most(min(max(EPOCHS_FACTOR * recipe.most, LEAST_EPOCHS), MOST_EPOCHS))
+    recipe = recipe.at_most(max(recipe.most, LEAST_EPOCHS))
     return personalizer(context.prepared.task, context.prepared.model, recipe, parallel=_parallel(context)), recipe
 
 

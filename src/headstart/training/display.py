@@ -18,7 +18,7 @@ from rich.text import Text
 
 from headstart.console import echo, printable
 from headstart.experiment.experiment import Experiment
-from headstart.runs.log import OnEvent, Record, format_left_out
+from headstart.runs.log import OnEvent, Record, format_left_out, personalized_value
 from headstart.runs.results import stage_notes
 
 
@@ -88,7 +88,7 @@ def describe(record: Record) -> str:
         case "evaluation":
             name, values = next(iter(record["validation"].items()))
             # A stage with a target evaluates the initial model alone.
-            personalized = f" personalized {values[-1]:.4f}" if len(values) > 1 else ""
+            personalized = f" personalized {personalized_value(record, name):.4f}" if len(values) > 1 else ""
             return f"{_position(record)}: validation {name} initial {values[0]:.4f}{personalized}"
         case "fault":
             clients = f" (clients {', '.join(record['clients'][:5])})" if record["clients"] else ""
@@ -179,14 +179,14 @@ def _curve(follower: Follower, *, most: int = 8, width: int = 40) -> Table:
     if latest is None:
         return table
     name = next(iter(latest["validation"]))
-    rows = [(r["round"], r["validation"][name]) for r in follower.evaluations[latest["seed"]][-most:]]
-    top = max([1.0, *(value for _, values in rows for value in (values[0], values[-1]) if isfinite(value))])
+    newest = follower.evaluations[latest["seed"]][-most:]
+    rows = [(r["round"], r["validation"][name][0], personalized_value(r, name)) for r in newest]
+    top = max([1.0, *(value for _, *values in rows for value in values if isfinite(value))])
     for column in ("round", f"initial {name}", "personalized"):
         table.add_column(Text(column), justify="right")
     table.add_column("validation clients")
-    for number, values in rows:
-        bars = bar(values[0] / top, values[-1] / top, width)
-        table.add_row(str(number), f"{values[0]:.4f}", f"{values[-1]:.4f}", bars)
+    for number, before, after in rows:
+        table.add_row(str(number), f"{before:.4f}", f"{after:.4f}", bar(before / top, after / top, width))
     return table
 
 

@@ -158,7 +158,9 @@ def evaluate(seed_run: SeedRun, position: Position) -> float | None:
     began, stage = time.perf_counter(), prepared.experiment.stages[position.stage]
     curves = personalization_curves(seed_run, position, "validation", clients, personalized=stage.stop_at is None)
     check_initial_model(seed_run, position, "validation", clients, curves)
-    record = evaluation_record(prepared.task, stage.name, position.round, curves, time.perf_counter() - began)
+    recipe, seconds = prepared.experiment.personalization, time.perf_counter() - began
+    middle = None if recipe.pulls is None else recipe.unchosen
+    record = evaluation_record(prepared.task, stage.name, position.round, curves, seconds, middle=middle)
     seed_run.log(record)
     return record["validation"][prepared.task.metrics[0].name][0]
 
