@@ -13,6 +13,7 @@ import headstart as hs
 from headstart.data.device_data import on_device
 from headstart.data.federation import from_arrays
 from headstart.data.load import load
+from headstart.deploy.programs import Like, export_adapt
 from headstart.errors import UserError
 from headstart.experiment.setup import pull_problems, suited
 from headstart.learning.optimum import INTERCEPT, PULLS
@@ -162,3 +163,22 @@ def test_before_a_pull_is_chosen_the_middle_one_is_shown_which_is_no_extreme():
     record = {"event": "evaluation", "seed": 0, "round": 1, "stage": "s", "validation": values}
     assert personalized_value(record, "accuracy") == 0.0
     assert "personalized 0.3000" in describe({**record, "middle": 2})
+
+
+def test_the_program_of_an_artifact_comes_to_the_same_optimum_bit_for_bit():
+    federation, task, model, start = problem("logistic")
+    one = on_device(federation)(np.arange(3)).at(1)
+    x, y = federation.fetch(np.array([1]))
+    like = Like(start, x, y)
+    program = export_adapt(task, model, RECIPE, like, platforms=("cpu",))
+    rows, support = 16, int(SIZES[1, 0])
+    padded = [
+        np.concatenate([part[:support], np.zeros((rows - support, *part.shape[1:]), part.dtype)]) for part in (x, y)
+    ]
+    padded[1] = padded[1].astype(np.int32)
+    found = program.call(
+        jax.tree.leaves(start), *padded, np.int32(support), jax.random.key_data(KEY), one.key_data, np.int32(2)
+    )
+    expected = jax.jit(partial(adapt_client, task, model, RECIPE, start))(one, KEY, 2)
+    for mine, theirs in zip(jax.tree.leaves(expected), found, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
