@@ -12,7 +12,7 @@ from headstart.data.readers.rows import listed
 
 # From this share of right guesses, or of variance explained, on, a column says what the target is.
 LEAK = 0.99
-# Numbers are looked at in so many equal parts; values of which there are fewer rows say nothing.
+# Numbers are looked at in equal parts; values with fewer rows say nothing.
 _PARTS, _LEAST_ROWS = 50, 5
 FEW = 10
 

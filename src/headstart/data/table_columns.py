@@ -82,9 +82,9 @@ class Column:
         return f"{done}; gaps matter, and have a feature of their own" if self.indicator else done
 
 
-# A category in fewer rows, or of fewer clients, is one of the others; and so are those beyond so many.
+# A category in fewer rows, or of fewer clients, is one of the others, and so are those beyond the most frequent.
 LEAST_ROWS, LEAST_CLIENTS, MOST_CATEGORIES = 10, 2, 50
-# Tails are heavy where the deviation is so many times what the quartiles of a normal distribution would make it.
+# Tails are heavy where the deviation is HEAVY times what the quartiles of a normal distribution would make it.
 HEAVY = 2.0
 # Gaps matter if targets differ there by SURE standard errors; with enough clients, of the clients' differences.
 SURE, ENOUGH_CLIENTS = 4.0, 5
