@@ -1,16 +1,18 @@
 """The trial of a run: short runs of its first stage, by which settings are chosen on validation clients.
 
-One program serves all learning rates of a server, so that most of what a trial costs is compiled twice.
+One program serves all of them, since most of what a trial of small models costs is compilation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from headstart.data.federation import Array, Tree
 from headstart.devices import replicated
@@ -21,7 +23,7 @@ from headstart.experiment.measured import has_test_examples
 from headstart.learning.divergence import beyond_use
 from headstart.learning.parallel import Parallel
 from headstart.learning.personalization import mean_over_clients
-from headstart.learning.rounds import Cohort, State, personal_key, run_rounds
+from headstart.learning.rounds import Algorithm, Cohort, State, federated, personal_key, run_rounds
 from headstart.learning.tasks import Metric, Task
 from headstart.training.sampling import cohorts
 from headstart.training.seed_run import SeedRun, start_params
@@ -67,7 +69,7 @@ def run_trial(seed_run: SeedRun, trial: Trial) -> TrialResult:
     if why:
         log(f"nothing was tried, for {why}: {described(safest)}")
         return TrialResult(metric.name, 0, rounds, None, (), safest)
-    runs = _ShortRuns(seed_run, rounds, metric, clients)
+    runs = _ShortRuns(seed_run, servers, rounds, metric, clients)
     log(
         f"trial: runs of {rounds} rounds, measured on {len(clients)} validation clients; {metric.name} {runs.start:.4g}"
     )
@@ -163,42 +165,51 @@ def _refusal(found: list[Candidate]) -> UserError:
 class _ShortRuns:
     """The short runs of a trial, all of which start alike and meet the same cohorts."""
 
-    def __init__(self, seed_run: SeedRun, rounds: int, metric: Metric, clients: np.ndarray) -> None:
+    def __init__(
+        self, seed_run: SeedRun, servers: Sequence[Server], rounds: int, metric: Metric, clients: np.ndarray
+    ) -> None:
         self._seed_run, self._rounds, self._metric, self._clients = seed_run, rounds, metric, clients
-        self._programs: dict[Server, Any] = {}
         stage = seed_run.context.prepared.experiment.stages[0]
+        self._stages = {server: with_server(stage, server) for server in servers}
         # The pool of a datacenter is walked by one device.
         self._mesh = seed_run.context.gather.mesh if isinstance(stage, Stage) else None
-        self.start = self._measured(self._algorithm("own", rate_of(stage)).init(start_params(seed_run)).params)
+        self._program = jax.jit(self._rounds_of, donate_argnums=2)
+        self.start = self._measured(self._algorithm(0, rate_of(stage)).init(start_params(seed_run)).params)
 
     def value(self, server: Server, learning_rate: float | None) -> float | None:
         """The metric after a run with these settings; None if it diverged."""
-        state = self._algorithm(server, learning_rate).init(start_params(self._seed_run))
-        state = replicated(state, self._mesh)
+        number, key = list(self._stages).index(server), self._seed_run.key
+        state = replicated(self._algorithm(number, learning_rate).init(start_params(self._seed_run)), self._mesh)
         for first, count, cohort in self._cohorts():
-            state, infos = self._program(server)(learning_rate, state, cohort, self._seed_run.key, first, count)
+            state, infos = self._program(number, learning_rate, state, cohort, key, first, count)
             finite, dropped = (np.asarray(each)[:count] for each in jax.device_get((infos.finite, infos.dropped)))
             if not finite.all() or dropped.any():
                 return None
         found = self._measured(state.params)
         return None if not math.isfinite(found) or beyond_use(self._metric, found, self.start) else found
 
-    def _algorithm(self, server: Server, learning_rate: Any) -> Any:
-        prepared, context = self._seed_run.context.prepared, self._seed_run.context
-        stage = with_server(prepared.experiment.stages[0], server)
-        stage = stage if learning_rate is None else with_rate(stage, learning_rate)
-        parallel = Parallel(context.options.lanes, self._mesh)
-        return stage.algorithm(prepared.task, prepared.model, clients=len(prepared.groups.train), parallel=parallel)
+    def _rounds_of(
+        self,
+        server: Array,
+        learning_rate: Array | None,
+        state: State,
+        cohorts: Cohort,
+        key: Array,
+        first: Array,
+        count: Array,
+    ) -> tuple[State, Any]:
+        return run_rounds(self._algorithm(server, learning_rate))(state, cohorts, key, first, count)
 
-    def _program(self, server: Server) -> Callable[..., Any]:
-        """The rounds under a server, compiled once for all learning rates."""
-
-        def rounds(
-            learning_rate: Array | None, state: State, cohorts: Cohort, key: Array, first: Array, count: Array
-        ) -> tuple[State, Any]:
-            return run_rounds(self._algorithm(server, learning_rate))(state, cohorts, key, first, count)
-
-        return self._programs.setdefault(server, jax.jit(rounds, donate_argnums=1))
+    def _algorithm(self, server: Any, learning_rate: Any) -> Algorithm:
+        """The stage with a server, by its number, and a learning rate; both may be traced."""
+        (_, task, model, _, groups), lanes = self._seed_run.context.prepared, self._seed_run.context.options.lanes
+        stages, clients, parallel = list(self._stages.values()), len(groups.train), Parallel(lanes, self._mesh)
+        stage = stages[0] if learning_rate is None else with_rate(stages[0], learning_rate)
+        if isinstance(stage, Centralized):
+            return stage.algorithm(task, model, parallel=parallel)
+        servers = [each.server.build() for each in stages if isinstance(each, Stage)]
+        more = {"weighting": stage.weighting, "participation": stage.cohort / clients, "parallel": parallel}
+        return federated(task, model, stage.update, _either(servers, server), **more)
 
     def _cohorts(self) -> Any:
         """The cohorts of the stage's first rounds, a few rounds at a time: the first, how many, and who."""
@@ -217,6 +228,20 @@ class _ShortRuns:
         context = self._seed_run.context
         curves = context.evaluators[0](broadcast, self._clients, context.gather, personal_key(self._seed_run.key))
         return float(mean_over_clients(curves, self._metric)[0])
+
+
+def _either(optimizers: Sequence[optax.GradientTransformation], number: Any) -> optax.GradientTransformation:
+    """One of several optimizers, by its number, which may be traced; it keeps the states of all."""
+
+    def init(params: Tree) -> Any:
+        return tuple(optimizer.init(params) for optimizer in optimizers)
+
+    def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
+        each = [one.update(updates, own, params) for one, own in zip(optimizers, state, strict=True)]
+        chosen = jax.tree.map(lambda *leaves: jax.lax.select_n(jnp.int32(number), *leaves), *(new for new, _ in each))
+        return chosen, tuple(own for _, own in each)
+
+    return optax.GradientTransformation(init, update)
 
 
 def document_of_trial(result: TrialResult, experiment: Experiment) -> dict[str, Any]:
