@@ -46,8 +46,10 @@ class Preprocessing:
         x, y = federation.fetch(clients)
         x, y = x[rows], y[rows]
         owners = np.repeat(np.arange(len(clients)), federation.training_sizes[clients])
-        told = _told(y, federation.metadata.get("classes"))
-        columns = tuple(fit_column(each, np.asarray(x[:, i], np.float64), owners, told) for i, each in enumerate(about))
+        targets_of_rows = _as_quantities(y, federation.metadata.get("classes"))
+        columns = tuple(
+            fit_column(each, np.asarray(x[:, i], np.float64), owners, targets_of_rows) for i, each in enumerate(about)
+        )
         if all(column.dropped for column in columns):
             why = "; ".join(f"{column.name}: {column.dropped}" for column in columns[:8])
             raise UserError(f"{federation.name} has no column to learn from ({why}); add others")
@@ -126,7 +128,7 @@ class Preprocessing:
         return replace(federation, fetch=derived(fetch, inner, how), metadata=metadata)
 
 
-def _told(y: np.ndarray, classes: Any) -> np.ndarray:
+def _as_quantities(y: np.ndarray, classes: Any) -> np.ndarray:
     """float64 `[rows, n]`: targets as quantities; of classes, 0 and 1 for each that there is."""
     if not classes or y.ndim != 1:
         return y.reshape(len(y), -1).astype(np.float64)

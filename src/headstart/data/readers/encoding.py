@@ -86,7 +86,9 @@ def _kind_of(path: str, name: str, values: np.ndarray) -> Kind:
         return "number"
     if values.dtype.kind in "bM":
         return "boolean" if values.dtype.kind == "b" else "date"
-    present = [value for value in values.tolist() if value is not None] if values.dtype.kind == "O" else [object()]
+    present: list[Any] = [value for value in values.tolist() if value is not None]
+    if values.dtype.kind != "O":
+        raise UserError(f"{path} has values of type {values.dtype} in column {name!r}; give numbers, text or dates")
     types = {type(value) for value in present}
     if types <= {bool, np.bool_}:
         return "boolean" if types else "number"
@@ -104,8 +106,7 @@ def _kind_of(path: str, name: str, values: np.ndarray) -> Kind:
         return "category"
     odd = next(type(value).__name__ for value in present if not isinstance(value, str | int | float))
     raise UserError(
-        f"{path} has values of type {odd if present[0] is not odd else values.dtype} in column {name!r}; give numbers,"
-        " text or dates, or leave the column out"
+        f"{path} has values of type {odd} in column {name!r}; give numbers, text or dates, or leave the column out"
     )
 
 
@@ -123,7 +124,7 @@ def _numbers(values: np.ndarray) -> Encoded | None:
 def _flags(values: np.ndarray) -> Encoded | None:
     words = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0, "yes": 1.0, "no": 0.0}
     if values.dtype.kind == "f":
-        values = np.where(np.isnan(values), None, values.astype(object))
+        values = np.array([None if value != value else value for value in values.tolist()], object)
     texts = [None if value is None else str(value).lower() for value in values.tolist()]
     if any(text is not None and text not in words for text in texts):
         return None
