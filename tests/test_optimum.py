@@ -172,13 +172,10 @@ def test_the_program_of_an_artifact_comes_to_the_same_optimum_bit_for_bit():
     like = Like(start, x, y)
     program = export_adapt(task, model, RECIPE, like, platforms=("cpu",))
     rows, support = 16, int(SIZES[1, 0])
-    padded = [
-        np.concatenate([part[:support], np.zeros((rows - support, *part.shape[1:]), part.dtype)]) for part in (x, y)
-    ]
-    padded[1] = padded[1].astype(np.int32)
-    found = program.call(
-        jax.tree.leaves(start), *padded, np.int32(support), jax.random.key_data(KEY), one.key_data, np.int32(2)
-    )
+    inputs = np.concatenate([x[:support], np.zeros((rows - support, FEATURES), np.float32)])
+    targets = np.concatenate([y[:support], np.zeros(rows - support)]).astype(np.int32)
+    leaves, words = jax.tree.leaves(start), jax.random.key_data(KEY)
+    found = program.call(leaves, inputs, targets, np.int32(support), words, one.key_data, np.int32(2))
     expected = jax.jit(partial(adapt_client, task, model, RECIPE, start))(one, KEY, 2)
     for mine, theirs in zip(jax.tree.leaves(expected), found, strict=True):
         np.testing.assert_array_equal(mine, theirs)
