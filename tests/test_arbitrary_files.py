@@ -25,6 +25,7 @@ from pyarrow import parquet
 
 from arbitrary import examples
 from headstart.data.load import load
+from headstart.data.preprocessing import Preprocessing, is_raw
 from headstart.errors import UserError
 from test_datasets import IDS, drawings, write, write_fedjax, write_h5, write_leaf, write_tff
 
@@ -115,6 +116,9 @@ def ends_well(data: bytes) -> None:
             federation = load(content(folder / "a", data))
             x, y = federation.fetch(np.arange(len(federation)))
         assert len(x) == len(y) == federation.sizes.sum() and len(set(federation.ids)) == len(federation)
+        if is_raw(federation):
+            assert not np.isinf(x).any()
+            x, _ = Preprocessing.fit(federation, np.arange(len(federation))).apply(federation).fetch(np.arange(1))
         assert x.dtype.kind != "f" or np.isfinite(x).all()
     except UserError as error:
         assert str(error).isprintable() and str(error)

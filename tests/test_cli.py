@@ -214,7 +214,7 @@ MISTAKES = {
         "is no model of headstart's",
     ),
     "a truncated file": (["data", "truncated.npz"], "truncated.npz"),
-    "no number where one is needed": (["run", "fedavg", "--data", "nan.csv"], "nan.csv"),
+    "no number where one is needed": (["run", "fedavg", "--data", "inf.csv"], "inf.csv"),
     "training that diverges": (
         ["run", "fedavg", "--data", "days.csv", "--set", "stages.0.update.learning_rate=1e30", *QUICK],
         "diverged in stage 'FedAvg', round 1",
@@ -303,7 +303,7 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(command, finished, tmp_path
     (tmp_path / "truncated.npz").write_bytes(finished[0].read_bytes()[:300])
     days = [f"site{i % 24},{i % 7 / 3},{i / 8}" for i in range(96)]
     (tmp_path / "days.csv").write_text("client,dose,y\n" + "\n".join(days) + "\n")
-    (tmp_path / "nan.csv").write_text("client,dose,y\na,nan,1\na,2,0\nb,1,1\nb,3,0\n")
+    (tmp_path / "inf.csv").write_text("client,dose,y\na,inf,1\na,2,0\nb,1,1\nb,3,0\n")
     code, _, err = command(*words)
     assert code == 2, err
     assert complaint in err
