@@ -11,7 +11,8 @@ from flax import nnx
 from headstart.data.federation import from_arrays
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment, ModelSpec
-from headstart.experiment.setup import TABLE_WIDTHS, build_model, check_fit, suited
+from headstart.experiment.setup import build_model, check_fit
+from headstart.experiment.suited import TABLE_WIDTHS, suited
 from headstart.learning.tasks import Classification, Regression
 from headstart.models.zoo import ALIASES, CNN, MLP, CharLSTM, Linear, Logistic, Model, as_model, count_parameters
 

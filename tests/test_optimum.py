@@ -15,7 +15,7 @@ from headstart.data.federation import from_arrays
 from headstart.data.load import load
 from headstart.deploy.programs import Like, export_adapt
 from headstart.errors import UserError
-from headstart.experiment.setup import pull_problems, suited
+from headstart.experiment.suited import pull_problems, suited
 from headstart.learning.optimum import INTERCEPT, PULLS
 from headstart.learning.personalization import Curves, adapt_client, choose_recipe, deciding_metric, personalizer
 from headstart.methods import FedBABU

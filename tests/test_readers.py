@@ -25,7 +25,8 @@ from headstart.data.decided import decisions
 from headstart.data.duplicates import data_notes, duplicate_notes, near_duplicates
 from headstart.data.readers.words import hashed_words
 from headstart.errors import UserError
-from headstart.experiment.setup import prepare, suited
+from headstart.experiment.setup import prepare
+from headstart.experiment.suited import suited
 from headstart.reports import page
 
 

@@ -9,7 +9,7 @@ import pytest
 import headstart as hs
 from headstart.experiment.choice import with_choice, with_server
 from headstart.experiment.loading import load
-from headstart.experiment.setup import TABLE_CLIP, suited_to_table
+from headstart.experiment.suited import TABLE_CLIP, suited_to_table
 from headstart.learning.personalization import edges
 from headstart.methods.paper import client_sgd
 from headstart.reports.page import write

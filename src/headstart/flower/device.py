@@ -26,7 +26,8 @@ from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment, Stage
 from headstart.experiment.loading import read
 from headstart.experiment.serialization import parse, to_json
-from headstart.experiment.setup import build_model, check_fit, check_stages, suited
+from headstart.experiment.setup import build_model, check_fit, check_stages
+from headstart.experiment.suited import suited
 from headstart.flower import wire
 from headstart.flower.columns import summary_of
 from headstart.flower.exchange import LONGEST_REASON

@@ -32,10 +32,10 @@ from headstart.experiment.setup import (
     check_fit,
     check_parameters,
     check_stages,
-    suited,
     target_problems,
     with_cohorts,
 )
+from headstart.experiment.suited import suited
 from headstart.fields import refuse
 from headstart.files import write_json
 from headstart.flower.columns import ask

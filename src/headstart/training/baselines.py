@@ -15,7 +15,7 @@ from headstart.data.federation import Client, Tree
 from headstart.data.preprocessing import is_table
 from headstart.experiment.measured import has_test_examples
 from headstart.experiment.serialization import to_json
-from headstart.experiment.setup import is_convex
+from headstart.experiment.suited import is_convex
 from headstart.learning.constant import OwnConstant, constant_model, constant_of, has_constants
 from headstart.learning.method import PLAIN
 from headstart.learning.metrics import evaluated_metrics

@@ -5,68 +5,45 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from headstart._version import __version__
 from headstart.data.device_data import on_device
 from headstart.data.duplicates import data_notes
 from headstart.data.federation import Federation, Tree
-from headstart.data.fingerprint import combined, fingerprint
 from headstart.data.load import NAMES
 from headstart.devices import all_devices
 from headstart.errors import UserError
 from headstart.experiment.choice import Candidate, described, with_choice
-from headstart.experiment.code import code_digests, model_digest
-from headstart.experiment.experiment import Centralized, Experiment, ModelSpec, Stage
-from headstart.experiment.measured import has_test_examples, measurement_notes
+from headstart.experiment.experiment import Experiment, ModelSpec
+from headstart.experiment.measured import measurement_notes
 from headstart.experiment.serialization import to_json
-from headstart.experiment.setup import Prepared, check_parameters, in_memory, prepare
-from headstart.fields import MOST_SEED, refuse
+from headstart.experiment.setup import Prepared, check_parameters, prepare
 from headstart.files import file_name
 from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
 from headstart.learning.method import Method
 from headstart.learning.parallel import Parallel
-from headstart.learning.personalization import (
-    Curves,
-    Personalization,
-    Personalizer,
-    choose_recipe,
-    deciding_metric,
-    edges,
-    personalizer,
-    pooled,
-)
+from headstart.learning.personalization import Personalization, Personalizer, personalizer
 from headstart.learning.rounds import initial_key, run_rounds, seed_key
 from headstart.runs import checkpoint
 from headstart.runs.contents import is_whole, seed_folders
-from headstart.runs.directory import (
-    claimed,
-    curve_arrays,
-    decided_before,
-    kept_trial,
-    write_samples,
-    write_stage,
-    write_trial,
-)
-from headstart.runs.log import Log, OnEvent, Record, left_out
+from headstart.runs.directory import claimed, decided_before, kept_trial, write_samples, write_trial
+from headstart.runs.log import Log, OnEvent, Record
 from headstart.runs.provenance import MEMBERS, write_members
 from headstart.runs.pseudonyms import hidden, key_of, read_key, write_key
 from headstart.runs.reading import open_run
 from headstart.runs.run import Run
-from headstart.statistics.clients import summarize
 from headstart.training import cluster
 from headstart.training.baselines import write_missing_baselines
+from headstart.training.checks import check_arguments, check_start, check_together, decided_in_words, own_code, starts
 from headstart.training.compilation_cache import ProgramCache
 from headstart.training.display import live_display_of
-from headstart.training.folds import folds
 from headstart.training.interrupt import Interrupt
 from headstart.training.loop import is_evaluated, train
 from headstart.training.seed_run import (
@@ -75,19 +52,13 @@ from headstart.training.seed_run import (
     Position,
     RunContext,
     SeedRun,
-    check_initial_model,
     evaluate,
-    initial_params,
     origin,
-    personalization_curves,
     report_interrupted,
-    selection_clients,
-    start_file,
     start_params,
 )
+from headstart.training.stage_end import finish_stage
 from headstart.training.trial import document_of_trial, run_trial
-
-MOST_SEEDS = 10_000
 
 
 def run(
@@ -118,7 +89,7 @@ def run(
     Raises:
         UserError: for anything the user can mend; what was saved before stays.
     """
-    _check_arguments(experiment, federation, seeds, options)
+    check_arguments(experiment, federation, seeds, options)
     out = default_folder(experiment) if out is None else Path(out)
     with ExitStack() as stack:
         listeners = [] if on_event is None else [on_event]
@@ -172,12 +143,12 @@ def run_into(
 
     cache: what an earlier run of this process has left.
     """
-    _check_arguments(experiment, federation, seeds, options)
+    check_arguments(experiment, federation, seeds, options)
     cache, mesh = cache or ProgramCache(), all_devices(options.devices)
     cache.make_room()
     prepared = _prepared(experiment, allowed_modules, cache, federation, model, _decided_before(out))
-    _check_together(prepared, seeds, options)
-    _check_start(prepared, out, seeds)
+    check_together(prepared, seeds, options)
+    check_start(prepared, out, seeds)
     written, key = _as_written(out, prepared, options) if cluster.is_first() else (prepared.federation, None)
     prepared, trial = _after_trial(prepared, out, partial(_context, mesh=mesh, options=options, cache=cache), on_event)
     writing = (
@@ -186,7 +157,7 @@ def run_into(
             prepared.experiment,
             replace(prepared.federation, metadata=written.metadata),
             allowed_modules=allowed_modules,
-            code=_own_code(prepared) | _starts(prepared.experiment, seeds),
+            code=own_code(prepared) | starts(prepared.experiment, seeds),
             on_note=lambda text: on_event({"event": "note", "text": text}),
         )
         if cluster.is_first()
@@ -204,7 +175,7 @@ def run_into(
                 readable = options.examples or prepared.experiment.data.source in NAMES
                 write_samples(out, written, prepared.groups.test, readable=readable)
             notes = (f"data: {note}" for note in data_notes(prepared.federation))
-            for text in (*_decided(experiment, prepared.experiment), *notes):
+            for text in (*decided_in_words(experiment, prepared.experiment), *notes):
                 on_event({"event": "note", "text": text})
         context = _context(prepared, mesh, options, on_event, interrupt, cache)
         context = context._replace(name=name or "", written=written)
@@ -253,106 +224,6 @@ def _as_written(out: Path, prepared: Prepared, options: Options) -> tuple[Federa
 def _decided_before(out: Path) -> dict[str, Any]:
     """What the run in the folder has decided of its data, as process 0 of a cluster sees it."""
     return cluster.broadcast(decided_before(out) if cluster.is_first() else {})
-
-
-def _check_arguments(experiment: Any, federation: Any, seeds: Any, options: Any) -> None:
-    """Refuse what has not the type that Python does not ask for, and seeds beyond those that make different runs.
-
-    Raises:
-        UserError: for all of it.
-    """
-    given = (
-        ("experiment", experiment, Experiment),
-        ("options", options, Options),
-        ("federation", federation, Federation),
-    )
-    problems = [
-        f"{name} is a {type(value).__name__}, but must be a headstart.{kind.__name__}"
-        for name, value, kind in given
-        if not (isinstance(value, kind) or (value is None and name == "federation"))
-    ]
-    whole = isinstance(seeds, int | np.integer) and not isinstance(seeds, bool)
-    if not (whole and 1 <= seeds <= MOST_SEEDS):
-        problems.append(f"seeds is {seeds!r}, but must be a whole number from 1 to {MOST_SEEDS}")
-    elif isinstance(experiment, Experiment) and experiment.seed + seeds - 1 > MOST_SEED:
-        problems.append(f"the last of {seeds} seeds from {experiment.seed} on would be beyond {MOST_SEED}; begin lower")
-    refuse(problems)
-
-
-def _check_start(prepared: Prepared, out: Path, seeds: int) -> None:
-    """Try the parameters that new seeds start from, before the run's folder is touched.
-
-    Raises:
-        UserError: if there are none, or they are of another model.
-    """
-    experiment = prepared.experiment
-    if experiment.start is None or not cluster.is_first():
-        return
-    params = jax.eval_shape(prepared.model.init, jax.random.key(0))
-    for seed in range(experiment.seed, experiment.seed + seeds):
-        if not os.path.isdir(out / f"seed-{seed}"):
-            initial_params(experiment, seed, params)
-
-
-def _decided(given: Experiment, experiment: Experiment) -> list[str]:
-    """What was decided that a user may not expect, in sentences."""
-    recipe = experiment.personalization
-    sentences = [
-        f"stage {after.name!r} has a cohort of {after.cohort}, all training clients that there are"
-        for before, after in zip(given.stages, experiment.stages, strict=True)
-        if isinstance(before, Stage) and isinstance(after, Stage) and before.cohort > after.cohort
-    ]
-    if recipe.pulls is None and recipe.steps is not None and recipe.epochs != Personalization.epochs:
-        sentences.append(f"personalization counts {recipe.steps} steps; its {recipe.epochs} epochs are not used")
-    return sentences
-
-
-def _own_code(prepared: Prepared) -> dict[str, Any]:
-    """The digests of the user's own code in an experiment."""
-    code: dict[str, Any] = {"code": code_digests(prepared.experiment)}
-    if prepared.experiment.model is not None and in_memory(prepared.experiment.model):
-        code["model"] = model_digest(prepared.model, prepared.federation)
-    return code
-
-
-def _starts(experiment: Experiment, seeds: int) -> dict[str, Any]:
-    """The digests of the parameters that seeds start from, by seed where each has its own; of files that are there."""
-    if experiment.start is None:
-        return {}
-    own = range(experiment.seed, experiment.seed + seeds) if "{seed}" in experiment.start else ["all"]
-    digests = {}
-    for seed in own:
-        with suppress(UserError):  # a seed that has begun needs it no more
-            digests[str(seed)] = checkpoint.digest_of(start_file(experiment.start, seed))
-    return {"start": digests}
-
-
-def _check_together(prepared: Prepared, seeds: int, options: Options) -> None:
-    """Several processes need stages with clients, and all of them the same work."""
-    if cluster.size() == 1:
-        return
-    experiment, federation = prepared.experiment, prepared.federation
-    stateful = [stage.name for stage in experiment.stages if stage.method.is_stateful]
-    if stateful:
-        raise UserError(f"in the stage {stateful[0]!r} clients keep something, which one process does; run it alone")
-    central = [stage.name for stage in experiment.stages if isinstance(stage, Centralized)]
-    if central:
-        raise UserError(f"the stage {central[0]!r} is centralized, which one process trains; run it without a cluster")
-    # Where the data lie may differ from machine to machine.
-    placeless = replace(experiment, data=replace(experiment.data, source=Path(experiment.data.source).name))
-    alike = (
-        replace(options, checkpoint_seconds=0.0),
-        seeds,
-        jax.__version__,
-        __version__,
-        jax.dtypes.canonicalize_dtype(float).name,
-    )
-    mine = combined([to_json(placeless), repr(alike), fingerprint(federation)])
-    if cluster.any_of(mine != cluster.broadcast(mine)):
-        raise UserError(
-            "the processes of the cluster have not the same experiment, data, options or versions; start all with the"
-            " same command, but for --process-id"
-        )
 
 
 def _prepared(
@@ -428,7 +299,7 @@ def _run_seed(context: RunContext, folder: Path, seed: int) -> bool:
             return False
         position = end
         try:
-            _finish_stage(seed_run, position)
+            finish_stage(seed_run, position)
         except InterruptedRunError:
             report_interrupted(seed_run, position)
             return False
@@ -484,53 +355,3 @@ def _saved(seed_run: SeedRun, params: Tree) -> checkpoint.Saved | None:
         return None
     tree = None if saved is None else saved.tree
     return checkpoint.Saved(cluster.shared(tree, like(about)), about)
-
-
-def _folded(seed_run: SeedRun, position: Position, clients: np.ndarray, tried: list[Curves]) -> list[Curves]:
-    """The curves by which a pull is chosen: of few clients, and of each on few rows, the choice would be one of chance.
-
-    The optimum costs little, and so does its measure on other rows; of epochs the curves are those that were tried.
-    """
-    context = seed_run.context
-    if context.prepared.experiment.personalization.pulls is None:
-        return tried
-    turned = [context._replace(gather=each) for each in folds(context.gather, clients)[1:]]
-    more = [
-        personalization_curves(seed_run._replace(context=each), position, "validation", clients, interruptible=True)
-        for each in turned
-    ]
-    return [pooled([*tried, *more])]
-
-
-def _finish_stage(seed_run: SeedRun, position: Position) -> None:
-    """Choose learning rate and epochs on the validation clients, then measure the test clients, once."""
-    prepared, stage = seed_run.context.prepared, seed_run.context.prepared.experiment.stages[position.stage]
-    recipe = prepared.experiment.personalization
-    learning_rates, epochs = recipe.candidate_rates, recipe.unchosen
-    chosen, arrays = 0, {}
-    report: dict[str, Any] = {"stage": stage.name, "round": position.round, "seed": seed_run.seed}
-    for group, clients in (("validation", selection_clients(prepared, stage)), ("test", prepared.groups.test)):
-        if not len(clients) or (group == "test" and not prepared.experiment.test):
-            continue
-        candidates = learning_rates if group == "validation" else learning_rates[chosen : chosen + 1]
-        tried = [
-            personalization_curves(seed_run, position, group, clients, learning_rate=learning_rate, interruptible=True)
-            for learning_rate in candidates
-        ]
-        if group == "validation":
-            folds = _folded(seed_run, position, clients, tried)
-            metric = deciding_metric(prepared.task, recipe)
-            chosen, epochs = choose_recipe(folds, prepared.task, by=metric, otherwise=recipe.unchosen)
-        curves = tried[chosen if group == "validation" else 0]
-        check_initial_model(seed_run, position, group, clients, curves)
-        arrays |= curve_arrays(group, (seed_run.context.written or prepared.federation).select(clients), curves)
-        report[group] = summarize(curves, prepared.task, epochs=epochs)
-    report["personal_rate"] = learning_rates[chosen]
-    measured = has_test_examples(prepared.federation, prepared.groups.validation).any()
-    report["edges"] = edges(recipe, learning_rates[chosen], epochs) if measured else []
-    before = sum(earlier.rounds for earlier in prepared.experiment.stages[: position.stage])
-    report |= left_out(seed_run.log.records(), range(before + 1, position.round + 1))
-    seed_run.context.on_event({"event": "stage", **report})
-    if not cluster.is_first():
-        return
-    write_stage(seed_run.folder, position.stage, position.state.params, report, arrays, origin(seed_run))

@@ -12,6 +12,9 @@ from headstart.data.readers import meaning
 from headstart.data.readers.rows import as_flag, listed
 from headstart.errors import UserError
 
+# The columns of a table by name, each `[rows, ...]`.
+Columns = Mapping[str, np.ndarray]
+
 
 def missing(values: np.ndarray) -> np.ndarray:
     """Which rows have no value: bool `[rows]`."""

@@ -10,24 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headstart.data.decided import class_labels
-from headstart.data.partition import OWNERS, client_names
 from headstart.data.preprocessing import of_metadata
-from headstart.data.readers import images, meaning
+from headstart.data.readers import meaning
 from headstart.data.readers.arrow import read_csv, read_parquet
-from headstart.data.readers.columns import (
-    for_regression,
-    missing,
-    names_in,
-    no_column,
-    number,
-    numbers,
-    refuse_rows_of_numbers,
-)
-from headstart.data.readers.encoding import Encoded, Kind, encode
+from headstart.data.readers.columns import Columns, for_regression, missing, names_in, no_column
+from headstart.data.readers.encoding import Kind
+from headstart.data.readers.features import features_of, is_pictures
 from headstart.data.readers.meaning import texts
 from headstart.data.readers.npz import read_npz
 from headstart.data.readers.own_text import next_characters, texts_of, token_sequences
-from headstart.data.readers.pictures import as_pictures, is_character
+from headstart.data.readers.owners import clients_of, column_of
 from headstart.data.readers.rows import Rows, accept, arrange, as_flag, joined_unless_split, listed, reading
 from headstart.data.readers.shards import clients_by_file, described
 from headstart.data.readers.sources import Sources
@@ -43,15 +35,6 @@ COLUMN_OPTIONS = (
     *("text", "characters", "vocabulary", "padding"),
 )
 _PARTITION_OPTIONS = ("partition", "clients", "alpha", "classes_per_client", "seed")
-_PARTITIONS: Mapping[str, Mapping[str, type]] = {
-    "dirichlet": {"alpha": float},
-    "classes": {"classes_per_client": int},
-    "random": {},
-}
-
-Columns = Mapping[str, np.ndarray]
-# More different texts than these are no category: ids, names, notes.
-MOST_LABELS = 1000
 
 
 def read_table(
@@ -125,9 +108,9 @@ def rows_of(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]
     if options.get("text"):
         return _rows_of_text(table, options, decided)
     target = str(options.get("target", "y"))
-    y = _column(path, columns, target, "target")
+    y = column_of(path, columns, target, "target")
     if "vocabulary" in options:
-        x = _column(path, columns, ",".join(names_in(options.get("features", "x"))), "features")
+        x = column_of(path, columns, ",".join(names_in(options.get("features", "x"))), "features")
         x, y, metadata = token_sequences(path, meaning.flat(x), y, options)
         return _arranged(table, options, _owners(table, options, y[:, 0]), x, y, metadata)
     if not for_regression(options):
@@ -140,13 +123,13 @@ def rows_of(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]
     _refuse_as_features(path, names, options, target)
     raw = as_flag("raw", options.get("raw", table.is_npz))
     kinds = _decided_kinds(decided)
-    x, metadata = _features(path, columns, names, owners, options.get("inverted"), table=not raw, kinds=kinds)
+    x, metadata = features_of(path, columns, names, owners, options.get("inverted"), table=not raw, kinds=kinds)
     y, about = _targets(path, target, y, options, decided, owners)
     if left_out := sorted(map(repr, set(table.numbering) - taken - set(names))):
         note = f"{listed(left_out)} only numbers the rows and is left out; features= takes it"
         metadata["notes"] = [*metadata.get("notes", []), note]
     beside = [name for name in columns if name not in {*taken, *names, *table.numbering}]
-    if beside and not table.is_npz and "features" not in options and _is_pictures(columns[names[0]]):
+    if beside and not table.is_npz and "features" not in options and is_pictures(columns[names[0]]):
         note = f"{names[0]!r} holds pictures and is the one input; {listed(map(repr, beside))} beside it is left out"
         metadata["notes"] = [*metadata.get("notes", []), note]
     return _arranged(table, options, clients, x, y, metadata | about | {"target": target})
@@ -163,7 +146,7 @@ def _targets(
 def _rows_of_text(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]) -> Rows:
     """Rows of a column of text: its words, where `target` is given too, and else its characters, each a target."""
     path, columns, text = table.path, table.columns, str(options["text"])
-    texts = texts_of(path, text, _column(path, columns, text, "text"))
+    texts = texts_of(path, text, column_of(path, columns, text, "text"))
     if "features" in options and "features" not in decided:
         raise UserError(f"{path}: text={text} is the one input, so features= does not fit; leave it out")
     if "target" not in options:
@@ -171,7 +154,7 @@ def _rows_of_text(table: Table, options: Mapping[str, Any], decided: Mapping[str
         tokens, counts, metadata = next_characters(path, texts, options, decided)
         return _arranged(table, options, clients, tokens[:, :-1], tokens[:, 1:], metadata, counts)
     target = str(options["target"])
-    y = _column(path, columns, target, "target")
+    y = column_of(path, columns, target, "target")
     if not for_regression(options):
         y = meaning.targets(path, target, y, known=bool({"classes", "labels"} & {*options, *decided}))
     clients = _owners(table, options, y)
@@ -188,7 +171,7 @@ class _Clients(NamedTuple):
 
 
 def _owners(table: Table, options: Mapping[str, Any], y: np.ndarray) -> _Clients:
-    return _Clients(*_clients(table.path, table.columns, options, y))
+    return _Clients(*clients_of(table.path, table.columns, options, y))
 
 
 def _arranged(
@@ -213,7 +196,7 @@ def _arranged(
     elif table.test is not None:
         test = table.test
     elif within:
-        values = _column(path, table.columns, str(options[within]), within)
+        values = column_of(path, table.columns, str(options[within]), within)
         chosen = {"time": by_time, "group": by_group}[within](path, str(options[within]), values, codes, ids)
         test, about = chosen.test, {"split": chosen.words, "split_by": chosen.decided}
         notes += untestable_note(len(ids), codes, test, chosen.words)
@@ -318,54 +301,8 @@ def _kind(values: np.ndarray | None) -> Any:
     return values.dtype.kind not in "biuf", values.shape[1:], values.dtype == np.uint8 and values.ndim > 2
 
 
-def _column(path: str, columns: Columns, name: str, option: str) -> np.ndarray:
-    """A column without gaps."""
-    if name not in columns:
-        raise no_column(path, name, columns, f"name the right one with {option}=")
-    values = columns[name]
-    gaps = missing(values)
-    if gaps.any():
-        raise UserError(
-            f"{path} has no value in column {name!r} of row {int(np.argmax(gaps)) + 1}; fill in or leave out the row"
-        )
-    if not len(values):
-        raise UserError(f"{path} has columns but no rows; write one row per example")
-    return values
-
-
-def _clients(path: str, columns: Columns, options: Mapping[str, Any], y: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """The number of each row's client, and the clients' ids."""
-    client = str(options.get("client", "client"))
-    if "partition" in options:
-        if "client" in options:
-            raise UserError(f"{path}: give either client={client} or partition={options['partition']}, not both")
-        owners, count = _partition(options, y)
-        return owners, client_names(count)
-    if client not in columns:
-        advice = "name the right one with client=, or make clients with partition=dirichlet, classes or random"
-        raise no_column(path, client, columns, advice)
-    values = meaning.client_ids(path, client, _column(path, columns, client, "client"))
-    numbers: dict[str, int] = {}
-    codes = np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
-    return codes, list(numbers)
-
-
-def _partition(options: Mapping[str, Any], y: np.ndarray) -> tuple[np.ndarray, int]:
-    method = str(options["partition"])
-    if method not in _PARTITIONS:
-        raise UserError(f"partition={method} is none of {', '.join(_PARTITIONS)}; give one of them")
-    if method != "random":
-        refuse_rows_of_numbers(y, f"partition={method}")
-        if (y.dtype.kind == "f" and "classes" not in options) or for_regression(options):
-            raise UserError(f"partition={method} needs classes, and the target holds fractions; give partition=random")
-    clients = number(options, "clients", int)
-    own = {name: number(options, name, kind) for name, kind in _PARTITIONS[method].items()}
-    seed = number({"seed": 0, **options}, "seed", int, least=0)
-    return OWNERS[method](np.array(texts(y)) if y.dtype == object else y, clients, seed=seed, **own), clients
-
-
 def _test_rows(path: str, columns: Columns, name: str) -> np.ndarray:
-    values = texts(_column(path, columns, name, "split"))
+    values = texts(column_of(path, columns, name, "split"))
     other = set(values) - {"train", "test"}
     if other:
         raise UserError(f"{path} says {min(other)!r} in its column {name!r}; write train or test in each row")
@@ -375,7 +312,7 @@ def _test_rows(path: str, columns: Columns, name: str) -> np.ndarray:
 def _feature_names(path: str, table: Table, options: Mapping[str, Any], taken: set[str]) -> list[str]:
     rest = [name for name in table.columns if name not in taken | set(table.numbering)]
     # A picture is an input by itself; what stands beside it in a table is about it.
-    pictures = [name for name in rest if _is_pictures(table.columns[name])]
+    pictures = [name for name in rest if is_pictures(table.columns[name])]
     rest = pictures if len(pictures) == 1 else rest
     names = names_in(options.get("features", "x" if table.is_npz else rest))
     excluded = names_in(options["exclude"]) if options.get("exclude") else []
@@ -385,124 +322,12 @@ def _feature_names(path: str, table: Table, options: Mapping[str, Any], taken: s
     return [name for name in names if name not in excluded]
 
 
-def _is_pictures(values: np.ndarray) -> bool:
-    return values.dtype == np.uint8 and values.ndim > 2
-
-
 def _refuse_as_features(path: str, names: Sequence[str], options: Mapping[str, Any], target: str) -> None:
     """Refuse what is no input: the client of a row, and what is to be predicted."""
     client = None if "partition" in options else str(options.get("client", "client"))
     for name, what in ((client, "says whose the rows are"), (target, "is the target")):
         if name in names:
             raise UserError(f"{path}: column {name!r} {what}, so it is no feature; leave it out of features=")
-
-
-def _features(
-    path: str,
-    columns: Columns,
-    names: Sequence[str],
-    owners: Sequence[str],
-    invert: Any,
-    *,
-    table: bool,
-    kinds: Mapping[str, Kind],
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """The inputs `[rows, ...]` and what is known of them.
-
-    table: whether these are columns of a table, for preprocessing. kinds: what training decided that they stand for.
-    """
-    unknown = [name for name in names if name not in columns]
-    if unknown:
-        raise no_column(path, unknown[0], columns, "name the right ones with features=")
-    if not names:
-        raise UserError(
-            f"{path} has no column left for features, but {listed(columns)}; name the right ones with features="
-        )
-    if table and not _is_array(columns, names):
-        return table_inputs(path, columns, names, kinds)
-    arrays = [numbers(path, name, columns[name], owners) for name in names]
-    notes = [
-        f"{name!r} has different whole numbers that are equal as float32"
-        for name, array in zip(names, arrays, strict=True)
-        if array.ndim == 1 and meaning.rounded(array)
-    ]
-    about: dict[str, Any] = {}
-    if len(arrays) == 1:
-        arrays[0], notes_of_pictures = as_pictures(arrays[0])
-        notes += notes_of_pictures
-    if notes:
-        about["notes"] = notes
-    if len(arrays) == 1 and (image := _as_image(arrays[0], owners, invert)) is not None:
-        return image[0], image[1] | about
-    if len(arrays) == 1 and arrays[0].ndim > 1:
-        x = arrays[0].astype(np.float32)
-    else:
-        x = np.concatenate([array.reshape(len(array), -1).astype(np.float32) for array in arrays], axis=1)
-    return x, {"kind": "features", "features": list(names)} | about
-
-
-def _is_array(columns: Columns, names: Sequence[str]) -> bool:
-    """Whether the features are one array of more than one number a row, such as pictures."""
-    return len(names) == 1 and columns[names[0]].dtype.kind in "biuf" and columns[names[0]].ndim > 2
-
-
-def table_inputs(
-    path: str, columns: Columns, names: Sequence[str], kinds: Mapping[str, Kind]
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """The inputs of a raw table `[rows, columns]`, and what its columns stand for.
-
-    float32 where these are all numbers that it holds, without gaps; else float64.
-    """
-    flat = {each: values for name in names for each, values in _single(name, columns[name]).items()}
-    encoded = {name: encode(path, name, values, kinds.get(name)) for name, values in flat.items()}
-    about = [{"name": name, "kind": each.kind} | _labels(each) for name, each in encoded.items()]
-    x = np.stack([each.values for each in encoded.values()], axis=1)
-    plain = all(each.kind == "number" for each in encoded.values()) and not np.isnan(x).any()
-    if plain and not any(map(meaning.rounded, flat.values())):
-        x = x.astype(np.float32)
-    return x, {"kind": "features", "features": list(flat), "columns": about}
-
-
-def _labels(column: Encoded) -> dict[str, Any]:
-    """The labels of a category; of more than any category has only their number, and its rows are gaps."""
-    if column.kind != "category":
-        return {}
-    if len(column.labels) <= MOST_LABELS:
-        return {"labels": list(column.labels)}
-    column.values[:] = np.nan
-    return {"labels": [], "different": len(column.labels)}
-
-
-def _single(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    """A column by its name; one of several numbers a row as that many columns."""
-    if values.ndim < 2:
-        return {name: values}
-    flat = values.reshape(len(values), -1)
-    return {f"{name}[{i}]": flat[:, i] for i in range(flat.shape[1])} if flat.shape[1] > 1 else {name: flat[:, 0]}
-
-
-def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """uint8 pictures stay so, and shares of 28 x 28 become so; other numbers of that shape are pictures as they are.
-
-    invert: whether to invert those of 28 x 28, which nothing else does.
-    """
-    character, pixels = is_character(values), values.dtype == np.uint8
-    if not character and (not pixels or values.ndim < 3):
-        return None
-    x = values[..., None] if values.ndim == 3 else values
-    if not character:
-        return x, {"kind": "image", "inverted": False}
-    inverted = as_flag("inverted", False if invert is None else invert)
-    if not pixels and x.min(initial=0) >= 0 and x.max(initial=0) <= 1:
-        x, pixels = images.to_uint8(x, owners), True
-    if inverted and not pixels:
-        raise UserError(
-            f"inverted=true inverts pixels from 0 to 255 or from 0 to 1, and these go from {x.min():g} to {x.max():g};"
-            " invert them in the file"
-        )
-    x = (255 - x if inverted else x) if pixels else x.astype(np.float32)
-    level = images.level(x)
-    return x, {"kind": "image", "inverted": inverted} | ({} if level is None else {"background": level})
 
 
 def inputs_of(
@@ -523,21 +348,21 @@ def inputs_of(
     names = _feature_names(path, table, options, taken)
     rows = owners or [""] * len(next(iter(columns.values())))
     raw, kinds = as_flag("raw", options.get("raw", table.is_npz)), _decided_kinds(decided)
-    x, metadata = _features(path, columns, names, rows, options.get("inverted"), table=not raw, kinds=kinds)
+    x, metadata = features_of(path, columns, names, rows, options.get("inverted"), table=not raw, kinds=kinds)
     return x, metadata | {"source": table.source}, owners
 
 
 def _inputs_of_text(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]) -> np.ndarray:
     """The numbers of words of a column of text, or token sequences."""
     if not options.get("text"):
-        x = _column(table.path, table.columns, ",".join(names_in(options.get("features", "x"))), "features")
+        x = column_of(table.path, table.columns, ",".join(names_in(options.get("features", "x"))), "features")
         return token_sequences(table.path, x, x, {"vocabulary": decided.get("classes"), **options})[0]
     if decided.get("kind") == "text":
         raise UserError(
             f"{table.path}: of next characters there is no prediction for a row of a table; give Run.predict tokens"
         )
     return hashed_words(
-        texts_of(table.path, options["text"], _column(table.path, table.columns, options["text"], "text"))
+        texts_of(table.path, options["text"], column_of(table.path, table.columns, options["text"], "text"))
     )
 
 
@@ -548,4 +373,4 @@ def clients_of_rows(table: Table, options: Mapping[str, Any]) -> list[str]:
         UserError: if there is no such column, or it has gaps.
     """
     client = str(options.get("client", "client"))
-    return meaning.client_ids(table.path, client, _column(table.path, table.columns, client, "client"))
+    return meaning.client_ids(table.path, client, column_of(table.path, table.columns, client, "client"))
