@@ -40,8 +40,10 @@ def test_the_overview_of_a_federation_controls_no_terminal(terminal):
 
 
 def test_a_sentence_about_a_file_is_one_line(tmp_path):
-    (tmp_path / "a.csv").write_text('client,"a\x1b[2J\nb",y\nu,x,0\nv,y,1\n')
-    with pytest.raises(UserError, match=r"has no numbers in column 'a\\x1b\[2J\\nb'") as caught:
+    (tmp_path / "a.csv").write_text('client,"a\x1b[2J\nb",y\nu,inf,0\nv,1,1\n')
+    with pytest.raises(
+        UserError, match=r"has an infinite value, or one beyond the range of float32, in column 'a\\x1b\[2J\\nb'"
+    ) as caught:
         load(tmp_path / "a.csv")
     assert str(caught.value).isprintable()
 

@@ -49,13 +49,19 @@ def decisions(metadata: Mapping[str, Any], *, regression: bool = False) -> dict[
     return known | ({"regression": True} if regression and "classes" not in known else {})
 
 
-def polarity_before(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The decision, in a federation's metadata, to invert the pictures of a table; empty if it was not made.
+def decisions_before(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The decisions, in a federation's metadata, that would not be made again; empty if there are none.
 
-    Once a dark background decided so by itself, and a run that was begun then resumes with the same pictures.
+    Once a dark background decided by itself to invert the pictures of a table, and the columns of a table were taken as
+    they were. A run that was begun then resumes with the same examples.
     """
-    of_table = _TABLE.match(str(metadata.get("source", "")))
-    return {"inverted": True} if metadata.get("inverted") is True and of_table else {}
+    source = _TABLE.match(str(metadata.get("source", "")))
+    if source is None:
+        return {}
+    plain = source[1] in ("csv", "parquet") and metadata.get("kind") == "features" and "preprocessing" not in metadata
+    return ({"inverted": True} if metadata.get("inverted") is True else {}) | (
+        {"features": metadata["features"]} if plain and "features" in metadata else {}
+    )
 
 
 def class_labels(decided: Mapping[str, Any]) -> list[str]:

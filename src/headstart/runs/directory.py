@@ -32,7 +32,7 @@ import jax
 import numpy as np
 
 from headstart._version import __version__
-from headstart.data.decided import polarity_before
+from headstart.data.decided import decisions_before
 from headstart.data.federation import Federation, Tree
 from headstart.errors import UserError
 from headstart.experiment.choice import settings_of
@@ -193,7 +193,7 @@ def write_trial(out: Path, document: Record | None) -> None:
 def decided_before(out: Path) -> dict[str, Any]:
     """What a run that was begun in the folder had decided of its data, and would not be decided again."""
     record = _saved_record(out)
-    return {} if record is None else polarity_before(record["facts"])
+    return {} if record is None else decisions_before(record["facts"])
 
 
 def _difference(old: Any, new: Any, path: str = "") -> str:
