@@ -20,7 +20,7 @@ test: .venv/tested ## The quick tests: units, doctests, and one real case of all
 test-all: .venv/tested ## Every test but the long ones
 	$(PYTEST) -m "not long"
 
-test-long: .venv/tested ## Every kind of command killed ten times; a deployment that gets every kind of hostile reply
+test-long: .venv/tested ## Kills of every kind of command, deployments with every fault, the largest studies
 	HEADSTART_KILLS=10 $(PYTEST) -m long
 
 check: lint types links ## What CI runs

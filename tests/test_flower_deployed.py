@@ -242,7 +242,7 @@ def test_two_stages_in_float64_are_the_same(deployment, tmp_path):
         assert len({read_json(file.with_suffix(".json"))["test"]["length"] for file in files}) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_fails_is_reported_and_spoils_nothing(deployment, tmp_path):
     nodes, deadline = ("good", "doomed", "spoiled", "slow"), deployment.deadline
     deployment.start("spoiled", fault="spoiled")

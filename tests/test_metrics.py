@@ -81,6 +81,7 @@ def test_metrics_of_quantities_are_what_their_definitions_say(shape):
     assert np.isnan(values(Regression(more=("r2",)), output[:1], y[:1])["R squared"])
 
 
+@pytest.mark.slow
 def test_every_client_has_its_own_value_or_is_left_out_and_all_items_together_have_one():
     federation, recipe = tiny.federation(((7, 30), (6, 1), (5, 0))), Personalization(Optimizer("sgd", 0.1), 4, 1)
     curves = personalize(ALL, tiny.SOFTMAX, tiny.theta(), federation, recipe, key=jax.random.key(0))

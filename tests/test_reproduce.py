@@ -41,17 +41,19 @@ def test_a_centralized_model_is_stopped_and_compared(command):
     assert max(ends) <= 40
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "claims", "names"),
     [
-        (
+        pytest.param(
             "finetune",
             6,
             ["nothing more", "FedAvg, Adam", "Reptile(3), Adam", "FedAvg, decayed rate"],
+            marks=pytest.mark.long,
         ),
-        ("updates", 2, ["FedAvg(2)", "Reptile(3)", "FOMAML(3)", "MAML(3)", "FedSGD"]),
-        ("server", 1, ["SGD", "momentum", "Adam", "Yogi", "Adagrad"]),
+        pytest.param(
+            "updates", 2, ["FedAvg(2)", "Reptile(3)", "FOMAML(3)", "MAML(3)", "FedSGD"], marks=pytest.mark.long
+        ),
+        pytest.param("server", 1, ["SGD", "momentum", "Adam", "Yogi", "Adagrad"], marks=pytest.mark.slow),
     ],
 )
 def test_every_study_runs_at_the_smallest_scale(command, study, claims, names):

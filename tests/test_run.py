@@ -134,7 +134,7 @@ def experiment_file(whole, folder: Path) -> Path:
 # Two kills, one in each stage; and ten, after a random number of lines.
 KILLS = [
     pytest.param((6, 10), (3, 14), id="twice"),
-    pytest.param((14, 40), tuple(np.random.default_rng(7).integers(1, 8, 10)), id="ten times", marks=pytest.mark.slow),
+    pytest.param((14, 40), tuple(np.random.default_rng(7).integers(1, 8, 10)), id="ten times", marks=pytest.mark.long),
 ]
 
 
