@@ -22,7 +22,8 @@ import os
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,21 +194,34 @@ def read_data(path: Path, about: dict[str, Any], names: tuple[str, ...]) -> list
     """
     if "preprocessing" in about["facts"]:
         return read_table(path, about, names)
-    try:
-        # numpy leaves a file open that it opened itself and could not read.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            absent = [name for name in names if name not in file.files]
-            if absent:
-                raise MistakeError(f"{path} has no array {absent[0]!r}; it holds {', '.join(file.files) or 'nothing'}")
-            arrays = [
-                accepted(f"{name} in {path}", as_trained(f"{name} in {path}", name, file[name], about), about[name])
-                for name in names
-            ]
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise MistakeError(f"cannot read {path} ({first_line(error)}); give an .npz file of x and y") from error
+    with reading(path, "an .npz file of x and y"), npz_file(path) as file:
+        absent = [name for name in names if name not in file.files]
+        if absent:
+            raise MistakeError(f"{path} has no array {absent[0]!r}; it holds {', '.join(file.files) or 'nothing'}")
+        arrays = [
+            accepted(f"{name} in {path}", as_trained(f"{name} in {path}", name, file[name], about), about[name])
+            for name in names
+        ]
     if len({len(array) for array in arrays}) > 1:
         raise MistakeError(f"{path} has {len(arrays[0])} rows of x and {len(arrays[1])} of y; give as many of both")
     return arrays
+
+
+@contextmanager
+def reading(path: Path, instead: str) -> Iterator[None]:
+    """What goes wrong with a file, in one sentence that says what to give instead."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise MistakeError(f"cannot read {path} ({first_line(error)}); give {instead}") from error
+
+
+@contextmanager
+def npz_file(path: Path) -> Iterator[Any]:
+    """The arrays of an .npz file, of which none is unpickled."""
+    # numpy leaves a file open that it opened itself and could not read.
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        yield file
 
 
 def read_table(path: Path, about: dict[str, Any], names: tuple[str, ...]) -> list[np.ndarray]:
@@ -234,17 +248,15 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     Raises:
         MistakeError: if there is none, or its columns have different lengths.
     """
-    try:
+    with reading(path, "an .npz or .csv file of columns"):
         if path.suffix == ".csv":
             with path.open(newline="", encoding="utf-8") as file:
                 header, *rows = csv.reader(file)
             if any(len(row) != len(header) for row in rows):
                 raise ValueError("rows with more or fewer cells than the header")
             return {name: np.array([row[i] for row in rows], object) for i, name in enumerate(header)}
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        with npz_file(path) as arrays:
             columns = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise MistakeError(f"cannot read {path} ({first_line(error)}); give an .npz or .csv file of columns") from error
     if len({array.shape[:1] for array in columns.values()}) > 1:
         raise MistakeError(f"{path} has columns of different lengths; give a row per example in each")
     return columns

@@ -274,8 +274,8 @@ def report(
     opened = open_runs(runs, allowed_modules=allowed_modules)
     by_column = [] if by is None else [results_by_column(run, by, data) for run in opened]
     with output.measured():
-        page = write(runs, out, allowed_modules=allowed_modules, by=by_column)
-    print_runs(output.console, runs, allowed_modules=allowed_modules)
+        page = write(opened, out, allowed_modules=allowed_modules, by=by_column)
+    print_runs(output.console, opened, allowed_modules=allowed_modules)
     for results in by_column:
         print_by_column(output.console, results)
     output.result(f"The report: {page}")

@@ -55,9 +55,8 @@ class Preprocessing:
             raise UserError(f"{federation.name} has no column to learn from ({why}); add others")
         if not targets or federation.metadata.get("classes") or y.dtype.kind != "f":
             return cls(columns)
-        flat = y.reshape(len(y), -1).astype(np.float64)
-        scale = tuple(float(each) if each > 0 else 1.0 for each in flat.std(axis=0))
-        return cls(columns, tuple(map(float, flat.mean(axis=0))), scale)
+        scale = tuple(float(each) if each > 0 else 1.0 for each in targets_of_rows.std(axis=0))
+        return cls(columns, tuple(map(float, targets_of_rows.mean(axis=0))), scale)
 
     @property
     def features(self) -> tuple[str, ...]:

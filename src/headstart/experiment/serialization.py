@@ -80,6 +80,7 @@ _LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "headstart.Classification": {"more": []},
     "headstart.Regression": {"center": [], "scale": [], "more": []},
     "headstart.Experiment": {"trial": None},
+    "headstart.Personalization": {"pulls": None},
     "headstart.Stage": {"patience": None},
     "headstart.Centralized": {"patience": None},
     "headstart.FedAvg": {"clip": None},
@@ -214,8 +215,6 @@ def earlier(document: Json) -> Json:
     fields = {names.get(key, key): item for key, item in fields.items()} | {"type": first.get(kind, kind)}
     if kind == "headstart.Personalization":
         epochs, steps = fields.pop("epochs"), fields.pop("steps")
-        if fields.get("pulls") is None:
-            fields.pop("pulls", None)  # there were none then
         fields |= {"length": epochs, "unit": "epochs"} if steps is None else {"length": steps, "unit": "steps"}
     return fields
 

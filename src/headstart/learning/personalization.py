@@ -31,7 +31,7 @@ from headstart.learning.optimum import pulled_optimum
 from headstart.learning.parallel import Parallel, assign_clients, map_reduce_clients
 from headstart.learning.partial_batches import with_partial_batches
 from headstart.learning.rounds import client_key
-from headstart.learning.tasks import Items, Metric, Sums, Task, add, measure_each, metric_items, sum_type
+from headstart.learning.tasks import Items, Metric, Sums, Task, add, loss_metric, measure_each, metric_items, sum_type
 from headstart.models.zoo import Model
 
 EVALUATION_BATCH = 32
@@ -380,8 +380,7 @@ def choose_recipe(
 
 def deciding_metric(task: Task, recipe: Personalization) -> Metric:
     """The metric by which epochs are chosen: the task's first; of pulls its loss, which says more of few examples."""
-    losses = [metric for metric in task.metrics if metric.items == task.loss] if recipe.pulls is not None else []
-    return losses[0] if losses else task.metrics[0]
+    return task.metrics[0] if recipe.pulls is None else loss_metric(task)
 
 
 def pooled(curves: Sequence[Curves]) -> Curves:

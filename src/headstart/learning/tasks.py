@@ -185,6 +185,11 @@ def _per_example(error: Callable[[Array], Array], output: Array, y: Array) -> It
     return values, jnp.ones_like(values)
 
 
+def loss_metric(task: Task) -> Metric:
+    """The metric that is the task's loss, or else its first."""
+    return next((metric for metric in task.metrics if metric.items == task.loss), task.metrics[0])
+
+
 def masked(items: Items, mask: Array) -> Items:
     """The items with weight 0 where `mask` (bool `[batch]`) marks a row of padding."""
     values, weights = items

@@ -68,7 +68,7 @@ def _measured(context: RunContext) -> Iterator[tuple[str, Baseline]]:
     )
     personalize, recipe = _convex(context) if convex else _other(context)
     if convex:
-        yield "centralized", _centralized(context, personalize, recipe)
+        yield "centralized", _centralized(context, recipe)
     yield "alone", _alone(context, personalize, recipe, convex=convex)
 
 
@@ -144,8 +144,9 @@ def _chosen_on(
     )
 
 
-def _centralized(context: RunContext, personalize: Personalizer, recipe: Personalization) -> Baseline:
+def _centralized(context: RunContext, recipe: Personalization) -> Baseline:
     prepared, pool = context.prepared, _pool(context)
+    measure = personalizer(prepared.task, prepared.model, Personalization(epochs=0), parallel=_parallel(context))
     start = jax.tree.map(jnp.zeros_like, prepared.model.init(jax.random.key(0)))
     optimum = jax.jit(partial(pulled_optimum, prepared.task, prepared.model))
     models, at = [], start
@@ -154,16 +155,10 @@ def _centralized(context: RunContext, personalize: Personalizer, recipe: Persona
         models.append(at)
     number = 1
     if has_test_examples(prepared.federation, prepared.groups.validation).any():
-        tried = [_initially(_curves(context, personalize, each, prepared.groups.validation)) for each in models]
+        tried = [_curves(context, measure, each, prepared.groups.validation) for each in models]
         number, _ = choose_recipe(tried, prepared.task, by=deciding_metric(prepared.task, recipe))
-    curves = _curves(context, personalize, models[number], prepared.groups.test)
+    curves = _curves(context, measure, models[number], prepared.groups.test)
     return _baseline(context, "centralized", f"a ridge of {RIDGES[number]:g}", curves, 0)
-
-
-def _initially(curves: Curves) -> Curves:
-    """The curves of initial models alone."""
-    metrics = {name: (sums[:, :1], counts) for name, (sums, counts) in curves.metrics.items()}
-    return Curves(metrics, curves.gain[:, :1], curves.gain_squared[:, :1])
 
 
 def _curves(

@@ -55,9 +55,9 @@ def finish_stage(seed_run: SeedRun, position: Position) -> None:
             for learning_rate in candidates
         ]
         if group == "validation":
-            folds = _folded(seed_run, position, clients, tried)
+            deciding = _folded(seed_run, position, clients, tried)
             metric = deciding_metric(prepared.task, recipe)
-            chosen, epochs = choose_recipe(folds, prepared.task, by=metric, otherwise=recipe.unchosen)
+            chosen, epochs = choose_recipe(deciding, prepared.task, by=metric, otherwise=recipe.unchosen)
         curves = tried[chosen if group == "validation" else 0]
         check_initial_model(seed_run, position, group, clients, curves)
         arrays |= curve_arrays(group, (seed_run.context.written or prepared.federation).select(clients), curves)

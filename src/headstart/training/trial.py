@@ -24,7 +24,7 @@ from headstart.learning.divergence import beyond_use
 from headstart.learning.parallel import Parallel
 from headstart.learning.personalization import mean_over_clients
 from headstart.learning.rounds import Algorithm, Cohort, State, federated, personal_key, run_rounds
-from headstart.learning.tasks import Metric, Task
+from headstart.learning.tasks import Metric, loss_metric
 from headstart.training.sampling import cohorts
 from headstart.training.seed_run import SeedRun, start_params
 
@@ -60,7 +60,7 @@ def run_trial(seed_run: SeedRun, trial: Trial) -> TrialResult:
     log, prepared = _logger(seed_run), seed_run.context.prepared
     stage = prepared.experiment.stages[0]
     rounds = min(stage.rounds, trial.rounds or max(TRIAL_ROUNDS, stage.rounds // 10))
-    metric = _judge(prepared.task)
+    metric = loss_metric(prepared.task)
     servers = trial.servers[:1] if isinstance(stage, Centralized) else trial.servers
     tested = has_test_examples(prepared.federation, prepared.groups.validation)
     clients, own = prepared.groups.validation[tested], rate_of(stage)
@@ -98,11 +98,6 @@ def _logger(seed_run: SeedRun) -> Callable[[str], None]:
 def _unfit(stage: Stage | Centralized) -> str:
     """Why a stage has no trial; empty if it can have one."""
     return f"clients of the stage {stage.name!r} keep a state" if stage.method.is_stateful else ""
-
-
-def _judge(task: Task) -> Metric:
-    """The metric that is the task's loss, or else its first."""
-    return next((metric for metric in task.metrics if metric.items == task.loss), task.metrics[0])
 
 
 def _in_words(metric: Metric, value: float | None) -> str:

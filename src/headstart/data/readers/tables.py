@@ -113,10 +113,7 @@ def rows_of(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]
         x = column_of(path, columns, ",".join(names_in(options.get("features", "x"))), "features")
         x, y, metadata = token_sequences(path, meaning.flat(x), y, options)
         return _arranged(table, options, _owners(table, options, y[:, 0]), x, y, metadata)
-    if not for_regression(options):
-        y = meaning.targets(path, target, y, known=bool({"classes", "labels"} & {*options, *decided}))
-    clients = _owners(table, options, y)
-    owners = [clients.ids[code] for code in clients.codes.tolist()]
+    y, clients, owners = _owned(table, target, y, options, decided)
     taken = {str(options[name]) for name in ("client", "split", *WITHIN) if name in options}
     taken |= {str(options.get("client", "client")), target}
     names = _feature_names(path, table, options, taken)
@@ -154,11 +151,7 @@ def _rows_of_text(table: Table, options: Mapping[str, Any], decided: Mapping[str
         tokens, counts, metadata = next_characters(path, texts, options, decided)
         return _arranged(table, options, clients, tokens[:, :-1], tokens[:, 1:], metadata, counts)
     target = str(options["target"])
-    y = column_of(path, columns, target, "target")
-    if not for_regression(options):
-        y = meaning.targets(path, target, y, known=bool({"classes", "labels"} & {*options, *decided}))
-    clients = _owners(table, options, y)
-    owners = [clients.ids[code] for code in clients.codes.tolist()]
+    y, clients, owners = _owned(table, target, column_of(path, columns, target, "target"), options, decided)
     y, about = _targets(path, target, y, options, decided, owners)
     return _arranged(table, options, clients, hashed_words(texts), y, {"kind": "features", "notes": [NOTE]} | about)
 
@@ -172,6 +165,16 @@ class _Clients(NamedTuple):
 
 def _owners(table: Table, options: Mapping[str, Any], y: np.ndarray) -> _Clients:
     return _Clients(*clients_of(table.path, table.columns, options, y))
+
+
+def _owned(
+    table: Table, target: str, y: np.ndarray, options: Mapping[str, Any], decided: Mapping[str, Any]
+) -> tuple[np.ndarray, _Clients, list[str]]:
+    """The targets `[rows, ...]` in the form in which classes are apart from quantities, and whose they are."""
+    if not for_regression(options):
+        y = meaning.targets(table.path, target, y, known=bool({"classes", "labels"} & {*options, *decided}))
+    clients = _owners(table, options, y)
+    return y, clients, [clients.ids[code] for code in clients.codes.tolist()]
 
 
 def _arranged(
