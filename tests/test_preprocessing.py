@@ -196,3 +196,12 @@ def test_headstart_data_shows_the_plan_and_what_deserves_a_second_look(command, 
     code, out, _ = command("data", path, "--client", "site", "--target", "days", "--picture", tmp_path / "t.png")
     assert code == 0 and "warning: column 'age' alone says what the target is" in out
     assert "column days (target): standardized" in out
+
+
+def test_small_differences_of_large_numbers_are_kept():
+    steps = np.arange(40) % 4 / 8
+    table = {"client": ["a", "b"] * 20, "y": np.arange(40) % 2, "pressure": 1e8 + steps, "other": np.arange(40) / 7}
+    x, _ = hs.from_frame(table).fetch(np.arange(2))
+    assert sorted(set(x[:, 0] - 1e8)) == [0, 0.125, 0.25, 0.375]
+    for sound in (101_325 + 50 * steps, 2020 + 8 * steps, np.full(40, 1e8 + 0.3), [*steps[:-1], 1e30]):
+        assert hs.from_frame({**table, "pressure": sound}).example()[0].dtype == np.float32

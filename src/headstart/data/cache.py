@@ -25,7 +25,7 @@ from headstart.data.readers.rows import Rows
 from headstart.files import TEMPORARY, is_temporary, sha256_of
 
 # Raise it when a reader gives other rows for the same file.
-READER_VERSION = 5
+READER_VERSION = 6
 _ARRAYS = ("x", "y", "sizes")
 _DAY = 86400
 # Of a source up to this size the digest is of all of it, and of a larger one of this many pieces of a mebibyte.

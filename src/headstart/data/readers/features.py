@@ -77,14 +77,14 @@ def table_inputs(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The inputs of a raw table `[rows, columns]`, and what its columns stand for.
 
-    float32 where these are all numbers that it holds, without gaps; else float64.
+    float32 where these are all numbers that it holds closely enough, without gaps; else float64.
     """
     flat = {each: values for name in names for each, values in _single(name, columns[name]).items()}
     encoded = {name: encode(path, name, values, kinds.get(name)) for name, values in flat.items()}
     about = [{"name": name, "kind": each.kind} | _labels(each) for name, each in encoded.items()]
     x = np.stack([each.values for each in encoded.values()], axis=1)
     plain = all(each.kind == "number" for each in encoded.values()) and not np.isnan(x).any()
-    if plain and not any(map(meaning.rounded, flat.values())):
+    if plain and not any(map(meaning.rounded, flat.values())) and not any(map(meaning.blurred, x.T)):
         x = x.astype(np.float32)
     return x, {"kind": "features", "features": list(flat), "columns": about}
 

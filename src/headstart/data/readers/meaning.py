@@ -92,6 +92,12 @@ def rounded(values: np.ndarray) -> bool:
     return len(np.unique(as_float32(values))) < len(np.unique(values))
 
 
+def blurred(values: np.ndarray) -> bool:
+    """Whether the steps of float32 at a column's largest number exceed a hundredth of the column's deviation."""
+    deviation = float(np.std(values, dtype=np.float64)) if values.size else 0.0
+    return deviation > 0 and float(np.spacing(as_float32(np.abs(values).max()))) > deviation / 100
+
+
 def comma_hint(values: np.ndarray) -> str:
     """For text in place of numbers: what to do if it is numbers with a decimal comma."""
     sample = [str(v) for v in values.ravel()[:100].tolist()]
