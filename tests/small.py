@@ -32,7 +32,7 @@ def experiment(data: Path, *, rounds: tuple[int, int] = (6, 4)) -> Experiment:
     update = {"learning_rate": 0.1, "batch_size": 4}
     return Experiment(
         name="small",
-        data=Data(str(data), train=0.6, validation=0.2),
+        data=Data(str(data), {"raw": True}, train=0.6, validation=0.2),
         model=ModelSpec("mlp", {"widths": (8,)}),
         stages=(
             Stage("FedAvg", FedAvg(2, **update), Optimizer("sgd", 1.0, {"momentum": 0.9}), rounds[0], 3),

@@ -133,7 +133,7 @@ def quantities(path: Path) -> str:
 def kind(name: str, folder: Path) -> Experiment:
     """An experiment of each kind of model, with three clients."""
     data, model = {
-        "linear": (lambda: Data(quantities(folder / "quantities.npz")), ModelSpec("linear")),
+        "linear": (lambda: Data(quantities(folder / "quantities.npz"), {"raw": True}), ModelSpec("linear")),
         "cnn": (
             lambda: Data("glyphs", {"writers": 3, "examples": 9}),
             ModelSpec("cnn", {"filters": (4,), "hidden": 4}),
@@ -375,7 +375,9 @@ def test_a_run_without_kept_examples_and_a_model_that_cannot_be_exported_are_ref
         "    return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(x.shape, x.dtype), x)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    made = Experiment("uneven", experiment(finished[0]).stages[:1], Data(str(finished[0])), ModelSpec("uneven:net"))
+    made = Experiment(
+        "uneven", experiment(finished[0]).stages[:1], Data(str(finished[0]), {"raw": True}), ModelSpec("uneven:net")
+    )
     prepared = prepare(made, allowed_modules={"uneven"})
     folder = tmp_path / "run"
     with claimed(folder, prepared.experiment, prepared.federation):

@@ -121,6 +121,8 @@ def test_numbers_beyond_float32_are_refused_with_column_client_and_row(tmp_path)
     x = X.copy()
     x[7, 2] = 1e39
     with pytest.raises(UserError, match=r"beyond the range of float32 \(1e\+39\) in column 'x' of client s1, row 8"):
+        load(table(tmp_path, x=x), raw=True)
+    with pytest.raises(UserError, match=r"beyond the range of float32, in column 'x\[2\]', row 8"):
         load(table(tmp_path, x=x))
     with pytest.raises(UserError, match=r"beyond the range of float32 \(1e\+39\) in column 'y' of client s1, row 8"):
         load(table(tmp_path, y=x[:, 2]))
@@ -171,13 +173,13 @@ def test_black_and_white_pictures_keep_their_contrast(tmp_path):
 
 def test_tables_of_small_numbers_are_no_pictures(tmp_path):
     for x in (COLOURS[:, 0, :, 0], X.astype(np.float16), GENERATOR.integers(0, 90, (ROWS, 80)), Y > 0):
-        federation, found, _ = read(tmp_path, x=x)
+        federation, found, _ = read(tmp_path, {"raw": True}, x=x)
         np.testing.assert_array_equal(found, x.reshape(ROWS, -1).astype(np.float32))
         assert federation.metadata["kind"] == "features" and found.dtype == np.float32
 
 
 def test_whole_numbers_that_float32_merges_are_noted(tmp_path):
-    federation, *_ = read(tmp_path, x=1_700_000_000 + np.arange(ROWS))
+    federation, *_ = read(tmp_path, {"raw": True}, x=1_700_000_000 + np.arange(ROWS))
     assert federation.metadata["notes"] == ["'x' has different whole numbers that are equal as float32"]
 
 

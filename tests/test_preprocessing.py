@@ -173,6 +173,33 @@ def test_a_run_and_its_artifact_take_raw_columns_and_predict_the_same_bits(targe
     assert code == 2 and "'perhaps', which is no boolean" in errors
 
 
+def test_an_array_of_an_npz_is_a_table_in_run_personalize_predict_and_artifact(tmp_path, invoke, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arrays = dict(np.load(small.federation_file(tmp_path / "plain.npz")))
+    # One column of the array is the same everywhere, and is left out.
+    arrays["x"] = np.insert(arrays["x"] * 10.0 ** np.array([-3, 0, 3, 6]), 1, 7, axis=1)
+    np.savez("scaled.npz", **arrays)
+    data = hs.Data("scaled.npz", {"exclude": "x[2]"}, train=0.6, validation=0.2)
+    run = hs.run(replace(small.experiment(tmp_path, rounds=(3, 3)), data=data), "run", progress=False)
+    assert run.decided["features"] == ["x[0]", "x[3]", "x[4]"]
+    assert run.summary("test")["accuracy"]["personalized"]["mean"] > 0.5
+    own = {name: values[arrays["client"] == "client-03"] for name, values in arrays.items()}
+    np.savez("own.npz", **own)
+    assert command("personalize", "run", "--data", "own.npz", "--out", "mine")[0] == 0
+    code, _, errors = command("predict", "run", "--data", "own.npz", "--personalized", "mine", "--out", "told.csv")
+    assert (code, errors) == (0, "")
+    outputs = run.initial_model().outputs({"x": own["x"]})
+    np.testing.assert_array_equal(run.initial_model().outputs(own["x"][:, [0, 3, 4]]), outputs)
+    with pytest.raises(
+        hs.UserError, match=r"the inputs have the shape .*, and training had the columns x\[0\], x\[3\]"
+    ):
+        run.predict(own["x"][:, :2])
+    export_run(run.path, tmp_path / "artifact", platforms=["cpu"])
+    program = runpy.run_path(str(PROGRAM))["main"]
+    assert invoke(program, "adapt.py", "artifact", "own.npz", "--no-gate", "--epochs", 0)[0] == 0
+    np.testing.assert_array_equal(np.load("adapted/predictions.npz")["output"], outputs)
+
+
 def test_headstart_data_shows_the_plan_and_what_deserves_a_second_look(command, tmp_path):
     path = table(tmp_path / "t.csv")
     rows = [row.split(",") for row in path.read_text().splitlines()]

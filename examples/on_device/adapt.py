@@ -256,10 +256,16 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError("rows with more or fewer cells than the header")
             return {name: np.array([row[i] for row in rows], object) for i, name in enumerate(header)}
         with npz_file(path) as arrays:
-            columns = {name: arrays[name] for name in arrays.files}
+            columns = {part: values for name in arrays.files for part, values in parts(name, arrays[name]).items()}
     if len({array.shape[:1] for array in columns.values()}) > 1:
         raise MistakeError(f"{path} has columns of different lengths; give a row per example in each")
     return columns
+
+
+def parts(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """A column by its name; one of several numbers a row also as that many columns, of which the first is `name[0]`."""
+    flat = values.reshape(len(values), -1) if values.ndim > 1 else values[:, None]
+    return {name: values} | {f"{name}[{i}]": flat[:, i] for i in range(flat.shape[1] if values.ndim > 1 else 0)}
 
 
 def features(path: Path, columns: dict[str, np.ndarray], plans: list[dict[str, Any]]) -> np.ndarray:

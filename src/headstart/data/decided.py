@@ -131,10 +131,11 @@ def _as_preprocessed(federation: Federation, decided: Mapping[str, Any], what: s
     if not is_table(federation.metadata):
         # Numbers in the order of the columns, as who makes a federation of arrays has them.
         x, _ = federation.example()
-        names = ", ".join(column.name for column in preprocessing.used)
-        if np.shape(x)[1:] != (len(preprocessing.used),) or any(c.kind == "category" for c in preprocessing.used):
-            raise UserError(f"{what} is no table, and training had one with the columns {names}; give such a table")
-        columns = [{"name": column.name, "kind": column.kind} for column in preprocessing.used]
+        names = preprocessing.names_of(np.shape(x)[1]) if np.ndim(x) == 2 else ()
+        if not names or any(column.kind == "category" for column in preprocessing.used):
+            wanted = ", ".join(column.name for column in preprocessing.used)
+            raise UserError(f"{what} is no table, and training had one with the columns {wanted}; give such a table")
+        columns = [{"name": each.name, "kind": each.kind} for each in preprocessing.columns if each.name in names]
         federation = replace(federation, metadata={**federation.metadata, "columns": columns})
     if is_raw(federation):
         return preprocessing.apply(federation)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from headstart.data.federation import Federation, derived
-from headstart.data.readers.columns import nearest
+from headstart.data.readers.columns import nearest, with_parts
 from headstart.data.readers.encoding import KINDS, Encoded, encode
 from headstart.data.table_columns import Column, fit_column
 from headstart.errors import UserError
@@ -68,6 +68,10 @@ class Preprocessing:
         """The columns that are not left out: those that other data must have."""
         return tuple(column for column in self.columns if not column.dropped)
 
+    def names_of(self, width: int) -> tuple[str, ...]:
+        """The names of so many columns in the order of training: of those that are used, or of all; none of others."""
+        return next((each for each in map(_names, (self.used, self.columns)) if len(each) == width), ())
+
     def transform(self, table: Mapping[str, Any], what: str = "the table") -> np.ndarray:
         """float32 `[rows, features]` of columns by name, as a file or frame has them.
 
@@ -75,6 +79,7 @@ class Preprocessing:
             UserError: if a column is missing, or holds what it did not in training.
         """
         encoded = {}
+        table = with_parts(table, (column.name for column in self.used))
         for column in self.used:
             if column.name not in table:
                 names = ", ".join(each.name for each in self.used)
@@ -125,6 +130,10 @@ class Preprocessing:
             metadata["notes"] = [*metadata.get("notes", ()), f"columns left out: {'; '.join(left_out)}"]
         how = f", preprocessed by {self}"
         return replace(federation, fetch=derived(fetch, inner, how), metadata=metadata)
+
+
+def _names(columns: Sequence[Column]) -> tuple[str, ...]:
+    return tuple(column.name for column in columns)
 
 
 def _as_quantities(y: np.ndarray, classes: Any) -> np.ndarray:

@@ -57,10 +57,12 @@ def _table(x: Any, preprocessing: Preprocessing) -> Mapping[str, Any]:
         return {name: x[name].to_numpy() for name in x.column_names}
     if hasattr(x, "columns"):
         return {str(name): np.asarray(x[name]) for name in x.columns}
-    x, names = np.asarray(x), [column.name for column in preprocessing.used]
-    if x.ndim != 2 or x.shape[1] != len(names):
+    x = np.asarray(x)
+    names = preprocessing.names_of(x.shape[1]) if x.ndim == 2 else ()
+    if not names:
+        wanted = ", ".join(column.name for column in preprocessing.used)
         raise UserError(
-            f"the inputs have the shape {list(x.shape)}, and training had the columns {', '.join(names)}; give a frame,"
+            f"the inputs have the shape {list(x.shape)}, and training had the columns {wanted}; give a frame,"
             " or a dictionary of columns"
         )
     return dict(zip(names, x.T, strict=True))

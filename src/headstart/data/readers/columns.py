@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,29 @@ from headstart.errors import UserError
 
 # The columns of a table by name, each `[rows, ...]`.
 Columns = Mapping[str, np.ndarray]
+
+
+def single(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """A column by its name; one of several numbers a row as that many columns, of which the first is `name[0]`."""
+    if values.ndim < 2:
+        return {name: values}
+    flat = values.reshape(len(values), -1)
+    return {f"{name}[{i}]": flat[:, i] for i in range(flat.shape[1])} if flat.shape[1] > 1 else {name: flat[:, 0]}
+
+
+_PART = re.compile(r"(.+)\[(\d+)\]", re.DOTALL)
+
+
+def with_parts(columns: Columns, names: Iterable[str]) -> Columns:
+    """The columns, and beside them those numbers of a column of several a row that the names ask for, as `x[3]`."""
+    found = {}
+    for name in names:
+        match = None if name in columns else _PART.fullmatch(name)
+        whole = columns.get(match[1]) if match else None
+        if match and whole is not None and np.ndim(whole) > 1:
+            flat = np.reshape(whole, (len(whole), -1))
+            found |= {name: flat[:, int(match[2])]} if int(match[2]) < flat.shape[1] else {}
+    return {**columns, **found}
 
 
 def missing(values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from headstart.data.readers import images, meaning
-from headstart.data.readers.columns import Columns, no_column, numbers
+from headstart.data.readers.columns import Columns, no_column, numbers, single, with_parts
 from headstart.data.readers.encoding import Encoded, Kind, encode
 from headstart.data.readers.pictures import as_pictures, is_character
 from headstart.data.readers.rows import as_flag, listed
@@ -37,6 +37,7 @@ def features_of(
 
     table: whether these are columns of a table, for preprocessing. kinds: what training decided that they stand for.
     """
+    columns = with_parts(columns, names)
     unknown = [name for name in names if name not in columns]
     if unknown:
         raise no_column(path, unknown[0], columns, "name the right ones with features=")
@@ -79,7 +80,7 @@ def table_inputs(
 
     float32 where these are all numbers that it holds closely enough, without gaps; else float64.
     """
-    flat = {each: values for name in names for each, values in _single(name, columns[name]).items()}
+    flat = {each: values for name in names for each, values in single(name, columns[name]).items()}
     encoded = {name: encode(path, name, values, kinds.get(name)) for name, values in flat.items()}
     about = [{"name": name, "kind": each.kind} | _labels(each) for name, each in encoded.items()]
     x = np.stack([each.values for each in encoded.values()], axis=1)
@@ -97,14 +98,6 @@ def _labels(column: Encoded) -> dict[str, Any]:
         return {"labels": list(column.labels)}
     column.values[:] = np.nan
     return {"labels": [], "different": len(column.labels)}
-
-
-def _single(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    """A column by its name; one of several numbers a row as that many columns."""
-    if values.ndim < 2:
-        return {name: values}
-    flat = values.reshape(len(values), -1)
-    return {f"{name}[{i}]": flat[:, i] for i in range(flat.shape[1])} if flat.shape[1] > 1 else {name: flat[:, 0]}
 
 
 def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[np.ndarray, dict[str, Any]] | None:

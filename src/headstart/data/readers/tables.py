@@ -13,7 +13,15 @@ from headstart.data.decided import class_labels
 from headstart.data.preprocessing import of_metadata
 from headstart.data.readers import meaning
 from headstart.data.readers.arrow import read_csv, read_parquet
-from headstart.data.readers.columns import Columns, for_regression, missing, names_in, no_column
+from headstart.data.readers.columns import (
+    Columns,
+    for_regression,
+    missing,
+    names_in,
+    no_column,
+    single,
+    with_parts,
+)
 from headstart.data.readers.encoding import Kind
 from headstart.data.readers.features import features_of, is_pictures
 from headstart.data.readers.meaning import texts
@@ -57,7 +65,8 @@ def read_table(
     Pictures keep the polarity that they have; `inverted=true` inverts characters of 28 x 28.
 
     Features of Parquet and CSV may be numbers, text, dates and booleans with gaps: a raw table, which a `Preprocessing`
-    makes features of. `raw=true` takes numbers as they are, and refuses all else; npz is taken so unless `raw=false`.
+    makes features of, and so may x of npz, `[rows, columns]`. `raw=true` takes numbers as they are, and refuses all
+    else.
 
     decided: what training decided, which is applied, and nothing of it anew; see `decided.decisions`.
     """
@@ -118,7 +127,7 @@ def rows_of(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]
     taken |= {str(options.get("client", "client")), target}
     names = _feature_names(path, table, options, taken)
     _refuse_as_features(path, names, options, target)
-    raw = as_flag("raw", options.get("raw", table.is_npz))
+    raw = as_flag("raw", options.get("raw", False))
     kinds = _decided_kinds(decided)
     x, metadata = features_of(path, columns, names, owners, options.get("inverted"), table=not raw, kinds=kinds)
     y, about = _targets(path, target, y, options, decided, owners)
@@ -319,9 +328,12 @@ def _feature_names(path: str, table: Table, options: Mapping[str, Any], taken: s
     rest = pictures if len(pictures) == 1 else rest
     names = names_in(options.get("features", "x" if table.is_npz else rest))
     excluded = names_in(options["exclude"]) if options.get("exclude") else []
+    there = with_parts(table.columns, excluded)
     for name in excluded:
-        if name not in table.columns:
+        if name not in there:
             raise no_column(path, name, table.columns, "name the right ones with exclude=")
+    if there.keys() - table.columns.keys():
+        names = [part for name in names for part in (single(name, there[name]) if name in there else (name,))]
     return [name for name in names if name not in excluded]
 
 
@@ -350,7 +362,7 @@ def inputs_of(
     taken = {client, *(str(options[name]) for name in ("target", "split", *WITHIN) if name in options)}
     names = _feature_names(path, table, options, taken)
     rows = owners or [""] * len(next(iter(columns.values())))
-    raw, kinds = as_flag("raw", options.get("raw", table.is_npz)), _decided_kinds(decided)
+    raw, kinds = as_flag("raw", options.get("raw", False)), _decided_kinds(decided)
     x, metadata = features_of(path, columns, names, rows, options.get("inverted"), table=not raw, kinds=kinds)
     return x, metadata | {"source": table.source}, owners
 
