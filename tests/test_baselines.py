@@ -92,5 +92,11 @@ def test_a_difference_in_words(task, change, words):
     assert ("inconclusive" in sentence) == (change == 0)
 
 
+def test_rounding_of_equal_values_decides_nothing():
+    other = np.array([0.1, 0.3, 0.7], np.float32).astype(np.float64)
+    assert _beside("", "", other, np.array([0.1, 0.3, 0.7]), Classification().metrics[0]).sign == 0
+    assert _beside("", "", other, np.array([0.0, 0.2, 0.7]), Classification().metrics[0]).sign == 0
+
+
 def test_baselines_are_of_tables_unless_asked_for(small_run):
     assert hs.open_run(small_run).baselines == {} and conclusions(hs.open_run(small_run)) == []

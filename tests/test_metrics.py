@@ -133,6 +133,24 @@ def test_a_metric_of_ones_own_is_saved_by_the_name_of_its_class(monkeypatch):
     assert earlier(to_json(Classification())) == {"type": "headstart.tasks.Classification"}
 
 
+@dataclass(frozen=True)
+class Within:
+    most: float
+    name, unit, higher_is_better = "within", "share", True
+
+    def items(self, output, y):
+        return (jnp.abs(output.reshape(y.shape) - y) <= self.most).astype(jnp.float32), jnp.ones(len(y))
+
+
+def test_a_metric_of_ones_own_is_given_quantities_in_their_own_units():
+    task = Regression(
+        (1000.0,), (50.0,), more=(Within(20.0), Metric("mean target", "", True, lambda output, y: (y, 1 + 0 * y)))
+    )
+    output, y = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32), np.array([0.1, 1.1, 2.5, 4.0], np.float32)
+    found = values(task, output, y)
+    assert found["within"] == 0.5 and found["mean target"] == pytest.approx(1000 + 50 * y.mean())
+
+
 def test_a_run_keeps_more_metrics_of_its_clients_and_says_them(small_data, tmp_path):
     task = Classification(more=("balanced_accuracy", "auc"))
     mine = replace(experiment(small_data), task=task)

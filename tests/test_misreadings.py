@@ -71,11 +71,22 @@ def test_whole_floats_that_hardly_repeat_are_ambiguous(y, tmp_path):
     assert read(tmp_path, {"classes": 4000}, y=y)[2].tolist() == y.tolist()
 
 
+def test_integers_that_hardly_repeat_are_ambiguous(tmp_path):
+    arrays = {"client": np.repeat(CLIENTS, 10), "x": np.repeat(X, 10, axis=0), "y": np.arange(ROWS * 10) // 3 * 7}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match="has 134 different whole numbers of type int64 in the 400 rows of column 'y'"):
+        load(tmp_path / "a.npz")
+    assert "classes" not in load(tmp_path / "a.npz", regression=True).metadata
+
+
 @pytest.mark.parametrize(
     ("y", "message"),
     [
         (GENERATOR.integers(0, 90, (ROWS, 80)), "has 80 numbers for each row in column 'y', and they are not one-hot"),
-        (np.array([f"{v:.2f}".replace(".", ",") for v in X[:, 0]]), "with a decimal point instead of a comma, or give"),
+        (
+            np.array([f"{v:.2f}".replace(".", ",") for v in X[:, 0]]),
+            "with a decimal point instead of a comma and nothing between thousands, or",
+        ),
         (np.array([f"{v:.2f}" for v in X[:, 0]]), "has text in column 'y' that is mostly numbers, such as"),
         (np.arange(ROWS).astype("M8[D]"), "neither text nor numbers"),
         (np.where(Y > 0, "cat", "cat "), "has the classes 'cat' and 'cat ' in column 'y', which differ only by spaces"),

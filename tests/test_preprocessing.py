@@ -134,6 +134,17 @@ def test_columns_are_what_they_look_like(cells, kind, tmp_path):
     assert [column["kind"] for column in federation.metadata["columns"]] == [kind, "number"]
 
 
+def test_a_stray_word_among_numbers_is_told_and_the_row_of_a_wrong_value_is_right(tmp_path):
+    rows = [f"c{i % 5},{i + 0.5},{i % 2}" for i in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["client,a,y", *rows, "c1,<0.01,1"]) + "\n")
+    federation = hs.load(tmp_path / "t.csv")
+    assert "'a' holds numbers but for text such as '<0.01'" in federation.metadata["notes"][0]
+    (tmp_path / "t.csv").write_text("\n".join(["client,a,y", *rows]) + "\n")
+    fitted = hs.Preprocessing.fit(hs.load(tmp_path / "t.csv"), np.arange(4))
+    with pytest.raises(hs.UserError, match=r"has '<0.01' in column 'a' of row 3, which is no number"):
+        fitted.transform({"a": np.array(["1.5", "", "<0.01"], object)})
+
+
 def trained(folder, target):
     """A short run on a table, and the columns of a client that it has never seen, as a file of a device."""
     path = table(folder / "t.csv")

@@ -69,7 +69,7 @@ class Preprocessing:
         return tuple(column for column in self.columns if not column.dropped)
 
     def names_of(self, width: int) -> tuple[str, ...]:
-        """The names of columns in the order of training, of those that are used, or of all: as many as the width, or none."""
+        """The names of as many columns, in the order of training: of those that are used, or of all; or none."""
         return next((each for each in map(_names, (self.used, self.columns)) if len(each) == width), ())
 
     def transform(self, table: Mapping[str, Any], what: str = "the table") -> np.ndarray:

@@ -65,6 +65,8 @@ def _explained(values: np.ndarray, y: np.ndarray, classes: bool) -> float:
 
 def _classes(federation: Federation, y: np.ndarray, owners: np.ndarray) -> Iterator[str]:
     labels = federation.metadata.get("labels")
+    if labels and len(labels) == 1:
+        yield f"every target is {str(labels[0])!r}, so there is nothing to learn"
     if not labels or y.ndim != 1:
         return
     pairs = np.unique(np.stack([y.astype(np.int64), owners]), axis=1)[0]

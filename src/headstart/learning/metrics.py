@@ -56,7 +56,7 @@ def evaluated_metrics(task: Task) -> tuple[Metric, ...]:
 
 def _as_metric(task: Task, given: Any) -> Metric:
     if isinstance(given, Metric):
-        return given
+        return _of_own_units(task, given)
     known = REGRESSION if isinstance(task, Regression) else CLASSIFICATION
     if isinstance(given, str) and given in known:
         return known[given](task)
@@ -66,7 +66,19 @@ def _as_metric(task: Task, given: Any) -> Metric:
             f"the task's `more` holds {given!r}, which is no metric; give {', '.join(known)}, or a value that has name,"
             " unit, higher_is_better and items"
         )
-    return metric
+    return _of_own_units(task, metric)
+
+
+def _of_own_units(task: Task, metric: Metric) -> Metric:
+    """A user's metric, given outputs and targets in their own units where these were standardized."""
+    if not isinstance(task, Regression) or not task.scale:
+        return metric
+
+    def own(values: Array, output: Array) -> Array:
+        scaled = values.reshape(output.shape) * jnp.array(task.scale) + jnp.array(task.center)
+        return scaled.reshape(values.shape)
+
+    return metric._replace(items=lambda output, y: metric.items(own(output, output), own(y, output)))
 
 
 def _metric_of(given: Any) -> Metric | None:

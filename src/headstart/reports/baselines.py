@@ -58,7 +58,7 @@ def _beside(title: str, how: str, other: np.ndarray, personalized: np.ndarray, m
     gain = gains(other, personalized, metric)
     better, worse = int((gain > 0).sum()), int((gain < 0).sum())
     before, after = estimate(other), estimate(personalized)
-    return Beside(title, how, metric, before, after, estimate(personalized - other), better, worse, len(gain))
+    return Beside(title, how, metric, before, after, estimate(metric.sign * gain), better, worse, len(gain))
 
 
 def conclusions(run: Run) -> list[str]:

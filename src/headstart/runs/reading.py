@@ -123,7 +123,9 @@ def _stage_results(
     done = tuple(seed for seed, file in files.items() if file.with_suffix(".json").exists())
     reports = tuple(stage_report(files[seed].with_suffix(".json")) for seed in done)
     name, final = stages[number]["name"], number == len(stages) - 1
-    end = sum(stage["rounds"] for stage in stages[: number + 1])
+    # A stage may have ended early.
+    planned = sum(stage["rounds"] for stage in stages[: number + 1])
+    end = max((report["round"] for report in reports), default=planned)
     results: dict[Group, StageResult] = {}
     for group in GROUPS:
         if not done or not all(group in report for report in reports):

@@ -20,6 +20,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _GAPS = frozenset(("", "na", "n/a", "nan", "null", "none", "nil", "?", "-", "--", ".", "missing", "unknown", "#n/a"))
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]00:?00)?")
+# Of fewer labels, numbers may well be codes.
+_MANY = 20
 # Dates count days from here, so that few digits are spent on centuries.
 EPOCH = np.datetime64("2000-01-01", "us")
 _DAY = np.timedelta64(1, "D") / np.timedelta64(1, "us")
@@ -53,9 +55,13 @@ def encode(path: str, name: str, values: np.ndarray, kind: Kind | None = None) -
     if values.dtype.kind in "SUO":
         values = np.array([_plain(value) for value in values.tolist()], object)
     kind = kind or _kind_of(path, name, values)
-    found = {"number": _numbers, "boolean": _flags, "date": _dates, "category": _categories}[kind](values)
+    convert = {"number": _numbers, "boolean": _flags, "date": _dates, "category": _categories}[kind]
+    found = convert(values)
     if found is None:
-        row = 1 + next((i for i, value in enumerate(values.tolist()) if value is not None), 0)
+        wrong = (
+            i for i, value in enumerate(values.tolist()) if value is not None and convert(values[i : i + 1]) is None
+        )
+        row = 1 + next(wrong, 0)
         raise UserError(
             f"{path} has {str(values[row - 1])!r:.60} in column {name!r} of row {row}, which is no {kind}; give a"
             f" {kind} in each row, or nothing"
@@ -108,6 +114,12 @@ def _kind_of(path: str, name: str, values: np.ndarray) -> Kind:
     raise UserError(
         f"{path} has values of type {odd} in column {name!r}; give numbers, text or dates, or leave the column out"
     )
+
+
+def odd_among_numbers(labels: Sequence[str]) -> str | None:
+    """Of the labels of a category that are nearly all numbers, the first that is none; None of any other category."""
+    odd = [label for label in labels if not _NUMBER.fullmatch(label)]
+    return odd[0] if len(labels) >= _MANY and odd and 10 * len(odd) <= len(labels) else None
 
 
 def _numbers(values: np.ndarray) -> Encoded | None:

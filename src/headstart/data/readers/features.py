@@ -9,7 +9,7 @@ import numpy as np
 
 from headstart.data.readers import images, meaning
 from headstart.data.readers.columns import Columns, no_column, numbers, single, with_parts
-from headstart.data.readers.encoding import Encoded, Kind, encode
+from headstart.data.readers.encoding import Encoded, Kind, encode, odd_among_numbers
 from headstart.data.readers.pictures import as_pictures, is_character
 from headstart.data.readers.rows import as_flag, listed
 from headstart.errors import UserError
@@ -87,7 +87,12 @@ def table_inputs(
     plain = all(each.kind == "number" for each in encoded.values()) and not np.isnan(x).any()
     if plain and not any(map(meaning.rounded, flat.values())) and not any(map(meaning.blurred, x.T)):
         x = x.astype(np.float32)
-    return x, {"kind": "features", "features": list(flat), "columns": about}
+    notes = [
+        f"{name!r} holds numbers but for text such as {odd!r}, and is taken for a category; mend such values"
+        for name, each in encoded.items()
+        if each.kind == "category" and (odd := odd_among_numbers(each.labels)) is not None
+    ]
+    return x, {"kind": "features", "features": list(flat), "columns": about} | ({"notes": notes} if notes else {})
 
 
 def _labels(column: Encoded) -> dict[str, Any]:

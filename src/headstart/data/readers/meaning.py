@@ -13,7 +13,9 @@ from headstart.errors import UserError
 _EXACT = 2.0**53
 # More different whole numbers than this are rather quantities than classes, and so are ones that hardly ever repeat.
 _MOST_CLASSES = 100
-_FRACTION = re.compile(r"\s*[+-]?\d*[.,]\d+([eE][+-]?\d+)?\s*")
+# Of integers, which are classes more often than not, as many as are in fewer rows each.
+_LEAST_REPEATS = 5
+_FRACTION = re.compile(r"\s*[+-]?(\d*[.,]\d+([eE][+-]?\d+)?|\d{1,3}(,\d{3})+(\.\d+)?)\s*")
 
 
 def texts(values: np.ndarray) -> list[str]:
@@ -69,6 +71,10 @@ def targets(path: str, name: str, values: np.ndarray, *, known: bool) -> np.ndar
         return values.argmax(axis=1)
     if values.ndim == 1 and values.dtype.kind == "f" and whole:
         return _whole_numbers(path, name, values, known)
+    if values.ndim == 1 and values.dtype.kind in "iu" and not known:
+        different = len(np.unique(values))
+        if different > _MOST_CLASSES and different * _LEAST_REPEATS > len(values):
+            raise _ambiguous(path, name, values, different)
     if values.ndim == 1 and values.dtype.kind in "USO" and not known:
         _refuse_fractions(path, name, values)
     return values
@@ -102,7 +108,9 @@ def comma_hint(values: np.ndarray) -> str:
     """For text in place of numbers: what to do if it is numbers with a decimal comma."""
     sample = [str(v) for v in values.ravel()[:100].tolist()]
     return (
-        ", with a decimal point instead of a comma" if any("," in v and _FRACTION.fullmatch(v) for v in sample) else ""
+        ", with a decimal point instead of a comma and nothing between thousands"
+        if any("," in v and _FRACTION.fullmatch(v) for v in sample)
+        else ""
     )
 
 
@@ -115,10 +123,14 @@ def _whole_numbers(path: str, name: str, values: np.ndarray, known: bool) -> np.
     few = different <= _MOST_CLASSES and 2 * different <= len(values)
     if (few or known) and (np.abs(values) < _EXACT).all():
         return values.astype(np.int64)
-    raise UserError(
+    raise _ambiguous(path, name, values, different)
+
+
+def _ambiguous(path: str, name: str, values: np.ndarray, different: int) -> UserError:
+    return UserError(
         f"{path} has {different} different whole numbers of type {values.dtype} in the {len(values)} rows of column"
-        f" {name!r}, which may be quantities or classes; add regression=true for quantities, or write classes as"
-        " integers or text"
+        f" {name!r}, which may be quantities or classes; add regression=true for quantities, or write classes as text,"
+        " or give classes=N where they are 0 to N - 1"
     )
 
 
