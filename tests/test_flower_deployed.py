@@ -104,7 +104,7 @@ class Deployment:
             return
         self.started.add(name)
         self.link.register(name)
-        self.link.start_node(name, data=str(self.data(name)), **{"data-options": "classes=4"}, **config)
+        self.link.start_node(name, data=str(self.data(name)), **{"data-options": "classes=4 raw=true"}, **config)
 
     def submit(self, plan: Experiment, out: Path, *, nodes: int, deadline: float = 600.0, x64: bool = False) -> int:
         path = self.folder / f"{plan.name}.json"
@@ -167,7 +167,7 @@ def plan(name: str, source: Path, *stages: Stage, validation: float = 0.0, **cha
         Experiment(
             name,
             stages,
-            Data(str(source), {"classes": 4}, train=0.6, validation=validation),
+            Data(str(source), {"classes": 4, "raw": True}, train=0.6, validation=validation),
             ModelSpec("mlp", {"widths": [8]}),
             personalization=Personalization(Optimizer("sgd", 0.1), 4, 2),
             evaluation_clients=0,

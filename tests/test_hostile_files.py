@@ -113,7 +113,7 @@ def test_shapes_that_lie_are_no_arrays(shape, tmp_path):
     refused(archive(tmp_path / "a.npz", **table(x=member(np.ones((4, 2)), shape=shape))), "a.npz")
 
 
-@pytest.mark.parametrize("dtype", ["|S0", "<U0", "|V0", "<f3", "nonsense", "|O", [("a", "<f8")], "<c16", "<M8[D]"])
+@pytest.mark.parametrize("dtype", ["|S0", "<U0", "|V0", "<f3", "nonsense", "|O", [("a", "<f8")], "<c16"])
 def test_types_that_lie_are_no_arrays(dtype, tmp_path):
     refused(archive(tmp_path / "a.npz", **table(x=member(np.ones((4, 2)), dtype=dtype))), "a.npz")
 

@@ -11,6 +11,7 @@ import pytest
 import headstart as hs
 import small
 from headstart.data.preprocessing import from_json, of_metadata, to_json
+from headstart.data.review import warnings
 from headstart.data.table_columns import LIMIT
 from headstart.deploy.export import export_run
 from headstart.experiment.setup import preprocessed
@@ -132,6 +133,27 @@ def test_columns_are_what_they_look_like(cells, kind, tmp_path):
     path.write_text("client,a,b,y\n" + "".join(f"c{i},{cell},{i},{i % 2}\n" for i, cell in enumerate(cells)))
     federation = hs.load(path)
     assert [column["kind"] for column in federation.metadata["columns"]] == [kind, "number"]
+
+
+def test_numbers_and_gaps_that_give_the_target_away_are_warned_of():
+    g = np.random.default_rng(0)
+    severity = g.normal(size=900)
+    y = np.digitize(severity, [-0.4, 0.5])
+    frame = {
+        "client": np.repeat([f"c{i}" for i in range(30)], 30),
+        "severity": severity,
+        "noisy": severity + g.normal(0, 0.5, 900),
+        "discharged": np.where(y == 2, np.nan, g.normal(size=900)),
+        "died": np.where(y == 0, np.nan, g.normal(size=900)),
+        "y": y > 1,
+    }
+    frame["y"] = np.where(frame["y"], "yes", "no")
+    found = warnings(hs.from_frame(frame, client="client", target="y"))
+    assert (
+        len(found) == 2
+        and "'severity' alone says" in found[0]
+        and "'discharged' alone, by where it is miss" in found[1]
+    )
 
 
 def test_a_stray_word_among_numbers_is_told_and_the_row_of_a_wrong_value_is_right(tmp_path):

@@ -12,8 +12,8 @@ from headstart.data.readers.rows import listed
 
 # From this share of right guesses, or of variance explained, on, a column says what the target is.
 LEAK = 0.99
-# Numbers are looked at in equal parts; values with fewer rows say nothing.
-_PARTS, _LEAST_ROWS = 50, 5
+# Of more values than this, parts of five rows are looked at, in the order of the values; fewer of a value say nothing.
+_MOST_VALUES, _LEAST_ROWS = 50, 5
 FEW = 10
 
 
@@ -29,14 +29,16 @@ def _leaks(federation: Federation, x: np.ndarray, y: np.ndarray) -> Iterator[str
         return
     for number, column in enumerate(raw_columns(federation)):
         values = np.asarray(x[:, number], np.float64)
-        known = ~np.isnan(values)
-        if known.sum() < 0.5 * len(values) or len(np.unique(y[known])) < 2:
-            continue
-        share = _explained(values[known], y[known], bool(federation.metadata.get("classes")))
+        known, classes = ~np.isnan(values), bool(federation.metadata.get("classes"))
+        tells, share = "", 0.0
+        if known.sum() >= 0.5 * len(values) and len(np.unique(y[known])) > 1:
+            share = _explained(values[known], y[known], classes)
+        if share < LEAK and known.any() and not known.all():
+            tells, share = ", by where it is missing,", _explained(known.astype(float), y, classes)
         if share >= LEAK:
             yield (
-                f"column {column['name']!r} alone says what the target is ({100 * share:.1f} %); if it is known only"
-                f" afterwards, leave it out: --exclude {column['name']}"
+                f"column {column['name']!r} alone{tells} says what the target is ({100 * share:.1f} %); if it is known"
+                f" only afterwards, leave it out: --exclude {column['name']}"
             )
 
 
@@ -48,9 +50,8 @@ def _explained(values: np.ndarray, y: np.ndarray, classes: bool) -> float:
     if not classes and np.ptp(values) > 0 and abs(np.corrcoef(values, y)[0, 1]) ** 2 >= LEAK:
         return float(abs(np.corrcoef(values, y)[0, 1]) ** 2)
     found, codes = np.unique(values, return_inverse=True)
-    if len(found) > _PARTS:
-        order = np.argsort(np.argsort(values, kind="stable"))
-        codes = order * _PARTS // len(values)
+    if len(found) > _MOST_VALUES:
+        codes = np.argsort(np.argsort(values, kind="stable")) // _LEAST_ROWS
     groups = np.bincount(codes)
     if np.median(groups[groups > 0]) < _LEAST_ROWS:
         return 0.0
