@@ -156,6 +156,18 @@ def test_numbers_and_gaps_that_give_the_target_away_are_warned_of():
     )
 
 
+def test_a_category_of_which_no_value_is_known_is_told(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "client,smoker,y\n" + "".join(f"c{i % 9},{'yn'[i % 2]},{i % 3}\n" for i in range(180))
+    )
+    fitted = hs.Preprocessing.fit(hs.load(tmp_path / "t.csv"), np.arange(9))
+    assert fitted.unknown_values(hs.load(tmp_path / "t.csv")) == []
+    words = (tmp_path / "t.csv").read_text().replace(",y,", ",Y,").replace(",n,", ",N,")
+    (tmp_path / "other.csv").write_text(words)
+    notes = fitted.apply(hs.load(tmp_path / "other.csv")).metadata["notes"]
+    assert notes == ["no value of 'smoker' ('N', 'Y') is one that training had ('n', 'y'), so all count as others"]
+
+
 def test_a_stray_word_among_numbers_is_told_and_the_row_of_a_wrong_value_is_right(tmp_path):
     rows = [f"c{i % 5},{i + 0.5},{i % 2}" for i in range(60)]
     (tmp_path / "t.csv").write_text("\n".join(["client,a,y", *rows, "c1,<0.01,1"]) + "\n")

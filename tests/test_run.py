@@ -254,7 +254,7 @@ def test_resuming_removes_leftovers_of_its_own_and_nothing_else(data, own):
 def test_two_runs_cannot_write_one_folder(data, own):
     from headstart.runs.directory import claimed
 
-    whole, federation = experiment_of(own), load(str(data))
+    whole, federation = experiment_of(own), load(str(data), raw=True)
     with (
         claimed(own, whole, federation),
         pytest.raises(UserError, match="another process is writing"),

@@ -231,7 +231,7 @@ def predict(
         allowed_modules=modules_named(imports, None),
     )
     by = f", {found.personalized:,} of them by their client's own parameters" if personalized is not None else ""
-    output_of(context).result(f"{out}: predictions for {found.rows:,} rows{by}")
+    output_of(context).result("\n".join([f"{out}: predictions for {found.rows:,} rows{by}", *found.notes]))
 
 
 @app.command(

@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from headstart.data.decided import as_decided
 from headstart.data.download import download
 from headstart.data.duplicates import with_duplicate_notes
 from headstart.data.federation import Federation, of_rows, split_examples
-from headstart.data.preprocessing import of_metadata
+from headstart.data.preprocessing import is_raw, of_metadata
 from headstart.data.readers import fedjax, leaf, tff
 from headstart.data.readers.picture_folder import read_pictures
 from headstart.data.readers.rows import Rows, accept, explain, listed, reading
@@ -85,11 +85,13 @@ def load_as_decided(
 class Inputs(NamedTuple):
     """Inputs as a run's model takes them, without targets.
 
-    x: `[rows, ...]`, in the order of the file. clients: of each row; None where nothing says it.
+    x: `[rows, ...]`, in the order of the file. clients: of each row; None where nothing says it. notes: sentences
+    on what may be amiss.
     """
 
     x: np.ndarray
     clients: list[str] | None
+    notes: Sequence[str] = ()
 
 
 def load_inputs(name_or_path: str | os.PathLike[str], options: Mapping[str, Any], decided: Mapping[str, Any]) -> Inputs:
@@ -126,7 +128,8 @@ def _inputs_of_table(sources: Sources, form: str, options: Mapping[str, Any], de
         has_predefined_split=True,
         metadata={**metadata, **classes},
     )
-    return Inputs(as_decided(whole, decided, str(sources.path)).fetch(np.array([0]))[0], clients)
+    notes = preprocessing.unknown_values(whole) if preprocessing and is_raw(whole) else ()
+    return Inputs(as_decided(whole, decided, str(sources.path)).fetch(np.array([0]))[0], clients, notes)
 
 
 def _load(name: str, options: Mapping[str, Any], decided: Mapping[str, Any]) -> Federation:

@@ -18,6 +18,7 @@ import numpy as np
 from headstart.data.federation import Federation, derived
 from headstart.data.readers.columns import nearest, with_parts
 from headstart.data.readers.encoding import KINDS, Encoded, encode
+from headstart.data.readers.rows import listed
 from headstart.data.table_columns import Column, fit_column
 from headstart.errors import UserError
 
@@ -98,6 +99,16 @@ class Preprocessing:
         y = np.asarray(y, np.float32)
         return ((y - np.array(self.target_center)) / np.array(self.target_scale)).astype(np.float32).reshape(y.shape)
 
+    def unknown_values(self, federation: Federation) -> list[str]:
+        """Sentences on the categories of a raw table of which training knew no value at all."""
+        labels = {column["name"]: column.get("labels", ()) for column in raw_columns(federation)}
+        return [
+            f"no value of {column.name!r} ({listed(map(repr, found))}) is one that training had"
+            f" ({listed(map(repr, column.categories))}), so all count as others"
+            for column in self.used
+            if (found := labels.get(column.name)) and not set(found) & set(column.categories)
+        ]
+
     def apply(self, federation: Federation) -> Federation:
         """The federation of features, from a raw table.
 
@@ -128,6 +139,8 @@ class Preprocessing:
         }
         if left_out := [f"{column.name} ({column.dropped})" for column in self.columns if column.dropped]:
             metadata["notes"] = [*metadata.get("notes", ()), f"columns left out: {'; '.join(left_out)}"]
+        if unknown := self.unknown_values(federation):
+            metadata["notes"] = [*metadata.get("notes", ()), *unknown]
         how = f", preprocessed by {self}"
         return replace(federation, fetch=derived(fetch, inner, how), metadata=metadata)
 

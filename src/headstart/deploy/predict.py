@@ -33,10 +33,11 @@ _EITHER = "the initial model", "its own parameters"
 
 
 class Predicted(NamedTuple):
-    """How many rows were predicted, and how many of them by parameters of their client's own."""
+    """How many rows were predicted, and how many of them by parameters of their client's own; what may be amiss."""
 
     rows: int
     personalized: int
+    notes: Sequence[str] = ()
 
 
 def predict_run(
@@ -70,7 +71,7 @@ def predict_run(
     names = inputs.clients if key is None else [pseudonym(key, client) for client in inputs.clients or ()]
     outputs, own = _outputs(run, inputs._replace(clients=names), owners)
     write_bytes(out, _csv(run, inputs, outputs, own if personalized is not None else None))
-    return Predicted(len(outputs), int(own.sum()))
+    return Predicted(len(outputs), int(own.sum()), inputs.notes)
 
 
 def _owners(folder: Path) -> tuple[dict[str, Path], bytes | None]:
