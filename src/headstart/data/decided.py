@@ -58,7 +58,7 @@ def decisions_before(metadata: Mapping[str, Any]) -> dict[str, Any]:
     source = _TABLE.match(str(metadata.get("source", "")))
     if source is None:
         return {}
-    plain = source[1] in ("csv", "parquet") and metadata.get("kind") == "features" and "preprocessing" not in metadata
+    plain = source[1] in ("csv", "parquet", "npz") and metadata.get("kind") == "features" and "preprocessing" not in metadata
     return ({"inverted": True} if metadata.get("inverted") is True else {}) | (
         {"features": metadata["features"]} if plain and "features" in metadata else {}
     )
