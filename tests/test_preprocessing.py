@@ -145,15 +145,11 @@ def test_numbers_and_gaps_that_give_the_target_away_are_warned_of():
         "noisy": severity + g.normal(0, 0.5, 900),
         "discharged": np.where(y == 2, np.nan, g.normal(size=900)),
         "died": np.where(y == 0, np.nan, g.normal(size=900)),
-        "y": y > 1,
+        "y": np.where(y > 1, "yes", "no"),
     }
-    frame["y"] = np.where(frame["y"], "yes", "no")
     found = warnings(hs.from_frame(frame, client="client", target="y"))
-    assert (
-        len(found) == 2
-        and "'severity' alone says" in found[0]
-        and "'discharged' alone, by where it is miss" in found[1]
-    )
+    assert len(found) == 2 and "'severity' alone says" in found[0]
+    assert "'discharged' alone, by where it is missing, says" in found[1]
 
 
 def test_a_category_of_which_no_value_is_known_is_told(tmp_path):
@@ -268,6 +264,15 @@ def test_headstart_data_shows_the_plan_and_what_deserves_a_second_look(command, 
     code, out, _ = command("data", path, "--client", "site", "--target", "days", "--picture", tmp_path / "t.png")
     assert code == 0 and "warning: column 'age' alone says what the target is" in out
     assert "column days (target): standardized" in out
+
+
+def test_targets_of_several_axes_are_standardized_each_by_itself():
+    x = np.random.default_rng(0).normal(size=(200, 4))
+    y = np.stack([x[:, :2] * 100 + 5, x[:, 2:]], axis=2)
+    frame = {"client": np.repeat(list("abcdefghij"), 20), "x": x, "y": y}
+    federation = hs.from_frame(frame, features="x", regression=True)
+    _, scaled = hs.Preprocessing.fit(federation, np.arange(10)).apply(federation).fetch(np.arange(10))
+    assert scaled.shape == (200, 2, 2)
 
 
 def test_small_differences_of_large_numbers_are_kept():

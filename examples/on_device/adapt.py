@@ -264,8 +264,10 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
 
 def parts(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
     """A column by its name; one of several numbers a row also as that many columns, of which the first is `name[0]`."""
-    flat = values.reshape(len(values), -1) if values.ndim > 1 else values[:, None]
-    return {name: values} | {f"{name}[{i}]": flat[:, i] for i in range(flat.shape[1] if values.ndim > 1 else 0)}
+    if values.ndim < 2:
+        return {name: values}
+    flat = values.reshape(len(values), -1)
+    return {name: values} | {f"{name}[{i}]": flat[:, i] for i in range(flat.shape[1])}
 
 
 def features(path: Path, columns: dict[str, np.ndarray], plans: list[dict[str, Any]]) -> np.ndarray:
@@ -359,10 +361,9 @@ def as_trained(name: str, part: str, array: np.ndarray, about: dict[str, Any]) -
     if part == "y" and facts.get("labels"):
         return class_numbers(name, array, facts)
     if part == "y" and (target := facts.get("preprocessing", {}).get("target")):
-        numbers = np.array([as_number(name, value, "number") for value in array.ravel().tolist()]).reshape(array.shape)
-        return ((numbers.astype(np.float32) - np.array(target["center"])) / np.array(target["scale"])).reshape(
-            array.shape
-        )
+        numbers = np.array([as_number(name, value, "number") for value in array.ravel().tolist()], np.float32)
+        each = numbers.reshape(len(array), -1)
+        return ((each - np.array(target["center"])) / np.array(target["scale"])).reshape(array.shape)
     if part == "x" and "background" in facts and array.dtype == np.uint8 and array.ndim == 4 and array.size:
         edge = np.concatenate([array[:, [0, -1]].ravel(), array[:, :, [0, -1]].ravel()])
         level, trained = float(np.median(edge)), facts["background"]

@@ -58,7 +58,8 @@ def decisions_before(metadata: Mapping[str, Any]) -> dict[str, Any]:
     source = _TABLE.match(str(metadata.get("source", "")))
     if source is None:
         return {}
-    plain = source[1] in ("csv", "parquet", "npz") and metadata.get("kind") == "features" and "preprocessing" not in metadata
+    of_file = source[1] in ("csv", "parquet", "npz")
+    plain = of_file and metadata.get("kind") == "features" and "preprocessing" not in metadata
     return ({"inverted": True} if metadata.get("inverted") is True else {}) | (
         {"features": metadata["features"]} if plain and "features" in metadata else {}
     )

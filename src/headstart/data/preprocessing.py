@@ -96,8 +96,9 @@ class Preprocessing:
         """The targets as the model learns them; float32 if they are quantities."""
         if not self.target_scale:
             return y
-        y = np.asarray(y, np.float32)
-        return ((y - np.array(self.target_center)) / np.array(self.target_scale)).astype(np.float32).reshape(y.shape)
+        each = np.asarray(y, np.float32).reshape(len(y), -1)
+        scaled = (each - np.array(self.target_center)) / np.array(self.target_scale)
+        return scaled.astype(np.float32).reshape(np.shape(y))
 
     def unknown_values(self, federation: Federation) -> list[str]:
         """Sentences on the categories of a raw table of which training knew no value at all."""
@@ -137,10 +138,10 @@ class Preprocessing:
             "columns": [{"name": column.name, "kind": column.kind} for column in self.used],
             "preprocessing": to_json(self),
         }
-        if left_out := [f"{column.name} ({column.dropped})" for column in self.columns if column.dropped]:
-            metadata["notes"] = [*metadata.get("notes", ()), f"columns left out: {'; '.join(left_out)}"]
-        if unknown := self.unknown_values(federation):
-            metadata["notes"] = [*metadata.get("notes", ()), *unknown]
+        left_out = "; ".join(f"{column.name} ({column.dropped})" for column in self.columns if column.dropped)
+        notes = [*([f"columns left out: {left_out}"] if left_out else []), *self.unknown_values(federation)]
+        if notes:
+            metadata["notes"] = [*metadata.get("notes", ()), *notes]
         how = f", preprocessed by {self}"
         return replace(federation, fetch=derived(fetch, inner, how), metadata=metadata)
 
