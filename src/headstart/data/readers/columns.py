@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,19 +24,11 @@ def single(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
     return {f"{name}[{i}]": flat[:, i] for i in range(flat.shape[1])} if flat.shape[1] > 1 else {name: flat[:, 0]}
 
 
-_PART = re.compile(r"(.+)\[(\d+)\]", re.DOTALL)
-
-
 def with_parts(columns: Columns, names: Iterable[str]) -> Columns:
-    """The columns, and beside them those numbers of a column of several a row that the names ask for, as `x[3]`."""
-    found = {}
-    for name in names:
-        match = None if name in columns else _PART.fullmatch(name)
-        whole = columns.get(match[1]) if match else None
-        if match and whole is not None and np.ndim(whole) > 1:
-            flat = np.reshape(whole, (len(whole), -1))
-            found |= {name: flat[:, int(match[2])]} if int(match[2]) < flat.shape[1] else {}
-    return {**columns, **found}
+    """The columns, and beside them those of `single` where one of the names is of such a column, as `x[3]`."""
+    wholes = {name.rpartition("[")[0] for name in names if name not in columns} & columns.keys()
+    found = {part: values for name in wholes for part, values in single(name, np.asarray(columns[name])).items()}
+    return {**found, **columns}
 
 
 def missing(values: np.ndarray) -> np.ndarray:

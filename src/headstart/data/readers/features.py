@@ -85,7 +85,7 @@ def table_inputs(
     about = [{"name": name, "kind": each.kind} | _labels(each) for name, each in encoded.items()]
     x = np.stack([each.values for each in encoded.values()], axis=1)
     plain = all(each.kind == "number" for each in encoded.values()) and not np.isnan(x).any()
-    if plain and not any(map(meaning.rounded, flat.values())) and not any(map(meaning.blurred, x.T)):
+    if plain and not (any(map(meaning.rounded, flat.values())) or any(map(meaning.blurred, x.T))):
         x = x.astype(np.float32)
     notes = [
         f"{name!r} holds numbers but for text such as {odd!r}, and is taken for a category; mend such values"

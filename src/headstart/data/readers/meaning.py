@@ -13,8 +13,8 @@ from headstart.errors import UserError
 _EXACT = 2.0**53
 # More different whole numbers than this are rather quantities than classes, and so are ones that hardly ever repeat.
 _MOST_CLASSES = 100
-# Of integers, which are classes more often than not, as many as are in fewer rows each.
-_LEAST_REPEATS = 5
+# Integers are classes more often than floats are: more of them are, where each is in as many rows on average.
+_REPEATS = 5
 _FRACTION = re.compile(r"\s*[+-]?(\d*[.,]\d+([eE][+-]?\d+)?|\d{1,3}(,\d{3})+(\.\d+)?)\s*")
 
 
@@ -69,12 +69,8 @@ def targets(path: str, name: str, values: np.ndarray, *, known: bool) -> np.ndar
     values = flat(values) if whole or values.dtype.kind != "f" else values
     if values.ndim == 2 and values.shape[1] > 1 and values.dtype.kind in "biuf" and _one_hot(values):
         return values.argmax(axis=1)
-    if values.ndim == 1 and values.dtype.kind == "f" and whole:
+    if values.ndim == 1 and whole:
         return _whole_numbers(path, name, values, known)
-    if values.ndim == 1 and values.dtype.kind in "iu" and not known:
-        different = len(np.unique(values))
-        if different > _MOST_CLASSES and different * _LEAST_REPEATS > len(values):
-            raise _ambiguous(path, name, values, different)
     if values.ndim == 1 and values.dtype.kind in "USO" and not known:
         _refuse_fractions(path, name, values)
     return values
@@ -119,15 +115,14 @@ def _one_hot(values: np.ndarray) -> bool:
 
 
 def _whole_numbers(path: str, name: str, values: np.ndarray, known: bool) -> np.ndarray:
-    different = len(np.unique(values))
-    few = different <= _MOST_CLASSES and 2 * different <= len(values)
-    if (few or known) and (np.abs(values) < _EXACT).all():
-        return values.astype(np.int64)
-    raise _ambiguous(path, name, values, different)
-
-
-def _ambiguous(path: str, name: str, values: np.ndarray, different: int) -> UserError:
-    return UserError(
+    floats, different = values.dtype.kind == "f", len(np.unique(values))
+    if floats:
+        few = different <= _MOST_CLASSES and 2 * different <= len(values)
+    else:
+        few = different <= _MOST_CLASSES or _REPEATS * different <= len(values)
+    if (few or known) and not (floats and (np.abs(values) >= _EXACT).any()):
+        return values.astype(np.int64) if floats else values
+    raise UserError(
         f"{path} has {different} different whole numbers of type {values.dtype} in the {len(values)} rows of column"
         f" {name!r}, which may be quantities or classes; add regression=true for quantities, or write classes as text,"
         " or give classes=N where they are 0 to N - 1"

@@ -127,18 +127,24 @@ def rows_of(table: Table, options: Mapping[str, Any], decided: Mapping[str, Any]
     taken |= {str(options.get("client", "client")), target}
     names = _feature_names(path, table, options, taken)
     _refuse_as_features(path, names, options, target)
-    raw = as_flag("raw", options.get("raw", False))
-    kinds = _decided_kinds(decided)
-    x, metadata = features_of(path, columns, names, owners, options.get("inverted"), table=not raw, kinds=kinds)
+    x, metadata = _features(table, names, owners, options, decided)
     y, about = _targets(path, target, y, options, decided, owners)
     if left_out := sorted(map(repr, set(table.numbering) - taken - set(names))):
         note = f"{listed(left_out)} only numbers the rows and is left out; features= takes it"
         metadata["notes"] = [*metadata.get("notes", []), note]
     beside = [name for name in columns if name not in {*taken, *names, *table.numbering}]
-    if beside and not table.is_npz and "features" not in options and is_pictures(columns[names[0]]):
+    first = columns.get(names[0])
+    if beside and not table.is_npz and "features" not in options and first is not None and is_pictures(first):
         note = f"{names[0]!r} holds pictures and is the one input; {listed(map(repr, beside))} beside it is left out"
         metadata["notes"] = [*metadata.get("notes", []), note]
     return _arranged(table, options, clients, x, y, metadata | about | {"target": target})
+
+
+def _features(
+    table: Table, names: Sequence[str], owners: Sequence[str], options: Mapping[str, Any], decided: Mapping[str, Any]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    invert, raw, kinds = options.get("inverted"), as_flag("raw", options.get("raw", False)), _decided_kinds(decided)
+    return features_of(table.path, table.columns, names, owners, invert, table=not raw, kinds=kinds)
 
 
 def _targets(
@@ -362,8 +368,7 @@ def inputs_of(
     taken = {client, *(str(options[name]) for name in ("target", "split", *WITHIN) if name in options)}
     names = _feature_names(path, table, options, taken)
     rows = owners or [""] * len(next(iter(columns.values())))
-    raw, kinds = as_flag("raw", options.get("raw", False)), _decided_kinds(decided)
-    x, metadata = features_of(path, columns, names, rows, options.get("inverted"), table=not raw, kinds=kinds)
+    x, metadata = _features(table, names, rows, options, decided)
     return x, metadata | {"source": table.source}, owners
 
 
