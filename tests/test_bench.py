@@ -34,6 +34,7 @@ def test_the_arithmetic_is_what_xla_counts(name):
 def test_the_arithmetic_of_the_large_models_is_the_closed_form():
     assert ARITHMETIC["cnn"].forward == 2 * (194_688 + 10_616_832 + 1_179_648 + 7_936)
     assert ARITHMETIC["cnn"].training == 3 * ARITHMETIC["cnn"].forward - 2 * 194_688
+    assert ARITHMETIC["cnn_lean"].forward == 2 * (97_344 + 460_800 + 102_400 + 7_936)
     assert ARITHMETIC["char_lstm"].training == 3 * 2 * 80 * (8 * 1024 + 3 * 256 * 1024 + 256 * 90)
 
 

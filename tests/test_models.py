@@ -14,7 +14,18 @@ from headstart.experiment.experiment import Experiment, ModelSpec
 from headstart.experiment.setup import build_model, check_fit
 from headstart.experiment.suited import TABLE_WIDTHS, suited
 from headstart.learning.tasks import Classification, Regression
-from headstart.models.zoo import ALIASES, CNN, MLP, CharLSTM, Linear, Logistic, Model, as_model, count_parameters
+from headstart.models.zoo import (
+    ALIASES,
+    CNN,
+    MLP,
+    CharLSTM,
+    LeanCNN,
+    Linear,
+    Logistic,
+    Model,
+    as_model,
+    count_parameters,
+)
 
 IMAGES = np.zeros((3, 28, 28, 1), np.float32)
 TOKENS = np.zeros((3, 80), np.int32)
@@ -58,6 +69,7 @@ class NewStyle(nnx.Module):
     ("module", "x", "parameters", "output"),
     [
         (CNN(), IMAGES, 1_206_590, (3, 62)),
+        (LeanCNN(), IMAGES, 115_326, (3, 62)),
         (CharLSTM(), TOKENS, 820_522, (3, 80, 90)),
         (Logistic(62), IMAGES, 784 * 62 + 62, (3, 62)),
         (Linear(), FEATURES, 5, (6, 1)),
@@ -123,6 +135,28 @@ def test_cnn_is_the_network_it_says_by_lax_convolutions():
     y = jnp.maximum(y @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"], 0)
     y = y @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
     np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, x)[0], y, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [28, 11, 10])
+def test_the_lean_cnn_is_the_network_it_says_by_flax(size):
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for filters in (8, 9):
+                x = nn.max_pool(nn.relu(nn.Conv(filters, (3, 3), padding="VALID")(x)), (2, 2), (2, 2))
+            x = nn.relu(nn.Dense(8)(x.reshape(x.shape[0], -1)))
+            return nn.Dense(62)(x)
+
+    x = jax.random.uniform(KEY, (2, size, size, 1))
+    model, plain = as_model(LeanCNN(filters=(8, 9), hidden=8), x), as_model(Plain(), x)
+    params = drawn(model)
+    np.testing.assert_allclose(jax.jit(model.apply)(params, x)[0], jax.jit(plain.apply)(params, x)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("module", "size"), [(LeanCNN(), 9), (CNN(), 5)])
+def test_images_of_which_nothing_would_be_left_are_refused(module, size):
+    with pytest.raises(UserError, match="images are too small: what is left of them, [01] x [01], cannot be pooled"):
+        as_model(module, np.zeros((1, size, size, 1), np.float32))
 
 
 @pytest.mark.parametrize("module", [CNN(filters=(2, 3), hidden=4), CharLSTM(embedding=2, width=4), MLP(3)])
@@ -242,7 +276,14 @@ def test_a_model_that_does_not_fit_the_data_is_refused_in_one_sentence():
 
 
 def test_aliases_are_the_models_of_the_command_line():
-    expected = {"cnn": CNN, "char_lstm": CharLSTM, "logistic": Logistic, "linear": Linear, "mlp": MLP}
+    expected = {
+        "cnn": CNN,
+        "cnn_lean": LeanCNN,
+        "char_lstm": CharLSTM,
+        "logistic": Logistic,
+        "linear": Linear,
+        "mlp": MLP,
+    }
     assert expected == ALIASES
 
 

@@ -23,7 +23,7 @@ LEAST, MOST = 2, 9  # repetitions
 HOPELESS = 0.8
 MOST_COHORT = 10_000
 # How the time is shared among models: a call of a large one takes longer.
-TIME_SHARES = {"cnn": 3, "char_lstm": 3, "mlp": 1, "logistic": 1}
+TIME_SHARES = {"cnn": 3, "cnn_lean": 2, "char_lstm": 3, "mlp": 1, "logistic": 1}
 
 Log = Callable[[str], None]
 

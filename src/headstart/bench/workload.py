@@ -46,6 +46,8 @@ class Arithmetic(NamedTuple):
 
 ARITHMETIC = {
     "cnn": Arithmetic((26**2 * 9 * 32, 24**2 * 288 * 64, 9216 * 128, 128 * CLASSES)),
+    # What pooling leaves out need not be computed: the second convolution's last row and column.
+    "cnn_lean": Arithmetic((26**2 * 9 * 16, 10**2 * 144 * 32, 800 * 128, 128 * CLASSES)),
     # Each position of the snippet; the embedding before the first layer learns too.
     "char_lstm": Arithmetic(
         tuple(SNIPPET * n for n in (8 * 1024, 256 * 1024, 256 * 1024, 256 * 1024, 256 * 90)), False

@@ -345,7 +345,9 @@ def sample(
 )
 def bench(
     context: typer.Context,
-    models: Annotated[str, typer.Option(metavar="A,B", help="The models to measure.")] = "cnn,char_lstm,mlp,logistic",
+    models: Annotated[
+        str, typer.Option(metavar="A,B", help="The models to measure.")
+    ] = "cnn,cnn_lean,char_lstm,mlp,logistic",
     cohort: Annotated[int, typer.Option(help="Clients per round.")] = 20,
     lanes: Annotated[
         str | None, typer.Option(metavar="1,2,4", help="Numbers of lanes to try; default: a few that make sense here.")

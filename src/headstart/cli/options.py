@@ -50,7 +50,9 @@ Devices = Annotated[
 ]
 ModelName = Annotated[
     str | None,
-    typer.Option("--model", metavar="NAME|MODULE:NAME", help="cnn, char_lstm, logistic, linear, mlp, or a custom one."),
+    typer.Option(
+        "--model", metavar="NAME|MODULE:NAME", help="cnn, cnn_lean, char_lstm, logistic, linear, mlp, or a custom one."
+    ),
 ]
 By = Annotated[
     str | None, typer.Option("--by", metavar="COLUMN", help="Show results by the values of a column of the data, too.")

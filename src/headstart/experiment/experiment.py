@@ -18,7 +18,7 @@ from headstart.models.zoo import Model
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model by name: one of headstart's ("cnn", "char_lstm", "logistic", "linear", "mlp"), or `module:name`.
+    """A model by name: "cnn", "cnn_lean", "char_lstm", "logistic", "linear" or "mlp"; or `module:name`.
 
     options: keyword arguments for it. A parameter `classes` that is not given is taken from the data.
     """

@@ -58,7 +58,8 @@ def suited(experiment: Experiment, federation: Federation) -> Experiment:
     regression = not federation.metadata.get("classes")
     more = metrics_of_table(federation) if is_table(federation.metadata) else ()
     task = {"text": NextCharacter()}.get(kind, Regression(more=more) if regression else Classification(more=more))
-    name = {"text": "char_lstm", "image": "cnn"}.get(kind, "linear" if regression else "logistic")
+    image = "cnn_lean" if federation.name == "glyphs" else "cnn"
+    name = {"text": "char_lstm", "image": image}.get(kind, "linear" if regression else "logistic")
     task, model = experiment.task or task, experiment.model or ModelSpec(name)
     if task == NextCharacter() and (special := special_tokens(federation.metadata)):
         task = NextCharacter(special["pad"], tuple(sorted(special.values())))

@@ -77,7 +77,14 @@ def max_pool(x: Array, size: int = 2) -> Array:
     """The maximum over squares of `size` pixels: `[batch, height, width, channels]` -> `[batch, height // size, ...]`.
 
     Rows and columns that fill no square are left out. Entries that tie share the gradient equally.
+
+    Raises:
+        ValueError: if the images are smaller than one square.
     """
+    if min(x.shape[1:3]) < size:
+        raise ValueError(
+            f"the images are too small: what is left of them, {x.shape[1]} x {x.shape[2]}, cannot be pooled"
+        )
     height, width = (length // size * size for length in x.shape[1:3])
     return _max_of_squares(size, x[:, :height, :width])
 

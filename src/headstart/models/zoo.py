@@ -1,4 +1,4 @@
-"""Models: two functions, whatever they were written with; and the five built-in ones."""
+"""Models: two functions, whatever they were written with; and the built-in ones."""
 
 from __future__ import annotations
 
@@ -96,6 +96,27 @@ class CNN(nn.Module):
         return _dense(self.classes)(x)
 
 
+class LeanCNN(nn.Module):
+    """Two convolutions, each pooled by two, and a hidden layer: 115,326 parameters by default, on images of 28 x 28.
+
+    It learns the built-in and the published images nearly as well as `CNN`, at about a tenth of the arithmetic.
+    """
+
+    classes: int = 62
+    filters: tuple[int, ...] = (16, 32)
+    hidden: int = 128
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Logits `[batch, classes]` of images `[batch, height, width, channels]`."""
+        for filters in self.filters:
+            # Without the row and the column that pooling would leave out, an odd last one.
+            height, width = (length // 2 * 2 for length in x.shape[1:3])
+            x = max_pool(nn.relu(_convolution(filters)(x[:, :height, :width])))
+        x = nn.relu(_dense(self.hidden)(_flat(x)))
+        return _dense(self.classes)(x)
+
+
 class CharLSTM(nn.Module):
     """A recurrent model of the next character: 820,522 parameters by default."""
 
@@ -153,6 +174,7 @@ class MLP(nn.Module):
 
 ALIASES: dict[str, type[nn.Module]] = {
     "cnn": CNN,
+    "cnn_lean": LeanCNN,
     "char_lstm": CharLSTM,
     "logistic": Logistic,
     "linear": Linear,
