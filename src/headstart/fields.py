@@ -24,7 +24,9 @@ MOST_STEPS = 1_000_000
 # How many mistakes one message lists.
 MOST_LISTED = 20
 
-_RANGE = "range"
+_RANGE, _CONSTANT = "range", "constant"
+# The metadata of a field that is one, as `is_constant` says.
+CONSTANT = {_CONSTANT: True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +74,19 @@ def at_least(
     above: bool = False,
     endless: bool = False,
     whole_from_one: bool = False,
+    constant: bool = False,
 ) -> Any:
     """A dataclass field whose numbers, or those of whose tuple, are in a `Range`; None passes where its type lets it.
 
-    most: by default, of whole numbers, `MOST`.
+    most: by default, of whole numbers, `MOST`. constant: as in `is_constant`.
     """
     given = Range(least, math.inf if most is None else most, above, endless, whole_from_one)
-    return dataclasses.field(default=default, metadata={_RANGE: given})
+    return dataclasses.field(default=default, metadata={_RANGE: given, _CONSTANT: constant})
+
+
+def is_constant(field: dataclasses.Field[Any]) -> bool:
+    """Whether what a field holds decides shapes or branches, so that compiled programs have it as a constant."""
+    return field.name == "batch_size" or bool(field.metadata.get(_CONSTANT))
 
 
 def check_fields(value: Any) -> None:

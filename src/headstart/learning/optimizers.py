@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from headstart.data.federation import Tree
 from headstart.errors import UserError
-from headstart.fields import at_least, check_fields
+from headstart.fields import CONSTANT, at_least, check_fields
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Schedule:
     """
 
     name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, metadata=CONSTANT)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -63,6 +64,21 @@ def _whole_keys(option: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class RateTable(Schedule):
+    """A schedule as a table of the learning rates of all its steps, which may be traced; beyond it the last one."""
+
+    values: Any = ()
+
+    def build(self, learning_rate: float) -> optax.Schedule:
+        """The optax schedule."""
+        return lambda step: self.values[jnp.minimum(step, self.values.shape[0] - 1)]
+
+
+# The least length of a table of learning rates.
+LEAST_TABLE = 256
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """An optimizer of optax by name.
 
@@ -73,7 +89,7 @@ class Optimizer:
 
     name: str = "sgd"
     learning_rate: float = at_least(0, 1.0)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, metadata=CONSTANT)
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
@@ -87,6 +103,17 @@ class Optimizer:
         """
         learning_rate = self.learning_rate if self.schedule is None else self.schedule.build(self.learning_rate)
         return _call("optimizer", self.name, {"learning_rate": learning_rate, **self.options})
+
+    def tabulated(self, steps: int) -> np.ndarray:
+        """The learning rates of a schedule's first steps, and of some beyond them, so that tables have few lengths.
+
+        Float `[n]`, n a power of two that is at least `steps` and `LEAST_TABLE`.
+        """
+        assert self.schedule is not None
+        numbers = np.arange(max(LEAST_TABLE, 1 << (steps - 1).bit_length()), dtype=np.int32)
+        schedule = self.schedule.build(self.learning_rate)
+        # Some schedules are a number where nothing changes.
+        return np.asarray(jax.vmap(lambda step: jnp.asarray(schedule(step)))(numbers))
 
     def try_on(self, params: Tree, steps: int) -> None:
         """Try a step from parameters (a tree of shapes), without computing it, and the learning rates of all steps.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +29,7 @@ from headstart.learning.optimizers import Optimizer
 from headstart.learning.optimum import pulled_optimum
 from headstart.learning.parallel import Parallel, assign_clients, map_reduce_clients
 from headstart.learning.partial_batches import with_partial_batches
+from headstart.learning.programs import SharedProgram
 from headstart.learning.rounds import client_key
 from headstart.learning.tasks import Items, Metric, Sums, Task, add, loss_metric, measure_each, metric_items, sum_type
 from headstart.models.zoo import Model
@@ -131,31 +131,18 @@ class Curves(NamedTuple):
 Personalizer = Callable[..., Curves]
 
 
-def personalizer(
-    task: Task,
-    model: Model,
-    recipe: Personalization,
-    *,
-    method: Method = PLAIN,
-    parallel: Parallel = Parallel(),
-    clients_at_once: int | None = None,
-) -> Personalizer:
-    """A compiled `(params, clients, gather, key, progress, learning_rate) -> Curves`.
+def shared_curves(
+    task: Task, model: Model, recipe: Personalization, *, parallel: Parallel = Parallel()
+) -> SharedProgram:
+    """The program of `(method, params, adapt, test, key, learning_rate)` -> the fields of `Curves`, for all methods.
 
-    params: what the server broadcasts; for most methods the parameters of the initial model.
-    clients: numbers of the clients to personalize (int array `[n]`); one without query examples gets NaN.
-    gather: gathers their examples, from `on_device`. progress: called with how many more clients are done.
-    learning_rate: by default the first to try; all of them share the program.
-    method: how its clients personalize. parallel: how many are worked on at once.
-    clients_at_once: how many are gathered together, a matter of memory; by default four for every lane, or 32.
+    Methods that differ in numbers alone share one, and so do all learning rates.
     """
-    mesh, at_once = parallel.mesh, clients_at_once or max(32, 4 * parallel.lanes * parallel.devices)
-
     # Every process of a cluster wants all results; a single one takes them from where they are.
+    mesh = parallel.mesh
     everywhere = NamedSharding(mesh, PartitionSpec()) if spans_processes(mesh) else None
 
-    @partial(jax.jit, out_shardings=everywhere)
-    def all_curves(params: Tree, adapt: Client, test: Client, key: Array, learning_rate: Array) -> Tree:
+    def all_curves(method: Method, params: Tree, adapt: Client, test: Client, key: Array, learning_rate: Array) -> Tree:
         chosen = recipe.with_learning_rate(learning_rate)
 
         def one(shared: tuple[Tree, Array], nothing: Tree, member: tuple[Client, Client]) -> tuple[Tree, Tree]:
@@ -166,6 +153,32 @@ def personalizer(
             )
 
         return map_reduce_clients(one, (params, key), (), adapt, test._replace(block=None), parallel=parallel)[1]
+
+    return SharedProgram(all_curves, out_shardings=everywhere)
+
+
+def personalizer(
+    task: Task,
+    model: Model,
+    recipe: Personalization,
+    *,
+    method: Method = PLAIN,
+    parallel: Parallel = Parallel(),
+    clients_at_once: int | None = None,
+    curves: SharedProgram | None = None,
+) -> Personalizer:
+    """A compiled `(params, clients, gather, key, progress, learning_rate) -> Curves`.
+
+    params: what the server broadcasts; for most methods the parameters of the initial model.
+    clients: numbers of the clients to personalize (int array `[n]`); one without query examples gets NaN.
+    gather: gathers their examples, from `on_device`. progress: called with how many more clients are done.
+    learning_rate: by default the first to try; all of them share the program.
+    method: how its clients personalize. parallel: how many are worked on at once.
+    clients_at_once: how many are gathered together, a matter of memory; by default four for every lane, or 32.
+    curves: what `shared_curves` has compiled for the recipe, to be used again.
+    """
+    mesh, at_once = parallel.mesh, clients_at_once or max(32, 4 * parallel.lanes * parallel.devices)
+    all_curves = shared_curves(task, model, recipe, parallel=parallel) if curves is None else curves
 
     def personalize_all(
         params: Tree,
@@ -184,7 +197,7 @@ def personalizer(
             missing = at_once - len(chunk)
             filled = np.pad(chunk, (0, missing), constant_values=-1)
             assigned = assign_clients(filled, np.pad(sizes, (0, missing)), parallel)
-            result = all_curves(params, *gather.parts(assigned, "adapt", "test"), key, learning_rate)
+            result = all_curves(method, params, *gather.parts(assigned, "adapt", "test"), key, learning_rate)
             order = np.argsort(assigned)
             indices = order[np.searchsorted(assigned, chunk, sorter=order)]
             pieces.append(jax.tree.map(lambda leaf, indices=indices: np.asarray(leaf)[indices], result))

@@ -168,8 +168,13 @@ def run_rounds(algorithm: Algorithm) -> Rounds:
         and the same bits whatever it is.
     infos: an `Info` with a leading axis `[capacity]`; only its first `count` entries are valid. `state` is donated.
     """
+    return jax.jit(compose_rounds(algorithm), donate_argnums=0)
 
-    def run(state: State, cohorts: Cohort, key: Array, first: Array, count: Array) -> tuple[State, Info]:
+
+def compose_rounds(algorithm: Algorithm) -> Rounds:
+    """As `run_rounds`, to be compiled as a part of something else."""
+
+    def run(state: State, cohorts: Cohort, key: Array, first: Array | int, count: Array | int) -> tuple[State, Info]:
         def step(state: State, index: Array | int) -> tuple[State, Info]:
             client_state = jax.tree.map(lambda leaf: leaf[index], cohorts.client_state)
             return algorithm.step(state, Cohort(cohorts.clients.at(index), client_state), round_key(key, first + index))
@@ -183,7 +188,7 @@ def run_rounds(algorithm: Algorithm) -> Rounds:
         infos = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
         return jax.lax.fori_loop(0, count, one, (state, infos))
 
-    return jax.jit(run, donate_argnums=0)
+    return run
 
 
 def seed_key(seed: int) -> Array:

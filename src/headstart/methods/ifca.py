@@ -28,7 +28,7 @@ class IFCA(ClientUpdate):
         support examples, and fine-tunes it.
     """
 
-    models: int = at_least(1, 3, most=1000)
+    models: int = at_least(1, 3, most=1000, constant=True)
     epochs: int = at_least(1, 1, most=MOST_EPOCHS)
     learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)

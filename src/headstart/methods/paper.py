@@ -144,7 +144,7 @@ class FOMAML(ClientUpdate):
     steps: int = at_least(1, 10, most=MOST_STEPS)
     learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
-    query_share: float = at_least(0, 0.0, most=1)
+    query_share: float = at_least(0, 0.0, most=1, constant=True)
 
     weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"steps": (1, 5)}
@@ -166,10 +166,11 @@ class MAML(ClientUpdate):
     query_share: as in `FOMAML`.
     """
 
-    steps: int = at_least(1, 1, most=MOST_STEPS)
+    # A loop is differentiated backwards where its number of steps is known beforehand.
+    steps: int = at_least(1, 1, most=MOST_STEPS, constant=True)
     learning_rate: float = at_least(0, 0.02)
     batch_size: int = at_least(1, 20)
-    query_share: float = at_least(0, 0.0, most=1)
+    query_share: float = at_least(0, 0.0, most=1, constant=True)
 
     weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"steps": (1, 3)}

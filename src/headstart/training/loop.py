@@ -31,6 +31,8 @@ from headstart.training.seed_run import (
 # One call of the compiled program trains at most CALL_ROUNDS, for about CALL_SECONDS: then Ctrl-C is heard.
 CALL_ROUNDS = 32
 CALL_SECONDS = 0.5
+# Of the cohorts of one call.
+SMALL_BYTES = 2**23
 
 
 def train(seed_run: SeedRun, position: Position) -> Position | None:
@@ -127,9 +129,9 @@ def _monitor(seed_run: SeedRun, stage: Stage | Centralized, gather: Cohorts) -> 
 
 def _capacity(context: RunContext, stage: Stage | Centralized) -> int:
     """How many rounds one call of the compiled program holds at most."""
-    federation, capacity = context.prepared.federation, min(stage.rounds, CALL_ROUNDS)
+    federation = context.prepared.federation
     if isinstance(stage, Centralized):
-        return capacity
+        return min(stage.rounds, CALL_ROUNDS)
     if stage.method.is_stateful:
         # What a client keeps in one round it has in the next.
         return 1
@@ -137,6 +139,9 @@ def _capacity(context: RunContext, stage: Stage | Centralized) -> int:
     cohort_bytes = 4 * stage.cohort * federation.capacity()
     if context.gather.resident is None:
         cohort_bytes += federation.nbytes * stage.cohort // len(federation)
+    # Where they are small, stages of few rounds have the shapes, and so the program, of those of many.
+    small = CALL_ROUNDS * cohort_bytes <= SMALL_BYTES
+    capacity = CALL_ROUNDS if small else min(stage.rounds, CALL_ROUNDS)
     return max(1, min(capacity, context.options.device_bytes // (4 * cohort_bytes)))
 
 

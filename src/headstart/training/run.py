@@ -29,8 +29,8 @@ from headstart.files import file_name
 from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
 from headstart.learning.method import Method
 from headstart.learning.parallel import Parallel
-from headstart.learning.personalization import Personalization, Personalizer, personalizer
-from headstart.learning.rounds import initial_key, run_rounds, seed_key
+from headstart.learning.personalization import Personalization, Personalizer, personalizer, shared_curves
+from headstart.learning.rounds import initial_key, seed_key
 from headstart.runs import checkpoint
 from headstart.runs.contents import is_whole, seed_folders
 from headstart.runs.directory import claimed, decided_before, kept_trial, write_samples, write_trial
@@ -58,6 +58,7 @@ from headstart.training.seed_run import (
     start_params,
 )
 from headstart.training.stage_end import finish_stage
+from headstart.training.stage_program import shared_rounds, stage_rounds
 from headstart.training.trial import document_of_trial, run_trial
 
 
@@ -264,19 +265,17 @@ def _context(
         return cache.get(repr((what, *same)), lambda: (prepared, make()))[1]
 
     def compiled(recipe: Personalization, method: Method) -> Personalizer:
-        def make() -> Personalizer:
-            return personalizer(*given, recipe, method=method, parallel=parallel)
-
-        return cached((recipe, method), make)
+        # Its learning rates are given with every call.
+        unrated = recipe.with_learning_rate(0.0)
+        curves = cached(("curves", unrated), lambda: shared_curves(*given, unrated, parallel=parallel))
+        return personalizer(*given, recipe, method=method, parallel=parallel, curves=curves)
 
     recipe = experiment.personalization
     personalizers = tuple(compiled(recipe, stage.method.for_personalization) for stage in experiment.stages)
     evaluators = tuple(compiled(recipe.at_most(0), stage.method.for_personalization) for stage in experiment.stages)
     gather = cached("gather", lambda: on_device(prepared.federation, limit=options.device_bytes, mesh=mesh))
-    programs = tuple(
-        cached((number, stage, clients), lambda algorithm=algorithm: run_rounds(algorithm))
-        for number, (stage, algorithm) in enumerate(zip(experiment.stages, algorithms, strict=True))
-    )
+    shared = cached(("rounds", clients), lambda: shared_rounds(*given, clients=clients, parallel=parallel))
+    programs = tuple(stage_rounds(shared, stage) for stage in experiment.stages)
     return RunContext(prepared, gather, algorithms, programs, personalizers, evaluators, options, on_event, interrupt)
 
 

@@ -7,7 +7,6 @@ real one: how many steps a client takes, and which arrays it changes, does not d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,8 @@ from headstart.data.federation import Array, Client, Tree
 from headstart.errors import UserError
 from headstart.experiment.experiment import Stage
 from headstart.experiment.setup import Prepared
+from headstart.learning.method import ClientUpdate
+from headstart.learning.programs import SharedProgram
 from headstart.learning.rounds import client_key, round_key, seed_key
 from headstart.learning.tasks import Items, Metric, Task
 from headstart.models.zoo import Model
@@ -38,36 +39,23 @@ class Cost(NamedTuple):
     up: float
 
 
-def cost(stage: Stage, prepared: Prepared, clients: Client) -> Cost:
+def cost(stage: Stage, prepared: Prepared, clients: Client, replies: SharedProgram | None = None) -> Cost:
     """The cost of a round of this stage for a training client.
 
-    clients: a sample of them, as `sampled` gives it.
+    clients: a sample of them, as `sampled` gives it. replies: what `counted_replies` has compiled, to be used again.
 
     An array that no client changes is not sent: a head that stays with the client, or one that is never trained. Of
     several models a client sends back those it changed. `extra_gradients` of the method adds what is no step on a
     batch, such as second derivatives.
     """
-    task, model = _Counting(prepared.task), _small(prepared.model)
-    params = model.init(jax.random.key(0))
+    params = _small(prepared.model).init(jax.random.key(0))
     broadcast, client_state = stage.method.init_server(params), stage.method.init_client_state(params)
-
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def replies(broadcast: Tree, client_state: Tree, clients: Client, key: Array) -> tuple[Tree, Array]:
-        def one(index: Array) -> tuple[Tree, Array]:
-            client = clients.at(index)
-            reply = stage.update(task, model, broadcast, client, client_state, client_key(key, client))
-            if _COUNT not in reply.metrics:
-                raise UserError(
-                    f"{type(stage.update).__name__} replies without metrics, by which its cost is counted;"
-                    " give Reply the metrics of LocalSGD.run"
-                )
-            return jax.tree.map(lambda leaf: leaf != 0, reply.delta), reply.metrics[_COUNT][1]
-
-        return jax.lax.map(one, jnp.arange(len(clients.size)))
-
-    changed, counts = replies(broadcast, client_state, clients, round_key(seed_key(0), 1))
+    replies = counted_replies(prepared) if replies is None else replies
+    given = stage.update, broadcast, client_state, clients, round_key(seed_key(0), 1)
+    changed, counts = jax.device_get(replies(*given))
     gradients = [
-        count + stage.method.extra_gradients(float(size)) for count, size in zip(counts, clients.size, strict=True)
+        count + stage.method.extra_gradients(float(size))
+        for count, size in zip(counts, np.asarray(clients.size), strict=True)
     ]
     real = jax.eval_shape(lambda: stage.method.init_server(prepared.model.init(jax.random.key(0))))
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(real)]
@@ -78,6 +66,28 @@ def cost(stage: Stage, prepared: Prepared, clients: Client) -> Cost:
         float(sum(size for size, mask in pairs if mask.any())),
         float(sum(size * mask.mean() for size, mask in pairs)),
     )
+
+
+def counted_replies(prepared: Prepared) -> SharedProgram:
+    """The program of what clients reply: which arrays each changes, and how many examples it computes with."""
+    task, model = _Counting(prepared.task), _small(prepared.model)
+
+    def replies(
+        update: ClientUpdate, broadcast: Tree, client_state: Tree, clients: Client, key: Array
+    ) -> tuple[Tree, Array]:
+        def one(index: Array) -> tuple[Tree, Array]:
+            client = clients.at(index)
+            reply = update(task, model, broadcast, client, client_state, client_key(key, client))
+            if _COUNT not in reply.metrics:
+                raise UserError(
+                    f"{type(update).__name__} replies without metrics, by which its cost is counted;"
+                    " give Reply the metrics of LocalSGD.run"
+                )
+            return jax.tree.map(lambda leaf: leaf != 0, reply.delta), reply.metrics[_COUNT][1]
+
+        return jax.lax.map(one, jnp.arange(len(clients.size)))
+
+    return SharedProgram(replies, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @dataclass(frozen=True)

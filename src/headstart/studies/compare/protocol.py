@@ -14,7 +14,7 @@ from headstart.learning.optimizers import Optimizer, Schedule
 from headstart.learning.personalization import Personalization
 from headstart.learning.tasks import NextCharacter, Task
 from headstart.methods.paper import FedAvg
-from headstart.studies.compare.arithmetic import Cost, cost, sampled
+from headstart.studies.compare.arithmetic import Cost, cost, counted_replies, sampled
 from headstart.studies.compare.methods import (
     BASELINE,
     FEDAVG,
@@ -157,7 +157,7 @@ class _Planner:
         self.prepared: Prepared = runs.prepared(replace(base, stages=(Stage("FedAvg", FedAvg(), Optimizer(), 1),)))
         given = first and first.clients_per_round
         self.cohort = given or min(COHORT, len(self.prepared.groups.train))
-        self._clients = sampled(self.prepared)
+        self._clients, self._replies = sampled(self.prepared), counted_replies(self.prepared)
         self.learning_rates = protocol.learning_rates or default_learning_rates(self.prepared.task)
         low, high = min(self.learning_rates), max(self.learning_rates)
         self.personal_rates = (SMALLER * low, *self.learning_rates, LARGER * high)
@@ -174,7 +174,7 @@ class _Planner:
         update = replace(update, **dict.fromkeys(same, 0.1))  # any number will do
         key = type(update), repr(update)
         if key not in self._costs:
-            self._costs[key] = cost(replace(stage, update=update), self.prepared, self._clients)
+            self._costs[key] = cost(replace(stage, update=update), self.prepared, self._clients, self._replies)
         return self._costs[key]
 
     def stages(self, method: MethodSpec, settings: Settings) -> list[tuple[Stage, Cost]]:

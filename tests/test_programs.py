@@ -1,0 +1,165 @@
+"""One program per shape of work: settings that differ in numbers alone share what is compiled."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import monitoring
+
+import headstart as hs
+from headstart.learning.programs import SharedProgram, numbers_of, template, with_numbers
+from headstart.methods import Ditto
+from headstart.studies.compare.methods import (
+    SECOND_SERVER,
+    SECOND_SERVERS,
+    SERVER,
+    SERVERS,
+    MethodSpec,
+    Settings,
+    built_in_methods,
+)
+from headstart.training.compilation_cache import ProgramCache
+from headstart.training.run import run_into
+from headstart.training.stage_program import computed_with
+from small import experiment, first_stage_only
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compiled() -> Iterator[Counter]:
+    """How many programs have been compiled, or read from the cache of compiled ones."""
+    count: Counter = Counter()
+
+    def count_one(event: str, duration_secs: float, **more: str | int) -> None:
+        count[event] += 1
+
+    monitoring.register_event_duration_secs_listener(count_one)
+    yield count
+    monitoring.unregister_event_duration_listener(count_one)
+
+
+@dataclass(frozen=True)
+class Line:
+    """a x + b, n times, with a branch that needs a value and a number that belongs to a shape."""
+
+    a: float
+    b: float = 0.0
+    n: int = 1
+    width: int = 2
+    name: str = ""
+
+    def __call__(self, x):
+        shift = self.b if self.b > 0 else 0.0
+        once = jax.lax.fori_loop(0, self.n, lambda _, y: self.a * y + shift, x)
+        return jnp.broadcast_to(once, (self.width,))
+
+
+def test_numbers_are_arguments_and_what_needs_a_value_stays_a_constant():
+    traces = []
+
+    def function(line, x):
+        traces.append(line)
+        return line(x)
+
+    shared = SharedProgram(function)
+    for line in (Line(2.0), Line(3.0), Line(3.0, n=2), Line(-1.0, n=5)):
+        np.testing.assert_array_equal(shared(line, 2.0), [2.0 * line.a**line.n] * 2)
+    seen = len(traces)
+    np.testing.assert_array_equal(shared(Line(0.5, n=3), 8.0), [1.0, 1.0])
+    assert len(traces) == seen
+    # These are in the program, so that they make another.
+    np.testing.assert_array_equal(shared(Line(0.5, 1.0), 8.0), [5.0, 5.0])
+    np.testing.assert_array_equal(shared(Line(0.5, 2.0), 8.0), [6.0, 6.0])
+    np.testing.assert_array_equal(shared(Line(0.5, width=3), 8.0), [4.0, 4.0, 4.0])
+    assert len(traces) == seen + 3
+
+
+def test_an_error_that_is_no_matter_of_numbers_is_raised():
+    def refuse(line):
+        raise hs.UserError(f"{line.name} is refused")
+
+    with pytest.raises(hs.UserError, match="it is refused"):
+        SharedProgram(refuse)(Line(1.0, name="it"))
+
+
+def test_numbers_that_float32_does_not_hold_stay_as_they_are():
+    tiny = Line(1e-50, 1.0)
+    assert set(numbers_of(tiny)) == {("b",), ("n",), ("width",)}
+    assert float(SharedProgram(lambda line: line.a * 1e50)(tiny)) == 1.0
+
+
+def test_what_a_value_makes_of_its_numbers_is_made_again():
+    stage = hs.Stage("first", hs.FedAvg(2, 0.1, 4), hs.Optimizer("sgd", 1.0, {"momentum": 0.9}), 6)
+    numbers = {("update", "learning_rate"): 0.3, ("server", "learning_rate"): 0.7}
+    assert with_numbers(stage, numbers) == replace(
+        stage, update=replace(stage.update, learning_rate=0.3), server=replace(stage.server, learning_rate=0.7)
+    )
+    assert ("update", "batch_size") not in numbers_of(stage)
+    # Of options `1 - b2` is wanted in more digits than float32 has.
+    assert ("server", "options", "momentum") not in numbers_of(stage)
+
+
+def small_with(data, update, **more):
+    base = first_stage_only(experiment(data))
+    stage = replace(base.stages[0], update=update, **{"rounds": 3, **more})
+    return replace(base, stages=(stage,))
+
+
+def decaying(rounds: int, learning_rate: float) -> dict:
+    schedule = hs.Schedule("cosine_decay_schedule", {"decay_steps": rounds})
+    return {"rounds": rounds, "server": hs.Optimizer("sgd", learning_rate, {"momentum": 0.9}, schedule)}
+
+
+def test_settings_of_a_method_share_their_programs_and_come_to_what_they_come_to_alone(small_data, tmp_path, compiled):
+    cache = ProgramCache()
+    first = small_with(small_data, Ditto(1, 0.1, 4, 0.1), **decaying(3, 1.0))
+    again = replace(small_with(small_data, Ditto(2, 0.3, 4, 1.0), **decaying(5, 0.3)), seed=1)
+    run_into(first, tmp_path / "first", cache=cache)
+    before = compiled[COMPILED]
+    run_into(again, tmp_path / "again", cache=cache)
+    assert compiled[COMPILED] == before
+    run_into(again, tmp_path / "alone")
+    alone, shared = (hs.open_run(tmp_path / name) for name in ("alone", "again"))
+    for one, other in zip(jax.tree.leaves(alone.params(1)), jax.tree.leaves(shared.params(1)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert alone.report() == shared.report()
+
+
+def test_a_table_of_a_schedule_has_its_learning_rates():
+    optimizer = hs.Optimizer("sgd", 0.4, {}, hs.Schedule("cosine_decay_schedule", {"decay_steps": 300}))
+    assert optimizer.schedule is not None
+    schedule, table = optimizer.schedule.build(0.4), optimizer.tabulated(300)
+    assert len(table) == 512
+    steps = np.array([0, 1, 150, 299, 300, 511])
+    np.testing.assert_allclose(
+        table[steps], np.array([float(np.real(schedule(step))) for step in steps]), rtol=1e-6, atol=1e-8
+    )
+
+
+def stages_of(method: MethodSpec, settings: Settings, rounds: int) -> Iterator[hs.Stage]:
+    """The stages of a method in a comparison, of this many rounds each."""
+    schedule = hs.Schedule("cosine_decay_schedule", {"decay_steps": rounds})
+    first = replace(SERVERS[settings[SERVER]], schedule=schedule)
+    yield hs.Stage("first", method.update(settings, 4), first, rounds, 3)
+    if method.second_kind is not None:
+        second = replace(SECOND_SERVERS[settings[SECOND_SERVER]], schedule=schedule)
+        yield hs.Stage("second", method.update(settings, 4, method.second_kind), second, rounds, 3)
+
+
+@pytest.mark.parametrize("name", built_in_methods())
+def test_a_comparison_has_a_program_of_rounds_for_each_kind_of_server_whatever_the_numbers(name):
+    """The kinds are SGD, that with momentum, and Adam."""
+    method: MethodSpec = built_in_methods()[name]
+    found = set()
+    for number, settings in enumerate(method.candidates((0.01, 0.03, 0.1), 12), 1):
+        for stage in stages_of(method, settings, 3 * number):
+            plain, _ = computed_with(stage)
+            found.add(template(plain, numbers_of(plain)))
+    # Two values each of what decides a shape or a branch.
+    constants = {"IFCA": 2, "MAML": 2, "FedBABU": 2}.get(method.kind.__name__, 1)
+    assert len(found) == 3 * constants + (method.second_kind is not None)
