@@ -155,7 +155,7 @@ def test_the_lean_cnn_is_the_network_it_says_by_flax(size):
 
 @pytest.mark.parametrize(("module", "size"), [(LeanCNN(), 9), (CNN(), 5)])
 def test_images_of_which_nothing_would_be_left_are_refused(module, size):
-    with pytest.raises(UserError, match="images are too small: what is left of them, [01] x [01], cannot be pooled"):
+    with pytest.raises(UserError, match=r"images are too small: what is left of them, [01] x [01], cannot be pooled"):
         as_model(module, np.zeros((1, size, size, 1), np.float32))
 
 

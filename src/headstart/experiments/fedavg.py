@@ -11,7 +11,7 @@ from headstart.methods.paper import FedAvg
 EXPERIMENT = Experiment(
     name="fedavg",
     data=Data("glyphs", {"writers": 200}, train=0.7, validation=0.1),
-    model=ModelSpec("mlp", {"widths": [200]}),
+    model=ModelSpec("cnn_lean"),
     stages=(
         Stage(
             "FedAvg",
