@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headstart.models.conv import conv_general_dilated, convolve, max_pool
+from headstart.models.conv import conv_general_dilated, convolve, convolve_and_pool, max_pool
 from headstart.models.lstm import LSTM, dot_general, recur
 
 
@@ -44,6 +44,21 @@ def same_to_second_order(ours, theirs, *arguments):
 
 def lax_convolve(x, kernel):
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@pytest.mark.parametrize("image", [(6, 7, 1), (9, 6, 8)])
+def test_convolution_and_pooling_in_one_is_what_each_does_to_second_order(image):
+    def apart(x, kernel):
+        return jax.lax.reduce_window(
+            lax_convolve(x, kernel), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+        )
+
+    same_to_second_order(convolve_and_pool, apart, normal(0, 2, *image), normal(1, 3, 3, image[-1], 3))
+
+
+def test_of_equal_outputs_of_a_square_the_first_has_the_gradient():
+    gradient = jax.grad(lambda x: convolve_and_pool(x, jnp.ones((1, 1, 1, 1))).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient, jnp.zeros((1, 2, 2, 1)).at[0, 0, 0, 0].set(1))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ whose derivatives are matrix products again. All of it is plain array code: deri
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -30,12 +30,13 @@ _INPUT = np.array(
 _FILTER = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 _OUTPUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 _TILE = 4
+# With fewer channels the sums around the products cost more than the products they save.
+_MANY = 8
 
 
 def convolve(x: Array, kernel: Array) -> Array:
     """The valid convolution of stride 1: `[batch, height, width, in]` by `[rows, columns, in, out]`."""
-    # With few channels the sums around the products cost more than the products they save.
-    return _filter_rows(x, kernel) if kernel.shape[0] == 3 and kernel.shape[2] >= 8 else _multiply(x, kernel)
+    return _filter_rows(x, kernel) if kernel.shape[0] == 3 and kernel.shape[2] >= _MANY else _multiply(x, kernel)
 
 
 def conv_general_dilated(
@@ -71,6 +72,38 @@ def conv_general_dilated(
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (1, 1), padding)
     return convolve(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel)
+
+
+def convolve_and_pool(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    """`max_pool(convolve(x, kernel))`, for `flax.linen.Conv(conv_general_dilated=...)`, whatever else it is given.
+
+    Of few channels the four outputs of a square come from a product each, and their maximum lies in a row: pooling them
+    where they are takes longer than the products. Of those that tie the first has the gradient then. What pooling leaves
+    out is not computed.
+
+    Raises:
+        ValueError: as `max_pool` does.
+    """
+    rows, columns, channels, _ = kernel.shape
+    height, width = ((x.shape[1] - rows + 1) // 2, (x.shape[2] - columns + 1) // 2)
+    if channels >= _MANY or not (height and width):
+        return max_pool(convolve(x[:, : 2 * height + rows - 1, : 2 * width + columns - 1], kernel))
+    corners = [x[:, i:, j:] for i in range(2) for j in range(2)]
+    return _maximum([_multiply(corner, kernel, (height, width), stride=2) for corner in corners])
+
+
+@jax.custom_jvp
+def _maximum(values: list[Array]) -> Array:
+    return reduce(jnp.maximum, values)
+
+
+@_maximum.defjvp
+def _maximum_jvp(primals: tuple[list[Array]], tangents: tuple[list[Array]]) -> tuple[Array, Array]:
+    (values,), (changes,) = primals, tangents
+    y, change = _maximum(values), changes[-1]
+    for value, other in zip(values[-2::-1], changes[-2::-1], strict=True):
+        change = jnp.where(value == y, other, change)
+    return y, change
 
 
 def max_pool(x: Array, size: int = 2) -> Array:
@@ -114,11 +147,15 @@ def _channels_last(ndim: int) -> jax.lax.ConvDimensionNumbers:
     return jax.lax.ConvDimensionNumbers(order, (ndim - 1, ndim - 2, *range(ndim - 2)), order)
 
 
-def _multiply(x: Array, kernel: Array) -> Array:
-    """Gather patches, then one matrix product."""
+def _multiply(x: Array, kernel: Array, shape: tuple[int, int] | None = None, *, stride: int = 1) -> Array:
+    """Gather patches, then one matrix product.
+
+    shape: (height, width) of the output; by default all there is at a stride of 1.
+    """
     rows, columns, _, outputs = kernel.shape
-    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
-    windows = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
+    height, width = shape or (x.shape[1] - rows + 1, x.shape[2] - columns + 1)
+    end, last = stride * (height - 1) + 1, stride * (width - 1) + 1
+    windows = [x[:, i : i + end : stride, j : j + last : stride] for i in range(rows) for j in range(columns)]
     patches = jnp.concatenate(windows, axis=-1)
     product = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, outputs)
     return product.reshape(*patches.shape[:-1], outputs)

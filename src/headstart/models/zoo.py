@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from headstart.errors import UserError
-from headstart.models.conv import conv_general_dilated, max_pool
+from headstart.models.conv import conv_general_dilated, convolve_and_pool, max_pool
 from headstart.models.dropout import Dropout
 from headstart.models.lstm import LSTM, dot_general
 
@@ -110,9 +110,8 @@ class LeanCNN(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Logits `[batch, classes]` of images `[batch, height, width, channels]`."""
         for filters in self.filters:
-            # Without the row and the column that pooling would leave out, an odd last one.
-            height, width = (length // 2 * 2 for length in x.shape[1:3])
-            x = max_pool(nn.relu(_convolution(filters)(x[:, :height, :width])))
+            # The maximum of a square is found before bias and relu, which keep the order.
+            x = nn.relu(_convolution(filters, convolve_and_pool)(x))
         x = nn.relu(_dense(self.hidden)(_flat(x)))
         return _dense(self.classes)(x)
 
@@ -186,13 +185,13 @@ def _dense(features: int, **options: Any) -> nn.Dense:
     return nn.Dense(features, kernel_init=nn.initializers.glorot_uniform(), **options)
 
 
-def _convolution(filters: int) -> nn.Conv:
+def _convolution(filters: int, function: Callable[..., Array] = conv_general_dilated) -> nn.Conv:
     return nn.Conv(
         filters,
         (3, 3),
         padding="VALID",
         kernel_init=nn.initializers.glorot_uniform(),
-        conv_general_dilated=conv_general_dilated,
+        conv_general_dilated=function,
     )
 
 
