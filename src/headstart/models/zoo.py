@@ -16,6 +16,7 @@ from headstart.errors import UserError
 from headstart.models.conv import conv_general_dilated, convolve_and_pool, max_pool
 from headstart.models.dropout import Dropout
 from headstart.models.lstm import LSTM, dot_general
+from headstart.models.rewrite import Rewritten, is_replaceable, is_wanted
 
 Array = jax.Array
 Tree = Any
@@ -42,13 +43,15 @@ class Model(NamedTuple):
     apply: Apply
 
 
-def as_model(thing: Any, example_x: Tree) -> Model:
+def as_model(thing: Any, example_x: Tree, *, rewrite: bool | None = None) -> Model:
     """The `Model` that a value stands for.
 
     thing: a `Model`; a pair of functions `init(key) -> params` and `apply(params, x) -> output`, which may also take
         `key=`; a Flax linen module; a Flax nnx module, or what makes one when called with `rngs=`. An nnx module
         that is made already has its own parameters: every key gives them.
     example_x: a tree of arrays `[batch, ...]`, read for shapes and dtypes only.
+    rewrite: whether its convolutions and poolings are replaced by what a CPU computes fast (`models/rewrite.py`); by
+        default they are, unless `HEADSTART_REWRITE` is 0 in the environment.
 
     Raises:
         UserError: if the value is none of these, or fails on inputs like the example.
@@ -57,12 +60,14 @@ def as_model(thing: Any, example_x: Tree) -> Model:
     try:
         model = _adapt(thing, example_x)
         # A mistake is best found before anything runs, and tracing finds it.
-        jax.eval_shape(model.apply, jax.eval_shape(model.init, jax.random.key(0)), example_x)
+        traced = jax.jit(model.apply).trace(jax.eval_shape(model.init, jax.random.key(0)), example_x)
     except UserError:
         raise
     except Exception as error:  # whatever the user's own code raises
         raise UserError(_complaint(thing, example_x, error)) from error
-    return model
+    if isinstance(model.apply, Rewritten) or not (is_wanted() if rewrite is None else rewrite):
+        return model
+    return Model(model.init, Rewritten(model.apply)) if is_replaceable(traced.jaxpr.jaxpr) else model
 
 
 def count_parameters(variables: Tree) -> int:

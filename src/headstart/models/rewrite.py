@@ -1,0 +1,207 @@
+"""A traced function with its convolutions and poolings replaced by what a CPU computes fast.
+
+Whatever a model is written with, its program names XLA's operations, and those are replaced here: linen, nnx, equinox
+and plain functions are served alike, and a derivative is taken of what replaced them. Everything else is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import eval_jaxpr
+from jax.extend import core
+
+from headstart.models import convolution, pooling
+
+Array = jax.Array
+Tree = Any
+Rule = Callable[..., Callable[..., Sequence[Array]] | None]
+Bind = Callable[[core.JaxprEqn, Sequence[Any]], list[Any]]
+
+# What may take the place of an operation: a function of (operands, results, settings), None where nothing suits.
+RULES: dict[str, Rule] = {"conv_general_dilated": convolution.rule, **pooling.RULES}
+
+
+# In the environment: with 0 nothing is rewritten.
+VARIABLE = "HEADSTART_REWRITE"
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The second function of a model, rewritten where it computes on a CPU; on other devices as it is.
+
+    apply: as it was given.
+    """
+
+    apply: Callable[..., tuple[Tree, Tree]]
+
+    def __call__(self, variables: Tree, x: Tree, *, key: Array | None = None) -> tuple[Tree, Tree]:
+        """Apply the model to a batch, as `Model` says."""
+        if jax.default_backend() != "cpu":
+            return self.apply(variables, x, key=key)
+        return self._rewritten(variables, x, key)
+
+    @cached_property
+    def _rewritten(self) -> Callable[..., tuple[Tree, Tree]]:
+        return rewritten(lambda variables, x, key: self.apply(variables, x, key=key))
+
+
+def is_wanted() -> bool:
+    """Whether models are to be rewritten, where nobody says."""
+    return os.environ.get(VARIABLE, "1") != "0"
+
+
+def rewritten(function: Callable[..., Tree]) -> Callable[..., Tree]:
+    """The function of trees of arrays, with what `RULES` replaces in it; leaves that pass through stay what they are.
+
+    It is traced once for each kind of arguments.
+    """
+    traced = jax.jit(function)
+
+    def evaluate(*given: Tree) -> Tree:
+        program = traced.trace(*given)
+        leaves = [leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for leaf in jax.tree.leaves(given)]
+        outputs = _evaluate(program.jaxpr.jaxpr, program.jaxpr.consts, leaves)
+        return jax.tree.unflatten(jax.tree.structure(program.out_info), outputs)
+
+    return evaluate
+
+
+def is_replaceable(jaxpr: core.Jaxpr) -> bool:
+    """Whether the program has an operation, however deep, that something takes the place of."""
+    return any(map(_replaces, jaxpr.eqns))
+
+
+def _replaces(equation: core.JaxprEqn) -> bool:
+    return _replacement(equation) is not None or any(map(is_replaceable, _inner(equation)))
+
+
+def _replacement(equation: core.JaxprEqn) -> Callable[..., Sequence[Array]] | None:
+    rule = RULES.get(equation.primitive.name)
+    operands, results = ([variable.aval for variable in side] for side in (equation.invars, equation.outvars))
+    return None if rule is None else rule(operands, results, **equation.params)
+
+
+def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+    """The programs in an operation's settings: bodies of loops, branches, functions."""
+    for value in equation.params.values():
+        for inner in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(inner, core.ClosedJaxpr | core.Jaxpr):
+                yield inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
+
+
+def _evaluate(jaxpr: core.Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        given = [read(atom) for atom in equation.invars]
+        bind = partial(_bind, jaxpr)
+        outputs = _replaced(equation, bind)(*given) if _replaces(equation) else bind(equation, given)
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _replaced(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence[Any]]:
+    replacement = _replacement(equation)
+    if replacement is not None:
+        return replacement
+    name = equation.primitive.name
+    if name == "custom_jvp_call":
+        return _with_own_jvp(equation, bind)
+    if name in ("custom_vjp_call", "custom_vjp_call_jaxpr"):
+        return _with_own_vjp(equation, bind)
+    params = {key: _rewritten_value(value) for key, value in equation.params.items()}
+    return lambda *given: bind(equation.replace(params=params), given)
+
+
+def _rewritten_value(value: Any) -> Any:
+    """A setting of an operation, where it is a program rewritten, with the same inputs and outputs."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_rewritten_value, value)) if any(map(_is_program, value)) else value
+    if not _is_program(value) or not is_replaceable(value.jaxpr if isinstance(value, core.ClosedJaxpr) else value):
+        return value
+    closed = value if isinstance(value, core.ClosedJaxpr) else core.ClosedJaxpr(value, ())
+    shapes = [variable.aval for variable in closed.jaxpr.invars]
+    new = jax.make_jaxpr(lambda *given: _evaluate(closed.jaxpr, closed.consts, given))(*shapes)
+    if isinstance(value, core.ClosedJaxpr):
+        return new
+    return value if new.consts else new.jaxpr
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
+
+
+def _bind(jaxpr: core.Jaxpr, equation: core.JaxprEqn, given: Sequence[Any]) -> list[Any]:
+    """The operation of a program as it is."""
+    variables = {atom: value for atom, value in zip(equation.invars, given, strict=True) if _is_variable(atom)}
+    single = jaxpr.replace(
+        constvars=[], invars=list(variables), outvars=equation.outvars, eqns=[equation], effects=equation.effects
+    )
+    return list(eval_jaxpr(single, (), *variables.values()))
+
+
+def _is_variable(atom: Any) -> bool:
+    return not isinstance(atom, core.Literal)
+
+
+def _with_own_jvp(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence[Any]]:
+    """A function with a derivative of its own, which is kept: value and derivative, each rewritten."""
+    inside = equation.params["call_jaxpr"]
+
+    @jax.custom_jvp
+    def function(*given: Array) -> list[Array]:
+        return _evaluate(inside.jaxpr, inside.consts, given)
+
+    @function.defjvp
+    def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[list[Array], list[Array]]:
+        original, moving = _of_floats(lambda *given: bind(equation, given), primals)
+        moved = [tangent for tangent, value in zip(tangents, primals, strict=True) if _is_float(value)]
+        return rewritten(lambda moving, moved: jax.jvp(original, moving, moved))(tuple(moving), tuple(moved))
+
+    return function
+
+
+def _with_own_vjp(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence[Any]]:
+    """The same for a function that has a derivative of its own in reverse mode alone."""
+    inside = equation.params["call_jaxpr"]
+
+    @jax.custom_vjp
+    def function(*given: Array) -> list[Array]:
+        return _evaluate(inside.jaxpr, inside.consts, given)
+
+    def forward(*given: Array) -> tuple[list[Array], tuple[Array, ...]]:
+        return function(*given), given
+
+    def backward(given: tuple[Array, ...], cotangents: list[Array]) -> tuple[Array | None, ...]:
+        original, moving = _of_floats(lambda *given: bind(equation, given), given)
+        pulled = iter(
+            rewritten(lambda moving, cotangents: jax.vjp(original, *moving)[1](cotangents))(moving, cotangents)
+        )
+        return tuple(next(pulled) if _is_float(value) else None for value in given)
+
+    function.defvjp(forward, backward)
+    return function
+
+
+def _of_floats(function: Callable[..., Any], given: Sequence[Array]) -> tuple[Callable[..., Any], list[Array]]:
+    """The function of those arguments alone that have a derivative, and these arguments."""
+
+    def partly(*moving: Array) -> Any:
+        left = iter(moving)
+        return function(*(next(left) if _is_float(value) else value for value in given))
+
+    return partly, [value for value in given if _is_float(value)]
+
+
+def _is_float(value: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(value), jnp.inexact)
