@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import re
 import shutil
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,6 +190,9 @@ def _contradicts(response: Any, known: Mapping[str, str], total: int | None) -> 
 
 
 def _request(url: str, have: int, known: Mapping[str, str]) -> Any:
+    import urllib.error
+    import urllib.request
+
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError("an address begins with https:// or http://")
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
@@ -219,7 +219,11 @@ def _request(url: str, have: int, known: Mapping[str, str]) -> Any:
 def _network(url: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except Exception as error:
+        from http.client import HTTPException  # not above: few commands download anything
+
+        if not isinstance(error, OSError | HTTPException | ValueError):
+            raise
         reason = getattr(error, "reason", None) or error
         raise UserError(
             f"{urlsplit(url).netloc or url} does not deliver {url} ({reason}); check the connection and run it again"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, overload
 
@@ -91,6 +91,20 @@ def named(tree: Tree) -> list[tuple[str, Any]]:
 def as_input(x: Array) -> Array:
     """A uint8 array is an image: float32 in [0, 1]. Everything else passes."""
     return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
+
+
+def input_shapes(x: Tree) -> Tree:
+    """The shapes and types of host arrays `[rows, ...]` as a model gets them; nothing is computed or compiled."""
+    return jax.tree.map(partial(jax.eval_shape, as_input), shapes(x))
+
+
+def shapes(tree: Tree) -> Tree:
+    """The shapes of host arrays, with the types that they have on a device."""
+
+    def shape(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype))
+
+    return jax.tree.map(shape, tree)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from headstart.data.federation import Federation, as_input
+from headstart.data.federation import Federation, input_shapes
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.setup import in_memory
 from headstart.models.zoo import ALIASES, Model
@@ -47,7 +47,7 @@ def code_digests(experiment: Experiment) -> dict[str, str]:
 def model_digest(model: Model, federation: Federation) -> dict[str, str]:
     """The digest of what a model computes for a federation's examples, and the JAX whose words it is put in."""
     x, _ = federation.example()
-    x = jax.tree.map(lambda leaf: as_input(jnp.asarray(leaf[:1])), x)
+    x = input_shapes(jax.tree.map(lambda leaf: leaf[:1], x))
     key = jax.random.key(0)
     params = jax.eval_shape(model.init, key)
     texts = [_traced(model.init, key), _traced(lambda params, x: model.apply(params, x), params, x)]

@@ -19,7 +19,7 @@ from flax import nnx
 
 from headstart.data.characters import fit_characters, is_unfitted
 from headstart.data.duplicates import with_duplicate_notes
-from headstart.data.federation import Examples, Federation, Split, Tree, as_input, limited, split_clients
+from headstart.data.federation import Examples, Federation, Split, Tree, input_shapes, limited, shapes, split_clients
 from headstart.data.load import load_as_decided
 from headstart.data.preprocessing import Preprocessing, is_raw
 from headstart.data.readers.pictures import channels_first
@@ -142,7 +142,7 @@ def given_model(model: Any, federation: Federation) -> Model:
     if model is None:
         raise UserError("the experiment's model was given in memory; give it again as model=")
     x, _ = federation.example()
-    return as_model(model, jax.tree.map(lambda leaf: as_input(jnp.asarray(leaf[:1])), x))
+    return as_model(model, input_shapes(x))
 
 
 def check_parameters(experiment: Experiment, model: Model) -> None:
@@ -289,7 +289,7 @@ def build_model(model: ModelSpec, federation: Federation, *, allowed_modules: Co
             f"the pictures of {federation.name} have the shape {list(np.shape(x)[1:])}, with their channels first; put"
             " them last: np.moveaxis(x, 1, -1)"
         )
-    return as_model(thing, jax.tree.map(lambda leaf: as_input(jnp.asarray(leaf[:1])), x))
+    return as_model(thing, input_shapes(x))
 
 
 def _named(path: str, allowed_modules: Collection[str]) -> Any:
@@ -348,17 +348,17 @@ def check_fit(task: Task, model: Model, federation: Federation) -> None:
     Raises:
         UserError: if the task cannot take the output or the targets, or the model has too few outputs.
     """
-    x, y = jax.tree.map(lambda leaf: jnp.asarray(leaf[:2]), federation.example())
-    x, mask = jax.tree.map(as_input, x), jnp.ones(len(jax.tree.leaves(y)[0]), bool)
+    x, y = jax.tree.map(lambda leaf: leaf[:2], federation.example())
+    given = Examples(input_shapes(x), shapes(y), jax.ShapeDtypeStruct((len(jax.tree.leaves(y)[0]),), bool))
     classes, metrics = federation.metadata.get("classes"), evaluated_metrics(task)
 
-    def attempt() -> Any:
-        output, _ = model.apply(model.init(jax.random.key(0)), x)
-        measured = measure_each(metrics, output, Examples(x, y, mask))
-        return output, task.loss(output, y), measured
+    def attempt(examples: Examples) -> Any:
+        output, _ = model.apply(model.init(jax.random.key(0)), examples.x)
+        measured = measure_each(metrics, output, examples)
+        return output, task.loss(output, examples.y), measured
 
     try:
-        output, _, sums = jax.eval_shape(attempt)
+        output, _, sums = jax.eval_shape(attempt, given)
         for metric in metrics[len(task.metrics) :]:
             _check_finish(metric, sums[metric.name][0].shape)
     except Exception as error:  # whatever a user's own task raises
@@ -366,7 +366,7 @@ def check_fit(task: Task, model: Model, federation: Federation) -> None:
         raise UserError(
             f"the task {type(task).__name__} does not fit the model's output or the targets: {reason}"
         ) from error
-    _check_outputs(task, output, y, classes)
+    _check_outputs(task, output, given.y, classes)
 
 
 def _check_finish(metric: Metric, shape: tuple[int, ...]) -> None:

@@ -114,7 +114,8 @@ def federated(
     def step(state: State, cohort: Cohort, key: Array) -> tuple[State, Info]:
         return server_step(server, state, *aggregate(state.params, cohort, key))
 
-    return Algorithm(init, step)
+    # Whoever traces it twice, for its shapes and for its program, traces it once.
+    return Algorithm(init, jax.jit(step, inline=True))
 
 
 AggregateClients = Callable[[Tree, Cohort, Array], tuple[Totals, Tree]]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from headstart.errors import UserError
@@ -56,7 +57,8 @@ def as_model(thing: Any, example_x: Tree, *, rewrite: bool | None = None) -> Mod
     Raises:
         UserError: if the value is none of these, or fails on inputs like the example.
     """
-    example_x = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), example_x)
+    # Made on the host: an array that JAX makes is a program to compile.
+    example_x = jax.tree.map(lambda leaf: jax.device_put(np.zeros((1, *leaf.shape[1:]), leaf.dtype)), example_x)
     try:
         model = _adapt(thing, example_x)
         # A mistake is best found before anything runs, and tracing finds it.

@@ -10,6 +10,7 @@ import numpy as np
 from headstart.learning.metrics import evaluated_metrics
 from headstart.learning.personalization import Curves, diverged
 from headstart.learning.tasks import Metric, Task
+from headstart.statistics.distributions import binomial, binomial_above, normal_below
 
 PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
 
@@ -134,8 +135,6 @@ def chance_of_harm(gain: np.ndarray, squared: np.ndarray, counts: np.ndarray, *,
     discrete: the change of an item is -1, 0 or 1 (right before, wrong after; unchanged; the reverse). Then the number
         of changed items is binomial and so is, of these, the number made worse; otherwise a normal approximation.
     """
-    from scipy import stats  # not above: it takes longer to import than JAX
-
     finite = np.isfinite(gain) & np.isfinite(squared)
     total = max(counts[finite].sum(), 1)
     mean, squared = gain[finite].sum() / total, squared[finite]
@@ -143,7 +142,7 @@ def chance_of_harm(gain: np.ndarray, squared: np.ndarray, counts: np.ndarray, *,
         spread = np.sqrt(max(squared.sum() / total - mean**2, 0))
         if spread == 0:
             return np.full(len(counts), float(mean < 0))
-        return stats.norm.cdf(-mean * np.sqrt(counts) / spread)
+        return normal_below(-mean * np.sqrt(counts) / spread)
     changed = squared.sum() / total
     worse = (changed - mean) / 2 / changed if changed else 0.0
     sizes, of_client = np.unique(np.round(counts).astype(int), return_inverse=True)
@@ -152,10 +151,8 @@ def chance_of_harm(gain: np.ndarray, squared: np.ndarray, counts: np.ndarray, *,
 
 def _worse_than_better(items: int, changed: float, worse: float) -> float:
     """P(more items get worse than better), of `items` that change with one probability and then worsen with another."""
-    from scipy import stats
-
     number = np.arange(items + 1)
-    return float(np.sum(stats.binom.pmf(number, items, changed) * stats.binom.sf(number // 2, number, worse)))
+    return float(np.sum(binomial(number, items, changed) * binomial_above(number // 2, number, worse)))
 
 
 def rounds_to_target(rounds: Sequence[int], values: Sequence[float], target: float, *, metric: Metric) -> int | None:

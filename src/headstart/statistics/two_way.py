@@ -6,7 +6,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+
+from headstart.statistics.distributions import t_quantile, t_tail
 
 Interval = tuple[float, float]
 UNBOUNDED: Interval = (-math.inf, math.inf)
@@ -26,7 +27,7 @@ class TwoWay(NamedTuple):
         """The interval of the mean; without bounds where there are not two seeds and two clients."""
         if not math.isfinite(self.error):
             return UNBOUNDED
-        half = stats.t.ppf((1 + level) / 2, self.freedom) * self.error if self.error else 0.0
+        half = t_quantile((1 + level) / 2, self.freedom) * self.error if self.error else 0.0
         return float(self.mean - half), float(self.mean + half)
 
     @property
@@ -36,7 +37,7 @@ class TwoWay(NamedTuple):
             return 1.0
         if not self.error:
             return float(self.mean == 0)
-        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+        return 2 * t_tail(abs(self.mean) / self.error, self.freedom)
 
 
 def two_way(values: np.ndarray) -> TwoWay:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from headstart.statistics.clients import bootstrap
+from headstart.statistics.distributions import t_quantile
 from headstart.statistics.two_way import UNBOUNDED, Interval, freedom, square_and_add, two_way, variances
 
 Decision = Literal["holds", "does not hold", "inconclusive"]
@@ -70,7 +70,7 @@ def t_interval(values: np.ndarray, *, level: float = 0.95) -> Interval:
     """The t-interval of the mean of `values` `[n]`; without bounds for a single one."""
     if len(values) < 2:
         return UNBOUNDED
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    half = t_quantile((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
 
 
@@ -192,7 +192,7 @@ def power(pilot: np.ndarray, *, seeds: int, clients: int) -> Power:
 
 def _reach(degrees: float) -> float:
     """Standard errors that a mean must be from zero for its interval to exclude it four times in five."""
-    return float(stats.t.ppf(0.975, degrees) + stats.t.ppf(POWER, degrees))
+    return t_quantile(0.975, degrees) + t_quantile(POWER, degrees)
 
 
 def holm(p_values: Sequence[float], *, level: float = 0.05) -> list[bool]:

@@ -13,6 +13,9 @@ import jax
 from headstart.data.cache import cache_root
 from headstart.devices import cores_as_devices
 
+# JAX keeps what takes a second to compile; reading a program back takes some 5 ms.
+LEAST_SECONDS = 0.02
+
 
 def keep_programs() -> None:
     """Have JAX keep what it compiles, unless the user's environment says where; before it compiles anything.
@@ -28,6 +31,8 @@ def keep_programs() -> None:
             jax.config.update("jax_compilation_cache_dir", str(folder))
     except OSError:
         return
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
 
 
 def prepare_devices(count: int | None) -> None:

@@ -6,6 +6,7 @@ A distance field makes the thickness of the pen a threshold, chosen when a chara
 from __future__ import annotations
 
 import functools
+import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,9 +44,7 @@ class Atlas(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def atlas() -> Atlas:
     """The templates, drawn once per process from the fonts that matplotlib ships."""
-    import matplotlib
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    folder = _matplotlib() / "mpl-data" / "fonts" / "ttf"
     ink = np.stack([_font_ink(folder / f"{name}.ttf") for name in FONTS])
     rows, columns = ((ink > 127).any(axis=axis).sum(axis=-1) for axis in (-1, -2))
     fields = np.stack([_distance(cells) for cells in ink])
@@ -53,6 +52,13 @@ def atlas() -> Atlas:
     # A stroke of half-width h has points at every depth from 0 to h: their mean is h / 2.
     half_widths = 2 * (fields * inside).sum(axis=(1, 2, 3)) / inside.sum(axis=(1, 2, 3))
     return Atlas(fields, np.maximum(rows, columns).astype(np.float32), half_widths.astype(np.float32))
+
+
+def _matplotlib() -> Path:
+    """The folder of matplotlib, which is not imported for its fonts alone."""
+    found = importlib.util.find_spec("matplotlib")
+    assert found is not None and found.submodule_search_locations
+    return Path(found.submodule_search_locations[0])
 
 
 def _font_ink(path: Path) -> np.ndarray:
