@@ -44,6 +44,14 @@ def test_what_answers_at_once_imports_nothing_heavy(words):
     assert not imported & {"jax", "jaxlib", "numpy", "scipy", "matplotlib", "flax", "optax", "pyarrow"}
 
 
+def test_a_run_imports_nothing_before_its_first_round_that_it_does_not_need():
+    modules = "headstart.cli.main", "headstart.cli.run", "headstart.training.run", "headstart.reports.tables"
+    script = f"import sys, {', '.join(modules)}, headstart.data.glyphs.atlas as a; a.atlas(); print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy = {"scipy.stats", "matplotlib", "pandas", "pyarrow", "urllib.request", "jinja2", "tensorboardX"}
+    assert not heavy & set(ended.stdout.split())
+
+
 def test_the_version_is_printed(command):
     assert command("--version") == (0, f"headstart {__version__}\n", "")
 

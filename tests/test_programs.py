@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from jax import monitoring
 
 import headstart as hs
+from headstart.experiment.setup import prepare
 from headstart.learning.programs import SharedProgram, numbers_of, template, with_numbers
 from headstart.methods import Ditto
 from headstart.studies.compare.methods import (
@@ -163,3 +165,26 @@ def test_a_comparison_has_a_program_of_rounds_for_each_kind_of_server_whatever_t
     # Two values each of what decides a shape or a branch.
     constants = {"IFCA": 2, "MAML": 2, "FedBABU": 2}.get(method.kind.__name__, 1)
     assert len(found) == 3 * constants + (method.second_kind is not None)
+
+
+def test_what_is_compiled_ahead_is_not_compiled_again(compiled):
+    program, x = SharedProgram(lambda line, x: line(x)), np.float32(1.5)
+    program.ahead(Line(2.0, 1.0, 3), x)()
+    ahead = compiled[COMPILED]
+    assert ahead == 1
+    assert np.asarray(program(Line(2.0, 1.0, 3), x)).tolist() == [19.0, 19.0]
+    assert compiled[COMPILED] == ahead
+    program.ahead(Line(3.0, 1.0, 4), x)()
+    assert compiled[COMPILED] == ahead
+
+
+def test_an_experiment_is_prepared_without_a_program_for_its_shapes(compiled):
+    images = np.zeros((60, 9, 7, 1), np.uint8)
+    federation = hs.from_arrays(
+        "odd", [f"client {i}" for i in range(12)], np.full((12, 2), [4, 1]), images, np.arange(60) % 3
+    )
+    jax.random.key(0)
+    before = compiled[COMPILED]
+    prepare(first_stage_only(experiment(Path("none"))), federation=federation)
+    # One takes the zeros that stand for an example to the device.
+    assert compiled[COMPILED] - before <= 1

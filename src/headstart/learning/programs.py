@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -21,6 +22,10 @@ Numbers = Mapping[Path, float]
 _LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
+# XLA compiles without Python's lock, so that Python traces the next program, or calls another, meanwhile.
+_compilers = ThreadPoolExecutor(1, thread_name_prefix="compile")
+
+
 class SharedProgram:
     """A compiled `(settings, *arguments) -> result`, one for all settings that differ in numbers alone.
 
@@ -32,31 +37,40 @@ class SharedProgram:
     def __init__(self, function: Callable[..., Any], *, donate: Collection[int] = (), **options: Any) -> None:
         self._function = function
         self._options = {"donate_argnums": tuple(1 + index for index in donate), **options}
-        self._programs: dict[Hashable, Callable[..., Any]] = {}
+        self._programs: dict[Hashable, Any] = {}
         self._constants: dict[Hashable, frozenset[Path]] = {}
 
     def __call__(self, settings: Any, *arguments: Any) -> Any:
         """The result for these settings; traced and compiled where none like them has been."""
+        return self._with_program(settings, arguments, lambda program, *given: program(*given))
+
+    def ahead(self, settings: Any, *arguments: Any) -> Callable[[], Any]:
+        """Trace for such a call now, and compile on another thread; returns what waits for that, before the call."""
+        if template(settings, numbers_of(settings)) in self._constants:
+            return lambda: None
+        lowered = self._with_program(settings, arguments, lambda program, *given: program.lower(*given))
+        return _compilers.submit(lowered.compile).result
+
+    def _with_program(self, settings: Any, arguments: tuple[Any, ...], use: Callable[..., Any]) -> Any:
+        """What `use` makes of the program for these settings, their numbers and the arguments."""
         numbers = numbers_of(settings)
         kind = template(settings, numbers)
         constants = self._constants.get(kind, frozenset())
         program, traced = self._program(settings, numbers, constants)
         if kind in self._constants:
-            return program(traced, *arguments)
+            return use(program, traced, *arguments)
         try:
-            result = program(traced, *arguments)
+            result = use(program, traced, *arguments)
         except Exception:  # whatever a user's code makes of a number without a value
             constants = self._refused(settings, traced, arguments)
             if not constants:
                 raise
             program, traced = self._program(settings, numbers, constants)
-            result = program(traced, *arguments)
+            result = use(program, traced, *arguments)
         self._constants[kind] = constants
         return result
 
-    def _program(
-        self, settings: Any, numbers: Numbers, constants: Collection[Path]
-    ) -> tuple[Callable[..., Any], Numbers]:
+    def _program(self, settings: Any, numbers: Numbers, constants: Collection[Path]) -> tuple[Any, Numbers]:
         """The program for such settings, and the numbers that it takes."""
         traced = {path: number for path, number in numbers.items() if path not in constants}
         key = template(settings, traced)

@@ -24,7 +24,7 @@ def normal_below(values: np.ndarray) -> np.ndarray:
 
 
 def binomial(number: np.ndarray, of: int, share: float) -> np.ndarray:
-    """The probability of each number of successes among so many trials."""
+    """The probability of each number of successes among `of` trials."""
     ways = special.gammaln(of + 1) - special.gammaln(number + 1) - special.gammaln(of - number + 1)
     return np.exp(ways + special.xlogy(number, share) + special.xlog1py(of - number, -share))
 

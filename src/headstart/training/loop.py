@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from headstart.devices import replicated
 from headstart.experiment.experiment import Centralized, Experiment, Stage
 from headstart.learning.client_state import ClientStates
 from headstart.learning.parallel import Parallel
-from headstart.learning.rounds import Cohort
+from headstart.learning.rounds import Cohort, State
 from headstart.training import cluster
 from headstart.training.divergence import RoundMonitor, metrics_at_start
 from headstart.training.sampling import CohortBatch, Cohorts, cohorts
@@ -44,10 +45,7 @@ def train(seed_run: SeedRun, position: Position) -> Position | None:
     gather = _cohorts(seed_run, stage, first)
     monitor = _monitor(seed_run, stage, gather)
     program, saved, pace = context.programs[position.stage], time.monotonic(), 1
-    # The pool of a datacenter is walked by one device.
-    position = position._replace(
-        state=replicated(position.state, context.gather.mesh if isinstance(stage, Stage) else None)
-    )
+    position = position._replace(state=_placed(seed_run, position))
     done = _ends(seed_run, stage, first, lambda: seed_run.log.evaluated(task, position.round))
     count = 0 if done else min(1, last - position.round)
     cohort_batch = gather(position.round + 1, count, capacity) if count else None
@@ -83,6 +81,23 @@ def train(seed_run: SeedRun, position: Position) -> Position | None:
             report_interrupted(seed_run, position)
             return None
     return position
+
+
+def compile_ahead(seed_run: SeedRun, position: Position) -> Callable[[], Any]:
+    """Trace the rounds of the stage and compile them on another thread; returns what waits until that is done."""
+    context, number = seed_run.context, position.round + 1
+    stage = context.prepared.experiment.stages[position.stage]
+    cohort_batch = _cohorts(seed_run, stage, number)(number, 1, _capacity(context, stage))
+    return context.programs[position.stage].ahead(
+        _placed(seed_run, position), _with_states(cohort_batch, position.client_states), seed_run.key, number, 1
+    )
+
+
+def _placed(seed_run: SeedRun, position: Position) -> State:
+    """The state on the devices that train; the pool of a datacenter is walked by one."""
+    context = seed_run.context
+    is_pool = isinstance(context.prepared.experiment.stages[position.stage], Centralized)
+    return replicated(position.state, None if is_pool else context.gather.mesh)
 
 
 def _ends(seed_run: SeedRun, stage: Stage | Centralized, first: int, value: Callable[[], float | None]) -> bool:

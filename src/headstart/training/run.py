@@ -45,7 +45,7 @@ from headstart.training.checks import check_arguments, check_start, check_togeth
 from headstart.training.compilation_cache import ProgramCache
 from headstart.training.display import live_display_of
 from headstart.training.interrupt import Interrupt
-from headstart.training.loop import is_evaluated, train
+from headstart.training.loop import compile_ahead, is_evaluated, train
 from headstart.training.seed_run import (
     InterruptedRunError,
     Options,
@@ -313,7 +313,11 @@ def _start(seed_run: SeedRun) -> Position:
     if saved is None:
         seed_run.log.cut(None)
         position = _begin(seed_run, 0, 0, start_params(seed_run))
+        # The processes of a cluster compile in one order.
+        compiled = compile_ahead(seed_run, position) if cluster.size() == 1 else None
         evaluate(seed_run, position)
+        if compiled is not None:
+            compiled()
         return position
     state, states = saved.tree if "kept" in saved.about else (saved.tree, None)
     client_states = None if states is None else from_tree(states)

@@ -18,7 +18,7 @@ from headstart.fields import at_least, check_fields
 from headstart.learning.client_state import ClientStates
 from headstart.learning.parallel import MOST_LANES
 from headstart.learning.personalization import Curves, Personalizer
-from headstart.learning.rounds import Algorithm, Info, Rounds, State, initial_key, personal_key
+from headstart.learning.rounds import Algorithm, Info, State, initial_key, personal_key
 from headstart.learning.tasks import Task
 from headstart.runs import checkpoint
 from headstart.runs.log import Log, OnEvent, evaluation_record, round_record
@@ -26,6 +26,7 @@ from headstart.runs.start import read_parameters
 from headstart.training import cluster
 from headstart.training.divergence import RoundMonitor, check_evaluation
 from headstart.training.interrupt import Interrupt
+from headstart.training.stage_program import StageRounds
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class RunContext(NamedTuple):
     prepared: Prepared
     gather: Gather
     algorithms: tuple[Algorithm, ...]
-    programs: tuple[Rounds, ...]
+    programs: tuple[StageRounds, ...]
     personalizers: tuple[Personalizer, ...]
     evaluators: tuple[Personalizer, ...]
     options: Options

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from headstart.experiment.experiment import Centralized, Stage
 from headstart.learning.optimizers import RateTable
 from headstart.learning.parallel import Parallel
 from headstart.learning.programs import SharedProgram
-from headstart.learning.rounds import Cohort, Info, Rounds, State, compose_rounds
+from headstart.learning.rounds import Cohort, Info, State, compose_rounds
 from headstart.learning.tasks import Task
 from headstart.models.zoo import Model
 
@@ -35,14 +36,27 @@ def shared_rounds(task: Task, model: Model, *, clients: int, parallel: Parallel 
     return SharedProgram(rounds, donate=(1,))
 
 
-def stage_rounds(shared: SharedProgram, stage: Stage | Centralized) -> Rounds:
+class StageRounds(NamedTuple):
     """The rounds of a stage, as `run_rounds` of its algorithm has them, by the program that it shares with others."""
-    plain, table = computed_with(stage)
 
-    def rounds(state: State, cohorts: Cohort, key: Array, first: Array | int, count: Array | int) -> tuple[State, Info]:
-        return shared(plain, table, state, cohorts, key, first, count)
+    shared: SharedProgram
+    stage: Stage | Centralized
+    table: np.ndarray | None
 
-    return rounds
+    def __call__(
+        self, state: State, cohorts: Cohort, key: Array, first: Array | int, count: Array | int
+    ) -> tuple[State, Info]:
+        """The state after these rounds, and their infos."""
+        return self.shared(self.stage, self.table, state, cohorts, key, first, count)
+
+    def ahead(self, *arguments: Any) -> Callable[[], Any]:
+        """Trace the rounds for such a call and compile them on another thread; returns what waits for that."""
+        return self.shared.ahead(self.stage, self.table, *arguments)
+
+
+def stage_rounds(shared: SharedProgram, stage: Stage | Centralized) -> StageRounds:
+    """The rounds of a stage by the program for its task and model, from `shared_rounds`."""
+    return StageRounds(shared, *computed_with(stage))
 
 
 def computed_with(stage: Stage | Centralized) -> tuple[Stage | Centralized, np.ndarray | None]:
