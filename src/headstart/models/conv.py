@@ -78,14 +78,14 @@ def convolve_and_pool(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
     """`max_pool(convolve(x, kernel))`, for `flax.linen.Conv(conv_general_dilated=...)`, whatever else it is given.
 
     Of few channels the four outputs of a square come from a product each, and their maximum lies in a row: pooling them
-    where they are takes longer than the products. Of those that tie the first has the gradient then. What pooling leaves
-    out is not computed.
+    where they are takes longer than the products. Of those that tie the first has the gradient then.
+    What pooling leaves out is not computed.
 
     Raises:
         ValueError: as `max_pool` does.
     """
-    rows, columns, channels, _ = kernel.shape
-    height, width = ((x.shape[1] - rows + 1) // 2, (x.shape[2] - columns + 1) // 2)
+    rows, columns, channels = kernel.shape[:3]
+    height, width = (x.shape[1] - rows + 1) // 2, (x.shape[2] - columns + 1) // 2
     if channels >= _MANY or not (height and width):
         return max_pool(convolve(x[:, : 2 * height + rows - 1, : 2 * width + columns - 1], kernel))
     corners = [x[:, i:, j:] for i in range(2) for j in range(2)]
