@@ -31,9 +31,10 @@ from headstart.studies.compare.methods import (
     built_in_methods,
     select_methods,
 )
-from headstart.studies.compare.protocol import Entry
+from headstart.studies.compare.protocol import Entry, Protocol, _Planner
 from headstart.studies.compare.words import claims, conclusion
 from headstart.studies.evidence import Result
+from headstart.studies.runner import Runs
 from small import federation_file
 
 ACCURACY, ERROR = Classification().metrics[0], Regression().metrics[0]
@@ -138,6 +139,17 @@ def test_a_design_that_has_room_for_all_has_all():
     assert design({"a": (1, 2), "b": (3,)}, {}, 1) == [{"a": 1, "b": 3}]
     # One less than all, which no balanced design is.
     assert len({tuple(each.values()) for each in design({"a": (1, 2), "b": (3, 4)}, {"c": (True, False)}, 7)}) == 7
+
+
+def test_servers_of_clients_that_change_nothing_are_not_tried_one_after_another(prepared, tmp_path):
+    planner = _Planner(Protocol(prepared.experiment, 20), Runs(tmp_path, seeds=1))
+    tried = {}
+    for name in ("LocalOnly", "FedPer"):
+        method = next(each for each in built_in_methods().values() if each.kind.__name__ == name)
+        candidates = {str(each): each for each in method.candidates((0.1, 0.3), 4)}
+        tried[name], reasons = planner.experiments(method, candidates)
+        assert not reasons
+    assert [len(each) for each in tried.values()] == [1, 4]
 
 
 def test_settings_are_resolved_as_they_run():

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from headstart import Optimizer
+from headstart import FedSGD, Optimizer
+from headstart.devices import cores
 from headstart.errors import UserError
 from headstart.runs.directory import read_curves
-from headstart.studies.pool import Job, run_jobs
+from headstart.studies.pool import Job, Pool, _Waiting, run_jobs
 from headstart.studies.runner import TUNING_SEED, Runs
 from headstart.training.compilation_cache import ProgramCache, crowded
 from headstart.training.run import run_into
@@ -38,8 +39,8 @@ def runs(tmp_path, messages):
     return Runs(tmp_path / "runs", seeds=2, log=messages.append)
 
 
-def with_server(plain, learning_rate):
-    return replace(plain, stages=(replace(plain.stages[0], server=Optimizer("sgd", learning_rate)),))
+def with_server(plain, learning_rate, **options):
+    return replace(plain, stages=(replace(plain.stages[0], server=Optimizer("sgd", learning_rate, options)),))
 
 
 def test_what_is_finished_is_not_run_again_and_more_seeds_add_to_it(runs, messages, plain):
@@ -129,12 +130,39 @@ def test_the_folder_does_not_depend_on_where_the_runs_are(tmp_path, plain):
 @pytest.mark.slow
 def test_processes_side_by_side_come_to_the_same(runs, plain, tmp_path, messages):
     alone = runs.finish({"a": plain})["a"]
-    beside = Runs(tmp_path / "beside", seeds=2, processes=2, log=messages.append)
-    together = beside.finish({"a": plain})["a"]
+    with Pool(2) as pool:
+        beside = Runs(tmp_path / "beside", seeds=2, processes=2, log=messages.append, pool=pool)
+        beside.finish({"a": with_server(plain, 0.3)})
+        processes = working()
+        together = beside.finish({"a": plain})["a"]
+        # What they have compiled serves the next runs, too.
+        assert working() == processes and len(processes) == min(2, len(cores()))
     np.testing.assert_allclose(together.curves, alone.curves, rtol=1e-5)
-    assert subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", "studies.worker"], stdout=subprocess.DEVNULL
-    ).returncode
+    assert not working()
+
+
+def working() -> list[str]:
+    """The processes that this one has do runs."""
+    words = ["pgrep", "-P", str(os.getpid()), "-f", "studies.worker"]
+    return subprocess.run(words, stdout=subprocess.PIPE, text=True).stdout.split()
+
+
+def test_a_process_prefers_runs_like_those_it_has_done_and_leaves_others_theirs(plain, tmp_path):
+    other = replace(plain, stages=(replace(plain.stages[0], update=FedSGD(0.1)),))
+    jobs = [
+        Job(each, tmp_path / "a.json", tmp_path / str(number))
+        for number, each in enumerate((plain, with_server(plain, 0.1), other, other, plain))
+    ]
+    waiting, one, two = _Waiting(jobs), set(), set()
+    taken = []
+    for known in (one, two, one, two, one):
+        job = waiting.take(known)
+        known.add(job.kind)
+        taken.append(job.folder.name)
+    assert taken == ["0", "2", "1", "3", "4"]
+    # Nobody is idle while there is something to do.
+    waiting = _Waiting(jobs[:3])
+    assert [waiting.take(set()).folder.name for _ in range(3)] == ["0", "2", "1"]
 
 
 def test_a_run_that_fails_elsewhere_is_told_with_its_reason(plain, tmp_path):
@@ -169,12 +197,13 @@ def test_programs_are_let_go_before_a_process_has_no_room_for_more(plain, tmp_pa
         return len(Path("/proc/self/maps").read_bytes().splitlines())
 
     cache = ProgramCache()
-    for number, learning_rate in enumerate((0.1, 0.2, 0.3)):
-        run_into(with_server(plain, learning_rate), tmp_path / str(number), cache=cache)
+    # Options of an optimizer are in its program.
+    for number, momentum in enumerate((0.1, 0.2, 0.3)):
+        run_into(with_server(plain, 1.0, momentum=momentum), tmp_path / str(number), cache=cache)
     many = maps()
     # As if there were room for a few more.
     monkeypatch.setattr(sys.modules[ProgramCache.__module__], "crowded", lambda: maps() > many - 100)
-    run_into(with_server(plain, 0.1), tmp_path / "again", cache=cache)
+    run_into(with_server(plain, 1.0, momentum=0.1), tmp_path / "again", cache=cache)
     assert maps() < many - 100
     first, again = (load_file(tmp_path / folder / "seed-0" / "stage-0.safetensors") for folder in ("0", "again"))
     assert first.keys() == again.keys()

@@ -75,9 +75,11 @@ class SharedProgram:
         traced = {path: number for path, number in numbers.items() if path not in constants}
         key = template(settings, traced)
         if key not in self._programs:
+            # Without `self`, which would keep itself, and all that is compiled, from being let go.
+            function = self._function
 
             def run(numbers: Numbers, *arguments: Any) -> Any:
-                return self._function(with_numbers(settings, numbers), *arguments)
+                return function(with_numbers(settings, numbers), *arguments)
 
             self._programs[key] = jax.jit(run, **self._options)
         return self._programs[key], traced

@@ -10,11 +10,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ import jax
 from headstart.devices import cores
 from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
+from headstart.experiment.serialization import to_json
 from headstart.files import write_bytes
 from headstart.training.compilation_cache import ProgramCache
 from headstart.training.divergence import DivergedError
@@ -53,6 +55,12 @@ class Job(NamedTuple):
         return self.folder / f"seed-{self.experiment.seed}"
 
     @property
+    def kind(self) -> str:
+        """What it has in common with the runs that share most of its compiled programs."""
+        stages = [(type(stage).__name__, type(stage.method).__name__) for stage in self.experiment.stages]
+        return json.dumps([to_json(self.experiment.data), to_json(self.experiment.model), stages])
+
+    @property
     def done(self) -> bool:
         """Whether nothing is left to do."""
         end = self.results / f"stage-{len(self.experiment.stages) - 1}.json"
@@ -78,41 +86,87 @@ def do(job: Job, cache: ProgramCache) -> str:
         return "diverged"
 
 
-def run_jobs(jobs: Sequence[Job], *, processes: int, log: Callable[[str], None]) -> None:
-    """Do all jobs, started in their order.
+class Pool:
+    """Processes that do jobs, or this one where it is to be one; those that were started end with the pool's block.
 
-    Raises:
-        UserError: for the first that fails for another reason than divergence.
-        KeyboardInterrupt: if Ctrl-C stopped them, with everything saved.
+    processes: how many at most, each on its share of the cores.
     """
-    if not jobs:
-        return
-    cache = ProgramCache()
-    with ExitStack() as stack:
-        if processes > 1:
-            count = min(processes, len(cores()), len(jobs))
-            # Threads wait for the processes, so they are the last to end; jobs not started by then are never sent.
-            threads = stack.enter_context(ThreadPoolExecutor(count))
-            stack.callback(threads.shutdown, wait=False, cancel_futures=True)
-            workers: SimpleQueue[Worker] = SimpleQueue()
-            for number in range(count):
-                workers.put(stack.enter_context(Worker(cores()[number::count])))
-            answers = (
-                future.result() for future in as_completed([threads.submit(_send, workers, job) for job in jobs])
-            )
-        else:
-            answers = ((job, do(job, cache)) for job in jobs)
+
+    def __init__(self, processes: int) -> None:
+        self._most = min(processes, len(cores()))
+        self._stack, self._cache = ExitStack(), ProgramCache()
+        self._threads: ThreadPoolExecutor | None = None
+        self._workers: list[Worker] = []
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def run(self, jobs: Sequence[Job], log: Callable[[str], None]) -> None:
+        """Do all jobs, begun in their order but for those of a kind that a process has done before, which it prefers.
+
+        Raises:
+            UserError: for the first that fails for another reason than divergence.
+            KeyboardInterrupt: if Ctrl-C stopped them, with everything saved.
+        """
+        answers = self._beside(jobs) if self._most > 1 else ((job, do(job, self._cache)) for job in jobs)
         for number, (job, answer) in enumerate(answers, 1):
             if answer == "interrupted":
                 raise KeyboardInterrupt
             name = f"{job.folder.parent.name}, seed {job.experiment.seed}"
             log(f"{number} of {len(jobs)} runs: {name}{' diverged' if answer == 'diverged' else ''}")
 
+    def _beside(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+        """The jobs as they are done, each with its answer."""
+        if self._threads is None:
+            # Threads wait for the processes, so they are the last to end; jobs not started by then are never sent.
+            self._threads = self._stack.enter_context(ThreadPoolExecutor(self._most))
+            self._stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
+        for number in range(len(self._workers), min(self._most, len(jobs))):
+            self._workers.append(self._stack.enter_context(Worker(cores()[number :: self._most])))
+        free: SimpleQueue[Worker] = SimpleQueue()
+        for worker in self._workers:
+            free.put(worker)
+        waiting = _Waiting(jobs)
+        futures = [self._threads.submit(_send, free, waiting) for _ in jobs]
+        return (future.result() for future in as_completed(futures))
+
+
+class _Waiting:
+    """Jobs that no process has begun."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs, self._begun, self._lock = list(jobs), set[str](), Lock()
+
+    def take(self, known: Collection[str]) -> Job:
+        """The next job for a process that has programs of these kinds: of one of them, or else of a kind of its own."""
+        with self._lock:
+            like = (job for job in self._jobs if job.kind in known)
+            new = (job for job in self._jobs if job.kind not in self._begun)
+            # What is left is begun by others, who come to the last of it last.
+            job = next(like, None) or next(new, None) or self._jobs[-1]
+            self._jobs.remove(job)
+            self._begun.add(job.kind)
+            return job
+
+
+def run_jobs(jobs: Sequence[Job], *, processes: int, log: Callable[[str], None]) -> None:
+    """Do all jobs, by processes of their own; see `Pool.run`."""
+    if jobs:
+        with Pool(processes) as pool:
+            pool.run(jobs, log)
+
 
 class Worker:
-    """A process that does jobs on a share of the cores; see `worker`. At the end of its block it saves and ends."""
+    """A process that does jobs on a share of the cores; see `worker`. At the end of its block it saves and ends.
+
+    kinds: of the jobs that it has begun.
+    """
 
     def __init__(self, share: Sequence[int]) -> None:
+        self.kinds: set[str] = set()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "headstart.studies.worker"],
             stdin=subprocess.PIPE,
@@ -158,9 +212,11 @@ class Worker:
         self.process.stdout.close()
 
 
-def _send(workers: SimpleQueue[Any], job: Job) -> tuple[Job, str]:
-    worker = workers.get()
+def _send(free: SimpleQueue[Worker], waiting: _Waiting) -> tuple[Job, str]:
+    worker = free.get()
     try:
+        job = waiting.take(worker.kinds)
+        worker.kinds.add(job.kind)
         return job, worker(job)
     finally:
-        workers.put(worker)
+        free.put(worker)

@@ -33,7 +33,7 @@ from headstart.runs.log import Record, read_records
 from headstart.runs.provenance import is_of, provenance
 from headstart.runs.reading import open_run
 from headstart.studies.evidence import Choice, Result
-from headstart.studies.pool import Job, run_jobs
+from headstart.studies.pool import Job, Pool, run_jobs
 from headstart.training.divergence import DivergedError
 
 # The first seed of tuning runs; no reported run has one of these.
@@ -45,7 +45,8 @@ class Runs:
 
     folder: of all runs. seeds: the number of each, where a study does not give it. processes: how many run side
     by side; with 1 they run in this process. log: gets a line of progress. allowed_modules: as in `run`.
-    fingerprint: a part of the folders' digests.
+    fingerprint: a part of the folders' digests. pool: what does the runs, in place of processes of their own for every
+    batch of them.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class Runs:
         log: Callable[[str], None] = print,
         allowed_modules: Collection[str] = (),
         fingerprint: str = "",
+        pool: Pool | None = None,
     ) -> None:
         # Absolute, so that a run resumes from any working directory.
         self.root, self.seeds, self.processes, self.log = folder.resolve(), seeds, processes, log
         self.allowed_modules, self.fingerprint = tuple(sorted(allowed_modules)), fingerprint
+        self._pool = pool
         self._prepared: dict[str, Prepared] = {}
         self._records: dict[str, Record] = {}
 
@@ -192,7 +195,10 @@ class Runs:
         missing = {job.folder: job for each in jobs for job in each if not job.done}
         for job in missing.values():
             write_json(job.file, document_of(job.experiment))
-        run_jobs(list(missing.values()), processes=self.processes, log=self.log)
+        if self._pool is None:
+            run_jobs(list(missing.values()), processes=self.processes, log=self.log)
+        else:
+            self._pool.run(list(missing.values()), self.log)
 
     def _result(self, jobs: Sequence[Job], group: Group) -> Result:
         metric = self.prepared(jobs[0].experiment).task.metrics[0]

@@ -20,6 +20,7 @@ from headstart.studies.compare.protocol import Protocol, compare
 from headstart.studies.compare.report import evidence, write
 from headstart.studies.compare.words import conclusion
 from headstart.studies.evidence import Table
+from headstart.studies.pool import Pool
 from headstart.studies.runner import Runs
 
 
@@ -47,17 +48,19 @@ def compare_methods(
     specs, out = select_methods(methods), Path(out)
     custom = {module for spec in specs if (module := spec.kind.__module__).split(".")[0] != "headstart"}
     allowed_modules = {*allowed_modules, *custom}
-    runs = Runs(
-        out / "runs",
-        seeds=protocol.seeds,
-        processes=processes,
-        log=log,
-        allowed_modules=allowed_modules,
-        fingerprint=_fingerprint(protocol.base.data.source, allowed_modules),
-    )
-    prepared = runs.prepared(protocol.base)
-    _check_test_examples(prepared)
-    compared = compare(protocol, specs, runs)
+    with Pool(processes) as pool:
+        runs = Runs(
+            out / "runs",
+            seeds=protocol.seeds,
+            processes=processes,
+            log=log,
+            allowed_modules=allowed_modules,
+            fingerprint=_fingerprint(protocol.base.data.source, allowed_modules),
+            pool=pool,
+        )
+        prepared = runs.prepared(protocol.base)
+        _check_test_examples(prepared)
+        compared = compare(protocol, specs, runs)
     metric = prepared.task.metrics[0]
     rows = leaderboard(compared.entries, metric)
     ids = next(iter(compared.entries.values())).result.ids

@@ -201,18 +201,27 @@ class _Planner:
     def experiments(
         self, method: MethodSpec, candidates: Mapping[str, Settings]
     ) -> tuple[dict[str, Experiment], list[str]]:
-        """The candidates that suit the model and the budget, and the reasons why the others do not."""
-        suitable, reasons = {}, []
+        """The candidates that suit the model and the budget, and the reasons why the others do not.
+
+        Where clients change nothing that a server could step by, candidates that differ in their servers come to the
+        same, and the first stands for all.
+        """
+        suitable, reasons, untrained = {}, [], set[str]()
         for label, settings in candidates.items():
             try:
-                suitable[label] = self.experiment(method, settings)
+                stages = self.stages(method, settings)
+                if not any(each.gradients or each.up for _, each in stages):
+                    updates = repr([stage.update for stage, _ in stages])
+                    if updates in untrained:
+                        continue
+                    untrained.add(updates)
+                suitable[label] = self.experiment(method, stages)
             except UserError as error:
                 reasons.append(str(error))
         return suitable, reasons
 
-    def experiment(self, method: MethodSpec, settings: Settings) -> Experiment:
+    def experiment(self, method: MethodSpec, stages: Sequence[tuple[Stage, Cost]]) -> Experiment:
         protocol, base = self.protocol, self.protocol.base
-        stages = self.stages(method, settings)
         # A method that spends nothing on federated training may train longer alone.
         epochs = protocol.epochs * (1 if any(each.gradients for _, each in stages) else LOCAL_EPOCHS_FACTOR)
         # The same for a method that does not personalize, so that its training is not done twice.

@@ -21,6 +21,7 @@ from headstart.studies.paper.settings import SCALES, setting_of
 from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.table1 import TABLE1
 from headstart.studies.paper.updates import UPDATES
+from headstart.studies.pool import Pool
 from headstart.studies.runner import Runs
 from headstart.training.divergence import DivergedError
 
@@ -52,13 +53,32 @@ def reproduce(
     chosen = _studies(names)
     settings = {name: setting_of(scale, source, {}) for name, source in _named(data).items()}
     out = Path(out)
-    runs = {
-        name: Runs(out / "runs" / name, seeds=setting.seeds, processes=processes, log=log)
-        for name, setting in settings.items()
-    }
+    with Pool(processes) as pool:
+        runs = {
+            name: Runs(out / "runs" / name, seeds=setting.seeds, processes=processes, log=log, pool=pool)
+            for name, setting in settings.items()
+        }
+        page = _ask(
+            chosen, settings, runs, log, lambda found: _write(found, out, scale, _command(names, scale, data, out))
+        )
+    if page is None:
+        raise UserError(
+            f"none of {', '.join(study.name for study in chosen)} suits {', '.join(settings)}; see docs/paper.md"
+        )
+    return page
+
+
+def _ask(
+    studies: Sequence[Study],
+    settings: Mapping[str, Setting],
+    runs: Mapping[str, Runs],
+    log: Callable[[str], None],
+    write: Callable[[Mapping[str, Sequence[Evidence]]], Path],
+) -> Path | None:
+    """The page of what the studies find; None if none of them suits a federation."""
     found: dict[str, list[Evidence]] = {name: [] for name in settings}
     page = None
-    for study in chosen:
+    for study in studies:
         for name, setting in settings.items():
             if _kind(setting) in study.kinds:
                 log(f"{study.name} on {name}")
@@ -68,11 +88,7 @@ def reproduce(
                     log(f"{study.name} on {name} is left out: {error}")
                     continue
                 # After every study, so that its findings can be read while the others run.
-                page = _write(found, out, scale, _command(names, scale, data, out))
-    if page is None:
-        raise UserError(
-            f"none of {', '.join(study.name for study in chosen)} suits {', '.join(settings)}; see docs/paper.md"
-        )
+                page = write(found)
     return page
 
 
