@@ -6,7 +6,7 @@ time, so that they are still in the cache when they are multiplied, and made aga
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -123,54 +123,60 @@ def _by_parts(function: Callable[[Array], Array], x: Array, size: int) -> Array:
 
 def _convolve(x: Array, kernel: Array, window: Window, groups: int, products: Products) -> Array:
     *taps, inputs, outputs = kernel.shape
-    slices = _slices(x, taps, window)
+    count = math.prod(taps)
+    if inputs == 1 and groups > 1:
+        return _depthwise(_slices(x, taps, window), kernel, groups, products)
+    patches = _slices(x, taps, window, together=True)[0]
     if groups == 1:
-        patches = jnp.concatenate(slices, axis=-1) if len(slices) > 1 else slices[0]
         return products(patches, kernel.reshape(-1, outputs))
-    if inputs == 1:
-        return _depthwise(slices, kernel, groups, products)
-    grouped = [part.reshape(-1, groups, inputs) for part in slices]
-    matrices = kernel.reshape(-1, groups, outputs // groups).swapaxes(0, 1)
-    y = products.grouped(jnp.concatenate(grouped, axis=-1), matrices)
-    return y.reshape(*slices[0].shape[:-1], outputs)
+    rows = patches.reshape(-1, count, groups, inputs).swapaxes(1, 2).reshape(-1, groups, count * inputs)
+    y = products.grouped(rows, kernel.reshape(-1, groups, outputs // groups).swapaxes(0, 1))
+    return y.reshape(*patches.shape[:-1], outputs)
 
 
 def _depthwise(slices: list[Array], kernel: Array, groups: int, products: Products) -> Array:
     """Every channel has filters of its own: no product of matrices, but one for each tap, entry by entry."""
     filters = kernel.reshape(len(slices), groups, -1).astype(products.dtype)
-    y = sum(part.astype(products.dtype)[..., None] * taps for part, taps in zip(slices, filters, strict=True))
-    return jnp.asarray(y).reshape(*slices[0].shape[:-1], kernel.shape[-1])
+    slices = [part.astype(products.dtype) for part in slices]
+    found = [
+        functools.reduce(lax.add, (part * taps[:, number] for part, taps in zip(slices, filters, strict=True)))
+        for number in range(filters.shape[-1])
+    ]
+    y = found[0] if len(found) == 1 else jnp.stack(found, axis=-1)
+    return y.reshape(*slices[0].shape[:-1], kernel.shape[-1])
 
 
-def _slices(x: Array, taps: Sequence[int], window: Window) -> list[Array]:
-    """For each tap of a filter the inputs it meets, `[batch, *space, in]`.
-
-    With strides, the input is first taken apart by what is left of a position divided by the stride, once.
+def _slices(x: Array, taps: Sequence[int], window: Window, *, together: bool = False) -> list[Array]:
+    """For each tap of a filter the inputs it meets, `[batch, *space, in]`; or `together`, one after another, as one
+    array `[batch, *space, taps * in]`, which is made axis by axis: so it takes fewer and larger pieces.
     """
     lengths = window.lengths(x.shape[1:-1], taps)
-    config = []
-    for length, count, number, stride, (before, _), dilation in zip(
-        x.shape[1:-1], lengths, taps, window.strides, window.padding, window.dilation, strict=True
-    ):
-        needed = (count - 1) * stride + (number - 1) * dilation + 1
-        config.append((before, -(-needed // stride) * stride - length - before, 0))
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
-    positions = itertools.product(*map(range, taps))
-    return [
-        _slice(x, [i * step for i, step in zip(position, window.dilation, strict=True)], window.strides, lengths)
-        for position in positions
-    ]
+    found = [_padded(x, taps, lengths, window)]
+    for axis in reversed(range(len(taps))):
+        stride, dilation = window.strides[axis], window.dilation[axis]
+        starts = [tap * dilation for tap in range(taps[axis])]
+        found = [_slice(part, axis + 1, start, stride, lengths[axis]) for start in starts for part in found]
+        if together:
+            found = [jnp.concatenate(found, axis=-1)]
+    return found
 
 
-def _slice(x: Array, start: Sequence[int], strides: Sequence[int], lengths: Sequence[int]) -> Array:
-    if any(stride > 1 for stride in strides):
-        halves = [(length // stride, stride) for length, stride in zip(x.shape[1:-1], strides, strict=True)]
-        x = x.reshape(x.shape[0], *itertools.chain(*halves), x.shape[-1])
-        for axis in reversed(range(len(strides))):
-            x = lax.index_in_dim(x, start[axis] % strides[axis], 2 + 2 * axis, keepdims=False)
-    for axis, (first, stride, length) in enumerate(zip(start, strides, lengths, strict=True), 1):
-        x = lax.slice_in_dim(x, first // stride, first // stride + length, axis=axis)
-    return x
+def _padded(x: Array, taps: Sequence[int], lengths: Sequence[int], window: Window) -> Array:
+    """The input that the filter meets, to a whole number of strides along each axis."""
+    sides = [(0, 0, 0)]
+    for axis, stride in enumerate(window.strides):
+        needed = (lengths[axis] - 1) * stride + (taps[axis] - 1) * window.dilation[axis] + 1
+        before, _ = window.padding[axis]
+        sides.append((before, -(-needed // stride) * stride - x.shape[1 + axis] - before, 0))
+    return lax.pad(x, jnp.zeros((), x.dtype), [*sides, (0, 0, 0)])
+
+
+def _slice(x: Array, axis: int, start: int, stride: int, length: int) -> Array:
+    """Every entry at a stride. The axis is first taken apart by it, of which the derivative is quicker."""
+    if stride > 1:
+        x = x.reshape(*x.shape[:axis], x.shape[axis] // stride, stride, *x.shape[axis + 1 :])
+        x = lax.index_in_dim(x, start % stride, axis + 1, keepdims=False)
+    return lax.slice_in_dim(x, start // stride, start // stride + length, axis=axis)
 
 
 def _interleaved(axis: int, x: Array, kernel: Array, window: Window, groups: int, products: Products) -> Array:
