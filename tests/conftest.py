@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
@@ -17,6 +18,9 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "3")
 PROGRAMS = Path(__file__).parents[1] / ".cache" / f"programs-jaxlib-{version('jaxlib')}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# What headstart keeps of data is this session's own, and goes with it; workers find the name in their environment.
+DATA = None if "HEADSTART_CACHE" in os.environ else tempfile.mkdtemp(prefix="headstart-tests-")
+os.environ.setdefault("HEADSTART_CACHE", str(DATA))
 # XLA's older code generator takes half as long to compile. Its results are the same to rounding. XLA refuses flags it
 # does not know, so newer versions, and a user's XLA_FLAGS, go without.
 if version("jaxlib").startswith("0.10."):
@@ -114,6 +118,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let go of programs, before the first worker starts: of those used long ago, until the rest has room."""
     if not hasattr(config, "workerinput"):
         make_room(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]), MOST_BYTES)
+
+
+def pytest_unconfigure() -> None:
+    """Remove what headstart has kept of data."""
+    if DATA is not None:
+        shutil.rmtree(DATA, ignore_errors=True)
 
 
 def make_room(folder: Path, most: int) -> None:

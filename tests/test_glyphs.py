@@ -7,6 +7,7 @@ import pytest
 from headstart.data.federation import split_clients
 from headstart.data.glyphs.draws import bits, normal, streams, uniform
 from headstart.data.glyphs.glyphs import glyphs
+from headstart.data.glyphs.pen import draw
 from headstart.errors import UserError
 
 
@@ -216,3 +217,35 @@ def test_draws_are_those_of_splitmix64():
     # The first outputs of the published generator from seed 1234567.
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert bits(np.array([1234567], np.uint64), 3)[0].tolist() == expected
+
+
+def test_rows_that_were_drawn_are_read_the_next_time(monkeypatch, tmp_path):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path))
+    monkeypatch.setattr("headstart.data.kept._LEAST_BYTES", 0)
+    everyone = np.arange(5)
+    x, y = glyphs(writers=5, examples=8).fetch(everyone)
+    draws = []
+    monkeypatch.setattr("headstart.data.glyphs.glyphs.draw", lambda *given: draws.append(given) or draw(*given))
+    federation = glyphs(writers=5, examples=8)
+    for clients in (everyone, [3, 1], [2], []):
+        rows = np.concatenate([np.arange(0), *(np.arange(8 * i, 8 * i + 8) for i in clients)]).astype(int)
+        for found, drawn in zip(federation.fetch(np.array(clients, int)), (x, y), strict=True):
+            assert found.dtype == drawn.dtype
+            np.testing.assert_array_equal(found, drawn[rows])
+    assert not draws
+    for options in ({"writers": 4}, {"seed": 1}, {"habits": 0.2}, {"examples": 9}):
+        glyphs(**{"writers": 5, "examples": 8, **options}).fetch(np.array([0]))
+    assert len(draws) == 4
+    # What is damaged is drawn anew.
+    for file in tmp_path.glob("generated/*/x.npy"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    np.testing.assert_array_equal(glyphs(writers=5, examples=8).fetch(everyone)[0], x)
+    assert len(draws) == 5
+
+
+def test_of_generated_rows_those_are_kept_that_were_used_last(monkeypatch, tmp_path):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path))
+    monkeypatch.setattr("headstart.data.kept._LEAST_BYTES", 0)
+    for writers in range(1, 8):
+        glyphs(writers=writers, examples=2).fetch(np.arange(writers))
+    assert len(list(tmp_path.glob("generated/*"))) == 4

@@ -7,6 +7,7 @@ what its source held and what is in itself, both by digests; what does not match
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -67,6 +68,34 @@ def cached(files: Sequence[Path], options: Mapping[str, Any], build: Callable[[]
         rows = build()
         found = (_open(folder, stamp) if _write(folder, rows, stamp) else None) or rows
     return found
+
+
+# Of generated rows this many sets are kept, those that were used last.
+_GENERATED = 4
+
+
+def kept_rows(what: Sequence[Any]) -> Rows | None:
+    """The rows that were generated from this (JSON), memory-mapped; None if they are not there, or are damaged."""
+    folder = _generated(what)
+    found = _open(folder, [])
+    if found is not None:
+        with contextlib.suppress(OSError):
+            os.utime(folder)
+    return found
+
+
+def keep_rows(what: Sequence[Any], rows: Rows) -> None:
+    """Keep rows that were generated from this (JSON), and let those go that were used longest ago."""
+    folder = _generated(what)
+    _write(folder, rows, [])
+    with contextlib.suppress(OSError):
+        whole = [path for path in folder.parent.iterdir() if not is_temporary(path)]
+        for path in sorted(whole, key=lambda path: path.stat().st_mtime)[:-_GENERATED]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _generated(what: Sequence[Any]) -> Path:
+    return cache_root() / "generated" / hashlib.sha256(json.dumps(list(what)).encode()).hexdigest()[:32]
 
 
 def _stamp(file: Path) -> list[Any]:

@@ -19,6 +19,7 @@ from headstart.data.glyphs.atlas import CHARACTERS, atlas
 from headstart.data.glyphs.draws import bits, normal, streams, uniform
 from headstart.data.glyphs.pen import draw
 from headstart.data.glyphs.styles import write, writer_styles
+from headstart.data.kept import Kept
 from headstart.errors import UserError
 
 _SHARE_OF_FIRST_HUMP = 0.65  # with humps at 170 and 340: mean 230, deviation 87; FEMNIST has 227 and 89
@@ -66,14 +67,13 @@ def glyphs(
     """
     _check(writers, seed, humps, examples, test_fraction, habits, variation)
     sizes = _sizes(seed, writers, humps, examples, test_fraction)
+    made_from = f"glyphs {_VERSION}: seed {seed}, habits {float(habits)!r}, variation {float(variation)!r}"
+    drawn = functools.partial(_fetch, sizes=sizes, seed=seed, habits=habits, variation=variation)
     return Federation(
         name="glyphs",
         ids=Ids(writers, _id),
         sizes=sizes,
-        fetch=Generated(
-            functools.partial(_fetch, sizes=sizes, seed=seed, habits=habits, variation=variation),
-            f"glyphs {_VERSION}: seed {seed}, habits {float(habits)!r}, variation {float(variation)!r}",
-        ),
+        fetch=Generated(Kept(drawn, made_from, sizes), made_from),
         metadata={"kind": "image", "classes": 62, "labels": CHARACTERS, "source": "drawn from matplotlib's fonts"},
     )
 
