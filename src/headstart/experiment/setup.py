@@ -349,7 +349,7 @@ def check_fit(task: Task, model: Model, federation: Federation) -> None:
         UserError: if the task cannot take the output or the targets, or the model has too few outputs.
     """
     x, y = jax.tree.map(lambda leaf: leaf[:2], federation.example())
-    given = Examples(input_shapes(x), shapes(y), jax.ShapeDtypeStruct((len(jax.tree.leaves(y)[0]),), bool))
+    given = Examples(input_shapes(x), shapes(y), shapes(np.ones(len(jax.tree.leaves(y)[0]), bool)))
     classes, metrics = federation.metadata.get("classes"), evaluated_metrics(task)
 
     def attempt(examples: Examples) -> Any:

@@ -246,8 +246,9 @@ def client_curves(
         change = jnp.where(weights > 0, sign * (values - before), 0)
         return (state, before), (metrics, jnp.sum(weights * change), jnp.sum(weights * change**2))
 
-    items = jax.eval_shape(lambda: evaluate(task.metrics, model, training.params(training.first), test)[1][0])
-    start = training.first, jnp.zeros(items.shape, items.dtype)
+    first = training.params(training.first)
+    values = jax.eval_shape(lambda: nothing_measured(measured[:1], model, first, test)[1][0])
+    start = training.first, jnp.zeros(values.shape, values.dtype)
     return jax.lax.scan(unit, start, jnp.arange(recipe.most + 1))[1]
 
 
@@ -322,22 +323,34 @@ def adapt_client(
 
 def evaluate(metrics: Sequence[Metric], model: Model, params: Tree, client: Client) -> tuple[Sums, Items]:
     """Metrics over a client's examples, and the first one's items `[capacity rounded up, ...]`."""
+    measured = with_partial_batches(_measured(metrics, model))
 
-    @with_partial_batches
+    def accumulate(carry: tuple[Sums, Items], examples: Examples, number: Array) -> tuple[Sums, Items]:
+        (sums, items), (more, new) = carry, measured(examples, params)
+        return add(sums, more), write_batch(items, new, number)
+
+    return fold_batches(client, EVALUATION_BATCH, accumulate, nothing_measured(metrics, model, params, client))
+
+
+def nothing_measured(metrics: Sequence[Metric], model: Model, params: Tree, client: Client) -> tuple[Sums, Items]:
+    """Zeros of what `evaluate` returns."""
+    first = batch_in_order(client, 0, batch_size=EVALUATION_BATCH)
+    # Of a whole batch alone: the parts of one are shaped alike, and each would be traced.
+    sums, items = jax.eval_shape(_measured(metrics, model), first, params)
+    no_sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
+    return no_sums, room_for_batches(client, items)
+
+
+def _measured(metrics: Sequence[Metric], model: Model) -> Callable[[Examples, Tree], tuple[Sums, Items]]:
+    """Metrics of a batch, and the first one's items, for a whole batch."""
+
     def measured(examples: Examples, params: Tree) -> tuple[Sums, Items]:
         output, _ = model.apply(params, examples.x)
         items = metric_items(metrics[0], output, examples)
         items = jax.tree.map(lambda leaf: whole_batch(jnp.asarray(leaf).astype(sum_type())), items)
         return measure_each(metrics, output, examples), items
 
-    def accumulate(carry: tuple[Sums, Items], examples: Examples, number: Array) -> tuple[Sums, Items]:
-        (sums, items), (more, new) = carry, measured(examples, params)
-        return add(sums, more), write_batch(items, new, number)
-
-    first = batch_in_order(client, 0, batch_size=EVALUATION_BATCH)
-    sums, items = jax.eval_shape(measured, first, params)
-    no_sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), sums)
-    return fold_batches(client, EVALUATION_BATCH, accumulate, (no_sums, room_for_batches(client, items)))
+    return measured
 
 
 def room_for_batches(client: Client, batch: Tree) -> Tree:

@@ -26,6 +26,15 @@ _LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max
 _compilers = ThreadPoolExecutor(1, thread_name_prefix="compile")
 
 
+def ahead(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    """Trace a compiled function for such a call now, and compile it on another thread.
+
+    Returns what waits for that, before the call; at once for a function that is not compiled as a whole.
+    """
+    lower = getattr(function, "lower", None)
+    return (lambda: None) if lower is None else _compilers.submit(lower(*arguments).compile).result
+
+
 class SharedProgram:
     """A compiled `(settings, *arguments) -> result`, one for all settings that differ in numbers alone.
 
@@ -48,8 +57,7 @@ class SharedProgram:
         """Trace for such a call now, and compile on another thread; returns what waits for that, before the call."""
         if template(settings, numbers_of(settings)) in self._constants:
             return lambda: None
-        lowered = self._with_program(settings, arguments, lambda program, *given: program.lower(*given))
-        return _compilers.submit(lowered.compile).result
+        return self._with_program(settings, arguments, ahead)
 
     def _with_program(self, settings: Any, arguments: tuple[Any, ...], use: Callable[..., Any]) -> Any:
         """What `use` makes of the program for these settings, their numbers and the arguments."""

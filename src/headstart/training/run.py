@@ -30,6 +30,7 @@ from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
 from headstart.learning.method import Method
 from headstart.learning.parallel import Parallel
 from headstart.learning.personalization import Personalization, Personalizer, personalizer, shared_curves
+from headstart.learning.programs import ahead
 from headstart.learning.rounds import initial_key, seed_key
 from headstart.runs import checkpoint
 from headstart.runs.contents import is_whole, seed_folders
@@ -164,6 +165,8 @@ def run_into(
         if cluster.is_first()
         else nullcontext()
     )
+    # While the rows are drawn or read, and put on the devices.
+    initial = ahead(prepared.model.init, initial_key(seed_key(experiment.seed)))
     with writing as name, Interrupt() as interrupt:
         for text in measurement_notes(prepared.experiment, prepared.federation, prepared.groups):
             on_event({"event": "note", "text": text})
@@ -180,6 +183,7 @@ def run_into(
                 on_event({"event": "note", "text": text})
         context = _context(prepared, mesh, options, on_event, interrupt, cache)
         context = context._replace(name=name or "", written=written)
+        initial()
         seeds_run = range(experiment.seed, experiment.seed + seeds)
         finished = all(_run_seed(context, out / f"seed-{seed}", seed) for seed in seeds_run)
         if finished:
