@@ -10,12 +10,13 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from headstart.reports import page as report
 from headstart.reports.client_figures import HEXAGONS_FROM
 from headstart.reports.figures import figure_specs, left_out
-from headstart.reports.style import DARK, LIGHT, Theme, render
+from headstart.reports.style import DARK, LIGHT, Theme, render, save
 from headstart.runs.reading import open_runs
 from headstart.runs.results import gains
 from made_runs import EPOCHS, ROUNDS, experiment, write_run
@@ -37,6 +38,19 @@ def test_a_report_leaves_every_figure_light_and_dark(tmp_path: Path) -> None:
         theme = DARK if "-dark" in path.name else LIGHT
         assert "#{:02x}{:02x}{:02x}".format(*background) == theme.background, path.name  # pyright: ignore
     assert page.stat().st_size < 1_500_000
+
+
+def test_a_figure_is_laid_out_once_and_drawn_alike_in_both_themes(tmp_path: Path, monkeypatch) -> None:
+    layouts = []
+    execute = ConstrainedLayoutEngine.execute
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *given: layouts.append(given) or execute(*given))
+    specs = figure_specs(open_runs([write_run(tmp_path / "a"), write_run(tmp_path / "b")]))
+    made = [save(spec, tmp_path) for spec in specs]
+    assert len(layouts) == len(specs) == 4
+    for spec, ((light, width), (dark, _)) in zip(specs, made, strict=True):
+        assert (tmp_path / f"{spec.name}-dark.png").read_bytes() == dark
+        assert (light, width) == render(spec, LIGHT)
+        assert dark == render(spec, DARK)[0], spec.name
 
 
 @pytest.mark.parametrize("kind", ["text", "features"])

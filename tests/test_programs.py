@@ -12,9 +12,12 @@ import pytest
 from jax import monitoring
 
 import headstart as hs
+from headstart.data.device_data import on_device
 from headstart.experiment.setup import prepare
+from headstart.learning.personalization import client_curves
 from headstart.learning.programs import SharedProgram, numbers_of, template, with_numbers
 from headstart.methods import Ditto
+from headstart.models.zoo import as_model
 from headstart.studies.compare.methods import (
     SECOND_SERVER,
     SECOND_SERVERS,
@@ -188,3 +191,24 @@ def test_an_experiment_is_prepared_without_a_program_for_its_shapes(compiled):
     prepare(first_stage_only(experiment(Path("none"))), federation=federation)
     # One takes the zeros that stand for an example to the device.
     assert compiled[COMPILED] - before <= 1
+
+
+def test_a_client_is_personalized_by_a_program_that_calls_the_model_nine_times():
+    calls = []
+
+    def apply(params, x):
+        calls.append(x.shape)
+        return x @ params
+
+    model = as_model((lambda key: jnp.zeros((3, 2)), apply), np.zeros((1, 3), np.float32))
+    x, y = np.ones((12, 3), np.float32), np.arange(12) % 2
+    gather = on_device(hs.from_arrays("two", ["a", "b"], np.array([[4, 2], [4, 2]]), x, y))
+    adapt, test = (part.at(0) for part in gather.parts(np.array([[0]]), "adapt", "test"))
+    adapt, test = adapt.at(0), test.at(0)
+    calls.clear()
+    recipe = hs.Personalization(batch_size=4)
+    jax.make_jaxpr(lambda *given: client_curves(hs.Classification(), model, recipe, *given))(
+        jnp.zeros((3, 2)), adapt, test, jax.random.key(0)
+    )
+    # A step and a measure at three lengths of batch each, and three times for shapes.
+    assert len(calls) == 9

@@ -19,14 +19,14 @@ _LEAST_BYTES, _MOST_BYTES = 2**23, 2**28
 class Kept:
     """A `Federation.fetch` that draws rows, or reads them where those of all clients were drawn before.
 
-    draw: maps client numbers (int array `[n]`) to `(x, y)`. made_from: what it draws from, beside `sizes`.
+    make: maps client numbers (int array `[n]`) to `(x, y)`. made_from: what it makes them of, beside `sizes`.
     sizes: int `[clients, 2]`, each client's numbers of rows.
     """
 
     def __init__(
-        self, draw: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], made_from: str, sizes: np.ndarray
+        self, make: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], made_from: str, sizes: np.ndarray
     ) -> None:
-        self._draw, self._sizes = draw, sizes
+        self._make, self._sizes = make, sizes
         totals = sizes.sum(axis=1)
         self._ends, self._totals = np.cumsum(totals), totals
         # Another version of what draws may draw differently.
@@ -43,7 +43,7 @@ class Kept:
             self._rows, self._sought = kept_rows(self._what), True
         everyone = len(clients) == len(self._ends) and bool((np.diff(clients, prepend=-1) == 1).all())
         if self._rows is None:
-            x, y = self._draw(clients)
+            x, y = self._make(clients)
             if everyone and _LEAST_BYTES <= x.nbytes <= _MOST_BYTES:
                 keep_rows(self._what, Rows([""] * len(clients), self._sizes, x, y, True, {}))
             return x, y
