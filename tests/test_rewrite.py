@@ -4,14 +4,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax import lax
 
-from headstart.data.federation import Examples
-from headstart.learning.local_sgd import batch_stats_mask
+from headstart.data.federation import Examples, from_arrays
+from headstart.experiment.experiment import Data, Experiment, Stage
+from headstart.learning.local_sgd import LocalSGD, batch_stats_mask
+from headstart.learning.optimizers import Optimizer
+from headstart.methods.paper import FedAvg
 from headstart.models.rewrite import VARIABLE, Rewritten, rewritten
-from headstart.models.zoo import CNN, Model, as_model
+from headstart.models.zoo import CNN, as_given, as_model
+from headstart.training import run as training
+from headstart.training.seed_run import Options
 
 REPLACED = ("conv_general_dilated", "reduce_window")
 KEY = jax.random.key(7)
@@ -190,6 +196,12 @@ class Linen(nn.Module):
         return nn.Dense(3)(x.reshape(x.shape[0], -1))
 
 
+class Small(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.max_pool(nn.Conv(2, (3, 3))(x), (2, 2), (2, 2)).reshape(x.shape[0], -1))
+
+
 class NewStyle(nnx.Module):
     def __init__(self, *, rngs):
         self.conv, self.norm = nnx.Conv(1, 4, (3, 3), rngs=rngs), nnx.BatchNorm(4, momentum=0.5, rngs=rngs)
@@ -215,8 +227,8 @@ def functions():
 def test_a_model_of_any_kind_is_rewritten_and_computes_what_it_did(thing, monkeypatch):
     x = normal(0, 6, 8, 8, 1).astype(np.float32)
     model = as_model(thing, x)
-    assert isinstance(model.apply, Rewritten)
-    plain = Model(model.init, model.apply.apply)
+    plain = as_given(model)
+    assert isinstance(model.apply, Rewritten) and not isinstance(plain.apply, Rewritten)
     variables = model.init(KEY)
     for key in (None, KEY):
         assert left(plain.apply, variables, x) and not left(partial(model.apply, key=key), variables, x)
@@ -230,6 +242,28 @@ def test_a_model_of_any_kind_is_rewritten_and_computes_what_it_did(thing, monkey
     assert not isinstance(as_model(thing, x, rewrite=False).apply, Rewritten)
     monkeypatch.setenv(VARIABLE, "0")
     assert not isinstance(as_model(thing, x).apply, Rewritten)
+
+
+class PreparedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("rewrite", [True, False])
+def test_a_run_trains_what_was_rewritten_unless_an_option_says_otherwise(rewrite, monkeypatch, tmp_path):
+    def stop(prepared, *_):
+        raise PreparedError(prepared)
+
+    monkeypatch.setattr(training, "_context", stop)  # before anything is compiled
+    x, y = np.random.default_rng(0).random((24, 6, 6, 1), np.float32), np.arange(24) % 3
+    federation = from_arrays("mine", list("abcd"), np.array([[4, 2]] * 4), x, y, metadata={"classes": 3})
+    stage = Stage("s", FedAvg(1, 0.1, 4), Optimizer("sgd", 1.0), 1, 2)
+    experiment = Experiment("e", (stage,), data=Data("", train=0.5, validation=0.25))
+    with jax.enable_x64(False), pytest.raises(PreparedError) as caught:
+        training.run(experiment, tmp_path, federation=federation, model=Small(), options=Options(rewrite=rewrite))
+    (prepared,) = caught.value.args
+    local_sgd = LocalSGD(prepared.task, prepared.model, optax.sgd(0.1), 4)
+    examples, params = Examples(x[:4], y[:4], jnp.ones(4, bool)), prepared.model.init(KEY)
+    assert rewrite != bool(left(local_sgd.gradient, examples, params, KEY))
 
 
 def test_the_built_in_model_has_nothing_to_rewrite():

@@ -23,6 +23,7 @@ from headstart.cli.options import (
     Imports,
     Lanes,
     ModelName,
+    Rewrite,
     Settings,
     Source,
     TargetColumn,
@@ -107,6 +108,7 @@ def run(
     ] = None,
     examples: Annotated[bool, typer.Option("--examples", help="Keep a few clients' examples for the report.")] = False,
     hide_ids: HideIds = False,
+    rewrite: Rewrite = True,
     imports: Imports = None,
     coordinator: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Join a cluster: where its process 0 listens.")
@@ -132,7 +134,9 @@ def run(
     options_of_data = data_options(client, target, features, data_option, exclude=exclude, time=time, group=group)
     loaded = named_experiment(experiment, data, options_of_data, overrides(settings, seed, model), allowed_modules)
     folder = out or default_folder(loaded)
-    options = Options(lanes, devices, checkpoint_seconds, baselines=baselines, examples=examples, hide_ids=hide_ids)
+    options = Options(
+        lanes, devices, checkpoint_seconds, baselines=baselines, examples=examples, hide_ids=hide_ids, rewrite=rewrite
+    )
     output = output_of(context)
     with output.measured():
         run_on_console(output, loaded, folder, seeds, options, tensorboard, allowed_modules, patience)

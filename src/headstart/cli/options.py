@@ -58,6 +58,9 @@ By = Annotated[
     str | None, typer.Option("--by", metavar="COLUMN", help="Show results by the values of a column of the data, too.")
 ]
 HideIds = Annotated[bool, typer.Option("--hide-ids", help="Write pseudonyms in place of the clients' ids.")]
+Rewrite = Annotated[
+    bool, typer.Option("--rewrite/--no-rewrite", help="Compute a model's convolutions by matrix products on a CPU.")
+]
 Processes = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Runs in parallel; default: one per core, 1 on a GPU.")
 ]

@@ -72,6 +72,11 @@ def as_model(thing: Any, example_x: Tree, *, rewrite: bool | None = None) -> Mod
     return Model(model.init, Rewritten(model.apply)) if is_replaceable(traced.jaxpr.jaxpr) else model
 
 
+def as_given(model: Model) -> Model:
+    """The model with the function that it was given with, where `as_model` rewrote it."""
+    return model._replace(apply=model.apply.apply) if isinstance(model.apply, Rewritten) else model
+
+
 def count_parameters(variables: Tree) -> int:
     """How many numbers there are to learn: those under `params` if the variables have collections, else all."""
     if isinstance(variables, dict) and "params" in variables:

@@ -32,6 +32,7 @@ from headstart.learning.parallel import Parallel
 from headstart.learning.personalization import Personalization, Personalizer, personalizer, shared_curves
 from headstart.learning.programs import ahead
 from headstart.learning.rounds import initial_key, seed_key
+from headstart.models.zoo import as_given
 from headstart.runs import checkpoint
 from headstart.runs.contents import is_whole, seed_folders
 from headstart.runs.directory import claimed, decided_before, kept_trial, write_samples, write_trial
@@ -149,6 +150,8 @@ def run_into(
     cache, mesh = cache or ProgramCache(), all_devices(options.devices)
     cache.make_room()
     prepared = _prepared(experiment, allowed_modules, cache, federation, model, _decided_before(out))
+    if not options.rewrite:
+        prepared = prepared._replace(model=as_given(prepared.model))
     check_together(prepared, seeds, options)
     check_start(prepared, out, seeds)
     written, key = _as_written(out, prepared, options) if cluster.is_first() else (prepared.federation, None)

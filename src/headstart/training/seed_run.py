@@ -41,6 +41,7 @@ class Options:
     examples: whether the run keeps, and its report shows, a few examples of a few clients; of glyphs and the published
         data sets it does anyway.
     hide_ids: whether pseudonyms are written in place of the clients' ids; see `runs.pseudonyms`.
+    rewrite: whether a model's convolutions and poolings are replaced by what a CPU computes fast; see `models.rewrite`.
     """
 
     lanes: int = at_least(1, 1, most=MOST_LANES)
@@ -50,6 +51,7 @@ class Options:
     baselines: bool | None = None
     examples: bool = False
     hide_ids: bool = False
+    rewrite: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
