@@ -4,7 +4,8 @@
 
 One client's local training as a round does it: steps of SGD in batches of 20 in one compiled loop, one such loop on
 each core. The networks are written in Flax as a user writes them. `--torch` is a Python that has PyTorch; its loop is
-one process of as many threads, images channels last. The contestants compute in turn. Printed are examples per second, medians over the repetitions, and headstart's over the others'.
+one process of as many threads, images channels last. The contestants compute in turn. Printed are
+examples per second, medians over the repetitions, and headstart's over the others'.
 """
 
 from __future__ import annotations
