@@ -3,20 +3,20 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import monitoring
+from safetensors.numpy import load_file
 
 import headstart as hs
 from headstart.data.device_data import on_device
 from headstart.experiment.setup import prepare
 from headstart.learning.personalization import client_curves
 from headstart.learning.programs import SharedProgram, numbers_of, template, with_numbers
-from headstart.methods import Ditto
+from headstart.methods import IFCA, Ditto, Scaffold
 from headstart.models.zoo import as_model
 from headstart.studies.compare.methods import (
     SECOND_SERVER,
@@ -27,11 +27,14 @@ from headstart.studies.compare.methods import (
     Settings,
     built_in_methods,
 )
+from headstart.training.any_server import USUAL
 from headstart.training.compilation_cache import ProgramCache
 from headstart.training.run import run_into
-from headstart.training.stage_program import computed_with
-from small import experiment, first_stage_only
+from headstart.training.stage_program import stage_rounds
+from small import PROGRAMS, experiment, first_stage_only
 
+# Of a stage that is not run.
+NOTHING = SharedProgram(lambda *arguments: None)
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -157,17 +160,19 @@ def stages_of(method: MethodSpec, settings: Settings, rounds: int) -> Iterator[h
 
 
 @pytest.mark.parametrize("name", built_in_methods())
-def test_a_comparison_has_a_program_of_rounds_for_each_kind_of_server_whatever_the_numbers(name):
-    """The kinds are SGD, that with momentum, and Adam."""
+def test_a_comparison_has_one_program_of_rounds_for_each_method(name):
+    """And one for each kind of server where they are not to share it: SGD, that with momentum, and Adam."""
     method: MethodSpec = built_in_methods()[name]
-    found = set()
+    shared, own = set(), set()
     for number, settings in enumerate(method.candidates((0.01, 0.03, 0.1), 12), 1):
         for stage in stages_of(method, settings, 3 * number):
-            plain, _ = computed_with(stage)
-            found.add(template(plain, numbers_of(plain)))
+            for found, any_server in ((shared, True), (own, False)):
+                rounds = stage_rounds(NOTHING, stage, any_server=any_server)
+                found.add((rounds.number is None, template(rounds.stage, numbers_of(rounds.stage))))
     # Two values each of what decides a shape or a branch.
     constants = {"IFCA": 2, "MAML": 2, "FedBABU": 2}.get(method.kind.__name__, 1)
-    assert len(found) == 3 * constants + (method.second_kind is not None)
+    assert len(shared) == constants + (method.second_kind is not None)
+    assert len(own) == 3 * constants + (method.second_kind is not None)
 
 
 def test_what_is_compiled_ahead_is_not_compiled_again(compiled):
@@ -212,3 +217,21 @@ def test_a_client_is_personalized_by_a_program_that_calls_the_model_nine_times()
     )
     # A step and a measure at three lengths of batch each, and three times for shapes.
     assert len(calls) == 9
+
+
+@pytest.mark.parametrize(
+    "update", [hs.FedAvg(1, 0.1, 4), Scaffold(2, 0.1, 4), IFCA(2, 1, 0.1, 4)], ids=lambda update: type(update).__name__
+)
+def test_the_usual_servers_share_a_program_and_come_to_what_they_come_to_alone(update, small_data, tmp_path, compiled):
+    cache = ProgramCache(many=True)
+    for number, server in enumerate((USUAL[0], replace(USUAL[1], learning_rate=0.3), hs.Optimizer("adam", 0.03))):
+        plan, before = small_with(small_data, update, server=server, rounds=2), compiled[COMPILED]
+        run_into(plan, tmp_path / f"{number}", cache=cache)
+        # Zeros of the states that it begins with.
+        assert not number or compiled[COMPILED] - before <= 6
+        run_into(plan, tmp_path / f"{number}-alone", cache=PROGRAMS)
+        one, other = (
+            load_file(tmp_path / f"{number}{end}" / "seed-0" / "stage-0.safetensors") for end in ("", "-alone")
+        )
+        for name in one:
+            np.testing.assert_allclose(one[name], other[name], rtol=2e-6, atol=1e-7)

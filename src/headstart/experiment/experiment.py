@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+import optax
+
 from headstart.fields import MOST_SEED, at_least, check_fields
 from headstart.learning.method import PLAIN, ClientUpdate, Method, Weighting
 from headstart.learning.optimizers import Optimizer
@@ -95,14 +97,23 @@ class Stage:
         return COHORT if self.clients_per_round is None else self.clients_per_round
 
     def algorithm(
-        self, task: Task, model: Model, *, clients: int | None = None, parallel: Parallel = Parallel()
+        self,
+        task: Task,
+        model: Model,
+        *,
+        clients: int | None = None,
+        parallel: Parallel = Parallel(),
+        server: optax.GradientTransformation | None = None,
     ) -> Algorithm:
-        """The training algorithm of the stage. clients: how many train in all, by default no more than a cohort."""
+        """The training algorithm of the stage.
+
+        clients: how many train in all, by default no more than a cohort. server: in place of its own optimizer.
+        """
         return federated(
             task,
             model,
             self.update,
-            self.server.build(),
+            self.server.build() if server is None else server,
             weighting=self.weighting,
             participation=self.cohort / (clients or self.cohort),
             parallel=parallel,

@@ -94,7 +94,7 @@ class Pool:
 
     def __init__(self, processes: int) -> None:
         self._most = min(processes, len(cores()))
-        self._stack, self._cache = ExitStack(), ProgramCache()
+        self._stack, self._cache = ExitStack(), ProgramCache(many=True)
         self._threads: ThreadPoolExecutor | None = None
         self._workers: list[Worker] = []
 

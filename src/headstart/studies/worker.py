@@ -22,7 +22,7 @@ def main() -> None:
     prepare_devices(1)
     # Where the command that started this one looks for the user's own modules.
     sys.path.append(os.getcwd())
-    cache = ProgramCache()
+    cache = ProgramCache(many=True)
     # Printed output of other code must not be taken for an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     sys.stdout = sys.stderr

@@ -55,9 +55,13 @@ def crowded() -> bool:
 
 
 class ProgramCache:
-    """Data, models and compiled programs that one run leaves to the next, where they are the same."""
+    """Data, models and compiled programs that one run leaves to the next, where they are the same.
 
-    def __init__(self) -> None:
+    many: whether runs with many settings are to come, so that a program had better serve several kinds of server.
+    """
+
+    def __init__(self, *, many: bool = False) -> None:
+        self.many = many
         self._made: dict[str, Any] = {}
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:

@@ -42,6 +42,7 @@ from headstart.runs.pseudonyms import hidden, key_of, read_key, write_key
 from headstart.runs.reading import open_run
 from headstart.runs.run import Run
 from headstart.training import cluster
+from headstart.training.any_server import MOST_BYTES
 from headstart.training.baselines import write_missing_baselines
 from headstart.training.checks import check_arguments, check_start, check_together, decided_in_words, own_code, starts
 from headstart.training.compilation_cache import ProgramCache
@@ -282,8 +283,15 @@ def _context(
     evaluators = tuple(compiled(recipe.at_most(0), stage.method.for_personalization) for stage in experiment.stages)
     gather = cached("gather", lambda: on_device(prepared.federation, limit=options.device_bytes, mesh=mesh))
     shared = cached(("rounds", clients), lambda: shared_rounds(*given, clients=clients, parallel=parallel))
-    programs = tuple(stage_rounds(shared, stage) for stage in experiment.stages)
+    any_server = cached("any server", lambda: cache.many and _bytes_of(prepared) <= MOST_BYTES)
+    programs = tuple(stage_rounds(shared, stage, any_server=any_server) for stage in experiment.stages)
     return RunContext(prepared, gather, algorithms, programs, personalizers, evaluators, options, on_event, interrupt)
+
+
+def _bytes_of(prepared: Prepared) -> int:
+    """The size of the model's parameters."""
+    params = jax.eval_shape(prepared.model.init, jax.random.key(0))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
 
 def _run_seed(context: RunContext, folder: Path, seed: int) -> bool:

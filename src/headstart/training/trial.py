@@ -10,9 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from headstart.data.federation import Array, Tree
 from headstart.devices import replicated
@@ -25,6 +23,7 @@ from headstart.learning.parallel import Parallel
 from headstart.learning.personalization import mean_over_clients
 from headstart.learning.rounds import Algorithm, Cohort, State, federated, personal_key, run_rounds
 from headstart.learning.tasks import Metric, loss_metric
+from headstart.training.any_server import one_of
 from headstart.training.sampling import cohorts
 from headstart.training.seed_run import SeedRun, start_params
 
@@ -204,7 +203,7 @@ class _ShortRuns:
             return stage.algorithm(task, model, parallel=parallel)
         servers = [each.server.build() for each in stages if isinstance(each, Stage)]
         more = {"weighting": stage.weighting, "participation": stage.cohort / clients, "parallel": parallel}
-        return federated(task, model, stage.update, _either(servers, server), **more)
+        return federated(task, model, stage.update, one_of(servers, server), **more)
 
     def _cohorts(self) -> Any:
         """The cohorts of the stage's first rounds, a few rounds at a time: the first, how many, and who."""
@@ -223,20 +222,6 @@ class _ShortRuns:
         context = self._seed_run.context
         curves = context.evaluators[0](broadcast, self._clients, context.gather, personal_key(self._seed_run.key))
         return float(mean_over_clients(curves, self._metric)[0])
-
-
-def _either(optimizers: Sequence[optax.GradientTransformation], number: Any) -> optax.GradientTransformation:
-    """One of several optimizers, by its number, which may be traced; it keeps the states of all."""
-
-    def init(params: Tree) -> Any:
-        return tuple(optimizer.init(params) for optimizer in optimizers)
-
-    def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
-        each = [one.update(updates, own, params) for one, own in zip(optimizers, state, strict=True)]
-        chosen = jax.tree.map(lambda *leaves: jax.lax.select_n(jnp.int32(number), *leaves), *(new for new, _ in each))
-        return chosen, tuple(own for _, own in each)
-
-    return optax.GradientTransformation(init, update)
 
 
 def document_of_trial(result: TrialResult, experiment: Experiment) -> dict[str, Any]:
