@@ -87,7 +87,8 @@ def prepare(
         built = given_model(model, federation)
     else:
         built = build_model(experiment.model, federation, allowed_modules=allowed_modules)
-    check_fit(experiment.task, built, federation)
+    if earlier is None:
+        check_fit(experiment.task, built, federation)
     refuse([*pull_problems(experiment)])
     check_parameters(experiment, built)
     return Prepared(experiment, experiment.task, built, federation, groups)
