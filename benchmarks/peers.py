@@ -1,13 +1,14 @@
-"""headstart beside pfl, FedJAX, Flower's simulation and a plain loop in PyTorch: the same work, in alternation.
+"""headstart beside pfl, FedJAX, Flower's simulation, BlazeFL and a plain loop in PyTorch: the same work, in turn.
 
-    python benchmarks/peers.py [--workloads cnn lstm logistic mlp] [--cohorts 5 20 100] [--peers torch pfl …]
+    python benchmarks/peers.py [--workloads cnn cnn_lean lstm logistic mlp] [--cohorts 5 20 100] [--peers torch pfl …]
     python benchmarks/peers.py --quick
 
 Every peer gets an environment of its own, made on first use. All train the same model from the same parameters with
 federated averaging, on the same clients in the same rounds: one epoch of SGD in batches of 20 (lstm: 10), and a mean
 weighted by examples. Sizes of clients are like FEMNIST's, 104 examples on average (lstm: 16 snippets of 80 characters).
 The plain loop comes twice: `torch` is one process, of all threads or of one, whichever is faster; `torch_processes` is
-one process of one thread for each core.
+one process of one thread for each core. So does BlazeFL: `blazefl` is its process mode, `blazefl_threads` its thread
+mode, left out where there is no free-threaded Python.
 
 First everybody trains, untimed, which warms up what is compiled. In the first cohort of each workload that lasts
 until there is something to see, and everybody must reach about the same accuracy; who learns less has failed, and the
@@ -35,11 +36,11 @@ from pathlib import Path
 from typing import Any
 
 from contestants import federations, workload
-from contestants.environments import ENVIRONMENTS, PEERS, EnvironmentFailedError, interpreter
+from contestants.environments import PEERS, EnvironmentFailedError, NoPythonError, contents, interpreter
 from contestants.match import OURS, TOLERANCE, Match, Row, log
 from contestants.table import table
 
-_COHORTS = {"cnn": (5, 20), "cnn_dropout": (5, 20), "lstm": (5, 20), "logistic": (5, 20, 100), "mlp": (5, 20, 100)}
+_COHORTS = (5, 20, 100)
 _QUICK = {
     "workloads": ["mlp", "cnn"],
     "cohorts": [20],
@@ -53,16 +54,17 @@ def main() -> None:
     """Measure what is asked for, and print a table; exit with status 1 if a contestant has failed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that contestants end too
     given = _given()
-    pythons, rows = _pythons(given), []
+    (pythons, absent), rows = _pythons(given), []
+    settings = _settings(given, pythons) | absent
     for name in given.workloads:
         examples = federations.examples_of(name)
-        for number, cohort in enumerate(given.cohorts or _COHORTS[name]):
+        for number, cohort in enumerate(given.cohorts):
             log(f"{name}, cohorts of {cohort}")
             made = federations.workload_of(name, examples, cohort, given.threads)
             rows += _rows(made, pythons, given, check=number == 0)
             if given.json:
-                given.json.write_text(json.dumps({"settings": _settings(given), "rows": rows}, indent=1))
-    print(*(f"{name}: {value}" for name, value in _settings(given).items()), "", table(rows), sep="\n")
+                given.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1))
+    print(*(f"{name}: {value}" for name, value in settings.items()), "", table(rows), sep="\n")
     sys.exit(any(row.get("failed") or row["complaint"] for row in rows))
 
 
@@ -79,10 +81,10 @@ def _rows(
             match.close()
 
 
-def _settings(given: argparse.Namespace) -> dict[str, Any]:
+def _settings(given: argparse.Namespace, pythons: dict[str, str | None]) -> dict[str, Any]:
     """What the numbers depend on."""
-    environments = {PEERS[name].environment: None for name in given.peers}
-    packages = {name: " ".join(sum(ENVIRONMENTS[name], ())) for name in environments if name}
+    environments = dict.fromkeys(PEERS[name].environment for name, python in pythons.items() if python)
+    packages = {name: contents(name, given.environments) for name in environments if name}
     ours = [f"{name}=={version(name)}" for name in ("jax", "jaxlib", "flax", "optax", "numpy")]
     return {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -96,16 +98,20 @@ def _settings(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _pythons(given: argparse.Namespace) -> dict[str, str | None]:
-    """The interpreter of each contestant; None where there is none."""
+def _pythons(given: argparse.Namespace) -> tuple[dict[str, str | None], dict[str, str]]:
+    """The interpreter of each contestant, None where its environment failed; and who is left out for which reason."""
     found: dict[str, str | None] = {}
+    absent: dict[str, str] = {}
     for name in dict.fromkeys((OURS, *given.peers)):
         try:
             found[name] = interpreter(name, given.environments)
+        except NoPythonError as error:
+            absent[name] = f"left out: {error}"
+            log(f"{name}: {absent[name]}")
         except EnvironmentFailedError as error:
-            log(f"{name} is left out: {error}")
+            log(f"{name} failed: {error}")
             found[name] = None
-    return found
+    return found, absent
 
 
 def _given() -> argparse.Namespace:
@@ -124,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--quick", action="store_true", help="other defaults, for a quick look")
     add("--workloads", nargs="+", choices=federations.WORKLOADS, default=default, metavar="NAME", help="of %(choices)s")
-    add("--cohorts", nargs="+", type=int, metavar="N", help="clients per round; 5 20, and 100 where a round is short")
+    add("--cohorts", nargs="+", type=int, default=_COHORTS, metavar="N", help="clients per round (5 20 100)")
     add("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="NAME", help="of %(choices)s")
     add("--repetitions", type=int, default=5, help="how often everybody trains (%(default)s)")
     add("--seconds", type=float, default=1.5, help="about how long each time, at least one round (%(default)s)")

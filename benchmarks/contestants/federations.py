@@ -9,15 +9,15 @@ import numpy as np
 
 from headstart.bench.workload import client_sizes
 from headstart.data.load import load
-from headstart.models.zoo import CNN, MLP, CharLSTM, Logistic, Model, as_model
+from headstart.models.zoo import CNN, MLP, CharLSTM, LeanCNN, Logistic, Model, as_model
 
 from .workload import Settings, Workload
 
 CLIENTS = 200
 TEST_CLIENTS = 10
 ROUNDS = 4096
-WORKLOADS = ("cnn", "cnn_dropout", "lstm", "logistic", "mlp")
-RATES = {"cnn": 0.1, "cnn_dropout": 0.1, "lstm": 1.0, "logistic": 0.05, "mlp": 0.1}
+WORKLOADS = ("cnn", "cnn_dropout", "cnn_lean", "lstm", "logistic", "mlp")
+RATES = {"cnn": 0.1, "cnn_dropout": 0.1, "cnn_lean": 0.1, "lstm": 1.0, "logistic": 0.05, "mlp": 0.1}
 _CHARACTERS = 8  # tokens 1 to 8 of 90
 _LENGTH = 80
 
@@ -52,6 +52,7 @@ def model_of(name: str, x: np.ndarray) -> Model:
     modules = {
         "cnn": CNN(dropout=None),
         "cnn_dropout": CNN(),
+        "cnn_lean": LeanCNN(),
         "lstm": CharLSTM(),
         "logistic": Logistic(62),
         "mlp": MLP(62, (200,)),

@@ -13,6 +13,8 @@ def logits_of(name: str, params: Params, x: Array, key: Array | None = None) -> 
     """Logits of a workload's model. params: by their path in headstart's tree; key: for dropout."""
     if name == "lstm":
         return _lstm(params, x)
+    if name == "cnn_lean":
+        return _lean_cnn(params, x)
     if name.startswith("cnn"):
         return _cnn(params, x, key if name == "cnn_dropout" else None)
     x = x.reshape(len(x), -1)
@@ -27,12 +29,25 @@ def _dense(params: Params, number: int, x: Array) -> Array:
 
 def _cnn(params: Params, x: Array, key: Array | None) -> Array:
     for number in range(2):
-        kernel, bias = (params[f"params/Conv_{number}/{name}"] for name in ("kernel", "bias"))
-        layout = ("NHWC", "HWIO", "NHWC")
-        x = jax.nn.relu(jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=layout) + bias)
-    x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-    x = _dropout(x.reshape(len(x), -1), 0.25, key, 0)
+        x = jax.nn.relu(_convolution(params, number, x))
+    x = _dropout(_pooled(x).reshape(len(x), -1), 0.25, key, 0)
     return _dense(params, 1, _dropout(jax.nn.relu(_dense(params, 0, x)), 0.5, key, 1))
+
+
+def _lean_cnn(params: Params, x: Array) -> Array:
+    for number in range(2):
+        x = jax.nn.relu(_pooled(_convolution(params, number, x)))
+    return _dense(params, 1, jax.nn.relu(_dense(params, 0, x.reshape(len(x), -1))))
+
+
+def _convolution(params: Params, number: int, x: Array) -> Array:
+    kernel, bias = (params[f"params/Conv_{number}/{name}"] for name in ("kernel", "bias"))
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=layout) + bias
+
+
+def _pooled(x: Array) -> Array:
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
 def _dropout(x: Array, dropout: float, key: Array | None, number: int) -> Array:

@@ -22,7 +22,14 @@ LEARNED = 0.2  # how far above the initial accuracy everybody must be
 WARM_UP = 2  # rounds, where accuracy is not compared
 _ANSWER_SECONDS = 600.0  # the longest that an answer may take
 # How many rounds are trained before accuracy is compared: by the number of clients, and at least how many.
-_CHECK = {"cnn": (75, 6), "cnn_dropout": (75, 6), "lstm": (40, 6), "logistic": (200, 10), "mlp": (200, 10)}
+_CHECK = {
+    "cnn": (75, 6),
+    "cnn_dropout": (75, 6),
+    "cnn_lean": (200, 10),
+    "lstm": (40, 6),
+    "logistic": (200, 10),
+    "mlp": (200, 10),
+}
 
 Row = dict[str, Any]
 

@@ -22,7 +22,7 @@ from .workload import Workload
 
 
 class Contestant(Protocol):
-    """A library that trains."""
+    """A library that trains. Where its processes end after each round, `passing_processes` says how many there are."""
 
     def run(self, first: int, count: int) -> None:
         """Continue training with the cohorts of the rounds `first … first + count - 1`; return when that is done."""
@@ -63,7 +63,7 @@ def obey(given: Workload, contestant: Contestant, answers: TextIO) -> None:
         elif command == "accuracy":
             _answer(answers, {"accuracy": contestant.accuracy()})
         elif command == "memory":
-            _answer(answers, {"bytes": peak_memory()})
+            _answer(answers, {"bytes": peak_memory(getattr(contestant, "passing_processes", 0))})
 
 
 def _answer(answers: TextIO, value: dict[str, Any]) -> None:
@@ -71,10 +71,11 @@ def _answer(answers: TextIO, value: dict[str, Any]) -> None:
     answers.flush()
 
 
-def peak_memory() -> int:
+def peak_memory(passing: int = 0) -> int:
     """Bytes: the sum of the peaks of this process and of all that descend from it and still live.
 
-    Pages that processes share count once for each.
+    Pages that processes share count once for each. passing: how many processes work at a time that have ended by now;
+    for each of them counts the largest peak of an ended one.
     """
     if not Path("/proc/self/status").exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -83,7 +84,8 @@ def peak_memory() -> int:
     while grown:
         more = {pid for pid, fields in status.items() if fields.get("PPid") in family} - family
         family, grown = family | more, bool(more)
-    return sum(int(status[pid].get("VmHWM", "0 kB").split()[0]) * 1024 for pid in family)
+    living = sum(int(status[pid].get("VmHWM", "0 kB").split()[0]) for pid in family)
+    return (living + passing * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) * 1024
 
 
 def _status(pid: str) -> dict[str, str]:

@@ -37,6 +37,23 @@ class CNN(nn.Module):
         return self.last(x)
 
 
+class LeanCNN(nn.Module):
+    """Two convolutions, each pooled by two, and a hidden layer; images as for `CNN`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 32, 3)
+        self.hidden, self.last = nn.Linear(800, 128), nn.Linear(128, 62)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `[batch, 62]`."""
+        for convolution in (self.first, self.second):
+            # Pooled first, so that relu has less to do.
+            x = functional.relu(functional.max_pool2d(convolution(x), 2))
+        x = x.permute(0, 2, 3, 1).flatten(1)
+        return self.last(functional.relu(self.hidden(x)))
+
+
 class CharLSTM(nn.Module):
     """Two layers of 256 on an embedding of 8."""
 
@@ -75,6 +92,8 @@ def model_of(given: Workload) -> nn.Module:
     name = given.settings.model
     if name == "lstm":
         model = CharLSTM()
+    elif name == "cnn_lean":
+        model = LeanCNN()
     elif name.startswith("cnn"):
         model = CNN(name == "cnn_dropout")
     else:

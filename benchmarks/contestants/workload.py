@@ -15,7 +15,7 @@ import numpy as np
 class Settings(NamedTuple):
     """What is the same for everybody.
 
-    model: "cnn", "cnn_dropout", "lstm", "logistic" or "mlp".
+    model: "cnn", "cnn_dropout", "cnn_lean", "lstm", "logistic" or "mlp".
     threads: how many cores a contestant may use.
     """
 
