@@ -7,8 +7,8 @@ Every peer gets an environment of its own, made on first use. All train the same
 federated averaging, on the same clients in the same rounds: one epoch of SGD in batches of 20 (lstm: 10), and a mean
 weighted by examples. Sizes of clients are like FEMNIST's, 104 examples on average (lstm: 16 snippets of 80 characters).
 The plain loop comes twice: `torch` is one process, of all threads or of one, whichever is faster; `torch_processes` is
-one process of one thread for each core. So does BlazeFL: `blazefl` is its process mode, `blazefl_threads` its thread
-mode, left out where there is no free-threaded Python.
+one process of one thread for each core. BlazeFL comes twice as well: `blazefl` is its process mode, `blazefl_threads`
+its thread mode, left out where there is no free-threaded Python.
 
 First everybody trains, untimed, which warms up what is compiled. In the first cohort of each workload that lasts
 until there is something to see, and everybody must reach about the same accuracy; who learns less has failed, and the
@@ -18,8 +18,12 @@ the repetitions; a ratio is headstart's examples per second divided by the conte
 median and range. Memory is the peaks of all processes of a contestant, summed; pages that they share count once for
 each.
 
-Without options, cohorts are of 5 and 20 clients, and of 100 for logistic and mlp; that takes about 23 minutes on two
-cores. --quick takes about two: mlp and cnn, cohorts of 20, and the two loops in PyTorch.
+Of PyTorch the registry has, for Linux on x86-64, only a build with CUDA's libraries, which take each process some
+300 MB more than one without.
+
+Without options, that takes about 75 minutes on two cores, of which cohorts of 100 take some 20 for cnn and 20 for lstm;
+the environments take 22 GB, most of it PyTorch's, once for each. --quick takes about two minutes: mlp and cnn, cohorts
+of 20, and the two loops in PyTorch.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import optax
 
 from headstart.data.device_data import Gather, on_device
 from headstart.data.federation import Federation, from_arrays
-from headstart.devices import all_devices, cores_as_devices
+from headstart.devices import all_devices, cores_as_devices, replicated
 from headstart.learning.parallel import Parallel
 from headstart.learning.rounds import Algorithm, Cohort, State, federated, run_rounds
 from headstart.learning.tasks import Classification, NextCharacter, Task
@@ -35,7 +35,8 @@ class Headstart:
         parallel = Parallel(mesh=all_devices())
         algorithm = federated(task, self.model, update, optax.sgd(1.0), parallel=parallel)
         self.gather = on_device(_federation(given), mesh=parallel.mesh)
-        self.state = algorithm.init(jax.tree.map(jnp.asarray, nested(given.parameters)))
+        initial = algorithm.init(jax.tree.map(jnp.asarray, nested(given.parameters)))
+        self.state = replicated(initial, parallel.mesh)  # where rounds leave it: the program compiles once
         self.train = trainer(algorithm, self.gather, given)
 
     def run(self, first: int, count: int) -> None:
