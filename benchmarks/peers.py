@@ -8,7 +8,8 @@ federated averaging, on the same clients in the same rounds: one epoch of SGD in
 weighted by examples. Sizes of clients are like FEMNIST's, 104 examples on average (lstm: 16 snippets of 80 characters).
 The plain loop comes twice: `torch` is one process, of all threads or of one, whichever is faster; `torch_processes` is
 one process of one thread for each core. BlazeFL comes twice as well: `blazefl` is its process mode, `blazefl_threads`
-its thread mode, left out where there is no free-threaded Python.
+its thread mode, on a free-threaded Python 3.14 where there is one; elsewhere the threads share the global lock, which
+PyTorch releases while it computes. Both are left out where Python is older than 3.12 and no newer one is found.
 
 First everybody trains, untimed, which warms up what is compiled. In the first cohort of each workload that lasts
 until there is something to see, and everybody must reach about the same accuracy; who learns less has failed, and the

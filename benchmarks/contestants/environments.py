@@ -37,8 +37,7 @@ ENVIRONMENTS: dict[str, Environment] = {
     "pfl": Environment((_TORCH, ("pfl[pytorch]==0.6.0",))),
     "fedjax": Environment((("jax==0.10.2", "jaxlib==0.10.2", "dm-haiku==0.0.17", "numpy==2.4.6", "fedjax==0.0.17"),)),
     "flower": Environment((_TORCH, ("flwr[simulation]==1.42.0",))),
-    "blazefl": Environment((_TORCH, _BLAZEFL), ("python3.14", "python3.13", "python3.12")),
-    "blazefl_threads": Environment((_TORCH, _BLAZEFL), ("python3.14t", "python3.13t")),
+    "blazefl": Environment((_TORCH, _BLAZEFL), ("python3.14t", "python3.14", "python3.13", "python3.12")),
 }
 
 
@@ -57,7 +56,7 @@ PEERS = {
     "fedjax": Peer("with_fedjax", "fedjax"),
     "flower": Peer("with_flower", "flower"),
     "blazefl": Peer("with_blazefl", "blazefl"),
-    "blazefl_threads": Peer("with_blazefl_threads", "blazefl_threads"),
+    "blazefl_threads": Peer("with_blazefl_threads", "blazefl"),
 }
 
 
@@ -98,7 +97,8 @@ def contents(name: str, folder: Path) -> str:
     made = ENVIRONMENTS[name]
     if not made.pythons:
         return made.packages
-    python = [str(folder / name / "bin" / "python"), "-c", "import platform; print(platform.python_version())"]
+    version = "import platform, sys; print(platform.python_version() + sys.abiflags)"  # 3.14.0t: without a global lock
+    python = [str(folder / name / "bin" / "python"), "-c", version]
     return f"Python {subprocess.run(python, capture_output=True, text=True).stdout.strip()}, {made.packages}"
 
 

@@ -32,8 +32,12 @@ from .workload import Workload
 if sys.version_info < (3, 14):
     setattr(builtins, "RandomStateSnapshot", None)  # noqa: B010 (a name that no type checker knows)
 
-from blazefl.contrib import FedAvgBaseServerHandler, FedAvgProcessPoolClientTrainer
-from blazefl.core import ProcessPoolClientTrainer
+from blazefl.contrib import (
+    FedAvgBaseServerHandler,
+    FedAvgProcessPoolClientTrainer,
+    FedAvgThreadPoolClientTrainer,
+)
+from blazefl.core import ProcessPoolClientTrainer, ThreadPoolClientTrainer
 
 
 class PerExample(nn.Module):
@@ -108,6 +112,12 @@ class Processes(FedAvgProcessPoolClientTrainer):
     """BlazeFL's trainer, without a bar of progress."""
 
     progress_fn = ProcessPoolClientTrainer.progress_fn
+
+
+class Threads(FedAvgThreadPoolClientTrainer):
+    """As `Processes`, in threads."""
+
+    progress_fn = ThreadPoolClientTrainer.progress_fn
 
 
 class BlazeFL:
