@@ -22,7 +22,7 @@ each.
 Of PyTorch the registry has, for Linux on x86-64, only a build with CUDA's libraries, which take each process some
 300 MB more than one without.
 
-Without options, that takes about 75 minutes on two cores, of which cohorts of 100 take some 20 for cnn and 20 for lstm;
+Without options, that takes about 80 minutes on two cores, of which cohorts of 100 take some 20 for cnn and 20 for lstm;
 the environments take 22 GB, most of it PyTorch's, once for each. --quick takes about two minutes: mlp and cnn, cohorts
 of 20, and the two loops in PyTorch.
 """
