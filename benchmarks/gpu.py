@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--out gpu] [--minutes 12] [--pieces speed torch table1]
 
 Each measurement is written to --out as soon as it is there; what is there is not measured again, so that a second call
-goes on where the time of the first was over. `speed` tries every model with a few numbers of lanes, then the best of
+resumes where the time of the first was over. `speed` tries every model with a few numbers of lanes, then the best of
 them with products in TF32 and bfloat16; the two convolutional networks twice, on headstart's products of patches and on
 XLA's own convolution. The share is of this GPU's float32 products, measured beside. `torch` is the plain loop of
 benchmarks/peers.py on the GPU, where PyTorch is installed with CUDA. `table1` trains the eight rows of the paper's
