@@ -46,7 +46,7 @@ def lax_convolve(x, kernel):
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@pytest.mark.parametrize("image", [(6, 7, 1), (9, 6, 8)])
+@pytest.mark.parametrize("image", [(6, 7, 1), (9, 6, 32)])
 def test_convolution_and_pooling_in_one_is_what_each_does_to_second_order(image):
     def apart(x, kernel):
         return jax.lax.reduce_window(
@@ -56,16 +56,11 @@ def test_convolution_and_pooling_in_one_is_what_each_does_to_second_order(image)
     same_to_second_order(convolve_and_pool, apart, normal(0, 2, *image), normal(1, 3, 3, image[-1], 3))
 
 
-def test_of_equal_outputs_of_a_square_the_first_has_the_gradient():
-    gradient = jax.grad(lambda x: convolve_and_pool(x, jnp.ones((1, 1, 1, 1))).sum())(jnp.ones((1, 2, 2, 1)))
-    np.testing.assert_array_equal(gradient, jnp.zeros((1, 2, 2, 1)).at[0, 0, 0, 0].set(1))
-
-
 @pytest.mark.parametrize(
     ("image", "kernel"),
     [
         ((6, 7, 1), (3, 3, 1, 4)),
-        ((9, 5, 8), (3, 3, 8, 3)),
+        ((9, 5, 32), (3, 3, 32, 3)),
         ((8, 7, 8), (5, 2, 8, 3)),
     ],
 )
@@ -74,7 +69,7 @@ def test_convolution_is_that_of_lax_to_second_order(image, kernel):
 
 
 def test_convolution_under_vmap_of_images_and_kernels_is_that_of_each():
-    x, kernel = normal(0, 3, 2, 8, 8, 8), normal(1, 3, 3, 3, 8, 4)
+    x, kernel = normal(0, 3, 2, 8, 8, 32), normal(1, 3, 3, 3, 32, 4)
     expected = jnp.stack([lax_convolve(*pair) for pair in zip(x, kernel, strict=True)])
     np.testing.assert_allclose(jax.vmap(convolve)(x, kernel), expected, atol=1e-12)
 

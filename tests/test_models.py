@@ -122,7 +122,7 @@ def test_cnn_drops_only_with_a_key_and_by_the_key():
 
 
 def test_cnn_is_the_network_it_says_by_lax_convolutions():
-    model = as_model(CNN(filters=(8, 9), hidden=8, dropout=None), IMAGES)
+    model = as_model(CNN(filters=(32, 9), hidden=8, dropout=None), IMAGES)
     params = drawn(model)["params"]
     x = jax.random.uniform(KEY, (2, 28, 28, 1))
     y = x

@@ -6,7 +6,7 @@ whose derivatives are matrix products again. All of it is plain array code: deri
 
 from __future__ import annotations
 
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,8 +30,8 @@ _INPUT = np.array(
 _FILTER = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 _OUTPUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 _TILE = 4
-# With fewer channels the sums around the products cost more than the products they save.
-_MANY = 8
+# With fewer channels the sums around the products cost what the products save, and they take twice as long to compile.
+_MANY = 32
 
 
 def convolve(x: Array, kernel: Array) -> Array:
@@ -77,33 +77,15 @@ def conv_general_dilated(
 def convolve_and_pool(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
     """`max_pool(convolve(x, kernel))`, for `flax.linen.Conv(conv_general_dilated=...)`, whatever else it is given.
 
-    Of few channels the four outputs of a square come from a product each, and their maximum lies in a row: pooling them
-    where they are takes longer than the products. Of those that tie the first has the gradient then.
     What pooling leaves out is not computed.
 
     Raises:
         ValueError: as `max_pool` does.
     """
-    rows, columns, channels = kernel.shape[:3]
-    height, width = (x.shape[1] - rows + 1) // 2, (x.shape[2] - columns + 1) // 2
-    if channels >= _MANY or not (height and width):
-        return max_pool(convolve(x[:, : 2 * height + rows - 1, : 2 * width + columns - 1], kernel))
-    corners = [x[:, i:, j:] for i in range(2) for j in range(2)]
-    return _maximum([_multiply(corner, kernel, (height, width), stride=2) for corner in corners])
-
-
-@jax.custom_jvp
-def _maximum(values: list[Array]) -> Array:
-    return reduce(jnp.maximum, values)
-
-
-@_maximum.defjvp
-def _maximum_jvp(primals: tuple[list[Array]], tangents: tuple[list[Array]]) -> tuple[Array, Array]:
-    (values,), (changes,) = primals, tangents
-    y, change = _maximum(values), changes[-1]
-    for value, other in zip(values[-2::-1], changes[-2::-1], strict=True):
-        change = jnp.where(value == y, other, change)
-    return y, change
+    height, width = (
+        (length - taps + 1) // 2 * 2 + taps - 1 for length, taps in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+    )
+    return max_pool(convolve(x[:, :height, :width], kernel))
 
 
 def max_pool(x: Array, size: int = 2) -> Array:
@@ -147,15 +129,11 @@ def _channels_last(ndim: int) -> jax.lax.ConvDimensionNumbers:
     return jax.lax.ConvDimensionNumbers(order, (ndim - 1, ndim - 2, *range(ndim - 2)), order)
 
 
-def _multiply(x: Array, kernel: Array, shape: tuple[int, int] | None = None, *, stride: int = 1) -> Array:
-    """Gather patches, then one matrix product.
-
-    shape: (height, width) of the output; by default all there is at a stride of 1.
-    """
+def _multiply(x: Array, kernel: Array) -> Array:
+    """Gather patches, then one matrix product."""
     rows, columns, _, outputs = kernel.shape
-    height, width = shape or (x.shape[1] - rows + 1, x.shape[2] - columns + 1)
-    end, last = stride * (height - 1) + 1, stride * (width - 1) + 1
-    windows = [x[:, i : i + end : stride, j : j + last : stride] for i in range(rows) for j in range(columns)]
+    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
+    windows = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
     patches = jnp.concatenate(windows, axis=-1)
     product = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, outputs)
     return product.reshape(*patches.shape[:-1], outputs)
