@@ -88,6 +88,33 @@ def test_numbers_are_arguments_and_what_needs_a_value_stays_a_constant():
     assert len(traces) == seen + 3
 
 
+@dataclass(frozen=True)
+class Pair:
+    a: float
+    b: float = 1.0
+
+    def __call__(self, x):
+        return x * self.a if self.a > 0 and (x.shape == (2,) or self.b > 0) else -x
+
+
+def test_a_number_that_only_a_later_value_or_shape_needs_becomes_a_constant_then():
+    shared = SharedProgram(lambda pair, x: pair(x))
+    for pair, size, expected in ((Pair(-1.0), 3, -1), (Pair(2.0), 2, 2), (Pair(2.0), 3, 2), (Pair(2.0, -1.0), 3, -1)):
+        np.testing.assert_array_equal(shared(pair, jnp.ones(size)), expected * np.ones(size))
+
+
+class Derived(Pair):
+    def __init__(self, more):
+        super().__init__(1.0)
+        object.__setattr__(self, "more", more)
+
+
+def test_what_a_derived_class_holds_beside_its_fields_is_not_shared():
+    shared = SharedProgram(lambda value, x: x * value.more)
+    found = [float(shared(value, 1.0)) for value in (Derived(1.0), Derived(2.0))]
+    assert found == [1.0, 2.0]
+
+
 def test_an_error_that_is_no_matter_of_numbers_is_raised():
     def refuse(line):
         raise hs.UserError(f"{line.name} is refused")

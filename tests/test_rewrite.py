@@ -147,6 +147,19 @@ reverse_rule.defvjp(
 )
 
 
+@jax.custom_jvp
+def counted_rule(x, kernel, number):
+    return conv(x, kernel) * number
+
+
+counted_rule.defjvp(
+    lambda given, moved: (
+        counted_rule(*given),
+        3 * conv(moved[0], given[1]) * given[2] + conv(given[0], moved[1]),
+    )
+)
+
+
 @pytest.mark.parametrize(
     "inside",
     [
@@ -159,11 +172,56 @@ reverse_rule.defvjp(
         lambda x, kernel: jax.vmap(conv, in_axes=(None, 0))(x, jnp.stack([kernel, 2 * kernel])).sum(axis=0),
         forward_rule,
         lambda x, kernel: reverse_rule(x, kernel, 2),
+        lambda x, kernel: counted_rule(x, kernel, jnp.argmax(x)),
+        lambda x, kernel: reverse_rule(x, kernel, jnp.argmax(x)),
     ],
-    ids=["jit", "checkpoint", "loop", "branch", "scan", "vmap", "vmap of kernels", "own jvp", "own vjp"],
+    ids=[
+        *("jit", "checkpoint", "loop", "branch", "scan", "vmap", "vmap of kernels", "own jvp", "own vjp"),
+        *("own jvp of a whole number", "own vjp of a whole number"),
+    ],
 )
 def test_what_is_inside_of_other_operations_is_replaced_and_rules_of_derivatives_are_kept(inside):
     same(inside, normal(0, 2, 3, 3, 2), normal(1, 2, 2, 2, 2) / 5, order=1)
+
+
+def test_a_derivative_of_its_own_has_a_forward_mode_over_it_where_xla_has_one():
+    @jax.custom_vjp
+    def rule(x, kernel):
+        return conv(x, kernel)
+
+    rule.defvjp(
+        lambda *given: (conv(*given), given),
+        lambda given, cotangent: (3 * conv(cotangent, given[1]) * given[0], given[1]),
+    )
+
+    def gradient(function):
+        return jax.grad(lambda x: jnp.sin(function(x, normal(1, 2, 2, 2, 2))).sum())
+
+    x = normal(0, 2, 3, 3, 2)
+    found = jax.jvp(gradient(rewritten(rule)), (x,), (x,))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-11), found, jax.jvp(gradient(rule), (x,), (x,)))
+
+
+def test_sums_of_a_depthwise_filter_in_half_precision_are_in_float32():
+    x, kernel = (normal(seed, *shape).astype(jnp.bfloat16) for seed, shape in ((0, (2, 6, 6, 4)), (1, (3, 3, 1, 4))))
+    function = partial(
+        lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=LAST,
+        feature_group_count=4,
+    )
+    exact = function(x.astype(jnp.float64), kernel.astype(jnp.float64))
+    np.testing.assert_allclose(rewritten(function)(x, kernel).astype(jnp.float64), exact, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [(1, 1, 1, 1), (1, 1, 2, 1)])
+@pytest.mark.parametrize(("combine", "start"), [(lax.max, -np.inf), (lax.add, 0.0)])
+def test_windows_that_leave_the_last_row_out_are_those_of_xla(combine, start, window):
+    def pool(x):
+        return lax.reduce_window(x, start, combine, window, (1, 2, 2, 1), "VALID")
+
+    same(pool, normal(0, 2, 2, 2, 3), order=1)
 
 
 def test_second_derivatives_of_a_convolution_and_its_pooling_are_those_of_xla():

@@ -65,14 +65,13 @@ class SharedProgram:
         kind = template(settings, numbers)
         constants = self._constants.get(kind, frozenset())
         program, traced = self._program(settings, numbers, constants)
-        if kind in self._constants:
-            return use(program, traced, *arguments)
         try:
             result = use(program, traced, *arguments)
-        except Exception:  # whatever a user's code makes of a number without a value
-            constants = self._refused(settings, traced, arguments)
-            if not constants:
+        except Exception:  # whatever a user's code makes of a number without a value, in this branch or for this shape
+            refused = self._refused(settings, traced, arguments)
+            if not refused:
                 raise
+            constants |= refused
             program, traced = self._program(settings, numbers, constants)
             result = use(program, traced, *arguments)
         self._constants[kind] = constants
@@ -132,7 +131,7 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
     """What a dataclass or a mapping holds by name, without fields that are always constants."""
     if isinstance(value, Mapping):
         yield from ((name, item) for name, item in value.items() if isinstance(name, str))
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+    elif _is_told_by_fields(value):
         yield from (
             (field.name, getattr(value, field.name))
             for field in dataclasses.fields(value)
@@ -167,10 +166,19 @@ def template(value: Any, numbers: Collection[Path], path: Path = ()) -> Hashable
         return type(value), tuple(sorted(parts, key=repr))
     if isinstance(value, list | tuple):
         return type(value), tuple(template(item, (), ()) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if _is_told_by_fields(value):
         fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
         return type(value), tuple((name, template(item, numbers, (*path, name))) for name, item in fields)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value), id(value)
     return _plain(value)
+
+
+def _is_told_by_fields(value: Any) -> bool:
+    """Whether a value is a dataclass that holds its fields and nothing beside them, as a derived class may."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return False
+    return set(getattr(value, "__dict__", {})) <= {field.name for field in dataclasses.fields(value)}
 
 
 def _plain(value: Any) -> Hashable:

@@ -136,14 +136,20 @@ def _convolve(x: Array, kernel: Array, window: Window, groups: int, products: Pr
 
 def _depthwise(slices: list[Array], kernel: Array, groups: int, products: Products) -> Array:
     """Every channel has filters of its own: no product of matrices, but one for each tap, entry by entry."""
-    filters = kernel.reshape(len(slices), groups, -1).astype(products.dtype)
-    slices = [part.astype(products.dtype) for part in slices]
+    # Sums of half precision are in float32, as XLA's are.
+    dtype = jnp.promote_types(products.dtype, jnp.float32) if _is_half(products.dtype) else products.dtype
+    filters = kernel.reshape(len(slices), groups, -1).astype(dtype)
+    slices = [part.astype(dtype) for part in slices]
     found = [
         functools.reduce(lax.add, (part * taps[:, number] for part, taps in zip(slices, filters, strict=True)))
         for number in range(filters.shape[-1])
     ]
     y = found[0] if len(found) == 1 else jnp.stack(found, axis=-1)
-    return y.reshape(*slices[0].shape[:-1], kernel.shape[-1])
+    return y.reshape(*slices[0].shape[:-1], kernel.shape[-1]).astype(products.dtype)
+
+
+def _is_half(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
 
 
 def _slices(x: Array, taps: Sequence[int], window: Window, *, together: bool = False) -> list[Array]:

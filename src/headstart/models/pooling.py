@@ -59,8 +59,9 @@ class Windows(NamedTuple):
         inside = []
         for axis, (size, count) in enumerate(zip(self.size, self.count, strict=True)):
             shape.append(count)
-            if size > 1:
+            if size > 1 or self.stride[axis] > 1:
                 x = lax.slice_in_dim(x, 0, count * size, axis=axis)
+            if size > 1:
                 inside.append(len(shape))
                 shape.append(size)
         return x.reshape(shape), tuple(inside)

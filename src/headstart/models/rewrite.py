@@ -164,9 +164,12 @@ def _with_own_jvp(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence
 
     @function.defjvp
     def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[list[Array], list[Array]]:
-        original, moving = _of_floats(lambda *given: bind(equation, given), primals)
-        moved = [tangent for tangent, value in zip(tangents, primals, strict=True) if _is_float(value)]
-        return rewritten(lambda moving, moved: jax.jvp(original, moving, moved))(tuple(moving), tuple(moved))
+        moved = tuple(tangent for tangent, value in zip(tangents, primals, strict=True) if _is_float(value))
+
+        def derivative(moving: tuple[Array, ...], still: tuple[Array, ...], moved: tuple[Array, ...]) -> Any:
+            return jax.jvp(lambda *moving: bind(equation, _merged(primals, moving, still)), moving, moved)
+
+        return rewritten(derivative)(*_floats_and_others(primals), moved)
 
     return function
 
@@ -180,27 +183,29 @@ def _with_own_vjp(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence
         return _evaluate(inside.jaxpr, inside.consts, given)
 
     def forward(*given: Array) -> tuple[list[Array], tuple[Array, ...]]:
-        return function(*given), given
+        # Not the function itself, whose derivative has no forward mode.
+        return _evaluate(inside.jaxpr, inside.consts, given), given
 
     def backward(given: tuple[Array, ...], cotangents: list[Array]) -> tuple[Array | None, ...]:
-        original, moving = _of_floats(lambda *given: bind(equation, given), given)
-        pulled = iter(
-            rewritten(lambda moving, cotangents: jax.vjp(original, *moving)[1](cotangents))(moving, cotangents)
-        )
+        def derivative(moving: tuple[Array, ...], still: tuple[Array, ...], cotangents: list[Array]) -> Any:
+            return jax.vjp(lambda *moving: bind(equation, _merged(given, moving, still)), *moving)[1](cotangents)
+
+        pulled = iter(rewritten(derivative)(*_floats_and_others(given), cotangents))
         return tuple(next(pulled) if _is_float(value) else None for value in given)
 
     function.defvjp(forward, backward)
     return function
 
 
-def _of_floats(function: Callable[..., Any], given: Sequence[Array]) -> tuple[Callable[..., Any], list[Array]]:
-    """The function of those arguments alone that have a derivative, and these arguments."""
+def _floats_and_others(given: Sequence[Array]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """The arguments that have a derivative, and the others: both are inputs of what is traced."""
+    return tuple(value for value in given if _is_float(value)), tuple(value for value in given if not _is_float(value))
 
-    def partly(*moving: Array) -> Any:
-        left = iter(moving)
-        return function(*(next(left) if _is_float(value) else value for value in given))
 
-    return partly, [value for value in given if _is_float(value)]
+def _merged(given: Sequence[Array], moving: Sequence[Array], still: Sequence[Array]) -> list[Array]:
+    """Arguments in the order of the given ones, of those that have a derivative and the others."""
+    floats, others = iter(moving), iter(still)
+    return [next(floats) if _is_float(value) else next(others) for value in given]
 
 
 def _is_float(value: Any) -> bool:

@@ -21,6 +21,7 @@ from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import Prepared, in_memory
 from headstart.fields import MOST_SEED, refuse
 from headstart.learning.personalization import Personalization
+from headstart.models.zoo import as_given
 from headstart.runs import checkpoint
 from headstart.training import cluster
 from headstart.training.seed_run import Options, initial_params, start_file
@@ -84,7 +85,7 @@ def own_code(prepared: Prepared) -> dict[str, Any]:
     """The digests of the user's own code in an experiment."""
     code: dict[str, Any] = {"code": code_digests(prepared.experiment)}
     if prepared.experiment.model is not None and in_memory(prepared.experiment.model):
-        code["model"] = model_digest(prepared.model, prepared.federation)
+        code["model"] = model_digest(as_given(prepared.model), prepared.federation)
     return code
 
 
