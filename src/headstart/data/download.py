@@ -217,13 +217,11 @@ def _request(url: str, have: int, known: Mapping[str, str]) -> Any:
 
 @contextlib.contextmanager
 def _network(url: str) -> Iterator[None]:
+    from http.client import HTTPException  # not above: few commands download anything
+
     try:
         yield
-    except Exception as error:
-        from http.client import HTTPException  # not above: few commands download anything
-
-        if not isinstance(error, OSError | HTTPException | ValueError):
-            raise
+    except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
             f"{urlsplit(url).netloc or url} does not deliver {url} ({reason}); check the connection and run it again"

@@ -137,7 +137,9 @@ def _convolve(x: Array, kernel: Array, window: Window, groups: int, products: Pr
 def _depthwise(slices: list[Array], kernel: Array, groups: int, products: Products) -> Array:
     """Every channel has filters of its own: no product of matrices, but one for each tap, entry by entry."""
     # Sums of half precision are in float32, as XLA's are.
-    dtype = jnp.promote_types(products.dtype, jnp.float32) if _is_half(products.dtype) else products.dtype
+    dtype = products.dtype
+    if jnp.issubdtype(dtype, jnp.inexact):
+        dtype = jnp.promote_types(dtype, jnp.float32)
     filters = kernel.reshape(len(slices), groups, -1).astype(dtype)
     slices = [part.astype(dtype) for part in slices]
     found = [
@@ -146,10 +148,6 @@ def _depthwise(slices: list[Array], kernel: Array, groups: int, products: Produc
     ]
     y = found[0] if len(found) == 1 else jnp.stack(found, axis=-1)
     return y.reshape(*slices[0].shape[:-1], kernel.shape[-1]).astype(products.dtype)
-
-
-def _is_half(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
 
 
 def _slices(x: Array, taps: Sequence[int], window: Window, *, together: bool = False) -> list[Array]:

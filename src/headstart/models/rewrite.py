@@ -26,8 +26,6 @@ Bind = Callable[[core.JaxprEqn, Sequence[Any]], list[Any]]
 
 # What may take the place of an operation: a function of (operands, results, settings), None where nothing suits.
 RULES: dict[str, Rule] = {"conv_general_dilated": convolution.rule, **pooling.RULES}
-
-
 # In the environment: with 0 nothing is rewritten.
 VARIABLE = "HEADSTART_REWRITE"
 
