@@ -8,16 +8,9 @@ import pytest
 
 from headstart.models.conv import conv_general_dilated, convolve, convolve_and_pool, max_pool
 from headstart.models.lstm import LSTM, dot_general, recur
+from tiny import normal
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def same_to_second_order(ours, theirs, *arguments):

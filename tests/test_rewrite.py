@@ -18,19 +18,13 @@ from headstart.models.rewrite import VARIABLE, Rewritten, rewritten
 from headstart.models.zoo import CNN, as_given, as_model
 from headstart.training import run as training
 from headstart.training.seed_run import Options
+from tiny import normal
 
 REPLACED = ("conv_general_dilated", "reduce_window")
 KEY = jax.random.key(7)
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def left(function, *arguments):

@@ -28,6 +28,11 @@ def federation(sizes: Sequence[Sequence[int]] = SIZES, *, seed: int = 0, shift: 
     return from_arrays("tiny", ids, np.array(sizes), x, y, metadata={"kind": "features", "classes": CLASSES})
 
 
+def normal(seed: int, *shape: int) -> jax.Array:
+    """Normal draws of a shape."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
 def _linear(variables, x, *, key=None):
     theta = variables["theta"].reshape(FEATURES + 1, -1)
     return x @ theta[:-1] + theta[-1], variables
