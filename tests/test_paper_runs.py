@@ -16,7 +16,7 @@ from headstart import FedSGD, Optimizer
 from headstart.devices import cores
 from headstart.errors import UserError
 from headstart.runs.directory import read_curves
-from headstart.studies.pool import Job, Pool, _Waiting, run_jobs
+from headstart.studies.pool import Job, Pool, _Waiting
 from headstart.studies.runner import TUNING_SEED, Runs
 from headstart.training.compilation_cache import ProgramCache, crowded
 from headstart.training.run import run_into
@@ -131,7 +131,7 @@ def test_the_folder_does_not_depend_on_where_the_runs_are(tmp_path, plain):
 def test_processes_side_by_side_come_to_the_same(runs, plain, tmp_path, messages):
     alone = runs.finish({"a": plain})["a"]
     with Pool(2) as pool:
-        beside = Runs(tmp_path / "beside", seeds=2, processes=2, log=messages.append, pool=pool)
+        beside = Runs(tmp_path / "beside", seeds=2, log=messages.append, pool=pool)
         beside.finish({"a": with_server(plain, 0.3)})
         processes = working()
         together = beside.finish({"a": plain})["a"]
@@ -167,9 +167,27 @@ def test_a_process_prefers_runs_like_those_it_has_done_and_leaves_others_theirs(
 
 def test_a_run_that_fails_elsewhere_is_told_with_its_reason(plain, tmp_path):
     broken = replace(plain, start=str(tmp_path / "nothing.safetensors"))
-    runs = Runs(tmp_path / "runs", seeds=1, processes=2)
-    with pytest.raises(UserError, match="nothing"):
-        runs.finish({"a": broken})
+    with Pool(2) as pool, pytest.raises(UserError, match="nothing"):
+        Runs(tmp_path / "runs", seeds=1, pool=pool).finish({"a": broken})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(cores()) < 2, reason="a single core has no other processes do its runs")
+def test_after_runs_that_fail_others_are_done_by_processes_of_their_own(plain, tmp_path, messages, capfd):
+    broken = replace(plain, start=str(tmp_path / "nothing.safetensors"))
+    with Pool(2) as pool:
+        runs = Runs(tmp_path / "runs", seeds=1, log=messages.append, pool=pool)
+        with pytest.raises(UserError, match="nothing"):
+            runs.finish({"broken": broken, "a": plain})
+        assert not working()
+        # The one that was stopped is done now; the process of the other would have answered for it.
+        assert runs.finish({"a": plain, "b": with_server(plain, 0.3)}).keys() == {"a", "b"}
+        for process in working():
+            os.kill(int(process), signal.SIGKILL)
+        with pytest.raises(UserError, match="has ended; repeat the command"):
+            runs.finish({"c": with_server(plain, 0.5)})
+        assert not working()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -182,11 +200,11 @@ def test_ctrl_c_stops_the_runs_and_the_next_call_goes_on(runs, plain, messages):
     earlier = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_jobs(jobs, processes=1, log=stop)
+            Pool(1).run(jobs, stop)
     finally:
         signal.signal(signal.SIGINT, earlier)
     assert [job.done for job in jobs] == [True, False]
-    run_jobs([job for job in jobs if not job.done], processes=1, log=messages.append)
+    Pool(1).run([job for job in jobs if not job.done], messages.append)
     assert all(job.done for job in jobs)
 
 

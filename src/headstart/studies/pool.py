@@ -87,9 +87,12 @@ def do(job: Job, cache: ProgramCache) -> str:
 
 
 class Pool:
-    """Processes that do jobs, or this one where it is to be one; those that were started end with the pool's block.
+    """Processes that do jobs, or this one where it is to be one.
 
-    processes: how many at most, each on its share of the cores.
+    Those that were started stay for the next jobs, and end with the pool's block or with jobs that fail.
+
+    processes: how many at most, each with one device on its share of the cores, however few jobs there are: on more
+        devices results differ by rounding, and a job would come to others if it was the last that was left.
     """
 
     def __init__(self, processes: int) -> None:
@@ -102,6 +105,7 @@ class Pool:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._threads, self._workers = None, []
         self._stack.__exit__(*error)
 
     def run(self, jobs: Sequence[Job], log: Callable[[str], None]) -> None:
@@ -111,12 +115,17 @@ class Pool:
             UserError: for the first that fails for another reason than divergence.
             KeyboardInterrupt: if Ctrl-C stopped them, with everything saved.
         """
-        answers = self._beside(jobs) if self._most > 1 else ((job, do(job, self._cache)) for job in jobs)
-        for number, (job, answer) in enumerate(answers, 1):
-            if answer == "interrupted":
-                raise KeyboardInterrupt
-            name = f"{job.folder.parent.name}, seed {job.experiment.seed}"
-            log(f"{number} of {len(jobs)} runs: {name}{' diverged' if answer == 'diverged' else ''}")
+        try:
+            answers = self._beside(jobs) if self._most > 1 else ((job, do(job, self._cache)) for job in jobs)
+            for number, (job, answer) in enumerate(answers, 1):
+                if answer == "interrupted":
+                    raise KeyboardInterrupt
+                name = f"{job.folder.parent.name}, seed {job.experiment.seed}"
+                log(f"{number} of {len(jobs)} runs: {name}{' diverged' if answer == 'diverged' else ''}")
+        except BaseException:
+            # Later jobs have processes of their own, none of which has ended or still answers for these.
+            self.__exit__(*sys.exc_info())
+            raise
 
     def _beside(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
         """The jobs as they are done, each with its answer."""
@@ -150,13 +159,6 @@ class _Waiting:
             self._jobs.remove(job)
             self._begun.add(job.kind)
             return job
-
-
-def run_jobs(jobs: Sequence[Job], *, processes: int, log: Callable[[str], None]) -> None:
-    """Do all jobs, by processes of their own; see `Pool.run`."""
-    if jobs:
-        with Pool(processes) as pool:
-            pool.run(jobs, log)
 
 
 class Worker:

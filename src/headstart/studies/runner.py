@@ -33,7 +33,7 @@ from headstart.runs.log import Record, read_records
 from headstart.runs.provenance import is_of, provenance
 from headstart.runs.reading import open_run
 from headstart.studies.evidence import Choice, Result
-from headstart.studies.pool import Job, Pool, run_jobs
+from headstart.studies.pool import Job, Pool
 from headstart.training.divergence import DivergedError
 
 # The first seed of tuning runs; no reported run has one of these.
@@ -43,10 +43,9 @@ TUNING_SEED = 1000
 class Runs:
     """The runs of one federation.
 
-    folder: of all runs. seeds: the number of each, where a study does not give it. processes: how many run side
-    by side; with 1 they run in this process. log: gets a line of progress. allowed_modules: as in `run`.
-    fingerprint: a part of the folders' digests. pool: what does the runs, in place of processes of their own for every
-    batch of them.
+    folder: of all runs. seeds: the number of each, where a study does not give it. log: gets a line of progress.
+    allowed_modules: as in `run`. fingerprint: a part of the folders' digests. pool: what does the runs; by default
+    this process, one after another.
     """
 
     def __init__(
@@ -54,16 +53,15 @@ class Runs:
         folder: Path,
         *,
         seeds: int,
-        processes: int = 1,
         log: Callable[[str], None] = print,
         allowed_modules: Collection[str] = (),
         fingerprint: str = "",
         pool: Pool | None = None,
     ) -> None:
         # Absolute, so that a run resumes from any working directory.
-        self.root, self.seeds, self.processes, self.log = folder.resolve(), seeds, processes, log
+        self.root, self.seeds, self.log = folder.resolve(), seeds, log
         self.allowed_modules, self.fingerprint = tuple(sorted(allowed_modules)), fingerprint
-        self._pool = pool
+        self._pool = pool or Pool(1)
         self._prepared: dict[str, Prepared] = {}
         self._records: dict[str, Record] = {}
 
@@ -195,10 +193,7 @@ class Runs:
         missing = {job.folder: job for each in jobs for job in each if not job.done}
         for job in missing.values():
             write_json(job.file, document_of(job.experiment))
-        if self._pool is None:
-            run_jobs(list(missing.values()), processes=self.processes, log=self.log)
-        else:
-            self._pool.run(list(missing.values()), self.log)
+        self._pool.run(list(missing.values()), self.log)
 
     def _result(self, jobs: Sequence[Job], group: Group) -> Result:
         metric = self.prepared(jobs[0].experiment).task.metrics[0]

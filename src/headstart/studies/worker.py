@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -27,18 +28,20 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     sys.stdout = sys.stderr
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    for line in sys.stdin:
-        file, folder, seed, allowed_modules = json.loads(line)
-        try:
-            experiment = load(file, settings=[f"seed={seed}"], allowed_modules=allowed_modules)
-            answer = {"answer": do(Job(experiment, Path(file), Path(folder), allowed_modules), cache)}
-        except UserError as error:
-            answer = {"error": str(error)}
-        except KeyboardInterrupt:
-            answer = {"answer": "interrupted"}
-        print(json.dumps(answer), file=answers, flush=True)
-        if answer.get("answer") == "interrupted":
-            return
+    # One that waits for a run ends at once.
+    with suppress(KeyboardInterrupt):
+        for line in sys.stdin:
+            file, folder, seed, allowed_modules = json.loads(line)
+            try:
+                experiment = load(file, settings=[f"seed={seed}"], allowed_modules=allowed_modules)
+                answer = {"answer": do(Job(experiment, Path(file), Path(folder), allowed_modules), cache)}
+            except UserError as error:
+                answer = {"error": str(error)}
+            except KeyboardInterrupt:
+                answer = {"answer": "interrupted"}
+            print(json.dumps(answer), file=answers, flush=True)
+            if answer.get("answer") == "interrupted":
+                return
 
 
 if __name__ == "__main__":

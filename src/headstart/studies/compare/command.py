@@ -52,7 +52,6 @@ def compare_methods(
         runs = Runs(
             out / "runs",
             seeds=protocol.seeds,
-            processes=processes,
             log=log,
             allowed_modules=allowed_modules,
             fingerprint=_fingerprint(protocol.base.data.source, allowed_modules),

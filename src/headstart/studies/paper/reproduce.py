@@ -55,7 +55,7 @@ def reproduce(
     out = Path(out)
     with Pool(processes) as pool:
         runs = {
-            name: Runs(out / "runs" / name, seeds=setting.seeds, processes=processes, log=log, pool=pool)
+            name: Runs(out / "runs" / name, seeds=setting.seeds, log=log, pool=pool)
             for name, setting in settings.items()
         }
         page = _ask(
