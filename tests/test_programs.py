@@ -1,5 +1,6 @@
 """One program per shape of work: settings that differ in numbers alone share what is compiled."""
 
+import gc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 
 import headstart as hs
 from headstart.data.device_data import on_device
+from headstart.data.federation import Federation
 from headstart.experiment.setup import prepare
 from headstart.learning.personalization import client_curves
 from headstart.learning.programs import SharedProgram, numbers_of, template, with_numbers
@@ -32,7 +34,7 @@ from headstart.training.any_server import USUAL
 from headstart.training.compilation_cache import ProgramCache
 from headstart.training.run import run_into
 from headstart.training.stage_program import stage_rounds
-from small import PROGRAMS, experiment, first_stage_only
+from small import PROGRAMS, experiment, federation_file, first_stage_only
 
 # Of a stage that is not run.
 NOTHING = SharedProgram(lambda *arguments: None)
@@ -164,6 +166,22 @@ def test_settings_of_a_method_share_their_programs_and_come_to_what_they_come_to
     for one, other in zip(jax.tree.leaves(alone.params(1)), jax.tree.leaves(shared.params(1)), strict=True):
         np.testing.assert_array_equal(one, other)
     assert alone.report() == shared.report()
+
+
+def test_of_the_data_of_many_runs_those_used_longest_ago_are_let_go(tmp_path, monkeypatch):
+    def known() -> set[str]:
+        gc.collect()
+        return {each.name for each in gc.get_objects() if isinstance(each, Federation)} & set("abc")
+
+    cache = ProgramCache(many=True)
+    for number, (name, expected) in enumerate({"a": "a", "b": "ab", "a again": "ab", "c": "ac"}.items()):
+        data = federation_file(tmp_path / f"{name[0]}.npz")
+        # Room for one beside that in use.
+        rows = [array.nbytes for key, array in np.load(data).items() if key != "client"]
+        monkeypatch.setattr("headstart.training.compilation_cache.MOST_BYTES", 1.5 * sum(rows))
+        plan = replace(small_with(data, hs.FedAvg(1, 0.1, 4), rounds=1), evaluate_every=0, test=False)
+        run_into(plan, tmp_path / str(number), cache=cache)
+        assert known() == set(expected)
 
 
 def test_a_table_of_a_schedule_has_its_learning_rates():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import jax
 
 from headstart.data.cache import cache_root
 from headstart.devices import cores_as_devices
+from headstart.experiment.setup import Prepared
 
 # JAX keeps what takes a second to compile; reading a program back takes some 5 ms.
 LEAST_SECONDS = 0.02
+# Of data other than those in use, which a process keeps for runs to come.
+MOST_BYTES = 2**30
 
 
 def keep_programs() -> None:
@@ -62,20 +66,33 @@ class ProgramCache:
 
     def __init__(self, *, many: bool = False) -> None:
         self.many = many
-        self._made: dict[str, Any] = {}
+        # With the experiment that each was made for; those of the one used last come last.
+        self._made: dict[str, tuple[Prepared, Any]] = {}
 
-    def get(self, key: str, make: Callable[[], Any]) -> Any:
-        """What was made for the key, now or before."""
+    def get(self, key: str, make: Callable[[], Any], prepared: Prepared) -> Any:
+        """What was made for the key, now or before; it is kept as long as the data of `prepared` are."""
         if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+            self._made[key] = prepared, make()
+        return self._made[key][1]
 
-    def renew(self, key: str, make: Callable[[Any], Any]) -> Any:
-        """What is made of what was kept under the key, or of None, and kept in its place."""
-        self._made[key] = make(self._made.get(key))
-        return self._made[key]
+    def prepared(self, key: str, make: Callable[[Prepared | None], Prepared]) -> Prepared:
+        """What is made of what was kept under the key, or of None, and kept in its place; other data have to fit in."""
+        earlier, _ = self._made.get(key, (None, None))
+        prepared = make(earlier)
+        self._made.pop(key, None)
+        self._made[key] = prepared, None
+        self._let_go()
+        return prepared
 
     def make_room(self) -> None:
         """Let everything go if the programs are too many for a process."""
         if crowded():
             self._made.clear()
+
+    def _let_go(self) -> None:
+        """Let go of data that were used longest ago, with all that was made for them, where they are too large."""
+        used = {id(prepared.federation): prepared.federation for prepared, _ in reversed(self._made.values())}
+        newest, *older = used
+        totals = accumulate(used[data].nbytes for data in older)
+        there = {newest, *(data for data, total in zip(older, totals, strict=True) if total <= MOST_BYTES)}
+        self._made = {key: made for key, made in self._made.items() if id(made[0].federation) in there}

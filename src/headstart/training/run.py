@@ -251,7 +251,7 @@ def _prepared(
     if federation is not None or model is not None:
         return given(federation=federation, model=model)
     key = json.dumps(["prepared", dict(decided), *map(to_json, (experiment.data, experiment.model, experiment.task))])
-    return cache.renew(key, lambda earlier: given(earlier=earlier))
+    return cache.prepared(key, lambda earlier: given(earlier=earlier))
 
 
 def _context(
@@ -270,7 +270,7 @@ def _context(
 
     def cached(what: object, make: Callable[[], Any]) -> Any:
         # With what the key means: an id is only unique among things that are there.
-        return cache.get(repr((what, *same)), lambda: (prepared, make()))[1]
+        return cache.get(repr((what, *same)), make, prepared)
 
     def compiled(recipe: Personalization, method: Method) -> Personalizer:
         # Its learning rates are given with every call.
