@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from headstart import FedSGD, Optimizer
+from headstart import FedSGD, Optimizer, Schedule
 from headstart.devices import cores
 from headstart.errors import UserError
+from headstart.experiment.loading import document_of
+from headstart.files import write_json
 from headstart.runs.directory import read_curves
-from headstart.studies.pool import Job, Pool, _Waiting
+from headstart.studies.pool import Job, Pool, Worker, _Waiting
 from headstart.studies.runner import TUNING_SEED, Runs
 from headstart.training.compilation_cache import ProgramCache, crowded
 from headstart.training.run import run_into
@@ -188,6 +192,32 @@ def test_after_runs_that_fail_others_are_done_by_processes_of_their_own(plain, t
             runs.finish({"c": with_server(plain, 0.5)})
         assert not working()
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_in_a_process_of_a_study_comes_to_the_same_bits(plain, tmp_path):
+    """Of Adam on a schedule, by the program that serves every usual server and every schedule."""
+    server = Optimizer("adam", 0.03, {}, Schedule("cosine_decay_schedule", {"decay_steps": 100}))
+    plan = replace(plain, stages=(replace(plain.stages[0], server=server, rounds=100),))
+    whole, stopped = (Job(plan, tmp_path / "plan.json", tmp_path / name / "0") for name in ("whole", "stopped"))
+    write_json(whole.file, document_of(plan))
+    with Worker(cores()) as worker, ThreadPoolExecutor() as threads:
+        # Another kind of server first, whose program it shares.
+        other = Job(with_server(plain, 1.0, momentum=0.9), tmp_path / "other.json", tmp_path / "other" / "0")
+        write_json(other.file, document_of(other.experiment))
+        assert [worker(other), worker(whole)] == ["done", "done"]
+        answer, log = threads.submit(worker, stopped), stopped.results / "metrics.jsonl"
+        while not answer.done() and not (log.exists() and '"round": 10,' in log.read_text()):
+            time.sleep(0.01)
+        worker.process.terminate()
+        assert answer.result() == "interrupted" and not stopped.done
+    with Worker(cores()) as worker:
+        assert worker(stopped) == "done"
+    one, other = (load_file(job.results / "stage-0.safetensors") for job in (whole, stopped))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    # The file of parameters names its run.
+    for name in ("stage-0.npz", "stage-0.json"):
+        assert (stopped.results / name).read_bytes() == (whole.results / name).read_bytes(), name
 
 
 @pytest.mark.slow

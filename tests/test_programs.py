@@ -1,6 +1,7 @@
 """One program per shape of work: settings that differ in numbers alone share what is compiled."""
 
 import gc
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -281,3 +282,25 @@ def test_the_usual_servers_share_a_program_and_come_to_what_they_come_to_alone(u
         )
         for name in one:
             np.testing.assert_allclose(one[name], other[name], rtol=2e-6, atol=1e-7)
+
+
+def test_a_stopped_run_resumes_to_the_same_bits_where_servers_share_a_program(small_data, tmp_path):
+    def stop(record):
+        if record["event"] == "round" and record["round"] == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    server = hs.Optimizer("adam", 0.03, {}, hs.Schedule("cosine_decay_schedule", {"decay_steps": 6}))
+    plan = small_with(small_data, Scaffold(1, 0.1, 4), server=server, rounds=6)
+    cache = ProgramCache(many=True)
+    run_into(plan, tmp_path / "whole", cache=cache)
+    stopped = tmp_path / "stopped"
+    assert not run_into(plan, stopped, on_event=stop, cache=cache)
+    # In another process, everything is compiled again.
+    notes = []
+    assert run_into(
+        plan, stopped, on_event=lambda record: notes.append(record.get("text")), cache=ProgramCache(many=True)
+    )
+    assert "seed 0 resumes after round 3" in notes
+    one, other = (load_file(folder / "seed-0" / "stage-0.safetensors") for folder in (tmp_path / "whole", stopped))
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
