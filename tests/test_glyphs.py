@@ -1,10 +1,13 @@
+import importlib.util
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from headstart.data.federation import split_clients
+from headstart.data.glyphs.atlas import FONTS, _fonts
 from headstart.data.glyphs.draws import bits, normal, streams, uniform
 from headstart.data.glyphs.glyphs import glyphs
 from headstart.data.glyphs.pen import draw
@@ -249,3 +252,10 @@ def test_of_generated_rows_those_are_kept_that_were_used_last(monkeypatch, tmp_p
     for writers in range(1, 8):
         glyphs(writers=writers, examples=2).fetch(np.arange(writers))
     assert len(list(tmp_path.glob("generated/*"))) == 4
+
+
+def test_fonts_that_are_elsewhere_than_matplotlib_are_found(monkeypatch, tmp_path):
+    own = _fonts()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    for folder in (own, _fonts()):
+        assert all((folder / f"{name}.ttf").exists() for name in FONTS)

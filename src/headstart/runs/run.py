@@ -296,6 +296,9 @@ class Run:
     def model(self) -> Model:
         """The model, without parameters; built for the few examples that a run keeps.
 
+        On a CPU its convolutions are replaced, as `as_model` says, whatever the run's `Options.rewrite` was: outputs
+        differ by rounding.
+
         Raises:
             UserError: if it was given in memory and is not at hand, or cannot be built.
         """
