@@ -18,6 +18,7 @@ import headstart as hs
 from headstart.data.device_data import on_device
 from headstart.data.federation import Federation
 from headstart.experiment.setup import prepare
+from headstart.fields import at_least
 from headstart.learning.personalization import client_curves
 from headstart.learning.programs import SharedProgram, numbers_of, template, with_numbers
 from headstart.methods import IFCA, Ditto, Scaffold
@@ -124,6 +125,30 @@ def test_an_error_that_is_no_matter_of_numbers_is_raised():
 
     with pytest.raises(hs.UserError, match="it is refused"):
         SharedProgram(refuse)(Line(1.0, name="it"))
+
+
+def test_an_error_of_a_method_is_told_as_it_is_where_it_depends_on_a_number():
+    def refuse(line):
+        if line.a < 0:
+            raise ValueError(f"a is {line.a}")
+
+    with pytest.raises(ValueError, match=r"a is -1\.5"):
+        SharedProgram(refuse)(Line(-1.5))
+
+
+@dataclass(frozen=True)
+class Unit:
+    precision: float = at_least(0, 3, constant=True)
+
+    def __call__(self, x):
+        unit = 10.0**-self.precision if isinstance(self.precision, int) else self.precision
+        return unit * jnp.round(x / unit)
+
+
+def test_a_field_that_is_declared_a_constant_keeps_its_type():
+    shared = SharedProgram(lambda unit, x: unit(x))
+    found = [float(shared(Unit(precision), 1.234)) for precision in (1, 0.5, 2, 1.0)]
+    np.testing.assert_allclose(found, [1.2, 1.0, 1.23, 1.0], rtol=1e-6)
 
 
 def test_numbers_that_float32_does_not_hold_stay_as_they_are():

@@ -92,19 +92,27 @@ class SharedProgram:
         return self._programs[key], traced
 
     def _refused(self, settings: Any, numbers: Numbers, arguments: tuple[Any, ...]) -> frozenset[Path]:
-        """The numbers that cannot be traced, each tried alone; none where that is not what is wrong."""
+        """The numbers that cannot be traced, each tried alone; none where that is not what is wrong.
+
+        Raises:
+            Exception: what is raised for the numbers as they are, too, which says more than that of traced ones.
+        """
+
+        def trace(numbers: Numbers) -> None:
+            jax.eval_shape(
+                lambda given, *rest: self._function(with_numbers(settings, given), *rest), numbers, *arguments
+            )
 
         def traces(numbers: Numbers) -> bool:
             try:
-                jax.eval_shape(
-                    lambda given, *rest: self._function(with_numbers(settings, given), *rest), numbers, *arguments
-                )
+                trace(numbers)
             except Exception:  # whatever a user's code raises
                 return False
             return True
 
-        if traces(numbers) or not traces({}):
+        if traces(numbers):
             return frozenset()
+        trace({})
         alone = frozenset(path for path, number in numbers.items() if not traces({path: number}))
         return (
             alone
