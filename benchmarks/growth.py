@@ -14,6 +14,11 @@ client; processor seconds per round, over the same rounds; the process's peak re
 the process to that of its first round (reading, splitting, placing); and those of the first round, which compiles. With
 --repetitions, rows are medians over that many processes, taken in turn.
 
+The line `shards` trains on a folder of Parquet files, 1.9 GB of pictures of 24,000 clients with 100 each, once with all
+rows on the devices, and once with a tenth of that for them (`device_bytes`); there, the system forgets after the first
+round what it has of the rows in memory. The files are written, and read for the first time, by a process of its own,
+whose peak is printed. `grown MB` is by how much the memory in use grew from the first to the last round that counts.
+
 --out draws the curves; --from draws and prints those of earlier --json. --arithmetic trains nothing: it prints what
 a model costs by count, and the temporary memory of a compiled round with one and with two lanes.
 """
@@ -22,16 +27,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import growth_shards
 import h5py
 import numpy as np
 from growth_models import EXAMPLES, MODELS
@@ -56,11 +64,14 @@ class Point:
     cohort: int = 20
     model: str = "cnn"
     epochs: int = 1
+    resident: bool = True
 
     @property
     def name(self) -> str:
         """The line and the value on it."""
-        value = {"cohort": self.cohort, "model": self.model, "epochs": self.epochs}.get(self.line, self.clients)
+        where = f"{self.model}-{'resident' if self.resident else 'streamed'}"
+        values = {"cohort": self.cohort, "model": self.model, "epochs": self.epochs, "shards": where}
+        value = values.get(self.line, self.clients)
         return f"{self.line}-{value}"
 
 
@@ -70,6 +81,11 @@ POINTS = (
     *(Point("cohort", cohort=n, clients=2000) for n in (10, 30, 100, 300, 1000)),
     *(Point("model", model=name) for name in MODELS),
     *(Point("epochs", epochs=n) for n in (1, 2, 5, 10)),
+    *(
+        Point("shards", clients=growth_shards.CLIENTS, model=name, resident=resident)
+        for name in ("mlp", "cnn")
+        for resident in (True, False)
+    ),
 )
 
 
@@ -97,6 +113,20 @@ def main() -> None:
 def _measure_all(given: argparse.Namespace) -> list[Row]:
     points = [p for p in POINTS if not given.points or any(_asked(p, name) for name in given.points)]
     todo, rows = points * given.repetitions, []
+    with tempfile.TemporaryDirectory() as folder:
+        if any(point.line == "shards" for point in points):
+            _make_shards(Path(folder))
+        return _measure_each(todo, rows, given)
+
+
+def _make_shards(folder: Path) -> None:
+    """Write the shards, and have a first process read them; what it keeps of them is there for the points."""
+    os.environ.update(HEADSTART_CACHE=str(folder / "cache"), HEADSTART_SHARDS=str(folder / "shards"))
+    for _ in range(2):
+        subprocess.run([sys.executable, growth_shards.__file__, str(folder / "shards")], check=True)
+
+
+def _measure_each(todo: Sequence[Point], rows: list[Row], given: argparse.Namespace) -> list[Row]:
     for number, point in enumerate(todo, 1):
         print(f"{number} of {len(todo)}: {point.name}", file=sys.stderr, flush=True)
         row = _in_own_process(point, given.seconds)
@@ -127,11 +157,12 @@ class Enough(Exception):  # noqa: N818 (it is no error)
 class Watch:
     """Hears every round of a run, and ends it when there are enough."""
 
-    def __init__(self, seconds: float) -> None:
-        self.patience = seconds
+    def __init__(self, seconds: float, *, forget: bool = False) -> None:
+        self.patience, self.forget = seconds, forget
         self.rounds: list[float] = []
         self.heard: list[float] = []
         self.processor: list[float] = []
+        self.memory: list[int] = []
 
     def __call__(self, record: Row) -> None:
         """Note a round."""
@@ -140,6 +171,9 @@ class Watch:
         self.rounds.append(record["seconds"])
         self.heard.append(_age())
         self.processor.append(time.process_time())
+        self.memory.append(_memory("VmRSS"))
+        if self.forget and len(self.rounds) == 1:
+            growth_shards.forget()
         if len(self.rounds) >= _LEAST_ROUNDS and self.heard[-1] - self.heard[0] >= self.patience:
             raise Enough
 
@@ -152,18 +186,22 @@ class Watch:
             "processor_seconds": (self.processor[-1] - self.processor[half - 1]) / (len(self.rounds) - half),
             "start_seconds": self.heard[0] - self.rounds[0],
             "first_seconds": self.rounds[0],
-            "peak_bytes": _peak_bytes(),
+            "peak_bytes": _memory("VmHWM"),
+            "grown_bytes": self.memory[-1] - self.memory[half - 1],
         }
 
 
 def measured(point: Point, seconds: float) -> Row:
     """Train a point in this process."""
     cores_as_devices()
-    watch = Watch(seconds)
+    watch = Watch(seconds, forget=not point.resident)
+    options = Options(checkpoint_seconds=1e9)
+    if point.line == "shards":
+        options = replace(options, device_bytes=2**34 if point.resident else growth_shards.LIMIT)
     with tempfile.TemporaryDirectory() as folder:
         experiment = _experiment(point, Path(folder))
         with suppress(Enough):
-            run(experiment, Path(folder) / "run", options=Options(checkpoint_seconds=1e9), on_event=watch)
+            run(experiment, Path(folder) / "run", options=options, on_event=watch)
     row = {"name": point.name, **asdict(point), **watch.row()}
     return {**row, "seconds_per_client": row["seconds"] / point.cohort}
 
@@ -174,6 +212,8 @@ def _experiment(point: Point, folder: Path) -> Experiment:
     stage = Stage("FedAvg", FedAvg(point.epochs, 0.02, 10 if text else 20), Optimizer("sgd", 1.0), 10**6, point.cohort)
     if text:
         data = Data(str(_text(folder / "text.h5", point.clients)), {}, point.clients - 20, 10)
+    elif point.line == "shards":
+        data = Data(os.environ["HEADSTART_SHARDS"], {}, point.clients - 20, 10)
     else:
         options = {"writers": point.clients, "examples": EXAMPLES + 1, "test_fraction": 0.0}
         data = Data("glyphs", options, point.clients - 20, 10)
@@ -197,9 +237,10 @@ def _age() -> float:
     return float(Path("/proc/uptime").read_text().split()[0]) - ticks / 100
 
 
-def _peak_bytes() -> int:
+def _memory(name: str) -> int:
+    """Bytes of memory: `VmHWM` is the most that this process has had, `VmRSS` what it has now."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def _summary(row: Row) -> str:

@@ -37,7 +37,7 @@ def medians(rows: Sequence[Row]) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text."""
-    heads = "seconds/round", "ms/client", "CPU s/round", "peak MB", "start s", "first s"
+    heads = "seconds/round", "ms/client", "CPU s/round", "peak MB", "grown MB", "start s", "first s"
     lines = [f"{'':20}" + "".join(f"{head:>14}" for head in heads)]
     for row in rows:
         numbers = (
@@ -45,6 +45,7 @@ def table(rows: Sequence[Row]) -> str:
             f"{1e3 * row['seconds_per_client']:.2f}",
             f"{row['processor_seconds']:.4f}",
             f"{row['peak_bytes'] / 1e6:.0f}",
+            f"{row.get('grown_bytes', 0) / 1e6:.0f}",
             f"{row['start_seconds']:.1f}",
             f"{row['first_seconds']:.1f}",
         )

@@ -152,7 +152,7 @@ def test_a_full_disk_leaves_nothing_behind(source, root, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(cache, "save", full)
     assert cache.cached([source], {}, Builder()).x.tolist() == [[1, 1]] * 3
     assert folders(root) == []
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import platformdirs
 
+from headstart.data.mapped import save
 from headstart.data.readers.rows import Rows
 from headstart.files import TEMPORARY, is_temporary, sha256_of
 
@@ -29,7 +30,7 @@ from headstart.files import TEMPORARY, is_temporary, sha256_of
 READER_VERSION = 6
 _ARRAYS = ("x", "y", "sizes")
 _DAY = 86400
-# Of a source up to this size the digest is of all of it, and of a larger one of this many pieces of a mebibyte.
+# Of a file up to this size the digest is of all of it, and of a larger one of this many pieces of a mebibyte.
 _HASHED_WHOLE, _PIECES = 2**30, 256
 
 
@@ -101,14 +102,21 @@ def _generated(what: Sequence[Any]) -> Path:
 def _stamp(file: Path) -> list[Any]:
     """What a source is known by: a file that is replaced keeps, at most, its size and the time of its last change."""
     known = file.stat()
-    if known.st_size <= _HASHED_WHOLE:
-        return [known.st_size, known.st_mtime_ns, sha256_of(file)]
+    times = [known.st_size, known.st_mtime_ns]
+    return [*times, *([] if known.st_size <= _HASHED_WHOLE else [known.st_ctime_ns, known.st_ino]), _digest(file)]
+
+
+def _digest(file: Path) -> str:
+    """The digest of a file; of a large one, of pieces all over it."""
+    size = file.stat().st_size
+    if size <= _HASHED_WHOLE:
+        return sha256_of(file)
     digest = hashlib.sha256()
     with file.open("rb") as content:
         for piece in range(_PIECES):
-            content.seek(piece * (known.st_size - 2**20) // (_PIECES - 1))
+            content.seek(piece * (size - 2**20) // (_PIECES - 1))
             digest.update(content.read(2**20))
-    return [known.st_size, known.st_mtime_ns, known.st_ctime_ns, known.st_ino, digest.hexdigest()]
+    return digest.hexdigest()
 
 
 def _open(folder: Path, stamp: list[list[Any]]) -> Rows | None:
@@ -117,7 +125,7 @@ def _open(folder: Path, stamp: list[list[Any]]) -> Rows | None:
         sealed = meta.pop("sha256")
         if sealed != _seal(meta) or meta["stamp"] != stamp:
             return None
-        if meta["digests"] != {name: sha256_of(folder / f"{name}.npy") for name in _ARRAYS}:
+        if meta["digests"] != {name: _digest(folder / f"{name}.npy") for name in _ARRAYS}:
             return None
         x, y, sizes = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -140,10 +148,10 @@ def _write(folder: Path, rows: Rows, stamp: list[list[Any]]) -> bool:
         return False
     try:
         for name in _ARRAYS:
-            np.save(building / f"{name}.npy", getattr(rows, name), allow_pickle=False)
+            save(building / f"{name}.npy", getattr(rows, name))
         meta = {
             "stamp": stamp,
-            "digests": {name: sha256_of(building / f"{name}.npy") for name in _ARRAYS},
+            "digests": {name: _digest(building / f"{name}.npy") for name in _ARRAYS},
             "own_split": rows.has_predefined_split,
             "facts": rows.metadata,
             "ids": list(rows.ids),

@@ -6,8 +6,9 @@ federation that fits is one block for good; of a larger one each gather brings t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -102,8 +103,9 @@ class Gather:
         starts[mine >= 0] = starts_of(self.federation, present)
 
         def fill(leaf: np.ndarray) -> np.ndarray:
-            rows = leaf[: counts[process]]
-            return np.concatenate([rows, np.zeros((capacity - len(rows), *leaf.shape[1:]), leaf.dtype)])
+            filled = _zeros((capacity, *leaf.shape[1:]), leaf.dtype)
+            filled[: counts[process]] = leaf[: counts[process]]
+            return filled
 
         # A process without clients needs to know what rows look like, too: from those of another.
         fetched = self.federation.fetch(present if len(present) else clients[clients >= 0][:1])
@@ -179,11 +181,17 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     """The array where a CPU's devices can read it in place: then all of them share one copy."""
     if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous:
         return array
-    buffer = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy = _zeros(array.shape, array.dtype)
     copy[...] = array
     return copy
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Zeros that begin at a multiple of `ALIGNMENT`; the system makes them as they are touched."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + size].view(dtype).reshape(shape)
 
 
 def _part_of(

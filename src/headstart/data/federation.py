@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from headstart.data import mapped
 from headstart.data.checks import check_rows, checked_ids, checked_sizes, real, whole
 from headstart.errors import UserError
 
@@ -269,13 +270,16 @@ def of_rows(
     def fetch(clients: np.ndarray) -> tuple[Tree, Tree]:
         pieces = [slice(starts[i], ends[i]) for i in clients]
         contiguous = all(a.stop == b.start for a, b in pairwise(pieces))
+        rows = sum(piece.stop - piece.start for piece in pieces)
 
         def take(leaf: np.ndarray) -> np.ndarray:
             if not pieces:
                 return leaf[:0]
-            if contiguous:
+            is_large = leaf.nbytes >= mapped.LARGE and mapped.is_mapped(leaf)
+            # A view of a part of a large file would keep in memory whatever was read of it.
+            if contiguous and (rows == len(leaf) or not is_large):
                 return leaf[pieces[0].start : pieces[-1].stop]
-            return np.concatenate([leaf[piece] for piece in pieces])
+            return mapped.stretches(leaf, pieces) if is_large else np.concatenate([leaf[piece] for piece in pieces])
 
         return jax.tree.map(take, x), jax.tree.map(take, y)
 

@@ -18,7 +18,7 @@ from headstart.data.device_data import on_device
 from headstart.data.duplicates import data_notes
 from headstart.data.federation import Federation, Tree
 from headstart.data.load import NAMES
-from headstart.devices import all_devices
+from headstart.devices import all_devices, release_after_compiling
 from headstart.errors import UserError
 from headstart.experiment.choice import Candidate, described, with_choice
 from headstart.experiment.experiment import Experiment, ModelSpec
@@ -148,6 +148,7 @@ def run_into(
     cache: what an earlier run of this process has left.
     """
     check_arguments(experiment, federation, seeds, options)
+    release_after_compiling()
     cache, mesh = cache or ProgramCache(), all_devices(options.devices)
     cache.make_room()
     prepared = _prepared(experiment, allowed_modules, cache, federation, model, _decided_before(out))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, cast
 
 import numpy as np
 
+from headstart.data import mapped
 from headstart.data.readers.limits import TEXT, allowance, refuse_larger
 from headstart.data.readers.picture_files import pixels_of, stacked
 from headstart.data.readers.rows import listed
@@ -23,15 +25,51 @@ _MOST_COLUMNS = 1 << 16
 # What pandas and R name the column of row numbers that they write beside the data.
 _NUMBERING = re.compile(r"\s*|Unnamed: \d+(\.\d+)?|__index_level_\d+__")
 _COUNTERS = ("index", "level_0")
+# Rows of a large column that are read at a time; to how much, at most, the files of pictures in it commonly unpack.
+_ROWS_AT_ONCE, _PACKED = 1 << 13, 8
 # How files of pictures begin: PNG, JPEG, GIF, WebP.
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 
 
-def read_parquet(path: Path) -> tuple[Columns, list[str]]:
+def large_columns(paths: Sequence[Path]) -> list[str]:
+    """The columns of lists or of pictures that had better not be in memory, of Parquet files that are one table."""
+    from pyarrow import parquet
+
+    sizes: dict[str, int] = {}
+    for path in paths:
+        with parquet.ParquetFile(path) as file:
+            fields = {field.name: field.type for field in file.schema_arrow if "." not in field.name}
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            for chunk in (group.column(i) for group in groups for i in range(group.num_columns)):
+                name = chunk.path_in_schema.partition(".")[0]
+                if name in fields and (each := _unpacked_bytes(fields[name])):
+                    packed = 0 if _is_list(fields[name]) else chunk.total_uncompressed_size
+                    sizes[name] = sizes.get(name, 0) + each * (packed or chunk.num_values)
+    return [name for name, size in sizes.items() if size >= mapped.LARGE]
+
+
+def _unpacked_bytes(kind: Any) -> int:
+    """The bytes of a number in lists, or of what a byte of a picture's file about unpacks to; 0 of other columns."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return _PACKED if kind.get_field_index("bytes") >= 0 else 0
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return _PACKED
+    leaf = kind
+    while _is_list(leaf):
+        leaf = leaf.value_type
+    return max(1, leaf.bit_width // 8) if leaf is not kind and types.is_primitive(leaf) else 0
+
+
+def read_parquet(path: Path, apart: Mapping[str, mapped.Scratch] = MappingProxyType({})) -> tuple[Columns, list[str]]:
     """The columns, and the names of those that are an index.
+
+    apart: columns whose rows are appended to these; in what is returned, an array without content has their place.
 
     Raises:
         UserError: if they are larger than the file may unpack to, or two have one name.
+        UnlikeRowsError: if the rows of a column apart are no numbers of one type and shape.
     """
     from pyarrow import parquet
 
@@ -45,9 +83,35 @@ def read_parquet(path: Path) -> tuple[Columns, list[str]]:
         # Texts that are repeated stay one text each, however often they are.
         texts = [column.path for column in file.schema if column.physical_type == "BYTE_ARRAY"]
         texts = [name for name in texts if name in file.schema_arrow.names]
+        names = file.schema_arrow.names
     with parquet.ParquetFile(path, read_dictionary=texts) as file:
-        table = file.read()
-    return columns_of(table, str(path), most)
+        table = file.read([name for name in names if name not in apart] if apart else None)
+    columns, numbering = columns_of(table, str(path), most)
+    if not apart:
+        return columns, numbering
+    columns |= {name: _append(path, name, scratch, most) for name, scratch in apart.items() if name in names}
+    return {name: columns[name] for name in names if name in columns}, numbering
+
+
+def _append(path: Path, name: str, scratch: mapped.Scratch, most: float) -> np.ndarray:
+    """Append the rows of a column, some at a time; returns an array of their type and shape without content."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows, before = 0, scratch.nbytes
+    with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[name]):
+            column = pa.chunked_array([batch.column(0)])
+            pictures = _encoded_pictures(column)
+            values = _to_numpy(column) if pictures is None else _pixels(str(path), name, pictures, most, rows)
+            if values.ndim < 2 or values.dtype.kind not in "biuf":
+                raise _unlike(path, name)
+            scratch.append(values)
+            rows += len(values)
+            refuse_larger(path, scratch.nbytes - before, most)
+    if not rows:
+        raise _unlike(path, name)
+    return np.broadcast_to(np.zeros((), values.dtype), (rows, *values.shape[1:]))
 
 
 def columns_of(table: Any, path: str, most: float = math.inf) -> tuple[Columns, list[str]]:
@@ -101,6 +165,10 @@ def read_csv(path: Path, client: str) -> tuple[Columns, list[str]]:
             convert_options=csv.ConvertOptions(column_types={client: pa.string()}),
         )
     return columns_of(table, str(path))
+
+
+def _unlike(path: Path, name: str) -> mapped.UnlikeRowsError:
+    return mapped.UnlikeRowsError(f"{path} has rows in column {name!r} that are not numbers of one shape; mend them")
 
 
 def _refuse_names(path: Path | str, names: Sequence[str]) -> None:
@@ -165,12 +233,12 @@ def _encoded_pictures(column: Any) -> Any:
     return column if first and first.startswith(_PICTURES) else None
 
 
-def _pixels(path: str, name: str, column: Any, most: float) -> np.ndarray:
-    """The pictures of a column, uint8 `[rows, height, width, channels]`."""
+def _pixels(path: str, name: str, column: Any, most: float, first: int = 0) -> np.ndarray:
+    """The pictures of a column, uint8 `[rows, height, width, channels]`; first: how many rows lie before them."""
 
     def decoded() -> Iterator[tuple[str, np.ndarray]]:
-        for row, content in enumerate(column):
-            where = f"{path}, column {name!r}, row {row + 1},"
+        for row, content in enumerate(column, first + 1):
+            where = f"{path}, column {name!r}, row {row},"
             if content.as_py() is None:
                 raise UserError(f"{where} holds no picture, or the name of a file in its place; write the pictures in")
             yield where, pixels_of(Path(where), content.as_py())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from headstart.data.mapped import pieces
 from headstart.data.readers import meaning
 from headstart.data.readers.rows import as_flag, listed
 from headstart.errors import UserError
@@ -118,7 +119,7 @@ def numbers(path: str, name: str, values: np.ndarray, owners: Sequence[str], *, 
             f"{path} has no numbers in column {name!r}; {what} are numbers{meaning.comma_hint(values)}, so leave it out"
             " or encode it"
         )
-    wrong = missing(values) if flags else ~_is_finite(values)
+    wrong = missing(values) if flags else ~np.concatenate([_is_finite(piece) for piece in pieces(values)])
     if wrong.any():
         row = int(np.argmax(wrong))
         found = "a missing, NaN or infinite value"
@@ -133,5 +134,7 @@ def numbers(path: str, name: str, values: np.ndarray, owners: Sequence[str], *, 
 
 def _is_finite(values: np.ndarray, kind: Any = np.float32) -> np.ndarray:
     """Which rows hold finite numbers, also as float32: bool `[rows]`."""
+    if values.dtype.kind in "biu":
+        return np.ones(len(values), bool)
     with np.errstate(over="ignore"):
         return np.all(np.isfinite(values.astype(kind, copy=False)).reshape(len(values), -1), axis=1)

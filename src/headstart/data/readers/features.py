@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from headstart.data.mapped import extent, rowwise
 from headstart.data.readers import images, meaning
 from headstart.data.readers.columns import Columns, no_column, numbers, single, with_parts
 from headstart.data.readers.encoding import Encoded, Kind, encode, odd_among_numbers
@@ -62,7 +63,7 @@ def features_of(
     if len(arrays) == 1 and (image := _as_image(arrays[0], owners, invert)) is not None:
         return image[0], image[1] | about
     if len(arrays) == 1 and arrays[0].ndim > 1:
-        x = arrays[0].astype(np.float32)
+        x = rowwise(lambda rows: rows.astype(np.float32), arrays[0])
     else:
         x = np.concatenate([array.reshape(len(array), -1).astype(np.float32) for array in arrays], axis=1)
     return x, {"kind": "features", "features": list(names)} | about
@@ -117,13 +118,14 @@ def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[n
     if not character:
         return x, {"kind": "image", "inverted": False}
     inverted = as_flag("inverted", False if invert is None else invert)
-    if not pixels and x.min(initial=0) >= 0 and x.max(initial=0) <= 1:
-        x, pixels = images.to_uint8(x, owners), True
+    if not pixels and x.size and extent(x)[0] >= 0 and extent(x)[1] <= 1:
+        x, pixels = rowwise(lambda rows: images.to_uint8(rows, owners), x), True
     if inverted and not pixels:
         raise UserError(
             f"inverted=true inverts pixels from 0 to 255 or from 0 to 1, and these go from {x.min():g} to {x.max():g};"
             " invert them in the file"
         )
-    x = (255 - x if inverted else x) if pixels else x.astype(np.float32)
+    if inverted or not pixels:
+        x = rowwise(lambda rows: 255 - rows if inverted else rows.astype(np.float32), x)
     level = images.level(x)
     return x, {"kind": "image", "inverted": inverted} | ({} if level is None else {"background": level})

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from headstart.data.mapped import extent, pieces, rowwise
 from headstart.data.readers.rows import Chunk, Rows, assemble
 from headstart.errors import UserError
 
@@ -95,8 +96,10 @@ def level(x: np.ndarray) -> int | None:
     """
     if x.dtype == np.uint8:
         return background(x)
-    least, most = np.float64(x.min(initial=np.inf)), np.float64(x.max(initial=-np.inf))
-    return background(((x - least) * (255 / (most - least)) + 0.5).astype(np.uint8)) if most > least else None
+    least, most = map(np.float64, extent(x) if x.size else (0, 0))
+    if not most > least:
+        return None
+    return background(rowwise(lambda rows: ((rows - least) * (255 / (most - least)) + 0.5).astype(np.uint8), x))
 
 
 def background(x: np.ndarray) -> int:
@@ -104,6 +107,7 @@ def background(x: np.ndarray) -> int:
     border = np.ones(x.shape[1:3], bool)
     border[1:-1, 1:-1] = False
     counts = np.zeros(256, np.int64)
-    for start in range(0, len(x), 8192):
-        counts += np.bincount(x[start : start + 8192][:, border].ravel(), minlength=256)
+    for piece in pieces(x):
+        for start in range(0, len(piece), 8192):
+            counts += np.bincount(piece[start : start + 8192][:, border].ravel(), minlength=256)
     return int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))

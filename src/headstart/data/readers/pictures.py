@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from headstart.data.mapped import extent, pieces, rowwise
 from headstart.data.readers.images import SIDE
 
 _CHANNELS = (1, 3, 4)
@@ -21,17 +22,17 @@ def as_pictures(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
         notes.append(
             f"pictures of {'x'.join(map(str, values.shape[1:]))} have their channels first; they were put last"
         )
-        values = np.ascontiguousarray(np.moveaxis(values, 1, -1))
-    flags = values.ndim > 2 and values.dtype == np.uint8 and values.max(initial=0) == 1
+        values = rowwise(lambda rows: np.ascontiguousarray(np.moveaxis(rows, 1, -1)), values)
+    flags = values.ndim > 2 and values.dtype == np.uint8 and values.size > 0 and extent(values)[1] == 1
     if flags:
         notes.append("pixels are 0 and 1, and were taken for black and white")
-        return values * np.uint8(255), notes
+        return rowwise(lambda rows: rows * np.uint8(255), values), notes
     if not _pictorial(values.shape[1:]) or not values.size or values.dtype == np.uint8:
         return values, notes
-    least, most = values.min(), values.max()
+    least, most = extent(values)
     if least >= 0 and 1 < most <= 255 and (most > 127 or _channels_or_character(values.shape[1:])) and _whole(values):
         notes.append(f"{values.dtype} numbers from {least:.0f} to {most:.0f} were taken for pixels")
-        values = values.astype(np.uint8)
+        values = rowwise(lambda rows: rows.astype(np.uint8), values)
     return values, notes
 
 
@@ -58,4 +59,4 @@ def _channels_or_character(shape: tuple[int, ...]) -> bool:
 
 
 def _whole(values: np.ndarray) -> bool:
-    return values.dtype.kind in "iu" or bool((values == np.trunc(values)).all())
+    return values.dtype.kind in "iu" or all((piece == np.trunc(piece)).all() for piece in pieces(values))

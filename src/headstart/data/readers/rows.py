@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from headstart.data.mapped import taken
 from headstart.errors import UserError
 
 
@@ -83,7 +84,7 @@ def arrange(
     sizes = np.bincount(slot, minlength=2 * len(ids)).reshape(-1, 2)
     if (np.diff(slot) < 0).any():
         order = np.argsort(slot, kind="stable")
-        x, y = x[order], y[order]
+        x, y = taken(x, order), taken(y, order)
     return Rows([ids[i] for i in by_id], sizes, x, y, has_predefined_split, metadata)
 
 

@@ -201,7 +201,7 @@ def open_database(path: Path) -> Iterator[sqlite3.Connection]:
 
     Of a hostile one, no query takes longer than one that reads every byte of it several times.
     """
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=_roomy_folder(), ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=roomy_folder(), ignore_cleanup_errors=True) as folder:
         plain = path
         if is_packed(path):
             plain = Path(folder) / "data.sqlite"
@@ -248,7 +248,7 @@ def _size(database: sqlite3.Connection) -> int:
     return pages * each
 
 
-def _roomy_folder() -> Path | None:
+def roomy_folder() -> Path | None:
     """Unpacked files are large: rather beside the cache than in a temporary folder, which may be in memory."""
     folder = cache_root() / "rows"
     try:

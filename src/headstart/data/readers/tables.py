@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -10,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headstart.data.decided import class_labels
+from headstart.data.mapped import Scratch, UnlikeRowsError
 from headstart.data.preprocessing import of_metadata
 from headstart.data.readers import meaning
-from headstart.data.readers.arrow import read_csv, read_parquet
+from headstart.data.readers.arrow import large_columns, read_csv, read_parquet
 from headstart.data.readers.columns import (
     Columns,
     for_regression,
@@ -84,9 +86,9 @@ def table_of(sources: Sources, form: str, options: Mapping[str, Any]) -> Table:
     accept(options, COLUMN_OPTIONS + _PARTITION_OPTIONS, f"{path} ({form})")
     if pair and (split := options.get("split")):
         raise UserError(f"{path} are a pair, so split={split} does not fit; leave it out, or put one of them elsewhere")
-    tables, numberings = zip(*(_read(file, form, options) for file in sources.files), strict=True)
+    (tables, numberings), apart = _read_all(sources, form, options)
     numbering = set().union(*numberings)
-    columns = _stack(sources.files, tables, numbering)
+    columns = _stack(sources.files, tables, numbering, apart)
     lengths = [len(next(iter(table.values()))) for table in tables]
     columns, notes = clients_by_file(sources, lengths, columns, options)
     of_test = np.repeat([file in sources.test for file in sources.files], lengths) if pair else None
@@ -269,16 +271,35 @@ def _decided_kinds(decided: Mapping[str, Any]) -> dict[str, Kind]:
     return {column.name: column.kind for column in preprocessing.columns} if preprocessing else {}
 
 
-def _read(path: Path, form: str, options: Mapping[str, Any]) -> tuple[Columns, list[str]]:
-    """The columns of a file, and the names of those that only number its rows."""
+def _read_all(sources: Sources, form: str, options: Mapping[str, Any]) -> tuple[Any, Mapping[str, np.ndarray]]:
+    """The columns of each file and what only numbers its rows, as two tuples; and large columns, of all files."""
+    with reading(sources.path):
+        names = large_columns(sources.files) if form == "parquet" else []
+    with ExitStack() as stack, suppress(UnlikeRowsError):
+        apart = {name: stack.enter_context(Scratch()) for name in names}
+        read = tuple(zip(*(_read(file, form, options, apart) for file in sources.files), strict=True))
+        return read, {name: scratch.array() for name, scratch in apart.items()}
+    # Together, they may yet be columns; or what they are is said of them.
+    return tuple(zip(*(_read(file, form, options) for file in sources.files), strict=True)), {}
+
+
+def _read(
+    path: Path, form: str, options: Mapping[str, Any], apart: Mapping[str, Scratch] = MappingProxyType({})
+) -> tuple[Columns, list[str]]:
+    """The columns of a file, and the names of those that only number its rows; apart: as of `read_parquet`."""
     with reading(path):
         if form == "npz":
             return read_npz(path), []
-        return read_parquet(path) if form == "parquet" else read_csv(path, str(options.get("client", "client")))
+        return read_parquet(path, apart) if form == "parquet" else read_csv(path, str(options.get("client", "client")))
 
 
-def _stack(files: Sequence[Path], tables: Sequence[Columns], numbering: set[str]) -> Columns:
-    """The rows of several files, one after the other; a column that numbers rows may be in one of them alone."""
+def _stack(
+    files: Sequence[Path], tables: Sequence[Columns], numbering: set[str], apart: Mapping[str, np.ndarray]
+) -> Columns:
+    """The rows of several files, one after the other; a column that numbers rows may be in one of them alone.
+
+    apart: columns of all files, which they do not hold themselves.
+    """
     tables = _with_empty_columns_alike(tables)
     first = tables[0]
     for file, table in zip(files[1:], tables[1:], strict=True):
@@ -290,7 +311,11 @@ def _stack(files: Sequence[Path], tables: Sequence[Columns], numbering: set[str]
                 f" {other[0]!r}; give both the same columns, or put one of them elsewhere"
             )
     common = [name for name in first if all(_kind(first[name]) == _kind(table.get(name)) for table in tables)]
-    return {name: np.concatenate([table[name] for table in tables]) for name in common} if len(files) > 1 else first
+    if len(files) == 1:
+        return {**first, **apart}
+    return {
+        name: apart[name] if name in apart else np.concatenate([table[name] for table in tables]) for name in common
+    }
 
 
 def _with_empty_columns_alike(tables: Sequence[Columns]) -> list[Columns]:

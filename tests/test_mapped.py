@@ -1,0 +1,174 @@
+"""Columns of pictures that are larger than memory should hold: read some rows at a time, with the same result."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import mmap
+import tracemalloc
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+import headstart as hs
+from headstart.data import mapped
+from headstart.data.cache import cached
+from headstart.data.federation import of_rows
+from headstart.data.fingerprint import fingerprint
+from headstart.data.readers import arrow
+from headstart.data.readers.sources import find
+from headstart.data.readers.tables import read_table
+from headstart.devices import release_after_compiling
+from headstart.errors import UserError
+
+SHARDS, ROWS, CLIENTS = 3, 40, 7
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+
+
+def made_large(monkeypatch, size=1000):
+    """Arrays of this many bytes or more are large, and five pictures are a piece."""
+    monkeypatch.setattr(mapped, "LARGE", size)
+    monkeypatch.setattr(mapped, "PIECE", 5 * 28 * 28)
+
+
+def pictures(count, seed=0):
+    """uint8 `[count, 28, 28]` with a light background."""
+    drawn = np.random.default_rng(seed).integers(0, 256, (count, 28, 28), np.uint8)
+    drawn[:, [0, -1]], drawn[:, :, [0, -1]] = 255, 255
+    return drawn
+
+
+def png(picture):
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "PNG")
+    return content.getvalue()
+
+
+FORMS = {
+    "bytes": lambda x: pa.array(x.tolist(), pa.list_(pa.list_(pa.uint8(), 28), 28)),
+    "whole numbers": lambda x: pa.array(x.astype(np.int64).tolist()),
+    "shares": lambda x: pa.array((x / 255).tolist()),
+    "channels first": lambda x: pa.array(np.stack([x] * 3, axis=1).tolist(), pa.list_(pa.list_(pa.list_(pa.uint8())))),
+    "levels": lambda x: pa.array((x.astype(np.float64) - 100.5).tolist()),
+    "files": lambda x: pa.array([png(each) for each in x], pa.binary()),
+    "files of the hub": lambda x: pa.array([{"bytes": png(each), "path": None} for each in x]),
+    "black and white": lambda x: pa.array((x > 99).astype(np.uint8).tolist(), pa.list_(pa.list_(pa.uint8()))),
+    "vectors": lambda x: pa.array(x.reshape(len(x), -1).astype(np.float32).tolist()),
+}
+
+
+def write_shards(folder, form="bytes", rows=ROWS):
+    folder.mkdir(exist_ok=True)
+    for shard in range(SHARDS):
+        owners = [f"client{i % CLIENTS}" for i in range(rows)]
+        table = {"client": owners, "x": FORMS[form](pictures(rows, shard)), "y": [i % 3 for i in range(rows)]}
+        parquet.write_table(pa.table(table), folder / f"part-{shard}.parquet", row_group_size=11)
+    return folder
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_large_shards_are_read_as_small_ones_are(form, tmp_path, monkeypatch):
+    folder, options = write_shards(tmp_path / "shards", form), {"raw": "true"} if form == "vectors" else {}
+    whole = hs.load(folder, **options)
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "another"))
+    made_large(monkeypatch)
+    large = hs.load(folder, **options)
+    assert fingerprint(large) == fingerprint(whole)
+    assert large.metadata == whole.metadata
+    for cohort in ([4], [2, 3], [5, 0, 6], list(range(CLIENTS))):
+        for mine, theirs in zip(large.fetch(np.array(cohort)), whole.fetch(np.array(cohort)), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_one_large_file_is_read_as_a_small_one_is(tmp_path, monkeypatch):
+    path = write_shards(tmp_path / "shards") / "part-0.parquet"
+    path = path.rename(tmp_path / "own.parquet")
+    whole = fingerprint(hs.load(path, inverted="true"))
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "another"))
+    made_large(monkeypatch)
+    assert fingerprint(hs.load(path, inverted="true")) == whole
+
+
+def test_memory_does_not_grow_with_large_shards(tmp_path, monkeypatch):
+    shards = find(write_shards(tmp_path / "shards", rows=1500))
+    made_large(monkeypatch)
+    monkeypatch.setattr(arrow, "_ROWS_AT_ONCE", 20)
+    hs.load(write_shards(tmp_path / "others"))  # so that nothing is imported below
+    tracemalloc.start()
+    try:
+        rows = cached(shards.files, {}, lambda: read_table(shards, "parquet", {}))
+        federation = of_rows("shards", *rows[:4])
+        for client in range(CLIENTS):
+            federation.fetch(np.array([client]))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert rows.x.nbytes == SHARDS * 1500 * 28 * 28
+    assert most < rows.x.nbytes / 3
+
+
+def test_rows_of_a_large_array_are_copies(monkeypatch, tmp_path):
+    made_large(monkeypatch)
+    federation = hs.load(write_shards(tmp_path / "shards"))
+    x = federation.fetch(np.array([1, 2]))[0]
+    while isinstance(x, np.ndarray):
+        assert not isinstance(x.base, mmap.mmap)
+        x = x.base
+
+
+def test_a_shard_that_changes_is_read_again(tmp_path, monkeypatch):
+    made_large(monkeypatch)
+    folder = write_shards(tmp_path / "shards")
+    before = fingerprint(hs.load(folder))
+    table = parquet.read_table(folder / "part-1.parquet")
+    changed = table.set_column(1, "x", FORMS["bytes"](255 - pictures(ROWS, 9)))
+    parquet.write_table(changed, folder / "part-1.parquet")
+    assert fingerprint(hs.load(folder)) != before
+    (folder / "part-2.parquet").unlink()
+    assert hs.load(folder).sizes.sum() == 2 * ROWS
+
+
+@pytest.mark.parametrize("odd", ["shape", "gap", "text", "size"])
+def test_odd_rows_of_large_shards_are_refused_as_those_of_small_ones_are(odd, tmp_path, monkeypatch):
+    folder, form = write_shards(tmp_path / "shards", "files" if odd == "size" else "shares"), "shares"
+    values = {
+        "shape": (pictures(ROWS)[:, :27] / 255).tolist(),
+        "gap": [None, *(pictures(ROWS - 1) / 255).tolist()],
+        "text": ["a"] * ROWS,
+        "size": [png(each[:20]) for each in pictures(ROWS)],
+    }[odd]
+    table = parquet.read_table(folder / "part-1.parquet").set_column(1, "x", pa.array(values))
+    parquet.write_table(table, folder / "part-1.parquet")
+    with pytest.raises(UserError) as small:
+        hs.load(folder)
+    made_large(monkeypatch)
+    with pytest.raises(UserError) as large:
+        hs.load(folder)
+    assert str(large.value) == str(small.value), form
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not the GNU C library")
+def test_memory_of_compiling_is_given_back():
+    release_after_compiling()
+    blocks = [bytes(1000) for _ in range(100_000)]
+    kept = blocks[-1]
+    del blocks
+    before = resident_bytes()
+    jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 0.1)
+    assert before - resident_bytes() < 2e7
+    jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 2.0)
+    assert before - resident_bytes() > 5e7
+    assert kept == bytes(1000)
