@@ -58,6 +58,7 @@ FORMS = {
     "shares": lambda x: pa.array((x / 255).tolist()),
     "channels first": lambda x: pa.array(np.stack([x] * 3, axis=1).tolist(), pa.list_(pa.list_(pa.list_(pa.uint8())))),
     "levels": lambda x: pa.array((x.astype(np.float64) - 100.5).tolist()),
+    "tensors": lambda x: pa.FixedShapeTensorArray.from_numpy_ndarray(x),
     "files": lambda x: pa.array([png(each) for each in x], pa.binary()),
     "files of the hub": lambda x: pa.array([{"bytes": png(each), "path": None} for each in x]),
     "black and white": lambda x: pa.array((x > 99).astype(np.uint8).tolist(), pa.list_(pa.list_(pa.uint8()))),
@@ -95,6 +96,24 @@ def test_one_large_file_is_read_as_a_small_one_is(tmp_path, monkeypatch):
     monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "another"))
     made_large(monkeypatch)
     assert fingerprint(hs.load(path, inverted="true")) == whole
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros((0, 3), np.int32), np.arange(12.0).reshape(3, 4).T, np.arange(5, dtype="u1")]
+)
+def test_arrays_are_saved_as_numpy_saves_them(values, tmp_path):
+    mapped.save(tmp_path / "x.npy", values)
+    found = np.load(tmp_path / "x.npy")
+    np.testing.assert_array_equal(found, values)
+    assert found.dtype == values.dtype
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    folder = write_shards(tmp_path / "shards")
+    path = folder / "part-1.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="part-1"):
+        hs.load(folder)
 
 
 def test_memory_does_not_grow_with_large_shards(tmp_path, monkeypatch):

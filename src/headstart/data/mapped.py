@@ -72,7 +72,8 @@ def stretches(values: np.ndarray, wanted: Sequence[slice | np.ndarray]) -> np.nd
 def save(path: Path, values: np.ndarray) -> None:
     """`numpy.save`, some rows at a time."""
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
+        about = {"descr": np.lib.format.dtype_to_descr(values.dtype), "fortran_order": False, "shape": values.shape}
+        np.lib.format.write_array_header_1_0(file, about)
         for piece in pieces(values):
             file.write(_bytes(piece))
 

@@ -15,7 +15,7 @@ import numpy as np
 from headstart.data import mapped
 from headstart.data.readers.limits import TEXT, allowance, refuse_larger
 from headstart.data.readers.picture_files import pixels_of, stacked
-from headstart.data.readers.rows import listed
+from headstart.data.readers.rows import listed, reading
 from headstart.data.readers.sources import delimiter, is_packed, unpacked
 from headstart.errors import UserError
 
@@ -37,8 +37,8 @@ def large_columns(paths: Sequence[Path]) -> list[str]:
 
     sizes: dict[str, int] = {}
     for path in paths:
-        with parquet.ParquetFile(path) as file:
-            fields = {field.name: field.type for field in file.schema_arrow if "." not in field.name}
+        with reading(path), parquet.ParquetFile(path) as file:
+            fields = {field.name: _plain(field.type) for field in file.schema_arrow if "." not in field.name}
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             for chunk in (group.column(i) for group in groups for i in range(group.num_columns)):
                 name = chunk.path_in_schema.partition(".")[0]
@@ -46,6 +46,13 @@ def large_columns(paths: Sequence[Path]) -> list[str]:
                     packed = 0 if _is_list(fields[name]) else chunk.total_uncompressed_size
                     sizes[name] = sizes.get(name, 0) + each * (packed or chunk.num_values)
     return [name for name, size in sizes.items() if size >= mapped.LARGE]
+
+
+def _plain(kind: Any) -> Any:
+    """The type in which the values of another one are stored."""
+    import pyarrow as pa
+
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
 def _unpacked_bytes(kind: Any) -> int:

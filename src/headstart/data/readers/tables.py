@@ -273,8 +273,7 @@ def _decided_kinds(decided: Mapping[str, Any]) -> dict[str, Kind]:
 
 def _read_all(sources: Sources, form: str, options: Mapping[str, Any]) -> tuple[Any, Mapping[str, np.ndarray]]:
     """The columns of each file and what only numbers its rows, as two tuples; and large columns, of all files."""
-    with reading(sources.path):
-        names = large_columns(sources.files) if form == "parquet" else []
+    names = large_columns(sources.files) if form == "parquet" else []
     with ExitStack() as stack, suppress(UnlikeRowsError):
         apart = {name: stack.enter_context(Scratch()) for name in names}
         read = tuple(zip(*(_read(file, form, options, apart) for file in sources.files), strict=True))
