@@ -28,6 +28,20 @@ Weighting = Literal["examples", "uniform"]
 GradientTransform = Callable[[Tree, Tree], Tree]
 
 
+@dataclass(frozen=True)
+class LinearTransform:
+    """A gradient transform that adds gradients and differences of parameters, leaf by leaf, with factors of no entry.
+
+    It is the same in other coordinates of a leaf, in which training may cost less; see `learning.dual`.
+    """
+
+    transform: GradientTransform
+
+    def __call__(self, gradient: Tree, params: Tree) -> Tree:
+        """The transformed gradient."""
+        return self.transform(gradient, params)
+
+
 class Reply(NamedTuple):
     """The reply of a client.
 

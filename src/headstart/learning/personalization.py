@@ -22,8 +22,9 @@ from headstart.devices import replicated, spans_processes
 from headstart.errors import UserError
 from headstart.fields import MOST_EPOCHS, at_least, check_fields
 from headstart.learning.divergence import beyond_use, judged_metrics
+from headstart.learning.dual import dual_form
 from headstart.learning.local_sgd import LocalSGD, LocalState, batch_in_order, batches_per_epoch, fold_batches
-from headstart.learning.method import PLAIN, Method
+from headstart.learning.method import PLAIN, GradientTransform, LinearTransform, Method
 from headstart.learning.metrics import evaluated_metrics
 from headstart.learning.optimizers import Optimizer
 from headstart.learning.optimum import pulled_optimum
@@ -32,6 +33,7 @@ from headstart.learning.partial_batches import with_partial_batches
 from headstart.learning.programs import SharedProgram
 from headstart.learning.rounds import client_key
 from headstart.learning.tasks import Items, Metric, Sums, Task, add, loss_metric, measure_each, metric_items, sum_type
+from headstart.models.rewrite import is_wanted
 from headstart.models.zoo import Model
 
 EVALUATION_BATCH = 32
@@ -132,11 +134,12 @@ Personalizer = Callable[..., Curves]
 
 
 def shared_curves(
-    task: Task, model: Model, recipe: Personalization, *, parallel: Parallel = Parallel()
+    task: Task, model: Model, recipe: Personalization, *, parallel: Parallel = Parallel(), dual: bool = True
 ) -> SharedProgram:
     """The program of `(method, params, adapt, test, key, learning_rate)` -> the fields of `Curves`, for all methods.
 
     Methods that differ in numbers alone share one, and so do all learning rates.
+    dual: as in `client_curves`.
     """
     # Every process of a cluster wants all results; a single one takes them from where they are.
     mesh = parallel.mesh
@@ -149,7 +152,7 @@ def shared_curves(
             (params, key), (adapt_one, test_one) = shared, member
             test_one = test_one._replace(block=adapt_one.block)
             return nothing, client_curves(
-                task, model, chosen, params, adapt_one, test_one, client_key(key, adapt_one), method
+                task, model, chosen, params, adapt_one, test_one, client_key(key, adapt_one), method, dual=dual
             )
 
         return map_reduce_clients(one, (params, key), (), adapt, test._replace(block=None), parallel=parallel)[1]
@@ -232,9 +235,17 @@ def client_curves(
     test: Client,
     key: Array,
     method: Method = PLAIN,
+    *,
+    dual: bool = True,
 ) -> tuple[Sums, Array, Array]:
-    """Curves of one client: metrics, gain and gain squared, each `[epochs + 1]`, as in `Curves`."""
-    training = _local_training(task, model, recipe, params, adapt, key, method)
+    """Curves of one client: metrics, gain and gain squared, each `[epochs + 1]`, as in `Curves`.
+
+    dual: whether they may be computed in dual coordinates, on a CPU and where that costs less; see `learning.dual`.
+    """
+    start = method.personal_init(task, model, params, adapt, key)
+    if dual and is_wanted() and jax.default_backend() == "cpu" and _is_linear(recipe, method.personal_gradient(start)):
+        model, start, adapt, test = dual_form(model, start, adapt, test, epochs=_epochs(recipe, adapt))
+    training = _local_training(task, model, recipe, start, adapt, key, method)
     measured, sign = evaluated_metrics(task), task.metrics[0].sign
 
     def unit(carry: tuple[Tree, Array], number: Array) -> tuple[tuple[Tree, Array], Tree]:
@@ -266,9 +277,8 @@ class _LocalTraining(NamedTuple):
 
 
 def _local_training(
-    task: Task, model: Model, recipe: Personalization, params: Tree, client: Client, key: Array, method: Method
+    task: Task, model: Model, recipe: Personalization, start: Tree, client: Client, key: Array, method: Method
 ) -> _LocalTraining:
-    start = method.personal_init(task, model, params, client, key)
     if recipe.pulls is not None:
         return _to_optima(task, model, recipe.pulls, start, client)
     local_sgd = LocalSGD(task, model, recipe.optimizer.build(), recipe.batch_size, method.personal_gradient(start))
@@ -299,6 +309,16 @@ def _to_optima(task: Task, model: Model, pulls: tuple[float, ...], start: Tree, 
     return _LocalTraining(start, advance, after, lambda params: params)
 
 
+def _is_linear(recipe: Personalization, transform: GradientTransform | None) -> bool:
+    """Whether local training adds up gradients with factors that depend on none, so that its coordinates are free."""
+    return recipe.pulls is None and recipe.optimizer.name == "sgd" and isinstance(transform, LinearTransform | None)
+
+
+def _epochs(recipe: Personalization, client: Client) -> float:
+    """The most epochs of the recipe; of one that counts steps, for a client that fills the room for its examples."""
+    return recipe.epochs if recipe.steps is None else recipe.steps * recipe.batch_size / len(client.rows)
+
+
 def _steps(recipe: Personalization, client: Client) -> Array:
     """The local steps in one unit of the recipe; none for a client without examples."""
     if recipe.unit == "epochs":
@@ -317,7 +337,8 @@ def adapt_client(
     method: Method = PLAIN,
 ) -> Tree:
     """The client's own parameters after n epochs (or steps, pulls) of the recipe, as `client_curves` measures them."""
-    training = _local_training(task, model, recipe, params, client, key, method)
+    start = method.personal_init(task, model, params, client, key)
+    training = _local_training(task, model, recipe, start, client, key, method)
     return training.params(training.after(epochs))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from headstart.data.federation import Tree, named
 from headstart.errors import UserError
-from headstart.learning.method import GradientTransform
+from headstart.learning.method import GradientTransform, LinearTransform
 from headstart.learning.tasks import at_least_float32
 
 _DENSE = re.compile(r"Dense_(\d+)")
@@ -23,7 +23,7 @@ def proximal(strength: float, anchor: Tree) -> GradientTransform:
     def transform(gradient: Tree, params: Tree) -> Tree:
         return jax.tree.map(lambda g, p, a: g + strength * (p - a), gradient, params, anchor)
 
-    return transform
+    return LinearTransform(transform)
 
 
 def masked_to(part: Tree) -> GradientTransform:
@@ -32,7 +32,7 @@ def masked_to(part: Tree) -> GradientTransform:
     def transform(gradient: Tree, params: Tree) -> Tree:
         return jax.tree.map(lambda g, moves: g if moves else jnp.zeros_like(g), gradient, part)
 
-    return transform
+    return LinearTransform(transform)
 
 
 def head_of(params: Tree, head: Sequence[str] | None) -> Tree:

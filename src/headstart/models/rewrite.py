@@ -98,11 +98,11 @@ def _evaluate(jaxpr: core.Jaxpr, constants: Sequence[Any], arguments: Sequence[A
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
     def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
+        return atom.val if is_literal(atom) else values[atom]
 
     for equation in jaxpr.eqns:
         given = [read(atom) for atom in equation.invars]
-        bind = partial(_bind, jaxpr)
+        bind = partial(bind_equation, jaxpr)
         outputs = _replaced(equation, bind)(*given) if _replaces(equation) else bind(equation, given)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
@@ -139,17 +139,18 @@ def _is_program(value: Any) -> bool:
     return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
 
 
-def _bind(jaxpr: core.Jaxpr, equation: core.JaxprEqn, given: Sequence[Any]) -> list[Any]:
+def bind_equation(jaxpr: core.Jaxpr, equation: core.JaxprEqn, given: Sequence[Any]) -> list[Any]:
     """The operation of a program as it is."""
-    variables = {atom: value for atom, value in zip(equation.invars, given, strict=True) if _is_variable(atom)}
+    variables = {atom: value for atom, value in zip(equation.invars, given, strict=True) if not is_literal(atom)}
     single = jaxpr.replace(
         constvars=[], invars=list(variables), outvars=equation.outvars, eqns=[equation], effects=equation.effects
     )
     return list(eval_jaxpr(single, (), *variables.values()))
 
 
-def _is_variable(atom: Any) -> bool:
-    return not isinstance(atom, core.Literal)
+def is_literal(atom: Any) -> bool:
+    """Whether an operand is a number, and no variable."""
+    return isinstance(atom, core.Literal)
 
 
 def _with_own_jvp(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence[Any]]:

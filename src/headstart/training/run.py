@@ -276,7 +276,9 @@ def _context(
     def compiled(recipe: Personalization, method: Method) -> Personalizer:
         # Its learning rates are given with every call.
         unrated = recipe.with_learning_rate(0.0)
-        curves = cached(("curves", unrated), lambda: shared_curves(*given, unrated, parallel=parallel))
+        curves = cached(
+            ("curves", unrated), lambda: shared_curves(*given, unrated, parallel=parallel, dual=options.rewrite)
+        )
         return personalizer(*given, recipe, method=method, parallel=parallel, curves=curves)
 
     recipe = experiment.personalization

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from headstart.devices import cores
 from headstart.errors import UserError
 from headstart.experiment.experiment import COHORT, Experiment, Stage
 from headstart.experiment.setup import Prepared
@@ -116,7 +118,10 @@ def compare(protocol: Protocol, methods: Sequence[MethodSpec], runs: Runs) -> Co
     runs.log(
         f"{len(methods)} methods, {sum(map(len, candidates.values()))} settings: counting the cost of their rounds"
     )
-    planned = {method.name: planner.experiments(method, candidates[method.name]) for method in methods}
+    # While one program is compiled, another is traced.
+    with ThreadPoolExecutor(len(cores())) as threads:
+        each = threads.map(lambda method: planner.experiments(method, candidates[method.name]), methods)
+        planned = dict(zip([method.name for method in methods], each, strict=True))
     affordable = {name: experiments for name, (experiments, _) in planned.items() if experiments}
     left_out = {name: reasons[0] for name, (experiments, reasons) in planned.items() if not experiments}
     by: dict[str, What] = {method.name: "personalized" if method.personalizes else "initial" for method in methods}
