@@ -41,8 +41,8 @@ class Options:
     examples: whether the run keeps, and its report shows, a few examples of a few clients; of glyphs and the published
         data sets it does anyway.
     hide_ids: whether pseudonyms are written in place of the clients' ids; see `runs.pseudonyms`.
-    rewrite: whether this run has a model's convolutions and poolings replaced by what a CPU computes fast, and its first
-        layer personalized in dual coordinates where they cost less; see `models.rewrite` and `learning.dual`.
+    rewrite: whether this run has a model's convolutions and poolings replaced by what a CPU computes fast, and its
+        first layer personalized in dual coordinates where they cost less; see `models.rewrite` and `learning.dual`.
     """
 
     lanes: int = at_least(1, 1, most=MOST_LANES)
