@@ -59,7 +59,11 @@ By = Annotated[
 ]
 HideIds = Annotated[bool, typer.Option("--hide-ids", help="Write pseudonyms in place of the clients' ids.")]
 Rewrite = Annotated[
-    bool, typer.Option("--rewrite/--no-rewrite", help="Compute a model's convolutions by matrix products on a CPU.")
+    bool,
+    typer.Option(
+        "--rewrite/--no-rewrite",
+        help="Compute a model's convolutions and recurrent layers by other matrix products on a CPU.",
+    ),
 ]
 Processes = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Runs in parallel; default: one per core, 1 on a GPU.")

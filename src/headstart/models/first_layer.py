@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core
 
-from headstart.models.rewrite import bind_equation, is_literal
+from headstart.models.recurrence import bind_equation, is_literal
 from headstart.models.zoo import Model
 
 Array = jax.Array

@@ -1,4 +1,4 @@
-"""A traced function with its convolutions and poolings replaced by what a CPU computes fast.
+"""A traced function with its convolutions, poolings and loops over time replaced by what a CPU computes fast.
 
 Whatever a model is written with, its program names XLA's operations, and those are replaced here: linen, nnx, equinox
 and plain functions are served alike, and a derivative is taken of what replaced them. Everything else is left alone.
@@ -7,17 +7,17 @@ and plain functions are served alike, and a derivative is taken of what replaced
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import eval_jaxpr
 from jax.extend import core
 
-from headstart.models import convolution, pooling
+from headstart.models import convolution, pooling, recurrence
+from headstart.models.recurrence import bind_equation, is_literal
 
 Array = jax.Array
 Tree = Any
@@ -25,7 +25,8 @@ Rule = Callable[..., Callable[..., Sequence[Array]] | None]
 Bind = Callable[[core.JaxprEqn, Sequence[Any]], list[Any]]
 
 # What may take the place of an operation: a function of (operands, results, settings), None where nothing suits.
-RULES: dict[str, Rule] = {"conv_general_dilated": convolution.rule, **pooling.RULES}
+RULES: dict[str, Rule] = {"conv_general_dilated": convolution.rule, "scan": recurrence.rule, **pooling.RULES}
+OWN_VJP = "custom_vjp_call", "custom_vjp_call_jaxpr"
 # In the environment: with 0 nothing is rewritten.
 VARIABLE = "HEADSTART_REWRITE"
 
@@ -73,15 +74,18 @@ def rewritten(function: Callable[..., Tree]) -> Callable[..., Tree]:
 
 def is_replaceable(jaxpr: core.Jaxpr) -> bool:
     """Whether the program has an operation, however deep, that something takes the place of."""
-    return any(map(_replaces, jaxpr.eqns))
+    return any(_replaces(equation, RULES) for equation in jaxpr.eqns)
 
 
-def _replaces(equation: core.JaxprEqn) -> bool:
-    return _replacement(equation) is not None or any(map(is_replaceable, _inner(equation)))
+def _replaces(equation: core.JaxprEqn, rules: Mapping[str, Rule] = RULES) -> bool:
+    if equation.primitive.name in OWN_VJP:
+        rules = {name: rule for name, rule in rules.items() if name != "scan"}  # whose derivative is its own
+    inside = (one for jaxpr in _inner(equation) for one in jaxpr.eqns)
+    return _replacement(equation, rules) is not None or any(_replaces(one, rules) for one in inside)
 
 
-def _replacement(equation: core.JaxprEqn) -> Callable[..., Sequence[Array]] | None:
-    rule = RULES.get(equation.primitive.name)
+def _replacement(equation: core.JaxprEqn, rules: Mapping[str, Rule] = RULES) -> Callable[..., Sequence[Array]] | None:
+    rule = rules.get(equation.primitive.name)
     operands, results = ([variable.aval for variable in side] for side in (equation.invars, equation.outvars))
     return None if rule is None else rule(operands, results, **equation.params)
 
@@ -109,16 +113,14 @@ def _evaluate(jaxpr: core.Jaxpr, constants: Sequence[Any], arguments: Sequence[A
 
 
 def _replaced(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence[Any]]:
-    replacement = _replacement(equation)
-    if replacement is not None:
-        return replacement
     name = equation.primitive.name
     if name == "custom_jvp_call":
         return _with_own_jvp(equation, bind)
-    if name in ("custom_vjp_call", "custom_vjp_call_jaxpr"):
+    if name in OWN_VJP:
         return _with_own_vjp(equation, bind)
     params = {key: _rewritten_value(value) for key, value in equation.params.items()}
-    return lambda *given: bind(equation.replace(params=params), given)
+    equation = equation.replace(params=params)
+    return _replacement(equation) or (lambda *given: bind(equation, given))
 
 
 def _rewritten_value(value: Any) -> Any:
@@ -137,20 +139,6 @@ def _rewritten_value(value: Any) -> Any:
 
 def _is_program(value: Any) -> bool:
     return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
-
-
-def bind_equation(jaxpr: core.Jaxpr, equation: core.JaxprEqn, given: Sequence[Any]) -> list[Any]:
-    """The operation of a program as it is."""
-    variables = {atom: value for atom, value in zip(equation.invars, given, strict=True) if not is_literal(atom)}
-    single = jaxpr.replace(
-        constvars=[], invars=list(variables), outvars=equation.outvars, eqns=[equation], effects=equation.effects
-    )
-    return list(eval_jaxpr(single, (), *variables.values()))
-
-
-def is_literal(atom: Any) -> bool:
-    """Whether an operand is a number, and no variable."""
-    return isinstance(atom, core.Literal)
 
 
 def _with_own_jvp(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence[Any]]:

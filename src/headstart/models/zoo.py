@@ -51,8 +51,8 @@ def as_model(thing: Any, example_x: Tree, *, rewrite: bool | None = None) -> Mod
         `key=`; a Flax linen module; a Flax nnx module, or what makes one when called with `rngs=`. An nnx module
         that is made already has its own parameters: every key gives them.
     example_x: a tree of arrays `[batch, ...]`, read for shapes and dtypes only.
-    rewrite: whether its convolutions and poolings are replaced by what a CPU computes fast (`models/rewrite.py`); by
-        default they are, unless `HEADSTART_REWRITE` is 0 in the environment.
+    rewrite: whether its convolutions, poolings and loops over time are replaced by what a CPU computes fast
+        (`models/rewrite.py`); by default they are, unless `HEADSTART_REWRITE` is 0 in the environment.
 
     Raises:
         UserError: if the value is none of these, or fails on inputs like the example.
