@@ -313,7 +313,7 @@ def evaluate(
 ) -> None:
     """Add to `found` what operations of a program compute of it; those `replaced`, of the first operand."""
     for equation in equations:
-        given = [atom.val if is_literal(atom) else found[atom] for atom in equation.invars]
+        given = [atom.val if is_literal(atom) else found[atom] for atom in list[Any](equation.invars)]
         if replacement is not None and id(equation) in replaced:
             outputs = [replacement(equation, given[0])]
         else:
