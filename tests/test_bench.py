@@ -52,6 +52,13 @@ def test_lanes_waste_more_than_one_client_after_another():
     assert 0 < alone < 0.05 < beside < 0.5
 
 
+def test_little_is_computed_for_padding():
+    # Shakespeare's clients have 22 snippets on average in TensorFlow Federated; their batches are of ten.
+    for mean, batch_size in ((104, 20), (22, 10)):
+        sizes = client_sizes(2000, mean=mean, low=2, high=4 * mean)
+        assert 1 < padded_rows(sizes, batch_size).sum() / sizes.sum() < 1.05
+
+
 def test_clients_are_as_large_as_the_writers_of_femnist():
     sizes = client_sizes(2000, mean=104, low=10, high=400)
     assert sizes.min() >= 10 and sizes.max() == 400 and 98 < sizes.mean() < 105

@@ -11,11 +11,12 @@ import pytest
 
 import headstart as hs
 from headstart.data.federation import Block, Client
-from headstart.learning.dual import Rows, dual_form
+from headstart.learning.dual import DualRows, dual_form
 from headstart.learning.method import PLAIN, Method
 from headstart.learning.personalization import Personalization, client_curves
 from headstart.methods.ditto import Ditto
 from headstart.methods.fedrep import FedRep
+from headstart.methods.partial import proximal
 from headstart.models.first_layer import first_layer
 from headstart.models.zoo import CNN, MLP, Logistic, Model, as_model
 
@@ -52,7 +53,7 @@ def curves(method: Method, module: Any, recipe: Personalization, *, dual: bool, 
 def is_dual(module: Any, *, epochs: float = 5) -> bool:
     """Whether such a client of this model is put into dual coordinates."""
     model, params = model_of(module)
-    return isinstance(dual_form(model, params, *clients(), epochs=epochs).adapt.block.x, Rows)
+    return isinstance(dual_form(model, params, *clients(), epochs=epochs).adapt.block.x, DualRows)
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -97,12 +98,13 @@ class Net(nn.Module):
     beside: Any = staticmethod(lambda x: 0.0)
     dropout: float = 0.0
     dtype: Any = None
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Any, *, train: bool = False) -> Any:
         flat = self.before(x).reshape(x.shape[0], -1)
         flat = nn.Dropout(self.dropout)(flat, deterministic=not train)
-        hidden = nn.relu(nn.Dense(20, dtype=self.dtype)(flat)) + self.beside(flat)
+        hidden = nn.relu(nn.Dense(20, dtype=self.dtype, param_dtype=self.param_dtype)(flat)) + self.beside(flat)
         return nn.Dense(CLASSES)(nn.Dropout(0.5)(hidden, deterministic=not train))
 
 
@@ -124,6 +126,8 @@ REFUSED = {
     "inputs are read elsewhere": Net(beside=lambda flat: flat[:, :20]),
     "inputs are dropped": Net(dropout=0.5),
     "another precision": Net(dtype=jnp.bfloat16),
+    "half precision": Net(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16),
+    "something is printed": Net(before=lambda x: (jax.debug.print("{}", x[0, 0, 0]), x)[1]),
     "a convolution": CNN(CLASSES, (2, 2), 8),
 }
 
@@ -132,7 +136,9 @@ REFUSED = {
 def test_models_without_such_a_first_layer_are_left_alone(float64, module: nn.Module):
     x = jnp.zeros((2, 8, 8, 1) if isinstance(module, CNN) else (2, 3, 20))
     model = as_model(module, x)
-    params = jax.tree.map(lambda leaf: leaf.astype(x.dtype), model.init(jax.random.key(0)))
+    params = model.init(jax.random.key(0))
+    if module is not REFUSED["half precision"]:
+        params = jax.tree.map(lambda leaf: leaf.astype(x.dtype), params)
     assert first_layer(model, params, x) is None
 
 
@@ -155,6 +161,14 @@ def test_many_examples_or_few_epochs_are_not_worth_it(float64):
 
 
 @dataclass(frozen=True)
+class Decayed(Method):
+    """Personalizes with a proximal term around zero, which dual coordinates do not keep."""
+
+    def personal_gradient(self, start: Any) -> Any:
+        return proximal(0.5, jax.tree.map(jnp.zeros_like, start))
+
+
+@dataclass(frozen=True)
 class Clipped(Method):
     """Personalizes by gradients of a bounded norm, which dual coordinates do not keep."""
 
@@ -166,9 +180,11 @@ class Clipped(Method):
         return transform
 
 
-@pytest.mark.parametrize("recipe", [QUICKLY, Personalization(hs.Optimizer("adam", 0.1), 1, 5)], ids=["clip", "adam"])
-def test_steps_that_are_not_linear_in_the_gradient_are_left_alone(float64, recipe: Personalization):
-    method = Clipped() if recipe is QUICKLY else PLAIN
+ADAM = Personalization(hs.Optimizer("adam", 0.1), 1, 5)
+
+
+@pytest.mark.parametrize(("method", "recipe"), [(Clipped(), QUICKLY), (Decayed(), QUICKLY), (PLAIN, ADAM)])
+def test_steps_that_other_coordinates_would_change_are_left_alone(float64, method: Method, recipe: Personalization):
     one, other = (curves(method, Logistic(CLASSES), recipe, dual=dual) for dual in (False, True))
     jax.tree.map(np.testing.assert_array_equal, one, other)
 

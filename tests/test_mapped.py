@@ -191,3 +191,45 @@ def test_memory_of_compiling_is_given_back():
     jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 2.0)
     assert before - resident_bytes() > 5e7
     assert kept == bytes(1000)
+
+
+def test_what_was_written_into_a_private_map_is_kept(tmp_path):
+    x = np.arange(12000, dtype=np.float32).reshape(100, 120)
+    np.save(tmp_path / "x.npy", x)
+    own = np.load(tmp_path / "x.npy", mmap_mode="c")
+    own /= 2
+    for _ in range(2):
+        np.testing.assert_array_equal(
+            mapped.stretches(own, [slice(3, 5), slice(90, 100)]), (x / 2)[[3, 4, *range(90, 100)]]
+        )
+    np.testing.assert_array_equal(mapped.taken(own, np.arange(99, -1, -1)), x[::-1] / 2)
+
+
+def test_rows_at_the_very_end_of_a_map_and_of_one_turned_round(tmp_path):
+    x = np.arange(8 * 1024, dtype=np.float32).reshape(8, 1024)
+    x.tofile(tmp_path / "x")
+    plain = np.memmap(tmp_path / "x", np.float32, "r", shape=x.shape)
+    np.testing.assert_array_equal(mapped.stretches(plain, [slice(6, 8), slice(8, 8)]), x[6:])
+    np.testing.assert_array_equal(mapped.stretches(plain[::-1], [slice(6, 8)]), x[::-1][6:])
+
+
+def test_a_column_whose_name_begins_like_that_of_a_large_one_is_another(tmp_path, monkeypatch):
+    table = {
+        "client": [f"c{i % 2}" for i in range(ROWS)],
+        "x.width": list(range(ROWS)),
+        "y": [i % 3 for i in range(ROWS)],
+    }
+    read = []
+    for size in (1000, 2**40):
+        made_large(monkeypatch, size)
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        parquet.write_table(pa.table({**table, "x": FORMS["bytes"](pictures(ROWS))}), folder / "a.parquet")
+        with parquet.ParquetFile(folder / "a.parquet") as file:
+            assert file.schema_arrow.names[1] == "x.width"
+        names = arrow.large_columns([folder / "a.parquet"])
+        assert names == (["x"] if size == 1000 else [])
+        with mapped.Scratch() as scratch:
+            columns, _ = arrow.read_parquet(folder / "a.parquet", dict.fromkeys(names, scratch))
+            read.append(scratch.array() if names else columns["x"])
+    np.testing.assert_array_equal(*read)

@@ -107,3 +107,16 @@ def test_what_has_a_derivative_of_its_own_or_no_state_is_left_alone():
     assert not isinstance(as_model(Network(nn.GRUCell), np.zeros((1, 6, 2)), rewrite=False).apply, Rewritten)
     in_turn = as_model((lambda key: jnp.eye(2), lambda w, x: lax.map(lambda row: row @ w, x)), np.zeros((1, 3, 2)))
     assert not isinstance(in_turn.apply, Rewritten)
+
+
+def test_a_loop_that_prints_is_left_alone(capfd):
+    def function(matrix, x):
+        def step(state, x):
+            jax.debug.print("a step")
+            return jnp.tanh(state @ matrix + x), ()
+
+        return lax.scan(step, jnp.zeros_like(x[0]), x)[0].sum()
+
+    jax.grad(rewritten(function))(normal(0, 4, 4), normal(1, 3, 2, 4))
+    jax.effects_barrier()
+    assert capfd.readouterr().out.count("a step") == 3

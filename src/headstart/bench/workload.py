@@ -11,7 +11,7 @@ from headstart.data.federation import Federation, from_arrays
 from headstart.experiment.experiment import Stage
 from headstart.learning.optimizers import Optimizer
 from headstart.learning.parallel import Parallel, assign_clients
-from headstart.learning.partial_batches import PARTS
+from headstart.learning.partial_batches import lengths
 from headstart.learning.tasks import Classification, NextCharacter, Task
 from headstart.methods.paper import FedAvg
 from headstart.models.zoo import ALIASES, Model, as_model
@@ -161,6 +161,6 @@ def rows_computed(sizes: np.ndarray, batch_size: int, lanes: int) -> int:
 
 def padded_rows(sizes: np.ndarray, batch_size: int) -> np.ndarray:
     """The rows computed of each size when the last batch is cut as `partial_batches.with_partial_batches` cuts it."""
-    lengths = np.array([0, *sorted({-(-batch_size // part) for part in PARTS})])
+    possible = np.array([0, *lengths(batch_size)])
     whole, rest = np.divmod(sizes, batch_size)
-    return whole * batch_size + lengths[np.searchsorted(lengths, rest)]
+    return whole * batch_size + possible[np.searchsorted(possible, rest)]

@@ -2,7 +2,8 @@
 
 A folder per source and options: `x.npy`, `y.npy`, `sizes.npy` and `meta.json`. Folders are written under another
 name and renamed, so one that is there is whole, and programs that build the same one at once do not meet. A folder says
-what its source held and what is in itself, both by digests; what does not match is built anew.
+what its source held and what is in itself, both by digests, of files over a gibibyte of pieces all over them; what does
+not match is built anew.
 """
 
 from __future__ import annotations

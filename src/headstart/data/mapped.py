@@ -7,6 +7,7 @@ With arrays in memory they compute as a whole.
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -56,11 +57,11 @@ def extent(values: np.ndarray) -> tuple[Any, Any]:
 def stretches(values: np.ndarray, wanted: Sequence[slice | np.ndarray]) -> np.ndarray:
     """A copy of these rows, one stretch after the other; a file is asked for all of them at once."""
     found = _map_of(values)
-    if found is not None and hasattr(mmap, "MADV_WILLNEED"):
+    if found is not None and values.flags.c_contiguous and hasattr(mmap, "MADV_WILLNEED"):
         each = values.nbytes // max(len(values), 1)
         begin = values.ctypes.data - np.frombuffer(found, np.uint8).ctypes.data
         for rows in wanted:
-            if isinstance(rows, slice):
+            if isinstance(rows, slice) and rows.start < rows.stop:
                 first = (begin + rows.start * each) // mmap.PAGESIZE * mmap.PAGESIZE
                 found.madvise(mmap.MADV_WILLNEED, first, max(1, begin + rows.stop * each - first))
     plain = np.asarray(values)
@@ -76,6 +77,8 @@ def save(path: Path, values: np.ndarray) -> None:
         np.lib.format.write_array_header_1_0(file, about)
         for piece in pieces(values):
             file.write(_bytes(piece))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Scratch:
@@ -141,7 +144,8 @@ def _map_of(values: np.ndarray) -> mmap.mmap | None:
     found = values
     while isinstance(found, np.ndarray):
         found = found.base
-    return found if isinstance(found, mmap.mmap) else None
+    # What this process wrote into a private map is nowhere else, and would be lost if its pages were let go.
+    return found if isinstance(found, mmap.mmap) and memoryview(found).readonly else None
 
 
 def _release(values: np.ndarray) -> None:

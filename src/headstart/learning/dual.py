@@ -36,7 +36,7 @@ class Form(NamedTuple):
     test: Client
 
 
-class Rows(NamedTuple):
+class DualRows(NamedTuple):
     """Examples in dual coordinates.
 
     start: `[rows, outputs]`, x W₀. products: `[rows, capacity]`, x Xᵀ. number: int32 `[rows]`, of the row in X; of rows
@@ -66,7 +66,7 @@ def dual_form(model: Model, start: Tree, adapt: Client, test: Client, *, epochs:
     own, matrix = first.features(inputs), leaves[first.leaf]
     leaves[first.leaf] = jnp.zeros((len(own), matrix.shape[1]), matrix.dtype)
 
-    def apply(variables: Tree, x: Rows, *, key: Array | None = None) -> tuple[Tree, Tree]:
+    def apply(variables: Tree, x: DualRows, *, key: Array | None = None) -> tuple[Tree, Tree]:
         return first.rest(variables, _product(*x, jax.tree.leaves(variables)[first.leaf]), key)
 
     def rows(examples: Examples) -> tuple[Array, Array]:
@@ -93,7 +93,7 @@ def _in_rows(client: Client, rows: Callable[[Examples], tuple[Array, Array]]) ->
     start, along = fold_batches(client, _BLOCK, write, nothing)
     numbers = jnp.arange(len(client.rows), dtype=jnp.int32)
     y = _examples(client).y
-    return client._replace(block=client.block._replace(x=Rows(start, along, numbers), y=y), rows=numbers)
+    return client._replace(block=client.block._replace(x=DualRows(start, along, numbers), y=y), rows=numbers)
 
 
 @jax.custom_vjp

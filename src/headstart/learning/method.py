@@ -30,9 +30,10 @@ GradientTransform = Callable[[Tree, Tree], Tree]
 
 @dataclass(frozen=True)
 class LinearTransform:
-    """A gradient transform that adds gradients and differences of parameters, leaf by leaf, with factors of no entry.
+    """A transform of a personalization that is the same in other coordinates of a leaf, in which it may cost less.
 
-    It is the same in other coordinates of a leaf, in which training may cost less; see `learning.dual`.
+    It adds a leaf's gradient and how far the leaf is from the start, each times a factor that depends on neither, as a
+    proximal term around the start does, or a mask of whole leaves; see `learning.dual`.
     """
 
     transform: GradientTransform

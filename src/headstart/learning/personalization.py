@@ -29,7 +29,7 @@ from headstart.learning.metrics import evaluated_metrics
 from headstart.learning.optimizers import Optimizer
 from headstart.learning.optimum import pulled_optimum
 from headstart.learning.parallel import Parallel, assign_clients, map_reduce_clients
-from headstart.learning.partial_batches import with_partial_batches
+from headstart.learning.partial_batches import lengths_to_measure, with_partial_batches
 from headstart.learning.programs import SharedProgram
 from headstart.learning.rounds import client_key
 from headstart.learning.tasks import Items, Metric, Sums, Task, add, loss_metric, measure_each, metric_items, sum_type
@@ -344,7 +344,7 @@ def adapt_client(
 
 def evaluate(metrics: Sequence[Metric], model: Model, params: Tree, client: Client) -> tuple[Sums, Items]:
     """Metrics over a client's examples, and the first one's items `[capacity rounded up, ...]`."""
-    measured = with_partial_batches(_measured(metrics, model))
+    measured = with_partial_batches(_measured(metrics, model), lengths_to_measure)
 
     def accumulate(carry: tuple[Sums, Items], examples: Examples, number: Array) -> tuple[Sums, Items]:
         (sums, items), (more, new) = carry, measured(examples, params)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import MOST_EPOCHS, at_least
-from headstart.learning.method import ClientUpdate, GradientTransform, Reply
+from headstart.learning.method import ClientUpdate, GradientTransform, LinearTransform, Reply
 from headstart.learning.tasks import Task
 from headstart.methods.paper import FedAvg, Scaling, SearchSpace
 from headstart.methods.partial import proximal
@@ -39,4 +39,4 @@ class Ditto(ClientUpdate):
 
     def personal_gradient(self, start: Tree) -> GradientTransform:
         """The proximal term around the global model."""
-        return proximal(self.strength, start)
+        return LinearTransform(proximal(self.strength, start))

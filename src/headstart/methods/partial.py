@@ -23,7 +23,7 @@ def proximal(strength: float, anchor: Tree) -> GradientTransform:
     def transform(gradient: Tree, params: Tree) -> Tree:
         return jax.tree.map(lambda g, p, a: g + strength * (p - a), gradient, params, anchor)
 
-    return LinearTransform(transform)
+    return transform
 
 
 def masked_to(part: Tree) -> GradientTransform:

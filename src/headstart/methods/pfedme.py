@@ -13,7 +13,7 @@ from headstart.data.federation import Array, Client, Tree
 from headstart.fields import MOST_EPOCHS, at_least
 from headstart.learning.local_sgd import LocalSGD, LocalState, step_keys
 from headstart.learning.local_sgd import batch as gather_batch
-from headstart.learning.method import ClientUpdate, GradientTransform, Reply, Weighting
+from headstart.learning.method import ClientUpdate, GradientTransform, LinearTransform, Reply, Weighting
 from headstart.learning.tasks import Task, at_least_float32
 from headstart.methods.paper import Scaling, SearchSpace, difference, make_reply
 from headstart.methods.partial import proximal
@@ -62,7 +62,7 @@ class PFedMe(ClientUpdate):
 
     def personal_gradient(self, start: Tree) -> GradientTransform:
         """The proximal term around the server's model."""
-        return proximal(self.strength, start)
+        return LinearTransform(proximal(self.strength, start))
 
     def _local_sgd(self, task: Task, model: Model, anchor: Tree) -> LocalSGD:
         transform = proximal(self.strength, anchor)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core
 
-from headstart.models.recurrence import bind_equation, is_literal
+from headstart.models.equations import bind_equation, is_literal, needed_for, value_of
 from headstart.models.zoo import Model
 
 Array = jax.Array
@@ -111,20 +111,21 @@ class _Program:
             product = self.product(leaf)
         except LookupError:
             return None
+        if self._program.effects:  # such as printing, which is done once
+            return None
+        if not _is_product(product, self.variables[leaf]):
+            return None
         left, fixed = product.invars[0], self._known([])
         rows, after = self._known(self.inputs) - fixed, self._known([*self.variables, *self.keys, *product.outvars])
         whole = all(is_literal(atom) or atom in after for atom in self._program.outvars)
-        if not whole or left not in rows or not _is_product(product, self.variables[leaf]):
+        if not whole or left not in rows:
             return None
         if not all(_keeps_rows(each, rows) for each in self._program.eqns if rows.issuperset(each.outvars)):
             return None
-        way, needed = list[core.JaxprEqn](), {left}
-        for equation in reversed(self._program.eqns):
-            if needed.intersection(equation.outvars):
-                way.insert(0, equation)
-                needed.update(atom for atom in equation.invars if not is_literal(atom))
+        way = needed_for([product], self._program.eqns)[:-1]
+        read = {atom for equation in way for atom in equation.invars if not is_literal(atom)}
         constants = [
-            value for name, value in zip(self._program.constvars, self._constants, strict=True) if name in needed
+            value for name, value in zip(self._program.constvars, self._constants, strict=True) if name in read
         ]
         if any(isinstance(value, Tracer) for value in constants):
             return None
@@ -146,13 +147,13 @@ class _Program:
         for equation in self._program.eqns:
             is_ready = all(is_literal(atom) or atom in values for atom in equation.invars)
             if is_ready and equation.outvars[0] not in values:
-                given = [atom.val if is_literal(atom) else values[atom] for atom in equation.invars]
+                given = [value_of(atom, values) for atom in equation.invars]
                 values.update(zip(equation.outvars, compute(equation, given), strict=True))
         return values
 
     def results(self, values: Mapping[core.Var, Any]) -> Tree:
         """The program's results, of the values of its variables."""
-        leaves = [atom.val if is_literal(atom) else values[atom] for atom in self._program.outvars]
+        leaves = [value_of(atom, values) for atom in self._program.outvars]
         return jax.tree.unflatten(self._structure, leaves)
 
 
@@ -161,7 +162,9 @@ def _is_product(equation: core.JaxprEqn, matrix: core.Var) -> bool:
         return False
     left, right = map(_shape, equation.invars)
     types = {left.dtype, right.dtype, _shape(equation.outvars[0]).dtype}
-    return equation.invars[1] is matrix and left.ndim == right.ndim == 2 and len(types) == 1
+    # Of half precision a small change is kept beside a matrix, and lost in it; products of inputs may be beyond it.
+    is_exact = len(types) == 1 and left.dtype in (np.float32, np.float64)
+    return equation.invars[1] is matrix and left.ndim == right.ndim == 2 and is_exact
 
 
 def _shape(atom: Any) -> Any:
@@ -187,12 +190,9 @@ def _inlined(program: core.ClosedJaxpr, given: Sequence[Array]) -> list[Array]:
     jaxpr, values = program.jaxpr, dict[Any, Any]()
     values.update(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *given], strict=True))
 
-    def read(atom: Any) -> Any:
-        return atom.val if is_literal(atom) else values[atom]
-
     for equation in jaxpr.eqns:
-        operands = [read(atom) for atom in equation.invars]
+        operands = [value_of(atom, values) for atom in equation.invars]
         called = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
         outputs = bind_equation(jaxpr, equation, operands) if called is None else _inlined(called, operands)
         values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    return [value_of(atom, values) for atom in jaxpr.outvars]

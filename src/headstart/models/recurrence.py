@@ -6,7 +6,7 @@ are one product, and the gradients of matrices that the state is multiplied by a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import eval_jaxpr
 from jax.extend import core
 
+from headstart.models.equations import Values, bind_equation, evaluate, is_float, is_literal, needed_for, value_of
+
 Array = jax.Array
-Values = dict[Any, Any]
 Replacement = Callable[[core.JaxprEqn, Array], Array]
 
 # The columns of a matrix that is multiplied at once: more outgrow a core's second-level cache.
@@ -44,7 +44,7 @@ def rule(
     **_: Any,
 ) -> Callable[..., Sequence[Array]] | None:
     """What takes the place of a scan: None where no step multiplies by a matrix of the loop's constants."""
-    if length < 2 or any(map(_is_key, (*operands, *results))):
+    if length < 2 or jaxpr.effects or any(map(_is_key, (*operands, *results))):
         return None
     loop = Loop(jaxpr, num_consts, num_carry, length, reverse)
     return loop.run if loop.products else None
@@ -69,7 +69,7 @@ class Loop:
             levels[variable] = CONSTANT if number < self.constants else STATE if number < states else INPUT
         for equation in jaxpr.eqns:
             read = [levels[atom] for atom in equation.invars if not is_literal(atom)]
-            level = STATE if equation.effects else max(read, default=CONSTANT)
+            level = max(read, default=CONSTANT)
             levels |= dict.fromkeys(equation.outvars, level)
         return levels
 
@@ -84,7 +84,7 @@ class Loop:
         return [
             one
             for one in self.step.jaxpr.eqns
-            if one.primitive.name in SLOPES and self._level(one) == STATE and _is_float(one.outvars[0].aval)
+            if one.primitive.name in SLOPES and self._level(one) == STATE and is_float(one.outvars[0].aval)
         ]
 
     @cached_property
@@ -100,7 +100,7 @@ class Loop:
             return False
         plain = equation.params["dimension_numbers"] == (((left.aval.ndim - 1,), (0,)), ((), ()))
         dtypes = {atom.aval.dtype for atom in (*operands, *list[Any](equation.outvars))}
-        matrices = plain and left.aval.ndim > 1 and right.aval.ndim == 2 and len(dtypes) == 1 and _is_float(left.aval)
+        matrices = plain and left.aval.ndim > 1 and right.aval.ndim == 2 and len(dtypes) == 1 and is_float(left.aval)
         return matrices and (self.levels[left], self.levels[right]) == (level, CONSTANT)
 
     @cached_property
@@ -111,7 +111,7 @@ class Loop:
     @cached_property
     def early(self) -> list[core.JaxprEqn]:
         """The products with inputs, and what they need of the inputs."""
-        return _needed(self.early_products, [one for one in self.step.jaxpr.eqns if self._level(one) == INPUT])
+        return needed_for(self.early_products, [one for one in self.step.jaxpr.eqns if self._level(one) == INPUT])
 
     @cached_property
     def rest(self) -> list[core.JaxprEqn]:
@@ -178,7 +178,7 @@ class _Steps:
         found: Values = dict(zip([*self.constants, *self.inputs], [*constants, *inputs], strict=True))
         found |= zip(jaxpr.invars[loop.constants : loop.constants + loop.states], state, strict=True)
         evaluate(jaxpr, loop.rest, found, replacement, {id(one) for one in (*loop.products, *loop.functions)})
-        outputs = [atom.val if is_literal(atom) else found[atom] for atom in jaxpr.outvars]
+        outputs = [value_of(atom, found) for atom in jaxpr.outvars]
         shapes: list[Any] = [atom.aval for atom in jaxpr.outvars]
         outputs = [jnp.asarray(value, aval.dtype) for value, aval in zip(outputs, shapes, strict=True)]
         return outputs[: loop.states], outputs[loop.states :]
@@ -234,7 +234,7 @@ class _Steps:
 
                 whole = _merged(constants, constants_), _merged(state, state_), _merged(inputs, inputs_)
                 after, outputs = self._step(replacement, *whole)
-                return [value for value in (*after, *outputs) if _is_float(value)]
+                return [value for value in (*after, *outputs) if is_float(value)]
 
             at = *(_floats(values, values) for values in (constants, state, inputs)), made[: len(turned)]
             found = jax.jvp(outcome, at, (moved_constants, moved_state, moved_inputs, moved))[1]
@@ -247,18 +247,18 @@ class _Steps:
             step, _floats(tangents[2], primals[2]), given, self.loop.length, self.loop.reverse
         )
         floats = iter([*after, *outputs])
-        return results, [next(floats) if _is_float(one) else np.zeros(one.shape, jax.dtypes.float0) for one in results]
+        return results, [next(floats) if is_float(one) else np.zeros(one.shape, jax.dtypes.float0) for one in results]
 
 
 def _floats(values: Sequence[Array], like: Sequence[Array]) -> list[Array]:
     """Those of the values whose counterpart has a derivative."""
-    return [value for value, other in zip(values, like, strict=True) if _is_float(other)]
+    return [value for value, other in zip(values, like, strict=True) if is_float(other)]
 
 
 def _merged(whole: Sequence[Array], floats: Sequence[Array]) -> list[Array]:
     """The values, with these in place of those that have a derivative."""
     given = iter(floats)
-    return [next(given) if _is_float(value) else value for value in whole]
+    return [next(given) if is_float(value) else value for value in whole]
 
 
 @jax.custom_jvp
@@ -302,52 +302,6 @@ def _blocks(matrix: Array) -> list[Array]:
     if parts == 1 or matrix.shape[1] % parts:
         return [matrix]
     return list(jax.lax.optimization_barrier(tuple(jnp.split(matrix, parts, axis=1))))
-
-
-def evaluate(
-    jaxpr: core.Jaxpr,
-    equations: Iterable[core.JaxprEqn],
-    found: Values,
-    replacement: Replacement | None = None,
-    replaced: Iterable[int] = (),
-) -> None:
-    """Add to `found` what operations of a program compute of it; those `replaced`, of the first operand."""
-    for equation in equations:
-        given = [atom.val if is_literal(atom) else found[atom] for atom in list[Any](equation.invars)]
-        if replacement is not None and id(equation) in replaced:
-            outputs = [replacement(equation, given[0])]
-        else:
-            outputs = bind_equation(jaxpr, equation, given)
-        found |= zip(equation.outvars, outputs, strict=True)
-
-
-def bind_equation(jaxpr: core.Jaxpr, equation: core.JaxprEqn, given: Sequence[Any]) -> list[Any]:
-    """The operation of a program as it is."""
-    variables = {atom: value for atom, value in zip(equation.invars, given, strict=True) if not is_literal(atom)}
-    single = jaxpr.replace(
-        constvars=[], invars=list(variables), outvars=equation.outvars, eqns=[equation], effects=equation.effects
-    )
-    return list(eval_jaxpr(single, (), *variables.values()))
-
-
-def is_literal(atom: Any) -> bool:
-    """Whether an operand is a number, and no variable."""
-    return isinstance(atom, core.Literal)
-
-
-def _needed(wanted: Sequence[core.JaxprEqn], among: Sequence[core.JaxprEqn]) -> list[core.JaxprEqn]:
-    """Those operations that the wanted ones need, themselves included, in order."""
-    needed, chosen = {id(one) for one in wanted}, []
-    read: set[Any] = set()
-    for one in reversed(among):
-        if id(one) in needed or read & set(one.outvars):
-            chosen.append(one)
-            read |= {atom for atom in one.invars if not is_literal(atom)}
-    return chosen[::-1]
-
-
-def _is_float(value: Any) -> bool:
-    return jnp.issubdtype(value.dtype, jnp.inexact)
 
 
 def _is_key(value: Any) -> bool:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from headstart.models import convolution, pooling, recurrence
-from headstart.models.recurrence import bind_equation, is_literal
+from headstart.models.equations import bind_equation, is_float, value_of
 
 Array = jax.Array
 Tree = Any
@@ -101,15 +101,12 @@ def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
 def _evaluate(jaxpr: core.Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
-    def read(atom: Any) -> Any:
-        return atom.val if is_literal(atom) else values[atom]
-
     for equation in jaxpr.eqns:
-        given = [read(atom) for atom in equation.invars]
+        given = [value_of(atom, values) for atom in equation.invars]
         bind = partial(bind_equation, jaxpr)
         outputs = _replaced(equation, bind)(*given) if _replaces(equation) else bind(equation, given)
         values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    return [value_of(atom, values) for atom in jaxpr.outvars]
 
 
 def _replaced(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence[Any]]:
@@ -151,7 +148,7 @@ def _with_own_jvp(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence
 
     @function.defjvp
     def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[list[Array], list[Array]]:
-        moved = tuple(tangent for tangent, value in zip(tangents, primals, strict=True) if _is_float(value))
+        moved = tuple(tangent for tangent, value in zip(tangents, primals, strict=True) if is_float(value))
 
         def derivative(moving: tuple[Array, ...], still: tuple[Array, ...], moved: tuple[Array, ...]) -> Any:
             return jax.jvp(lambda *moving: bind(equation, _merged(primals, moving, still)), moving, moved)
@@ -178,7 +175,7 @@ def _with_own_vjp(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence
             return jax.vjp(lambda *moving: bind(equation, _merged(given, moving, still)), *moving)[1](cotangents)
 
         pulled = iter(rewritten(derivative)(*_floats_and_others(given), cotangents))
-        return tuple(next(pulled) if _is_float(value) else None for value in given)
+        return tuple(next(pulled) if is_float(value) else None for value in given)
 
     function.defvjp(forward, backward)
     return function
@@ -186,14 +183,10 @@ def _with_own_vjp(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence
 
 def _floats_and_others(given: Sequence[Array]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     """The arguments that have a derivative, and the others: both are inputs of what is traced."""
-    return tuple(value for value in given if _is_float(value)), tuple(value for value in given if not _is_float(value))
+    return tuple(value for value in given if is_float(value)), tuple(value for value in given if not is_float(value))
 
 
 def _merged(given: Sequence[Array], moving: Sequence[Array], still: Sequence[Array]) -> list[Array]:
     """Arguments in the order of the given ones, of those that have a derivative and the others."""
     floats, others = iter(moving), iter(still)
-    return [next(floats) if _is_float(value) else next(others) for value in given]
-
-
-def _is_float(value: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(value), jnp.inexact)
+    return [next(floats) if is_float(value) else next(others) for value in given]

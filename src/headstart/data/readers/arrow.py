@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +26,7 @@ _MOST_COLUMNS = 1 << 16
 # What pandas and R name the column of row numbers that they write beside the data.
 _NUMBERING = re.compile(r"\s*|Unnamed: \d+(\.\d+)?|__index_level_\d+__")
 _COUNTERS = ("index", "level_0")
-# Rows of a large column that are read at a time; to how much, at most, the files of pictures in it commonly unpack.
+# Rows of a large column that are read at a time, at most. To how much the files of pictures in it commonly unpack.
 _ROWS_AT_ONCE, _PACKED = 1 << 13, 8
 # How files of pictures begin: PNG, JPEG, GIF, WebP.
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
@@ -35,17 +36,24 @@ def large_columns(paths: Sequence[Path]) -> list[str]:
     """The columns of lists or of pictures that had better not be in memory, of Parquet files that are one table."""
     from pyarrow import parquet
 
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for path in paths:
         with reading(path), parquet.ParquetFile(path) as file:
-            fields = {field.name: _plain(field.type) for field in file.schema_arrow if "." not in field.name}
-            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-            for chunk in (group.column(i) for group in groups for i in range(group.num_columns)):
-                name = chunk.path_in_schema.partition(".")[0]
-                if name in fields and (each := _unpacked_bytes(fields[name])):
-                    packed = 0 if _is_list(fields[name]) else chunk.total_uncompressed_size
-                    sizes[name] = sizes.get(name, 0) + each * (packed or chunk.num_values)
+            sizes += _unpacked_sizes(file)
     return [name for name, size in sizes.items() if size >= mapped.LARGE]
+
+
+def _unpacked_sizes(file: Any) -> Counter[str]:
+    """The bytes to which the columns of lists and of pictures of a Parquet file about unpack."""
+    sizes: Counter[str] = Counter()
+    fields = {field.name: _plain(field.type) for field in file.schema_arrow if "." not in field.name}
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    for chunk in (group.column(i) for group in groups for i in range(group.num_columns)):
+        name = chunk.path_in_schema.partition(".")[0]
+        if name in fields and (each := _unpacked_bytes(fields[name])):
+            packed = 0 if _is_list(fields[name]) else chunk.total_uncompressed_size
+            sizes[name] += each * (packed or chunk.num_values)
+    return sizes
 
 
 def _plain(kind: Any) -> Any:
@@ -107,8 +115,10 @@ def _append(path: Path, name: str, scratch: mapped.Scratch, most: float) -> np.n
 
     rows, before = 0, scratch.nbytes
     with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[name]):
-            column = pa.chunked_array([batch.column(0)])
+        each = _unpacked_sizes(file)[name] // max(file.metadata.num_rows, 1)
+        at_once = min(_ROWS_AT_ONCE, 1 + mapped.PIECE // max(each, 1))
+        for batch in file.iter_batches(at_once, columns=[name]):
+            column = pa.chunked_array([batch.column(name)])
             pictures = _encoded_pictures(column)
             values = _to_numpy(column) if pictures is None else _pixels(str(path), name, pictures, most, rows)
             if values.ndim < 2 or values.dtype.kind not in "biuf":
