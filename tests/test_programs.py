@@ -270,7 +270,7 @@ def test_an_experiment_is_prepared_without_a_program_for_its_shapes(compiled):
     assert compiled[COMPILED] - before <= 1
 
 
-def test_a_client_is_personalized_by_a_program_that_calls_the_model_nine_times():
+def test_a_client_is_personalized_by_a_program_that_calls_the_model_ten_times():
     calls = []
 
     def apply(params, x):
@@ -287,8 +287,8 @@ def test_a_client_is_personalized_by_a_program_that_calls_the_model_nine_times()
     jax.make_jaxpr(lambda *given: client_curves(hs.Classification(), model, recipe, *given))(
         jnp.zeros((3, 2)), adapt, test, jax.random.key(0)
     )
-    # A step and a measure at three lengths of batch each, and three times for shapes.
-    assert len(calls) == 9
+    # A step at three lengths of batch and a measure at four, and three times for shapes.
+    assert len(calls) == 10
 
 
 @pytest.mark.parametrize(
