@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from headstart.data.federation import Array, Client, Examples, Tree
-from headstart.learning.local_sgd import batch_in_order, fold_batches
+from headstart.learning.local_sgd import collect_batches
 from headstart.models.first_layer import first_layer
 from headstart.models.zoo import Model
 
@@ -72,28 +72,19 @@ def dual_form(model: Model, start: Tree, adapt: Client, test: Client, *, epochs:
     def rows(examples: Examples) -> tuple[Array, Array]:
         features = first.features(examples.x)
         # No step has been along a row that is not finite, as along padding, and none before the first.
-        along = jnp.nan_to_num(jnp.where(jnp.arange(len(own)) < adapt.size, features @ own.T, 0))
-        return features @ matrix, along
+        products = jnp.nan_to_num(jnp.where(jnp.arange(len(own)) < adapt.size, features @ own.T, 0))
+        return features @ matrix, products
 
     dual = Model(model.init, apply)
     return Form(dual, jax.tree.unflatten(structure, leaves), *(_in_rows(client, rows) for client in (adapt, test)))
 
 
 def _in_rows(client: Client, rows: Callable[[Examples], tuple[Array, Array]]) -> Client:
-    """The client with its examples in dual coordinates, a block after another, so that little is done for padding."""
-
-    def write(whole: tuple[Array, Array], examples: Examples, number: Array) -> tuple[Array, Array]:
-        at = number * _BLOCK
-        new = rows(examples)
-        return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, at, 0), whole, new)
-
-    block = jax.eval_shape(lambda: rows(batch_in_order(client, 0, batch_size=_BLOCK)))
-    rounded_up = -(-len(client.rows) // _BLOCK) * _BLOCK
-    nothing = jax.tree.map(lambda leaf: jnp.zeros((rounded_up, *leaf.shape[1:]), leaf.dtype), block)
-    start, along = fold_batches(client, _BLOCK, write, nothing)
+    """The client with its examples in dual coordinates, some rows at a time, so that little is done for padding."""
+    start, products = collect_batches(client, _BLOCK, rows)
     numbers = jnp.arange(len(client.rows), dtype=jnp.int32)
-    y = _examples(client).y
-    return client._replace(block=client.block._replace(x=DualRows(start, along, numbers), y=y), rows=numbers)
+    block = client.block._replace(x=DualRows(start, products, numbers), y=_examples(client).y)
+    return client._replace(block=block, rows=numbers)
 
 
 @jax.custom_vjp

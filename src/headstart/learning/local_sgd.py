@@ -57,6 +57,35 @@ def fold_batches(
     return jax.lax.fori_loop(0, batches_per_epoch(client, batch_size), one, zero)
 
 
+def collect_batches(client: Client, batch_size: int, fn: Callable[[Examples], Tree]) -> Tree:
+    """What `fn` makes of each batch, row by row, `[capacity rounded up, ...]`; zeros beyond the client's last batch."""
+
+    def collect(collected: Tree, examples: Examples, number: Array) -> Tree:
+        return write_batch(collected, fn(examples), number)
+
+    first = batch_in_order(client, 0, batch_size=batch_size)
+    return fold_batches(client, batch_size, collect, room_for_batches(client, jax.eval_shape(fn, first)))
+
+
+def room_for_batches(client: Client, batch: Tree) -> Tree:
+    """Zeros `[capacity rounded up, ...]` for what is computed of each batch, which looks like this one."""
+
+    def zeros(leaf: Array) -> Array:
+        size = leaf.shape[0]
+        return jnp.zeros((size * -(-client.rows.shape[0] // size), *leaf.shape[1:]), leaf.dtype)
+
+    return jax.tree.map(zeros, batch)
+
+
+def write_batch(whole: Tree, batch: Tree, number: Array) -> Tree:
+    """The tree of `room_for_batches` with the rows of batch `number` filled in."""
+
+    def write(old: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new, number * new.shape[0], 0)
+
+    return jax.tree.map(write, whole, batch)
+
+
 def batch(client: Client, number: Array | int, key: Array, *, batch_size: int) -> Examples:
     """Batch `number` (from 0) of the client's endless, shuffled path.
 

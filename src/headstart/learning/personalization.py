@@ -23,7 +23,15 @@ from headstart.errors import UserError
 from headstart.fields import MOST_EPOCHS, at_least, check_fields
 from headstart.learning.divergence import beyond_use, judged_metrics
 from headstart.learning.dual import dual_form
-from headstart.learning.local_sgd import LocalSGD, LocalState, batch_in_order, batches_per_epoch, fold_batches
+from headstart.learning.local_sgd import (
+    LocalSGD,
+    LocalState,
+    batch_in_order,
+    batches_per_epoch,
+    fold_batches,
+    room_for_batches,
+    write_batch,
+)
 from headstart.learning.method import PLAIN, GradientTransform, LinearTransform, Method
 from headstart.learning.metrics import evaluated_metrics
 from headstart.learning.optimizers import Optimizer
@@ -372,18 +380,6 @@ def _measured(metrics: Sequence[Metric], model: Model) -> Callable[[Examples, Tr
         return measure_each(metrics, output, examples), items
 
     return measured
-
-
-def room_for_batches(client: Client, batch: Tree) -> Tree:
-    """Zeros `[capacity rounded up, ...]` for what is computed of each batch, which looks like this one."""
-    capacity = EVALUATION_BATCH * -(-client.rows.shape[0] // EVALUATION_BATCH)
-    return jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype), batch)
-
-
-def write_batch(whole: Tree, batch: Tree, number: Array) -> Tree:
-    """The tree of `room_for_batches` with the rows of batch `number` filled in."""
-    start = number * EVALUATION_BATCH
-    return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start, 0), whole, batch)
 
 
 def whole_batch(leaf: Array) -> Array:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from headstart.data.federation import Array, Block, Client, Examples, Tree
-from headstart.learning.local_sgd import batch_in_order, fold_batches
+from headstart.learning.local_sgd import collect_batches
 from headstart.learning.partial_batches import with_partial_batches
-from headstart.learning.personalization import EVALUATION_BATCH, room_for_batches, whole_batch, write_batch
+from headstart.learning.personalization import EVALUATION_BATCH, whole_batch
 from headstart.models.zoo import Model
 
 # A device pads its examples to one of these sizes, since a program is compiled for each size that it meets.
@@ -23,12 +23,7 @@ def predict_client(model: Model, params: Tree, client: Client) -> Tree:
         output, _ = model.apply(params, examples.x)
         return jax.tree.map(whole_batch, output)
 
-    def collect(outputs: Tree, examples: Examples, number: Array) -> Tree:
-        return write_batch(outputs, predicted(examples, params), number)
-
-    first = batch_in_order(client, 0, batch_size=EVALUATION_BATCH)
-    zero = room_for_batches(client, jax.eval_shape(predicted, first, params))
-    outputs = fold_batches(client, EVALUATION_BATCH, collect, zero)
+    outputs = collect_batches(client, EVALUATION_BATCH, lambda examples: predicted(examples, params))
     return jax.tree.map(lambda leaf: leaf[: client.rows.shape[0]], outputs)
 
 

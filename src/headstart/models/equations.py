@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jax.extend import core
 Array = jax.Array
 # Of a program's variables.
 Values = dict[Any, Any]
+Bind = Callable[[core.JaxprEqn, Sequence[Any]], Sequence[Any]]
 
 
 def bind_equation(jaxpr: core.Jaxpr, equation: core.JaxprEqn, given: Sequence[Any]) -> list[Any]:
@@ -40,21 +42,23 @@ def is_float(value: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.inexact)
 
 
-def evaluate(
-    jaxpr: core.Jaxpr,
-    equations: Iterable[core.JaxprEqn],
-    found: Values,
-    replacement: Callable[[core.JaxprEqn, Array], Array] | None = None,
-    replaced: Collection[int] = (),
-) -> None:
-    """Add to `found` what operations of a program compute of it; those `replaced`, of the first operand."""
+def evaluate(jaxpr: core.Jaxpr, equations: Iterable[core.JaxprEqn], found: Values, bind: Bind | None = None) -> None:
+    """Add to `found` what operations of a program compute of it.
+
+    bind: computes an operation of its operands; by default as it is.
+    """
+    bind = partial(bind_equation, jaxpr) if bind is None else bind
     for equation in equations:
-        given = [value_of(atom, found) for atom in equation.invars]
-        if replacement is not None and id(equation) in replaced:
-            outputs = [replacement(equation, given[0])]
-        else:
-            outputs = bind_equation(jaxpr, equation, given)
+        outputs = bind(equation, [value_of(atom, found) for atom in equation.invars])
         found |= zip(equation.outvars, outputs, strict=True)
+
+
+def results(program: core.ClosedJaxpr, given: Sequence[Any], bind: Bind | None = None) -> list[Any]:
+    """What a program computes of its arguments; bind: as of `evaluate`."""
+    jaxpr, found = program.jaxpr, Values()
+    found |= zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *given], strict=True)
+    evaluate(jaxpr, jaxpr.eqns, found, bind)
+    return [value_of(atom, found) for atom in jaxpr.outvars]
 
 
 def needed_for(wanted: Sequence[core.JaxprEqn], among: Sequence[core.JaxprEqn]) -> list[core.JaxprEqn]:

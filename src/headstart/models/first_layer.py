@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core
 
-from headstart.models.equations import bind_equation, is_literal, needed_for, value_of
+from headstart.models.equations import Values, bind_equation, evaluate, is_literal, needed_for, results, value_of
 from headstart.models.zoo import Model
 
 Array = jax.Array
@@ -132,23 +131,25 @@ class _Program:
         constants = [np.asarray(value).tobytes() for value in constants]
         return str(self._program.replace(invars=self.inputs, outvars=[left], eqns=way)), constants
 
+    def _computable(self, known: Iterable[core.Var]) -> list[core.JaxprEqn]:
+        """The operations that compute something else of these variables alone."""
+        found, equations = {*self._program.constvars, *known}, []
+        for equation in self._program.eqns:
+            is_ready = all(is_literal(atom) or atom in found for atom in equation.invars)
+            if is_ready and not found.issuperset(equation.outvars):
+                equations.append(equation)
+                found.update(equation.outvars)
+        return equations
+
     def _known(self, arguments: Collection[core.Var]) -> set[core.Var]:
-        """The variables that can be computed from these alone."""
-        return set(self._walk(dict.fromkeys(arguments), lambda equation, given: [None] * len(equation.outvars)))
+        """The variables that can be computed from these alone, and these."""
+        computed = (variable for equation in self._computable(arguments) for variable in equation.outvars)
+        return {*self._program.constvars, *arguments, *computed}
 
     def computed(self, known: Mapping[core.Var, Array]) -> dict[Any, Array]:
         """The values of all variables that can be computed from the known ones."""
-        return self._walk(known, partial(bind_equation, self._program))
-
-    def _walk(
-        self, known: Mapping[core.Var, Any], compute: Callable[[core.JaxprEqn, list[Any]], Sequence[Any]]
-    ) -> dict[Any, Any]:
-        values = {**dict(zip(self._program.constvars, self._constants, strict=True)), **known}
-        for equation in self._program.eqns:
-            is_ready = all(is_literal(atom) or atom in values for atom in equation.invars)
-            if is_ready and equation.outvars[0] not in values:
-                given = [value_of(atom, values) for atom in equation.invars]
-                values.update(zip(equation.outvars, compute(equation, given), strict=True))
+        values: Values = {**dict(zip(self._program.constvars, self._constants, strict=True)), **known}
+        evaluate(self._program, self._computable(known), values)
         return values
 
     def results(self, values: Mapping[core.Var, Any]) -> Tree:
@@ -187,12 +188,9 @@ def _keeps_rows(equation: core.JaxprEqn, rows: Collection[core.Var]) -> bool:
 
 def _inlined(program: core.ClosedJaxpr, given: Sequence[Array]) -> list[Array]:
     """Evaluate a program; of a function that it calls, its operations are traced, and no call."""
-    jaxpr, values = program.jaxpr, dict[Any, Any]()
-    values.update(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *given], strict=True))
 
-    for equation in jaxpr.eqns:
-        operands = [value_of(atom, values) for atom in equation.invars]
+    def bind(equation: core.JaxprEqn, operands: Sequence[Array]) -> list[Array]:
         called = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
-        outputs = bind_equation(jaxpr, equation, operands) if called is None else _inlined(called, operands)
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [value_of(atom, values) for atom in jaxpr.outvars]
+        return bind_equation(program.jaxpr, equation, operands) if called is None else _inlined(called, operands)
+
+    return results(program, given, bind)

@@ -177,7 +177,14 @@ class _Steps:
         loop, jaxpr = self.loop, self.loop.step.jaxpr
         found: Values = dict(zip([*self.constants, *self.inputs], [*constants, *inputs], strict=True))
         found |= zip(jaxpr.invars[loop.constants : loop.constants + loop.states], state, strict=True)
-        evaluate(jaxpr, loop.rest, found, replacement, {id(one) for one in (*loop.products, *loop.functions)})
+        replaced = {id(one) for one in self._replaced}
+
+        def bind(equation: core.JaxprEqn, given: Sequence[Array]) -> Sequence[Array]:
+            if id(equation) in replaced:
+                return [replacement(equation, given[0])]
+            return bind_equation(jaxpr, equation, given)
+
+        evaluate(jaxpr, loop.rest, found, bind)
         outputs = [value_of(atom, found) for atom in jaxpr.outvars]
         shapes: list[Any] = [atom.aval for atom in jaxpr.outvars]
         outputs = [jnp.asarray(value, aval.dtype) for value, aval in zip(outputs, shapes, strict=True)]

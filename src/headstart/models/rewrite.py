@@ -17,12 +17,11 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from headstart.models import convolution, pooling, recurrence
-from headstart.models.equations import bind_equation, is_float, value_of
+from headstart.models.equations import Bind, bind_equation, is_float, results
 
 Array = jax.Array
 Tree = Any
 Rule = Callable[..., Callable[..., Sequence[Array]] | None]
-Bind = Callable[[core.JaxprEqn, Sequence[Any]], list[Any]]
 
 # What may take the place of an operation: a function of (operands, results, settings), None where nothing suits.
 RULES: dict[str, Rule] = {"conv_general_dilated": convolution.rule, "scan": recurrence.rule, **pooling.RULES}
@@ -66,7 +65,7 @@ def rewritten(function: Callable[..., Tree]) -> Callable[..., Tree]:
     def evaluate(*given: Tree) -> Tree:
         program = traced.trace(*given)
         leaves = [leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for leaf in jax.tree.leaves(given)]
-        outputs = _evaluate(program.jaxpr.jaxpr, program.jaxpr.consts, leaves)
+        outputs = _evaluate(program.jaxpr, leaves)
         return jax.tree.unflatten(jax.tree.structure(program.out_info), outputs)
 
     return evaluate
@@ -98,15 +97,13 @@ def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
                 yield inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
 
 
-def _evaluate(jaxpr: core.Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
+def _evaluate(program: core.ClosedJaxpr, given: Sequence[Any]) -> list[Any]:
+    as_it_is = partial(bind_equation, program.jaxpr)
 
-    for equation in jaxpr.eqns:
-        given = [value_of(atom, values) for atom in equation.invars]
-        bind = partial(bind_equation, jaxpr)
-        outputs = _replaced(equation, bind)(*given) if _replaces(equation) else bind(equation, given)
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [value_of(atom, values) for atom in jaxpr.outvars]
+    def bind(equation: core.JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+        return _replaced(equation, as_it_is)(*operands) if _replaces(equation) else as_it_is(equation, operands)
+
+    return results(program, given, bind)
 
 
 def _replaced(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence[Any]]:
@@ -128,7 +125,7 @@ def _rewritten_value(value: Any) -> Any:
         return value
     closed = value if isinstance(value, core.ClosedJaxpr) else core.ClosedJaxpr(value, ())
     shapes = [variable.aval for variable in closed.jaxpr.invars]
-    new = jax.make_jaxpr(lambda *given: _evaluate(closed.jaxpr, closed.consts, given))(*shapes)
+    new = jax.make_jaxpr(lambda *given: _evaluate(closed, given))(*shapes)
     if isinstance(value, core.ClosedJaxpr):
         return new
     return value if new.consts else new.jaxpr
@@ -144,7 +141,7 @@ def _with_own_jvp(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence
 
     @jax.custom_jvp
     def function(*given: Array) -> list[Array]:
-        return _evaluate(inside.jaxpr, inside.consts, given)
+        return _evaluate(inside, given)
 
     @function.defjvp
     def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[list[Array], list[Array]]:
@@ -164,11 +161,11 @@ def _with_own_vjp(equation: core.JaxprEqn, bind: Bind) -> Callable[..., Sequence
 
     @jax.custom_vjp
     def function(*given: Array) -> list[Array]:
-        return _evaluate(inside.jaxpr, inside.consts, given)
+        return _evaluate(inside, given)
 
     def forward(*given: Array) -> tuple[list[Array], tuple[Array, ...]]:
         # Not the function itself, whose derivative has no forward mode.
-        return _evaluate(inside.jaxpr, inside.consts, given), given
+        return _evaluate(inside, given), given
 
     def backward(given: tuple[Array, ...], cotangents: list[Array]) -> tuple[Array | None, ...]:
         def derivative(moving: tuple[Array, ...], still: tuple[Array, ...], cotangents: list[Array]) -> Any:

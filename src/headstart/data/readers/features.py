@@ -106,6 +106,11 @@ def _labels(column: Encoded) -> dict[str, Any]:
     return {"labels": [], "different": len(column.labels)}
 
 
+def _are_shares(x: np.ndarray) -> bool:
+    least, most = extent(x)
+    return bool(least >= 0 and most <= 1)
+
+
 def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[np.ndarray, dict[str, Any]] | None:
     """uint8 pictures stay so, and shares of 28 x 28 become so; other numbers of that shape are pictures as they are.
 
@@ -118,7 +123,7 @@ def _as_image(values: np.ndarray, owners: Sequence[str], invert: Any) -> tuple[n
     if not character:
         return x, {"kind": "image", "inverted": False}
     inverted = as_flag("inverted", False if invert is None else invert)
-    if not pixels and x.size and extent(x)[0] >= 0 and extent(x)[1] <= 1:
+    if not pixels and x.size and _are_shares(x):
         x, pixels = rowwise(lambda rows: images.to_uint8(rows, owners), x), True
     if inverted and not pixels:
         raise UserError(
