@@ -61,10 +61,14 @@ class Job(NamedTuple):
         return json.dumps([to_json(self.experiment.data), to_json(self.experiment.model), stages])
 
     @property
+    def end(self) -> Path:
+        """The last file that a run writes."""
+        return self.results / f"stage-{len(self.experiment.stages) - 1}.json"
+
+    @property
     def done(self) -> bool:
         """Whether nothing is left to do."""
-        end = self.results / f"stage-{len(self.experiment.stages) - 1}.json"
-        return self.diverged.exists() or end.exists()
+        return self.diverged.exists() or self.end.exists()
 
 
 def free_cores() -> int:

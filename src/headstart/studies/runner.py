@@ -12,6 +12,7 @@ import os
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -26,7 +27,7 @@ from headstart.experiment.loading import document_of
 from headstart.experiment.measured import has_test_examples
 from headstart.experiment.serialization import earlier, to_json
 from headstart.experiment.setup import Prepared, prepare
-from headstart.files import write_json
+from headstart.files import write_bytes, write_json
 from headstart.learning.tasks import Metric
 from headstart.runs.contents import Group, federation_document
 from headstart.runs.log import Record, read_records
@@ -34,6 +35,7 @@ from headstart.runs.provenance import is_of, provenance
 from headstart.runs.reading import open_run
 from headstart.studies.evidence import Choice, Result
 from headstart.studies.pool import Job, Pool
+from headstart.studies.records import read_record, record_file, stacked, write_record
 from headstart.training.divergence import DivergedError
 
 # The first seed of tuning runs; no reported run has one of these.
@@ -45,7 +47,8 @@ class Runs:
 
     folder: of all runs. seeds: the number of each, where a study does not give it. log: gets a line of progress.
     allowed_modules: as in `run`. fingerprint: a part of the folders' digests. pool: what does the runs; by default
-    this process, one after another.
+    this process, one after another. records: the folder of their records, by which a run is known as finished whose
+    own folder is gone; by default none are kept.
     """
 
     def __init__(
@@ -57,13 +60,16 @@ class Runs:
         allowed_modules: Collection[str] = (),
         fingerprint: str = "",
         pool: Pool | None = None,
+        records: Path | None = None,
     ) -> None:
         # Absolute, so that a run resumes from any working directory.
         self.root, self.seeds, self.log = folder.resolve(), seeds, log
         self.allowed_modules, self.fingerprint = tuple(sorted(allowed_modules)), fingerprint
-        self._pool = pool or Pool(1)
+        self._pool, self._kept = pool or Pool(1), None if records is None else records.resolve()
         self._prepared: dict[str, Prepared] = {}
-        self._records: dict[str, Record] = {}
+        self._origins: dict[str, Record] = {}
+        # What made the parameters that an experiment starts from, by their file.
+        self._makers: dict[str, Experiment] = {}
 
     def folder(self, experiment: Experiment) -> Path:
         """The folder of an experiment's runs, each in a folder named by its seed.
@@ -79,17 +85,19 @@ class Runs:
         )
         folder = self.root / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         begun = [federation_document(path) for path in sorted(folder.glob("*/federation.json"))]
-        if begun and not all(is_of(record, self._record(experiment)) for record in begun):
-            now = self._record(experiment)
+        if self._kept is not None:
+            begun += [read_record(path)[1] for path in sorted((self._kept / folder.name).glob("*.npz"))]
+        if begun and not all(is_of(record, self._origin(experiment)) for record in begun):
+            now = self._origin(experiment)
             return folder.with_name(f"{folder.name}-{combined([now['fingerprint'], now['code']])[:8]}")
         return folder
 
-    def _record(self, experiment: Experiment) -> Record:
+    def _origin(self, experiment: Experiment) -> Record:
         """What a run of the experiment would come from now."""
         key, code = json.dumps(to_json(experiment.data)), {"code": code_digests(experiment)}
-        if key not in self._records:
-            self._records[key] = provenance(self.prepared(experiment).federation, {})
-        return self._records[key] | code
+        if key not in self._origins:
+            self._origins[key] = provenance(self.prepared(experiment).federation, {})
+        return self._origins[key] | code
 
     def prepared(self, experiment: Experiment) -> Prepared:
         """The data, clients, model and task of an experiment."""
@@ -113,10 +121,10 @@ class Runs:
         for name, experiment in experiments.items():
             self._check_measured(name, experiment, "test")
         jobs = {name: self._jobs(experiment, range(count)) for name, experiment in experiments.items()}
-        self._run(jobs.values())
+        self._run(jobs.values(), "test")
         results = {}
         for name, each in jobs.items():
-            diverged = [job.diverged.read_text(encoding="utf-8") for job in each if job.diverged.exists()]
+            diverged = [text for job in each if (text := self._diverged(job)) is not None]
             if diverged and strict:
                 raise DivergedError(diverged[0])
             if not diverged:
@@ -155,10 +163,10 @@ class Runs:
             what: {name: self._jobs(replace(each, test=False), tuning_seeds) for name, each in experiments.items()}
             for what, experiments in candidates.items()
         }
-        self._run(job for each in jobs.values() for job in each.values())
+        self._run((job for each in jobs.values() for job in each.values()), "validation")
         chosen = {}
         for what, each in jobs.items():
-            finished = {name: of for name, of in each.items() if not any(job.diverged.exists() for job in of)}
+            finished = {name: of for name, of in each.items() if all(self._diverged(job) is None for job in of)}
             results = {name: self._result(of, "validation") for name, of in finished.items()}
             metric = self.prepared(next(iter(candidates[what].values()))).task.metrics[0]
             choice = _best(what, list(each), results, by.get(what, "personalized"), metric)
@@ -177,50 +185,111 @@ class Runs:
             )
 
     def ended(self, experiment: Experiment, seed: int | str) -> Path:
-        """The file of the parameters at the end of a run."""
+        """The file of the parameters at the end of a run, which is there after `with_parameters`."""
         return self.folder(experiment) / f"{seed}" / f"seed-{seed}" / f"stage-{len(experiment.stages) - 1}.safetensors"
 
     def start(self, experiment: Experiment) -> str:
         """The `start` of an experiment that continues where this one ended, seed by seed."""
-        return str(self.ended(experiment, "{seed}"))
+        start = str(self.ended(experiment, "{seed}"))
+        self._makers[start] = experiment
+        return start
 
-    def _jobs(self, experiment: Experiment, seeds: range) -> list[Job]:
+    def with_parameters(self, experiments: Iterable[Experiment], seeds: Iterable[int]) -> None:
+        """See to it that the parameters at the end of runs are there, not only their results.
+
+        Raises:
+            UserError: if a run fails.
+        """
+        seeds = list(seeds)
+        jobs = [job for experiment in experiments for job in self._jobs(experiment, seeds) if not job.done]
+        self._do(jobs)
+
+    def _jobs(self, experiment: Experiment, seeds: Iterable[int]) -> list[Job]:
         folder = self.folder(experiment)
         file = self.root / "experiments" / f"{folder.name}.json"
         return [Job(replace(experiment, seed=seed), file, folder / str(seed), self.allowed_modules) for seed in seeds]
 
-    def _run(self, jobs: Iterable[Sequence[Job]]) -> None:
-        missing = {job.folder: job for each in jobs for job in each if not job.done}
+    def _run(self, jobs: Iterable[Sequence[Job]], group: Group) -> None:
+        """Do what is missing: one seed of all experiments before the next, so that a stop leaves whole seeds."""
+        in_turn = (job for each in zip_longest(*jobs) for job in each if job is not None)
+        missing = {job.folder: job for job in in_turn if not job.done and not self._recorded(job, group)}
+        before: dict[Path, Job] = {}
         for job in missing.values():
+            start = job.experiment.start
+            if start in self._makers:
+                maker = self._jobs(self._makers[start], [job.experiment.seed])[0]
+                before |= {} if maker.done else {maker.folder: maker}
+        self._do(list(before.values()))
+        self._do([job for job in missing.values() if job.folder not in before])
+
+    def _do(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
             write_json(job.file, document_of(job.experiment))
-        self._pool.run(list(missing.values()), self.log)
+        self._pool.run(jobs, self.log)
+
+    def _record(self, job: Job, group: Group) -> Path | None:
+        """The file of the record of a run, whether it is there or not; None where none are kept."""
+        if self._kept is None:
+            return None
+        return record_file(self._kept / job.folder.parent.name, job.experiment.seed, group)
+
+    def _recorded(self, job: Job, group: Group) -> bool:
+        record = self._record(job, group)
+        return record is not None and (record.exists() or self._divergence(job).exists())
+
+    def _divergence(self, job: Job) -> Path:
+        """The file that says that a run diverged, and where: with the records, where they are kept."""
+        if self._kept is None:
+            return job.diverged
+        return self._kept / job.folder.parent.name / job.diverged.name
+
+    def _diverged(self, job: Job) -> str | None:
+        """What is said of the divergence of a run; None if it did not diverge."""
+        kept = self._divergence(job)
+        if job.diverged.exists() and not kept.exists():
+            write_bytes(kept, job.diverged.read_bytes())
+        return kept.read_text(encoding="utf-8") if kept.exists() else None
 
     def _result(self, jobs: Sequence[Job], group: Group) -> Result:
-        metric = self.prepared(jobs[0].experiment).task.metrics[0]
-        runs = [open_run(job.folder, allowed_modules=self.allowed_modules) for job in jobs]
-        ends, reports = [run.results[group][-1] for run in runs], [run.report() for run in runs]
-        curves = [end.curves[0] for end in ends]
-        tested = curves[0].metrics[metric.name][1] > 0
-        logs = [read_records(job.results / "metrics.jsonl") for job in jobs]
-        for note in (note for run in runs for note in run.notes):
+        return stacked([self._of_seed(job, group) for job in jobs])._replace(command=_command(jobs))
+
+    def _of_seed(self, job: Job, group: Group) -> Result:
+        """The result of one seed: of its run's folder, or of its record."""
+        record = self._record(job, group)
+        if record is not None and record.exists():
+            return read_record(record)[0]
+        metric = self.prepared(job.experiment).task.metrics[0]
+        run = open_run(job.folder, allowed_modules=self.allowed_modules)
+        for note in run.notes:
             self.log(note)
-        evaluations = [{record["round"]: record for record in log if record["event"] == "evaluation"} for log in logs]
-        # Runs that stop at a target differ in their number of evaluations; nothing reads the history of those.
-        common = [number for number in evaluations[0] if all(number in each for each in evaluations)]
-        return Result(
-            tuple(client for client, counts in zip(ends[0].ids, tested, strict=True) if counts),
-            np.array([each.means(metric)[tested] for each in curves], np.float64),
-            np.array([end.epochs[0] for end in ends]),
-            np.array(common),
-            np.array([[each[number]["clients_values"] for number in common] for each in evaluations], np.float64),
-            np.array([sum(record.get("items", 0) for record in log) for log in logs]),
-            np.array([report["round"] for report in reports]),
-            np.array([report[group]["hurt"].get("by_chance", np.nan) for report in reports]),
-            _command(jobs),
-            np.array([report[group]["hurt"].get("beyond_chance", False) for report in reports]),
-            np.array([sum(record["seconds"] for record in log if record["event"] == "round") for log in logs]),
-            np.array([report.get("personal_rate", np.nan) for report in reports]),
+        end, report = run.results[group][-1], run.report()
+        curves = end.curves[0]
+        tested = curves.metrics[metric.name][1] > 0
+        log = read_records(job.results / "metrics.jsonl")
+        evaluations = {line["round"]: line for line in log if line["event"] == "evaluation"}
+        result = Result(
+            tuple(client for client, counts in zip(end.ids, tested, strict=True) if counts),
+            np.array(curves.means(metric)[tested][None], np.float64),
+            np.array([end.epochs[0]]),
+            np.array(list(evaluations)),
+            np.array([[line["clients_values"] for line in evaluations.values()]], np.float64),
+            np.array([sum(line.get("items", 0) for line in log)]),
+            np.array([report["round"]]),
+            np.array([report[group]["hurt"].get("by_chance", np.nan)]),
+            _command([job]),
+            np.array([report[group]["hurt"].get("beyond_chance", False)]),
+            np.array([sum(line["seconds"] for line in log if line["event"] == "round")]),
+            np.array([report.get("personal_rate", np.nan)]),
         )
+        if record is not None:
+            write_record(record, result, federation_document(job.folder / "federation.json"), _seconds(job))
+        return result
+
+
+def _seconds(job: Job) -> float:
+    """From a run's last start, when it writes its experiment and environment, to its end."""
+    began = max((job.folder / name).stat().st_mtime for name in ("environment.json", "experiment.json"))
+    return max(job.end.stat().st_mtime - began, 0.0)
 
 
 def _best(what: str, names: Sequence[str], results: Mapping[str, Result], model: str, metric: Metric) -> Choice | None:

@@ -46,6 +46,7 @@ def identity(setting: Setting, runs: Runs) -> Evidence:
         for rounds in sorted({max(1, stage.rounds // 3), stage.rounds})
     }
     results = runs.finish({f"{stage.name}, {n} rounds": each for n, each in trained.items()}, seeds=runs.seeds)
+    runs.with_parameters(trained.values(), range(runs.seeds))
     prepared = runs.prepared(trained[stage.rounds])
     cohorts, sizes = _cohorts(prepared, max(runs.seeds, LEAST_SEEDS))
     measured = measure(

@@ -22,6 +22,7 @@ from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.table1 import TABLE1
 from headstart.studies.paper.updates import UPDATES
 from headstart.studies.pool import Pool
+from headstart.studies.records import spent
 from headstart.studies.runner import Runs
 from headstart.training.divergence import DivergedError
 
@@ -55,7 +56,7 @@ def reproduce(
     out = Path(out)
     with Pool(processes) as pool:
         runs = {
-            name: Runs(out / "runs" / name, seeds=setting.seeds, log=log, pool=pool)
+            name: Runs(out / "runs" / name, seeds=setting.seeds, log=log, pool=pool, records=out / "records" / name)
             for name, setting in settings.items()
         }
         page = _ask(
@@ -94,21 +95,9 @@ def _ask(
 
 def _write(found: Mapping[str, Sequence[Evidence]], out: Path, scale: str, command: str) -> Path:
     write_results(found, out)
-    return write_page(found, out, scale=scale, command=command, environment=environment(), seconds=spent(out))
-
-
-def spent(out: Path) -> float:
-    """The seconds of all runs in a folder, from the times of their files.
-
-    Of a run that resumed after a stop only the last part counts: the time of the stop is not recorded.
-    """
-    ends = {path.parent.parent: path.stat().st_mtime for path in sorted(out.glob("runs/*/*/*/seed-*/stage-*.json"))}
-    return sum(max(end - _started(run), 0.0) for run, end in ends.items())
-
-
-def _started(run: Path) -> float:
-    """The time of its last start, when a run writes its experiment and environment."""
-    return max((run / name).stat().st_mtime for name in ("environment.json", "experiment.json"))
+    return write_page(
+        found, out, scale=scale, command=command, environment=environment(), seconds=spent(out / "records")
+    )
 
 
 def _studies(names: Sequence[str]) -> Sequence[Study]:

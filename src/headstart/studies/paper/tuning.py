@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import product
 
 from headstart.studies.evidence import Choice, Result
 from headstart.studies.paper.study import Setting
 from headstart.studies.runner import Runs
 
+# Beyond an edge that suits best, at most so many more rates are tried.
+MOST_WIDENED = 4
+
 
 def tuned(setting: Setting, runs: Runs) -> tuple[Setting, tuple[Choice, ...]]:
-    """The setting with the client's rates that suit FedAvg best.
+    """The setting with the client's rates that suit FedAvg best; rates beyond an edge are tried while one suits best.
 
     The same client optimizer trains and personalizes (arXiv:1909.12488, Algorithm 2).
     """
-    pairs = {
-        f"{learning_rate:g} × {factor:g}": setting.with_rates(learning_rate, factor)
-        for learning_rate, factor in product(setting.client_rates, setting.personal_factors)
-    }
-    candidates = {name: each.experiment("FedAvg", each.fedavg()) for name, each in pairs.items()}
-    choice, _ = runs.choose("client rate × factor of the personal rate", candidates, seeds=setting.tuning_seeds)
-    return pairs[choice.chosen], (choice,)
+    rates = sorted(setting.client_rates)
+    for _ in range(1 + MOST_WIDENED):
+        pairs = {
+            f"{learning_rate:g} × {factor:g}": setting.with_rates(learning_rate, factor)
+            for learning_rate, factor in product(rates, setting.personal_factors)
+        }
+        candidates = {name: each.experiment("FedAvg", each.fedavg()) for name, each in pairs.items()}
+        choice, _ = runs.choose("client rate × factor of the personal rate", candidates, seeds=setting.tuning_seeds)
+        chosen = pairs[choice.chosen]
+        wider = widened(rates, chosen.client_rate)
+        if wider == rates or setting.scale == "smoke":
+            break
+        rates = wider
+    return chosen, (choice,)
+
+
+def widened(rates: Sequence[float], best: float) -> list[float]:
+    """The rates, and the next beyond the edge at which the best one lies; as they are where it lies between.
+
+    Rates go on as 1, 2, 5, 10, 20 and so on.
+    """
+    least, most = min(rates), max(rates)
+    beyond = [_next(most, up=True)] if best == most else []
+    before = [_next(least, up=False)] if best == least else []
+    return [*before, *sorted(rates), *beyond]
+
+
+def _next(rate: float, *, up: bool) -> float:
+    """The next of 1, 2 and 5 times a power of ten, above a rate or below."""
+    power = math.floor(math.log10(rate))
+    series = [float(f"{digit}e{power + shift}") for shift in (-1, 0, 1) for digit in (1, 2, 5)]
+    if up:
+        return next(each for each in series if each > rate * (1 + 1e-9))
+    return next(each for each in reversed(series) if each < rate * (1 - 1e-9))
 
 
 def first_stage(setting: Setting, runs: Runs) -> Result:

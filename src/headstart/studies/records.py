@@ -1,0 +1,93 @@
+"""Records: what a study needs of a run, small enough to keep and to publish where the run's folder is not.
+
+One file holds the results of one seed on one group of clients, and what they came from: the digests of data and code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from headstart.documents import parse_json
+from headstart.errors import UserError
+from headstart.files import atomic
+from headstart.runs.contents import Group
+from headstart.runs.log import Record
+from headstart.studies.evidence import Result
+
+_ARRAYS = tuple(name for name in Result._fields if name not in ("ids", "command"))
+# Of a `federation.json`: what tells whether a run came from the present data and code.
+_ORIGIN = ("name", "clients", "examples", "sha256", "fingerprint", "code", "model", "start", "run")
+
+
+def record_file(folder: Path, seed: int, group: Group) -> Path:
+    """The file of a seed's results on a group of clients.
+
+    folder: of the experiment's records.
+    """
+    return folder / f"{seed}-{group}.npz"
+
+
+def write_record(path: Path, result: Result, origin: Record, seconds: float) -> None:
+    """Write the result of one seed.
+
+    origin: the `federation.json` of its run. seconds: that the run took.
+    """
+    kept = {name: origin[name] for name in _ORIGIN if name in origin}
+    document = {"ids": list(result.ids), "command": result.command, "origin": kept, "seconds": seconds}
+    arrays = {name: getattr(result, name) for name in _ARRAYS}
+    with atomic(path) as file:
+        np.savez_compressed(file, document=np.array(json.dumps(document)), **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def read_record(path: Path) -> tuple[Result, Record]:
+    """The result of one seed, and what it came from.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    with _reading(path) as file:
+        arrays: dict[str, Any] = {name: file[name] for name in _ARRAYS}
+        document = parse_json(str(file["document"]))
+        return Result(tuple(document["ids"]), command=document["command"], **arrays), document["origin"]
+
+
+def spent(folder: Path) -> float:
+    """The seconds of all runs with a record in a folder.
+
+    Of a run that resumed after a stop only the last part counts: the time of the stop is not recorded.
+
+    Raises:
+        UserError: if a record is damaged.
+    """
+    return sum(map(_seconds, sorted(folder.glob("**/*.npz"))))
+
+
+def _seconds(path: Path) -> float:
+    with _reading(path) as file:
+        return float(parse_json(str(file["document"]))["seconds"])
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            yield file
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+        raise UserError(
+            f"{path} is no record of a run, or a damaged one ({error}); delete it, and the run is done again"
+        ) from error
+
+
+def stacked(results: list[Result]) -> Result:
+    """The results of several seeds as one; evaluations along training are those that all of them have."""
+    common = [number for number in results[0].rounds if all(number in each.rounds for each in results)]
+    columns = {name: np.concatenate([getattr(each, name) for each in results]) for name in _ARRAYS if name != "rounds"}
+    columns["history"] = np.concatenate([each.history[:, np.isin(each.rounds, common)] for each in results])
+    return results[0]._replace(rounds=np.array(common), **columns)
