@@ -34,9 +34,9 @@ from headstart.statistics.verdicts import (
     correlation_interval,
     decide,
     decide_most,
-    holm,
 )
-from headstart.studies.compare.leaderboard import Row
+from headstart.studies.compare.decisions import Verdict, verdicts
+from headstart.studies.compare.leaderboard import Row, primary_of
 from headstart.studies.compare.methods import BASELINE, FEDAVG
 from headstart.studies.compare.report import values_table
 from headstart.studies.compare.words import claims, conclusion
@@ -165,8 +165,16 @@ def _table_again(table: Table) -> Table:
 def rows_again(document: Mapping[str, Any]) -> list[Row]:
     """The rows of a leaderboard with the present degrees of freedom, and the decisions that follow."""
     rows = [_row_again(dict(row)) for row in document["rows"]]
-    decided = _decided(rows, BASELINE, "versus"), _decided(rows, FEDAVG, "over_fedavg")
-    return [row._replace(decided=decided[0][row.name], over_fedavg_decided=decided[1][row.name]) for row in rows]
+    beside, over = _decided(rows, BASELINE, "versus"), _decided(rows, FEDAVG, "over_fedavg")
+    return [
+        row._replace(
+            decided=beside[row.name].side,
+            doubt=beside[row.name].reason,
+            over_fedavg_decided=over[row.name].side,
+            over_fedavg_doubt=over[row.name].reason,
+        )
+        for row in rows
+    ]
 
 
 def _row_again(row: dict[str, Any]) -> Row:
@@ -204,22 +212,17 @@ def _seeds_share(satterthwaite: float, seeds: int, clients: int) -> float:
     return min((b + root) / (a + b), 1.0)
 
 
-def _decided(rows: Sequence[Row], reference: str, field: str) -> dict[str, int]:
-    """As `leaderboard` decides: corrected for the number of methods, and never for one that lost clients."""
+def _decided(rows: Sequence[Row], reference: str, field: str) -> dict[str, Verdict]:
+    """As `leaderboard` decides."""
     found: dict[str, TwoWay] = {row.name: getattr(row, field) for row in rows}
     lost = {row.name: row.lost > 0 for row in rows}
-    others = [name for name in found if name != reference]
-    sides = dict.fromkeys(found, 0)
-    for name, sure in zip(others, holm([found[name].p for name in others]), strict=True):
-        side = (found[name].mean > 0) - (found[name].mean < 0)
-        sides[name] = side if sure and not lost[name if side > 0 else reference] else 0
-    return sides
+    return verdicts(found, lost, reference=reference, primary=primary_of(reference), seeds=rows[0].seeds)
 
 
 AGAIN = (
     "Intervals and verdicts of this page are computed again, from the standard errors that it stores, with degrees of"
-    " freedom that decide fewer ties (Cochran and Cox's weights for Satterthwaite's); no run is repeated. Those of"
-    " gains by data size, and colours in figures, are the earlier ones."
+    " freedom that decide fewer ties (Cochran and Cox's weights for Satterthwaite's), and with the primary question"
+    " decided by itself; no run is repeated. Those of gains by data size, and colours in figures, are the earlier ones."
 )
 
 
@@ -316,7 +319,8 @@ def board_again(folder: Path) -> list[str]:
         for each in document["choices"]
     )
     tables = (values_table(rows, GainFormat(metric)), *(_table_again(Table(**each)) for each in document["tables"][1:]))
-    notes = tuple(dict.fromkeys((*document["notes"], AGAIN)))
+    earlier = (note for note in document["notes"] if not note.startswith(AGAIN[:60]))
+    notes = (*earlier, AGAIN)
     name, question = document["name"], document["question"]
     found = Evidence(name, question, claims(rows, metric), tables, (), tuple(choices), notes, document["commands"])
     numbers = {"conclusion": sentences, "rows": rows, "tried": document["tried"]}

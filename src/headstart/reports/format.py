@@ -118,8 +118,12 @@ class GainFormat:
         return f"{100 * gain:.1f} points" if self.metric.unit == "share" else f"{gain:.4g}"
 
     def interval(self, low: float, high: float) -> str:
-        """The interval of a change: `[+1.2, +3.4]`."""
+        """The interval of a change: `[+1.2, +3.4]`; with more digits where it excludes zero and would not seem to."""
         ends = (low, high) if self.metric.sign > 0 else (high, low)
+        if self.metric.unit == "share" and low * high > 0:
+            scaled = [100 * self.metric.sign * end for end in ends]
+            digits = next((each for each in (1, 2) if all(round(end, each) for end in scaled)), 3)
+            return f"[{', '.join(f'{end:+z.{digits}f}' for end in scaled)}]".replace("inf", "∞")
         return f"[{', '.join(map(self.change, ends))}]"
 
     def difference(self, found: TwoWay) -> str:

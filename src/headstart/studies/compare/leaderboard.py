@@ -9,7 +9,8 @@ import numpy as np
 
 from headstart.learning.tasks import Metric
 from headstart.statistics.two_way import TwoWay, two_way
-from headstart.statistics.verdicts import LEAST_SEEDS, Difference, difference, holm
+from headstart.statistics.verdicts import Difference, difference
+from headstart.studies.compare.decisions import Reason, Verdict, verdicts
 from headstart.studies.compare.methods import BASELINE, FEDAVG
 from headstart.studies.compare.protocol import Entry
 
@@ -19,8 +20,9 @@ class Row(NamedTuple):
 
     initial, personalized: over seeds and clients. gain: personalized less initial, of the same model.
     versus, over_fedavg: its personalized value less that of FedAvg + fine-tuning, and of FedAvg's global model.
-    decided, over_fedavg_decided: of these, 1 better, -1 worse, corrected for the number of methods (Holm); 0 is
-        inconclusive. Lost clients never count in favour of the method that lost them.
+    decided, over_fedavg_decided: of these, 1 better, -1 worse, corrected for the number of methods (Holm) but for
+        the two of fine-tuning against FedAvg's global model; 0 is inconclusive. Lost clients never count in favour of
+        the method that lost them. doubt, over_fedavg_doubt: why, where the interval alone would decide.
     by_seeds_and_clients: `versus` with its interval over seeds and that over clients.
     lost: the share of clients without a finite value in the end, which count as harmed and as below FedAvg.
     harmed, by_chance: the share of clients whose own value gets worse, and the share expected from test noise, at most.
@@ -52,6 +54,23 @@ class Row(NamedTuple):
     seconds: float
     epochs: float
     learning_rates: tuple[float, float]
+    doubt: Reason = ""
+    over_fedavg_doubt: Reason = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The decision against FedAvg + fine-tuning."""
+        return Verdict(self.decided, self.doubt)
+
+    @property
+    def over_fedavg_verdict(self) -> Verdict:
+        """The decision against FedAvg (global model)."""
+        return Verdict(self.over_fedavg_decided, self.over_fedavg_doubt)
+
+    @property
+    def seeds(self) -> int:
+        """The number of runs."""
+        return self.by_seeds_and_clients.seeds
 
 
 def values_of(entry: Entry) -> np.ndarray:
@@ -66,26 +85,25 @@ def leaderboard(entries: Mapping[str, Entry], metric: Metric) -> list[Row]:
     rows = []
     for name, entry in entries.items():
         by_two = difference(metric.sign * (values_of(entry) - values_of(entries[BASELINE])))
-        against = versus[name], decided[name], over_fedavg[name], over_fedavg_decided[name], by_two
-        rows.append(_row(entry, against, values_of(entries[FEDAVG]), metric.sign))
+        against = versus[name], decided[name].side, over_fedavg[name], over_fedavg_decided[name].side, by_two
+        row = _row(entry, against, values_of(entries[FEDAVG]), metric.sign)
+        reasons = decided[name].reason, over_fedavg_decided[name].reason
+        rows.append(row._replace(doubt=reasons[0], over_fedavg_doubt=reasons[1]))
     # One that lost all clients has no mean, and is last.
     return sorted(rows, key=lambda row: np.nan_to_num(-metric.sign * row.personalized.mean, nan=np.inf))
 
 
-def _compared(entries: Mapping[str, Entry], reference: str, sign: int) -> tuple[dict[str, TwoWay], dict[str, int]]:
-    """How much better each method is than the reference, and the decisions: 1 better, -1 worse, 0 inconclusive."""
+def _compared(entries: Mapping[str, Entry], reference: str, sign: int) -> tuple[dict[str, TwoWay], dict[str, Verdict]]:
+    """How much better each method is than the reference, and the decisions."""
     final = {name: values_of(entry) for name, entry in entries.items()}
     found = {name: two_way(sign * (values - final[reference])) for name, values in final.items()}
     lost = {name: not np.isfinite(values).all() for name, values in final.items()}
-    others = [name for name in entries if name != reference]
-    corrected = dict(zip(others, holm([found[name].p for name in others]), strict=True))
-    enough = len(final[reference]) >= LEAST_SEEDS
+    return found, verdicts(found, lost, reference=reference, primary=primary_of(reference), seeds=len(final[reference]))
 
-    def decision(name: str) -> int:
-        side = int(np.sign(found[name].mean)) if enough and corrected.get(name, False) else 0
-        return 0 if lost[name if side > 0 else reference] else side
 
-    return found, {name: decision(name) for name in entries}
+def primary_of(reference: str) -> str:
+    """The method whose comparison with a reference is the primary question: each of the two is the other's."""
+    return FEDAVG if reference == BASELINE else BASELINE
 
 
 def _row(entry: Entry, against: tuple[TwoWay, int, TwoWay, int, Difference], fedavg: np.ndarray, sign: int) -> Row:

@@ -25,6 +25,7 @@ from headstart.reports.format import (
 from headstart.reports.style import FigureSpec, axis_name
 from headstart.runs.results import Estimate
 from headstart.statistics.two_way import TwoWay
+from headstart.studies.compare.decisions import Reason, Verdict
 from headstart.studies.compare.leaderboard import Row, SizeGroups, group_means, size_groups, values_of
 from headstart.studies.compare.methods import BASELINE, FEDAVG, LEARNING_RATE, SERVERS
 from headstart.studies.compare.protocol import FIRST_STAGE_SHARE, LOCAL_EPOCHS_FACTOR, Compared, Entry, Protocol
@@ -33,6 +34,13 @@ from headstart.studies.evidence import Evidence, Table
 from headstart.studies.figures import curves, forest
 from headstart.studies.html import as_content, as_document, draw, plain, render_study, settings_rows
 
+# Where the interval alone would decide.
+DOUBTS: Mapping[Reason, str] = {
+    "": "",
+    "seeds": " (too few seeds)",
+    "lost": " (clients without a value)",
+    "correction": " (not after Holm)",
+}
 # More lines cannot be distinguished in one figure.
 _LINES = 6
 
@@ -81,8 +89,8 @@ def values_table(rows: Sequence[Row], formats: GainFormat) -> Table:
     def value(found: TwoWay) -> str:
         return format_mean(metric, Estimate(found.mean, *found.interval()))
 
-    def against(found: TwoWay, decided: int, *, itself: bool) -> str:
-        verdict = {1: " better", -1: " worse", 0: ""}[decided]
+    def against(found: TwoWay, decided: Verdict, *, itself: bool) -> str:
+        verdict = {1: " better", -1: " worse", 0: DOUBTS[decided.reason]}[decided.side]
         return "–" if itself else f"{formats.change(found.mean)} {formats.interval(*found.interval())}{verdict}"
 
     head = "method", "initial", "personalized", "against FedAvg + fine-tuning", "against FedAvg (global model)"
@@ -92,8 +100,8 @@ def values_table(rows: Sequence[Row], formats: GainFormat) -> Table:
             row.name,
             value(row.initial),
             value(row.personalized),
-            against(row.versus, row.decided, itself=row.name == BASELINE),
-            against(row.over_fedavg, row.over_fedavg_decided, itself=row.name == FEDAVG),
+            against(row.versus, row.verdict, itself=row.name == BASELINE),
+            against(row.over_fedavg, row.over_fedavg_verdict, itself=row.name == FEDAVG),
             "–" if row.beyond_chance is None else _harm(row),
             "–" if row.name == FEDAVG else format_share(row.below_fedavg),
             format_value(metric, row.worst_tenth),
@@ -108,8 +116,10 @@ def _values_note(formats: GainFormat, direction: str) -> str:
     sign = "" if metric.higher_is_better else ", of which less is better"
     return (
         f"{metric.name.capitalize()}, means over seeds and test clients, with two-way (seeds × clients) 95 %"
-        f" intervals. Differences in {formats.unit}{sign}; better and worse: decided, corrected for the number of"
-        f" methods (Holm), while intervals are not. {direction.capitalize()} after personalization: clients with"
+        f" intervals. Differences in {formats.unit}{sign}; better and worse: decided. {BASELINE} against"
+        f" {FEDAVG} is the primary question and is decided by its interval; the other methods are corrected for their"
+        " number (Holm), while intervals are not: where one excludes zero and nothing is decided, the reason stands"
+        f" beside it. {direction.capitalize()} after personalization: clients with"
         f" {format_worse(metric)} than that of their initial model; expected from test noise: those that would have it"
         " if every client's true gain were the mean one, as many items changed, and test items were independent, which"
         " is too many where clients differ in how much changes; * more than that in most seeds; without it harm is"

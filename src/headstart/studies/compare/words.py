@@ -8,47 +8,59 @@ from collections.abc import Mapping, Sequence
 from headstart.learning.tasks import Metric
 from headstart.methods import LocalOnly
 from headstart.reports.format import GainFormat, format_count, format_value, format_worse
-from headstart.statistics.verdicts import LEAST_SEEDS, Decision, holm
+from headstart.statistics.verdicts import LEAST_SEEDS, Decision
+from headstart.studies.compare.decisions import Verdict, compared_at_once, verdict, why
 from headstart.studies.compare.leaderboard import GroupGain, Row
 from headstart.studies.compare.methods import BASELINE, FEDAVG
 from headstart.studies.evidence import Claim
 
 LOCAL = LocalOnly.title
-_VERDICTS: dict[Decision, str] = {"holds": "better", "does not hold": "worse", "inconclusive": "inconclusive"}
+DECISIONS: dict[int, Decision] = {1: "holds", -1: "does not hold", 0: "inconclusive"}
+_VERDICTS = {1: "better", -1: "worse", 0: "inconclusive"}
+APART = "although the interval by itself excludes zero"
 
 
 def claims(rows: Sequence[Row], metric: Metric) -> tuple[Claim, ...]:
     """The questions of the title, each with its decision, by the leaderboard's rule, and its evidence."""
     formats, by_name = GainFormat(metric), {row.name: row for row in rows}
     tuned, plain = by_name[BASELINE], by_name[FEDAVG]
+    helps, better = _fine_tuning_helps(tuned), _beaten(plain)
+    of_one = f"personalized less initial, of one model: {formats.difference(tuned.gain)}"
     found = [
         Claim(
             "Fine-tuning helps: it makes the model that it starts from better",
             None,
-            _fine_tuning_helps(rows),
-            (f"personalized less initial, of one model: {formats.difference(tuned.gain)}", _harm(tuned, formats)),
+            DECISIONS[helps.side],
+            (_noted(of_one, helps, rows), _harm(tuned, formats)),
         ),
         Claim(
             "FedAvg + fine-tuning is better than FedAvg (global model), the best there is without personalization",
             None,
-            _helps(plain),
-            (f"FedAvg + fine-tuning less {FEDAVG}: {_tuned_over(plain, formats)}",),
+            DECISIONS[better.side],
+            (_noted(f"FedAvg + fine-tuning less {FEDAVG}: {_tuned_over(plain, formats)}", better, rows),),
         ),
     ]
     if LOCAL in by_name:
+        better = _beaten(by_name[LOCAL])
         found.append(
             Claim(
                 "Federated over local-only training: FedAvg + fine-tuning is better than local training alone",
                 None,
-                _helps(by_name[LOCAL]),
-                (f"FedAvg + fine-tuning less {LOCAL}: {_tuned_over(by_name[LOCAL], formats)}",),
+                DECISIONS[better.side],
+                (_noted(f"FedAvg + fine-tuning less {LOCAL}: {_tuned_over(by_name[LOCAL], formats)}", better, rows),),
             )
         )
     ahead, level, behind = _others(rows)
     if ahead or level or behind:
         decision: Decision = "holds" if ahead else "inconclusive" if level else "does not hold"
         evidence = [f"{row.name}: {formats.difference(row.versus)}" for row in ahead]
-        evidence += [f"inconclusive: {', '.join(row.name for row in level)}"] if level else []
+        close = [row.name for row in level if not row.doubt]
+        evidence += [f"inconclusive: {', '.join(close)}"] if close else []
+        evidence += [
+            _noted(f"inconclusive {APART}: {row.name} {formats.difference(row.versus)}", row.verdict, rows)
+            for row in level
+            if row.doubt
+        ]
         text = "Some method is better than FedAvg + fine-tuning at equal client compute in training"
         found.append(Claim(text, None, decision, tuple(evidence)))
     return tuple(found)
@@ -59,18 +71,20 @@ def conclusion(
 ) -> list[str]:
     """Sentences that answer the questions, for someone who reads nothing else.
 
+    None of them contradicts an interval: where one excludes zero and nothing is decided, the reason stands beside it.
+
     groups: gains of clients by their number of examples. left_out: the reason, by the name of a method that was.
     """
     formats, by_name = GainFormat(metric), {row.name: row for row in rows}
     sentences = [_fine_tuning(rows, formats), _harm(by_name[BASELINE], formats), *_by_data_size(groups, formats)]
     ahead, level, behind = _others(rows)
     if ahead or level or behind:
-        sentences += [*_beside_fine_tuning(ahead, level, behind, formats), *_beside_fedavg(rows, formats)]
-        answer = _just_fine_tuning(by_name[BASELINE], by_name[FEDAVG], ahead, level, formats)
+        sentences += [*_beside_fine_tuning(rows, formats), *_beside_fedavg(rows, formats)]
+        answer = _just_fine_tuning(rows, formats)
         sentences += [f"How much of personalization is just fine-tuning? {answer}", _costs(rows)]
     if left_out:
         sentences.append(f"Left out: {'; '.join(f'{name}, since {reason}' for name, reason in left_out.items())}.")
-    seeds = by_name[BASELINE].by_seeds_and_clients.seeds
+    seeds = by_name[BASELINE].seeds
     if seeds < LEAST_SEEDS:
         sentences.append(
             f"With {format_count(seeds, 'seed')} nothing is decided, whatever it looks like; it takes {LEAST_SEEDS}."
@@ -78,40 +92,40 @@ def conclusion(
     return sentences
 
 
-def _fine_tuning_helps(rows: Sequence[Row]) -> Decision:
-    """Whether fine-tuning makes the model that it starts from better, or worse.
+def _fine_tuning_helps(tuned: Row) -> Verdict:
+    """Whether fine-tuning makes the model that it starts from better, or worse: a question by itself."""
+    return verdict(tuned.gain, seeds=tuned.seeds, lost=tuned.lost > 0, reference_lost=tuned.lost > 0)
 
-    The gain of one model is decided as if it stood on the leaderboard in the place of FedAvg (global model), which may
-    be another model: corrected for as many comparisons.
-    """
-    (tuned,) = (row for row in rows if row.name == BASELINE)
-    others = [row for row in rows if row.name != BASELINE]
-    p_values = [tuned.gain.p if row.name == FEDAVG else row.versus.p for row in others]
-    decided = dict(zip((row.name for row in others), holm(p_values), strict=True))[FEDAVG]
-    if not decided or tuned.lost or tuned.by_seeds_and_clients.seeds < LEAST_SEEDS:
-        return "inconclusive"
-    return "holds" if tuned.gain.mean > 0 else "does not hold"
+
+def _noted(text: str, decided: Verdict, rows: Sequence[Row]) -> str:
+    """A text, with the reason where its interval alone would decide and it is inconclusive."""
+    return f"{text} ({_why(decided, rows)})" if decided.reason else text
+
+
+def _why(decided: Verdict, rows: Sequence[Row]) -> str:
+    return why(decided.reason, seeds=rows[0].seeds, at_once=compared_at_once(len(rows)))
 
 
 def _fine_tuning(rows: Sequence[Row], formats: GainFormat) -> str:
-    opening = {
-        "holds": "For these clients, fine-tuning helps",
-        "does not hold": "For these clients, fine-tuning does harm",
-        "inconclusive": "For these clients it is inconclusive whether fine-tuning helps",
-    }[_fine_tuning_helps(rows)]
     metric, by_name = formats.metric, {row.name: row for row in rows}
     tuned, plain = by_name[BASELINE], by_name[FEDAVG]
+    helps = _fine_tuning_helps(tuned)
+    opening = {
+        1: "For these clients, fine-tuning helps",
+        -1: "For these clients, fine-tuning does harm",
+        0: "For these clients it is inconclusive whether fine-tuning helps",
+    }[helps.side]
     values = tuned.initial, tuned.personalized, plain.personalized
     before, after, best = (format_value(metric, each.mean) for each in values)
-    sentence = (
-        f"{opening}: the model that it starts from has {metric.name} {before}, and {after} after it,"
-        f" {formats.difference(tuned.gain)}."
-    )
+    gain = _noted(formats.difference(tuned.gain), helps, rows)
+    sentence = f"{opening}: the model that it starts from has {metric.name} {before}, and {after} after it, {gain}."
     if plain.initial == tuned.initial:
         return f"{sentence} That model is FedAvg's best global model, too."
+    beaten = _beaten(plain)
+    decided = ": ".join(filter(None, (_VERDICTS[beaten.side], _why(beaten, rows))))
     return (
         f"{sentence} FedAvg's best global model is another one, with {metric.name} {best}: FedAvg + fine-tuning less"
-        f" that is {_tuned_over(plain, formats)} ({_VERDICTS[_helps(plain)]})."
+        f" that is {_tuned_over(plain, formats)} ({decided})."
     )
 
 
@@ -126,9 +140,8 @@ def _by_data_size(groups: Sequence[GroupGain], formats: GainFormat) -> list[str]
     return [f"By data size (means): the gain from fine-tuning over the model that it starts from is {few}, and {many}."]
 
 
-def _beside_fine_tuning(
-    ahead: Sequence[Row], level: Sequence[Row], behind: Sequence[Row], formats: GainFormat
-) -> list[str]:
+def _beside_fine_tuning(rows: Sequence[Row], formats: GainFormat) -> list[str]:
+    ahead, level, behind = _others(rows)
     unit = f" (in {formats.unit})"
     sentences = [
         "No method is shown to be better than well-tuned FedAvg + fine-tuning at equal client compute in training."
@@ -138,11 +151,17 @@ def _beside_fine_tuning(
             f"Better than well-tuned FedAvg + fine-tuning at equal client compute{unit}: {_listed(ahead, formats)}."
         ]
     sentences += [f"Worse{unit}: {_listed(behind, formats)}."] if behind else []
-    if level:
-        most = _largest_lead(level)
-        bound = f" None of these leads by more than {formats.amount(most)} (95 %, for all of them at once)."
-        bound = " All of these look worse." if most <= 0 else bound if math.isfinite(most) else ""
-        sentences.append(f"Inconclusive{unit}: {_listed(level, formats)}.{bound}")
+    close = [row for row in level if not row.doubt]
+    sentences += [f"Inconclusive{unit}: {_listed(close, formats)}."] if close else []
+    for decided in dict.fromkeys(row.verdict for row in level if row.doubt):
+        which = [row for row in level if row.verdict == decided]
+        sentences.append(f"Inconclusive{unit} {APART}, {_why(decided, rows)}: {_listed(which, formats)}.")
+    most = _largest_lead(level) if level else math.inf
+    if math.isfinite(most):
+        lead = f"by more than {formats.amount(most)}" if most > 0 else "at all"
+        sentences.append(
+            f"None of those that are inconclusive leads {lead} (95 %, one-sided, for all of them at once)."
+        )
     return sentences
 
 
@@ -157,24 +176,31 @@ def _largest_lead(level: Sequence[Row]) -> float:
 
 
 def _beside_fedavg(rows: Sequence[Row], formats: GainFormat) -> list[str]:
-    better, worse = (
-        [row.name for row in rows if row.name != FEDAVG and row.over_fedavg_decided == sign] for sign in (1, -1)
-    )
-    found = [f"better are {', '.join(better)}" if better else "", f"worse are {', '.join(worse)}" if worse else ""]
-    answer = "; ".join(filter(None, found)) or "nothing is decided"
-    return [f"Against FedAvg (global model), without personalization, {answer}."]
-
-
-def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], level: Sequence[Row], formats: GainFormat) -> str:
-    gained, helps = -plain.versus.mean, _helps(plain)
-    beyond = f" {ahead[0].name} gains {formats.amount(ahead[0].versus.mean)} more than it." if ahead else ""
-    if helps == "does not hold":
-        return f"Nothing: FedAvg (global model) does better.{beyond}"
-    if helps == "inconclusive":
-        found = _tuned_over(plain, formats)
-        return (
-            f"Inconclusive: what FedAvg + fine-tuning has over FedAvg (global model), {found}, may be nothing.{beyond}"
+    others = [row for row in rows if row.name != FEDAVG]
+    found = []
+    for side, word in ((1, "better"), (-1, "worse")):
+        names = [row.name for row in others if row.over_fedavg_decided == side]
+        found += [f"{word}: {', '.join(names)}"] if names else []
+    found = found or ["nothing is decided"]
+    for decided in dict.fromkeys(row.over_fedavg_verdict for row in others if row.over_fedavg_doubt):
+        which = ", ".join(
+            f"{row.name} {formats.change(row.over_fedavg.mean)}" for row in others if row.over_fedavg_verdict == decided
         )
+        found.append(f"inconclusive {APART}, {_why(decided, rows)}: {which}")
+    return [f"Against FedAvg (global model), without personalization, {'; '.join(found)}."]
+
+
+def _just_fine_tuning(rows: Sequence[Row], formats: GainFormat) -> str:
+    ahead, level, _ = _others(rows)
+    (plain,) = (row for row in rows if row.name == FEDAVG)
+    gained, helps = -plain.versus.mean, _beaten(plain)
+    beyond = f" {ahead[0].name} gains {formats.amount(ahead[0].versus.mean)} more than it." if ahead else ""
+    if helps.side < 0:
+        return f"Nothing: FedAvg (global model) does better.{beyond}"
+    if not helps.side:
+        doubt = f"inconclusive {APART}, {_why(helps, rows)}" if helps.reason else "may be nothing"
+        found = f"what FedAvg + fine-tuning has over FedAvg (global model), {_tuned_over(plain, formats)}"
+        return f"Inconclusive: {found}, {'is ' if helps.reason else ''}{doubt}.{beyond}"
     if ahead:
         share = 100 * gained / (gained + ahead[0].versus.mean)
         return f"{share:.0f} % of what {ahead[0].name}, the best that is decided, gains over FedAvg (global model)."
@@ -182,7 +208,12 @@ def _just_fine_tuning(tuned: Row, plain: Row, ahead: Sequence[Row], level: Seque
         return "All of it: every other method that was compared is worse."
     most = max(0.0, _largest_lead(level))
     least = f", and no less than {100 * gained / (gained + most):.0f} % of what the best of them could gain"
-    return f"All of it, as far as these runs show{least if math.isfinite(most) else ''}."
+    answer = f"All of it, as far as these runs show{least if math.isfinite(most) else ''}."
+    leading = [row for row in level if row.doubt and row.versus.mean > 0]
+    if leading:
+        names, reason = ", ".join(row.name for row in leading), _why(leading[0].verdict, rows)
+        answer += f" {names} may gain more: ahead by the interval, though {reason}."
+    return answer
 
 
 def _costs(rows: Sequence[Row]) -> str:
@@ -203,9 +234,9 @@ def _others(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
     return ahead, level, behind
 
 
-def _helps(other: Row) -> Decision:
+def _beaten(other: Row) -> Verdict:
     """Whether FedAvg + fine-tuning is better than this method."""
-    return "holds" if other.decided < 0 else "does not hold" if other.decided > 0 else "inconclusive"
+    return Verdict(-other.decided, other.doubt)
 
 
 def _tuned_over(other: Row, formats: GainFormat) -> str:
