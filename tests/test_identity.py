@@ -177,6 +177,9 @@ class MadeRuns:
         first = next(iter(candidates))
         return Choice(what, {first: 0.5}, first), {}
 
+    def with_parameters(self, experiments, seeds):
+        assert all(self.ended(each, seed).exists() for each in experiments for seed in seeds)
+
     def ended(self, experiment, seed):
         return self.root / f"{experiment.name}-{experiment.stages[0].rounds}-{seed}.safetensors"
 

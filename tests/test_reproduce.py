@@ -68,7 +68,7 @@ def test_every_study_runs_at_the_smallest_scale(command, study, claims, names):
     ("words", "expected"),
     [
         (("table2",), "there is no study 'table2'; give some of identity, table1"),
-        (("--scale", "huge"), "there is no scale 'huge'; give one of smoke, small, full"),
+        (("--scale", "huge"), "there is no scale 'huge'; give one of smoke, small, medium, full"),
         (("--data", "data.npz"), "data.npz holds features; the paper's claims are tested on images and on text"),
         (("--data", "glyphs", "--data", "glyphs"), "two of the federations glyphs, glyphs have the same name"),
     ],

@@ -47,7 +47,9 @@ def reproduce(
             metavar="[STUDY]...", help="identity, table1, finetune, datacenter, updates, server, cnn; default: all."
         ),
     ] = None,
-    scale: Annotated[str, typer.Option(help="smoke (minutes), small (hours on two cores) or full (a GPU).")] = "small",
+    scale: Annotated[
+        str, typer.Option(help="smoke (minutes), small (hours on two cores), medium (a day) or full (a GPU).")
+    ] = "small",
     data: Annotated[
         list[str] | None, typer.Option("--data", metavar="PATH|NAME", help="A federation; may be repeated.")
     ] = None,

@@ -77,7 +77,7 @@ def _seconds(path: Path) -> float:
 @contextmanager
 def _reading(path: Path) -> Iterator[Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             yield file
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise UserError(
