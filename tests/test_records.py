@@ -94,7 +94,7 @@ def test_a_damaged_record_says_what_to_do(runs, plain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rates", "best", "wider"),
+    ("learning_rates", "best", "wider"),
     [
         ([0.01, 0.02, 0.05], 0.02, [0.01, 0.02, 0.05]),
         ([0.02, 0.01, 0.05], 0.05, [0.01, 0.02, 0.05, 0.1]),
@@ -104,5 +104,5 @@ def test_a_damaged_record_says_what_to_do(runs, plain, tmp_path):
         ([0.003, 0.01], 0.003, [0.002, 0.003, 0.01]),
     ],
 )
-def test_a_grid_goes_on_beyond_the_edge_that_suits_best(rates, best, wider):
-    assert widened(rates, best) == pytest.approx(wider)
+def test_a_grid_goes_on_beyond_the_edge_that_suits_best(learning_rates, best, wider):
+    assert widened(learning_rates, best) == pytest.approx(wider)

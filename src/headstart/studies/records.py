@@ -22,7 +22,7 @@ from headstart.runs.log import Record
 from headstart.studies.evidence import Result
 
 _ARRAYS = tuple(name for name in Result._fields if name not in ("ids", "command"))
-# Of a `federation.json`: what tells whether a run came from the present data and code.
+# Of a `federation.json`: what says whether a run came from the present data and code.
 _ORIGIN = ("name", "clients", "examples", "sha256", "fingerprint", "code", "model", "start", "run")
 
 
@@ -39,8 +39,8 @@ def write_record(path: Path, result: Result, origin: Record, seconds: float) -> 
 
     origin: the `federation.json` of its run. seconds: that the run took.
     """
-    kept = {name: origin[name] for name in _ORIGIN if name in origin}
-    document = {"ids": list(result.ids), "command": result.command, "origin": kept, "seconds": seconds}
+    came_from = {name: origin[name] for name in _ORIGIN if name in origin}
+    document = {"ids": list(result.ids), "command": result.command, "origin": came_from, "seconds": seconds}
     arrays = {name: getattr(result, name) for name in _ARRAYS}
     with atomic(path) as file:
         np.savez_compressed(file, document=np.array(json.dumps(document)), **arrays)  # pyright: ignore[reportArgumentType]

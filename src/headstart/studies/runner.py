@@ -245,10 +245,10 @@ class Runs:
 
     def _diverged(self, job: Job) -> str | None:
         """What is said of the divergence of a run; None if it did not diverge."""
-        kept = self._divergence(job)
-        if job.diverged.exists() and not kept.exists():
-            write_bytes(kept, job.diverged.read_bytes())
-        return kept.read_text(encoding="utf-8") if kept.exists() else None
+        path = self._divergence(job)
+        if job.diverged.exists() and not path.exists():
+            write_bytes(path, job.diverged.read_bytes())
+        return path.read_text(encoding="utf-8") if path.exists() else None
 
     def _result(self, jobs: Sequence[Job], group: Group) -> Result:
         return stacked([self._of_seed(job, group) for job in jobs])._replace(command=_command(jobs))

@@ -10,7 +10,7 @@ from headstart.studies.evidence import Choice, Result
 from headstart.studies.paper.study import Setting
 from headstart.studies.runner import Runs
 
-# Beyond an edge that suits best, at most so many more rates are tried.
+# The number of learning rates that are tried beyond edges, at most.
 MOST_WIDENED = 4
 
 
@@ -19,40 +19,40 @@ def tuned(setting: Setting, runs: Runs) -> tuple[Setting, tuple[Choice, ...]]:
 
     The same client optimizer trains and personalizes (arXiv:1909.12488, Algorithm 2).
     """
-    rates = sorted(setting.client_rates)
+    learning_rates = sorted(setting.client_rates)
     for _ in range(1 + MOST_WIDENED):
         pairs = {
             f"{learning_rate:g} × {factor:g}": setting.with_rates(learning_rate, factor)
-            for learning_rate, factor in product(rates, setting.personal_factors)
+            for learning_rate, factor in product(learning_rates, setting.personal_factors)
         }
         candidates = {name: each.experiment("FedAvg", each.fedavg()) for name, each in pairs.items()}
         choice, _ = runs.choose("client rate × factor of the personal rate", candidates, seeds=setting.tuning_seeds)
         chosen = pairs[choice.chosen]
-        wider = widened(rates, chosen.client_rate)
-        if wider == rates or setting.scale == "smoke":
+        wider = widened(learning_rates, chosen.client_rate)
+        if wider == learning_rates or setting.scale == "smoke":
             break
-        rates = wider
+        learning_rates = wider
     return chosen, (choice,)
 
 
-def widened(rates: Sequence[float], best: float) -> list[float]:
-    """The rates, and the next beyond the edge at which the best one lies; as they are where it lies between.
+def widened(learning_rates: Sequence[float], best: float) -> list[float]:
+    """The learning rates, and the next beyond the edge at which the best lies; the same ones where it lies between.
 
-    Rates go on as 1, 2, 5, 10, 20 and so on.
+    Next come 1, 2, 5, 10, 20 and so forth.
     """
-    least, most = min(rates), max(rates)
+    least, most = min(learning_rates), max(learning_rates)
     beyond = [_next(most, up=True)] if best == most else []
     before = [_next(least, up=False)] if best == least else []
-    return [*before, *sorted(rates), *beyond]
+    return [*before, *sorted(learning_rates), *beyond]
 
 
-def _next(rate: float, *, up: bool) -> float:
-    """The next of 1, 2 and 5 times a power of ten, above a rate or below."""
-    power = math.floor(math.log10(rate))
+def _next(learning_rate: float, *, up: bool) -> float:
+    """The next of 1, 2 and 5 times a power of ten, above a learning rate or below."""
+    power = math.floor(math.log10(learning_rate))
     series = [float(f"{digit}e{power + shift}") for shift in (-1, 0, 1) for digit in (1, 2, 5)]
     if up:
-        return next(each for each in series if each > rate * (1 + 1e-9))
-    return next(each for each in reversed(series) if each < rate * (1 - 1e-9))
+        return next(each for each in series if each > learning_rate * (1 + 1e-9))
+    return next(each for each in reversed(series) if each < learning_rate * (1 - 1e-9))
 
 
 def first_stage(setting: Setting, runs: Runs) -> Result:
