@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,32 +12,21 @@ from headstart.statistics.two_way import square_and_add
 from headstart.statistics.verdicts import Difference, decide, decide_most, difference, spread, t_interval
 from headstart.studies.evidence import Claim, Evidence, Result, Table, format_difference, format_spread
 from headstart.studies.figures import by_epochs
+from headstart.studies.paper.shapes import Cell, regime, shapes
 from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.tuning import first_stage, tuned
 from headstart.studies.runner import Runs
 
-
-class Printed(NamedTuple):
-    """A row of the paper's table: accuracies, their spreads, rounds to 0.8."""
-
-    initial: float
-    initial_spread: float
-    personalized: float
-    personalized_spread: float
-    initial_rounds: float
-    personalized_rounds: float
-
-
 # arXiv:1909.12488, Table 1: EMNIST-62, by (M, E).
 PRINTED = {
-    (5, 2): Printed(0.7473, 0.0260, 0.8292, 0.0061, 310.0, 63.6),
-    (5, 5): Printed(0.8028, 0.0512, 0.8712, 0.0049, 111.1, 33.9),
-    (5, 10): Printed(0.7879, 0.0316, 0.8820, 0.0023, 137.5, 30.0),
-    (5, 20): Printed(0.7430, 0.0309, 0.8782, 0.0021, 152.5, 32.2),
-    (20, 2): Printed(0.8403, 0.0173, 0.8957, 0.0011, 82.5, 50.0),
-    (20, 5): Printed(0.8471, 0.0084, 0.9057, 0.0017, 65.6, 31.25),
-    (20, 10): Printed(0.8480, 0.0036, 0.9032, 0.0017, 68.7, 25.0),
-    (20, 20): Printed(0.8391, 0.0081, 0.8953, 0.0022, 82.1, 46.4),
+    (5, 2): Cell(0.7473, 0.0260, 0.8292, 0.0061, 310.0, 63.6),
+    (5, 5): Cell(0.8028, 0.0512, 0.8712, 0.0049, 111.1, 33.9),
+    (5, 10): Cell(0.7879, 0.0316, 0.8820, 0.0023, 137.5, 30.0),
+    (5, 20): Cell(0.7430, 0.0309, 0.8782, 0.0021, 152.5, 32.2),
+    (20, 2): Cell(0.8403, 0.0173, 0.8957, 0.0011, 82.5, 50.0),
+    (20, 5): Cell(0.8471, 0.0084, 0.9057, 0.0017, 65.6, 31.25),
+    (20, 10): Cell(0.8480, 0.0036, 0.9032, 0.0017, 68.7, 25.0),
+    (20, 20): Cell(0.8391, 0.0081, 0.8953, 0.0022, 82.1, 46.4),
 }
 
 # The share of FedAvg's accuracy, when its rates were chosen, that is the target.
@@ -58,16 +46,43 @@ def table1(setting: Setting, runs: Runs) -> Evidence:
     }
     found = runs.finish(experiments, seeds=setting.spread_seeds)
     rows = {(m, e): found[f"M={m}, E={e}"] for m in setting.cohorts for e in setting.epochs}
+    prepared = runs.prepared(experiments[next(iter(experiments))])
+    training = prepared.groups.train
+    sizes = prepared.federation.training_sizes[training]
     return Evidence(
         "table1",
         "How do the local epochs E and the clients per round M change the initial and the personalized model?",
         claims(setting, rows, target),
-        (measured_table(rows, target),),
+        (measured_table(rows, target), *shapes(cells(rows, target), PRINTED)),
         (_figure(setting, rows),),
         choices,
-        (f"{setting.rounds} rounds, {setting.spread_seeds} seeds; the target is {format_share(target)}.",),
+        (
+            f"{setting.rounds} rounds, {setting.spread_seeds} seeds; the target is {format_share(target)}.",
+            regime(cells(rows, target), clients=len(training), examples=float(sizes.mean())),
+        ),
         {name: result.command for name, result in found.items()},
     )
+
+
+def cells(rows: Rows, target: float) -> dict[tuple[int, int], Cell]:
+    """The measured rows, as the printed ones are; rounds are NaN where a seed never reaches the target."""
+    return {key: _cell(result, target) for key, result in rows.items()}
+
+
+def _cell(result: Result, target: float) -> Cell:
+    initial, personalized = result.initial.mean(axis=1), result.personalized.mean(axis=1)
+    initial_rounds, personalized_rounds = (
+        float(each.mean()) if (each <= result.rounds[-1]).all() else np.nan for each in rounds_to(result, target)
+    )
+    return Cell(
+        *(float(initial.mean()), _spread(initial)),
+        *(float(personalized.mean()), _spread(personalized)),
+        *(initial_rounds, personalized_rounds),
+    )
+
+
+def _spread(means: np.ndarray) -> float:
+    return float(means.std(ddof=1)) if len(means) > 1 else np.nan
 
 
 def claims(setting: Setting, rows: Rows, target: float) -> tuple[Claim, ...]:
