@@ -33,8 +33,11 @@ def test_a_study_runs_reports_and_is_not_run_again(command):
 def test_a_centralized_model_is_stopped_and_compared(command):
     code, _, errors = command("reproduce", "datacenter", "--scale", "smoke", "--out", "out", "--processes", "1")
     assert (code, errors) == (0, "")
-    (claim,) = json.loads(Path("out/results/datacenter-glyphs.json").read_text())["claims"]
-    assert len([text for text in claim["evidence"] if text.startswith("personalized: FedAvg over")]) == 3
+    constant, decayed = json.loads(Path("out/results/datacenter-glyphs.json").read_text())["claims"]
+    assert len([text for text in constant["evidence"] if text.startswith("personalized: FedAvg over")]) == 3
+    against = [text for text in decayed["evidence"] if text.startswith("personalized: FedAvg, decayed rate over")]
+    assert len(against) == 3 and all(", to FedAvg, decayed rate: " in text for text in against)
+    assert decayed["paper"] is None
     ends = {
         json.loads(path.read_text())["round"] for path in Path("out/runs").glob("glyphs/datacenter-*/*/seed-*/*.json")
     }
