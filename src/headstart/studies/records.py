@@ -88,6 +88,7 @@ def _reading(path: Path) -> Iterator[Any]:
 def stacked(results: list[Result]) -> Result:
     """The results of several seeds as one; evaluations along training are those that all of them have."""
     common = [number for number in results[0].rounds if all(number in each.rounds for each in results)]
-    columns = {name: np.concatenate([getattr(each, name) for each in results]) for name in _ARRAYS if name != "rounds"}
-    columns["history"] = np.concatenate([each.history[:, np.isin(each.rounds, common)] for each in results])
-    return results[0]._replace(rounds=np.array(common), **columns)
+    histories = [each.history[:, np.isin(each.rounds, common)] for each in results]
+    by_seed = (name for name in _ARRAYS if name not in ("rounds", "history"))
+    columns = {name: np.concatenate([getattr(each, name) for each in results]) for name in by_seed}
+    return results[0]._replace(rounds=np.array(common), history=np.concatenate(histories), **columns)
