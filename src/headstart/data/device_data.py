@@ -30,22 +30,47 @@ class Resident(NamedTuple):
     starts: np.ndarray
 
 
+class Subset(NamedTuple):
+    """At most `most` of every client's local training (support) examples: the first of a random order of them.
+
+    The order is one of the client's by (seed, number, its id), so that subsets of one number are nested. They come in
+    the order in which the federation has them; of a client that has no more, all as they are.
+    """
+
+    most: int
+    seed: int
+    number: int
+
+    def positions(self, client: str, size: int) -> np.ndarray:
+        """int64 `[at most most]`: which of a client's examples, ascending."""
+        if size <= self.most:
+            return np.arange(size)
+        generator = np.random.default_rng([self.seed, 2, self.number, *map(int, key_data(client))])
+        return np.sort(generator.permutation(size)[: self.most])
+
+
 @dataclass(frozen=True)
 class Gather:
     """Cohorts of a federation that `on_device` has put on the device.
 
     turn: which of a client's rows test: those that come this many times their number before its own local test rows,
         the last ones; its other rows train. Of a client of 50 rows that tests on 10, the turns 0 to 4 are five folds.
+    subset: which of its local training (support) examples there are; None: all.
     """
 
     federation: Federation
     mesh: Mesh | None
     resident: Resident | None
     turn: int = 0
+    subset: Subset | None = None
 
     def turned(self, turn: int) -> Gather:
         """The same with another turn, which has the same shapes."""
         return replace(self, turn=turn)
+
+    def limited(self, subset: Subset | None) -> Gather:
+        """The same with these of the clients' local training (support) examples, which has the same shapes."""
+        return replace(self, subset=subset)
 
     def __call__(self, clients: np.ndarray, part: Part = "adapt") -> Client:
         """The clients (int array `[..., n]`) as a `Client` whose leading axes are those of the array.
@@ -77,7 +102,17 @@ class Gather:
             first, sizes = starts[..., None], self.federation.sizes[clients]
             shift, total = self.turn * sizes[..., 1:], np.maximum(sizes.sum(axis=-1, keepdims=True), 1)
             rows = np.where(present[..., None], first + (rows - first - shift) % total, 0).astype(np.int32)
-        return rows, np.where(present, size, 0).astype(np.int32)
+        size = np.where(present, size, 0).astype(np.int32)
+        return self._limit(clients, rows, size) if self.subset is not None and part == "adapt" else (rows, size)
+
+    def _limit(self, clients: np.ndarray, rows: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the rows that are in the subset, first; what follows them is padding."""
+        assert self.subset is not None
+        positions = np.zeros(rows.shape, np.int64)
+        for index in zip(*np.nonzero(size), strict=True):
+            chosen = self.subset.positions(self.federation.ids[int(clients[index])], int(size[index]))
+            positions[index][: len(chosen)] = chosen
+        return np.take_along_axis(rows, positions, axis=-1), np.minimum(size, np.int32(self.subset.most))
 
     def _key_data(self, clients: np.ndarray) -> np.ndarray:
         keys, present = np.zeros((*clients.shape, 2), np.uint32), clients >= 0

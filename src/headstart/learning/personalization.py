@@ -144,7 +144,9 @@ Personalizer = Callable[..., Curves]
 def shared_curves(
     task: Task, model: Model, recipe: Personalization, *, parallel: Parallel = Parallel(), dual: bool = True
 ) -> SharedProgram:
-    """The program of `(method, params, adapt, test, key, learning_rate)` -> the fields of `Curves`, for all methods.
+    """The program of `(method, params, adapt, test, key, learning_rate[, epochs])` -> the fields of `Curves`.
+
+    It is one for all methods, and one more where only some number of epochs is to be measured.
 
     Methods that differ in numbers alone share one, and so do all learning rates.
     dual: as in `client_curves`.
@@ -153,14 +155,23 @@ def shared_curves(
     mesh = parallel.mesh
     everywhere = NamedSharding(mesh, PartitionSpec()) if spans_processes(mesh) else None
 
-    def all_curves(method: Method, params: Tree, adapt: Client, test: Client, key: Array, learning_rate: Array) -> Tree:
+    def all_curves(
+        method: Method,
+        params: Tree,
+        adapt: Client,
+        test: Client,
+        key: Array,
+        learning_rate: Array,
+        epochs: Array | None = None,
+    ) -> Tree:
         chosen = recipe.with_learning_rate(learning_rate)
 
         def one(shared: tuple[Tree, Array], nothing: Tree, member: tuple[Client, Client]) -> tuple[Tree, Tree]:
             (params, key), (adapt_one, test_one) = shared, member
             test_one = test_one._replace(block=adapt_one.block)
+            own = client_key(key, adapt_one)
             return nothing, client_curves(
-                task, model, chosen, params, adapt_one, test_one, client_key(key, adapt_one), method, dual=dual
+                task, model, chosen, params, adapt_one, test_one, own, method, dual=dual, epochs=epochs
             )
 
         return map_reduce_clients(one, (params, key), (), adapt, test._replace(block=None), parallel=parallel)[1]
@@ -178,12 +189,14 @@ def personalizer(
     clients_at_once: int | None = None,
     curves: SharedProgram | None = None,
 ) -> Personalizer:
-    """A compiled `(params, clients, gather, key, progress, learning_rate) -> Curves`.
+    """A compiled `(params, clients, gather, key, progress, learning_rate, epochs) -> Curves`.
 
     params: what the server broadcasts; for most methods the parameters of the initial model.
     clients: numbers of the clients to personalize (int array `[n]`); one without query examples gets NaN.
     gather: gathers their examples, from `on_device`. progress: called with how many more clients are done.
     learning_rate: by default the first to try; all of them share the program.
+    epochs: None measures after every one (or step, or pull); a number, before the first and after that many alone, so
+        that the curves have two columns. All numbers share a program.
     method: how its clients personalize. parallel: how many are worked on at once.
     clients_at_once: how many are gathered together, a matter of memory; by default four for every lane, or 32.
     curves: what `shared_curves` has compiled for the recipe, to be used again.
@@ -198,8 +211,9 @@ def personalizer(
         key: Array,
         progress: Callable[[int], None] = lambda clients: None,
         learning_rate: float = recipe.candidate_rates[0],
+        epochs: int | None = None,
     ) -> Curves:
-        pieces = []
+        pieces, more = [], () if epochs is None else (epochs,)
         if mesh is not None:
             params = replicated(params, mesh)
         for start in range(0, len(clients), at_once):
@@ -208,7 +222,7 @@ def personalizer(
             missing = at_once - len(chunk)
             filled = np.pad(chunk, (0, missing), constant_values=-1)
             assigned = assign_clients(filled, np.pad(sizes, (0, missing)), parallel)
-            result = all_curves(method, params, *gather.parts(assigned, "adapt", "test"), key, learning_rate)
+            result = all_curves(method, params, *gather.parts(assigned, "adapt", "test"), key, learning_rate, *more)
             order = np.argsort(assigned)
             indices = order[np.searchsorted(assigned, chunk, sorter=order)]
             pieces.append(jax.tree.map(lambda leaf, indices=indices: np.asarray(leaf)[indices], result))
@@ -245,10 +259,12 @@ def client_curves(
     method: Method = PLAIN,
     *,
     dual: bool = True,
+    epochs: Array | int | None = None,
 ) -> tuple[Sums, Array, Array]:
     """Curves of one client: metrics, gain and gain squared, each `[epochs + 1]`, as in `Curves`.
 
     dual: whether they may be computed in dual coordinates, on a CPU and where that costs less; see `learning.dual`.
+    epochs: measures before the first and after that many alone, so that each is `[2]`.
     """
     start = method.personal_init(task, model, params, adapt, key)
     if dual and is_wanted() and jax.default_backend() == "cpu" and _is_linear(recipe, method.personal_gradient(start)):
@@ -259,7 +275,7 @@ def client_curves(
     def unit(carry: tuple[Tree, Array], number: Array) -> tuple[tuple[Tree, Array], Tree]:
         state, before = carry
         # Unit 0 does nothing: the initial model is measured by the same code.
-        state = training.advance(state, number)
+        state = training.advance(state, number) if epochs is None else training.after(number)
         metrics, (values, weights) = evaluate(measured, model, training.params(state), test)
         before = jnp.where(number > 0, before, values)
         change = jnp.where(weights > 0, sign * (values - before), 0)
@@ -268,7 +284,8 @@ def client_curves(
     first = training.params(training.first)
     values = jax.eval_shape(lambda: nothing_measured(measured[:1], model, first, test)[1][0])
     start = training.first, jnp.zeros(values.shape, values.dtype)
-    return jax.lax.scan(unit, start, jnp.arange(recipe.most + 1))[1]
+    numbers = jnp.arange(recipe.most + 1) if epochs is None else jnp.stack([jnp.int32(0), jnp.int32(epochs)])
+    return jax.lax.scan(unit, start, numbers)[1]
 
 
 class _LocalTraining(NamedTuple):

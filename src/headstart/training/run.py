@@ -151,13 +151,15 @@ def run_into(
     release_after_compiling()
     cache, mesh = cache or ProgramCache(), all_devices(options.devices)
     cache.make_room()
-    prepared = _prepared(experiment, allowed_modules, cache, federation, model, _decided_before(out))
+    prepared = run_prepared(experiment, allowed_modules, cache, federation, model, _decided_before(out))
     if not options.rewrite:
         prepared = prepared._replace(model=as_given(prepared.model))
     check_together(prepared, seeds, options)
     check_start(prepared, out, seeds)
     written, key = _as_written(out, prepared, options) if cluster.is_first() else (prepared.federation, None)
-    prepared, trial = _after_trial(prepared, out, partial(_context, mesh=mesh, options=options, cache=cache), on_event)
+    prepared, trial = _after_trial(
+        prepared, out, partial(run_context, mesh=mesh, options=options, cache=cache), on_event
+    )
     writing = (
         claimed(
             out,
@@ -186,7 +188,7 @@ def run_into(
             notes = (f"data: {note}" for note in data_notes(prepared.federation))
             for text in (*decided_in_words(experiment, prepared.experiment), *notes):
                 on_event({"event": "note", "text": text})
-        context = _context(prepared, mesh, options, on_event, interrupt, cache)
+        context = run_context(prepared, mesh, options, on_event, interrupt, cache)
         context = context._replace(name=name or "", written=written)
         initial()
         seeds_run = range(experiment.seed, experiment.seed + seeds)
@@ -236,7 +238,7 @@ def _decided_before(out: Path) -> dict[str, Any]:
     return cluster.broadcast(decided_before(out) if cluster.is_first() else {})
 
 
-def _prepared(
+def run_prepared(
     experiment: Experiment,
     allowed_modules: Collection[str],
     cache: ProgramCache,
@@ -255,7 +257,7 @@ def _prepared(
     return cache.prepared(key, lambda earlier: given(earlier=earlier))
 
 
-def _context(
+def run_context(
     prepared: Prepared,
     mesh: Mesh | None,
     options: Options,
@@ -263,6 +265,7 @@ def _context(
     interrupt: Interrupt,
     cache: ProgramCache,
 ) -> RunContext:
+    """What the seeds of a run share, with programs that the cache has, or will have, for runs like it."""
     given, experiment = (prepared.task, prepared.model), prepared.experiment
     parallel = Parallel(options.lanes, mesh)
     clients = len(prepared.groups.train)

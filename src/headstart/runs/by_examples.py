@@ -1,0 +1,79 @@
+"""What the test clients of a seed come to with fewer local examples, as a file beside the end of the stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from headstart.runs.contents import read_arrays, reading
+from headstart.runs.directory import write_arrays
+
+
+class ByExamples(NamedTuple):
+    """Test clients of one seed, personalized on nested subsets of their local training (support) examples.
+
+    numbers: int `[numbers]`, ascending: the most examples that each has; the last one is the largest client's number,
+        with which everybody has all.
+    ids: of the clients with local test (query) examples. support: int `[clients]`: how many examples each has.
+    initial, personalized: float64 `[numbers, draws, clients]`: each client's value of the task's first metric, before
+        and after personalization on each draw of n of its examples.
+    learning_rates, epochs: `[numbers]`: of personalization, chosen for each number on validation clients.
+    at_edge: bool `[numbers]`: whether that choice is the last one tried on some side.
+    """
+
+    numbers: np.ndarray
+    ids: tuple[str, ...]
+    support: np.ndarray
+    initial: np.ndarray
+    personalized: np.ndarray
+    learning_rates: np.ndarray
+    epochs: np.ndarray
+    at_edge: np.ndarray
+
+
+def by_examples_path(seed_folder: Path, stage: int) -> Path:
+    """The file of a stage in the folder of a seed."""
+    return seed_folder / f"stage-{stage}-by-examples.npz"
+
+
+def write_by_examples(path: Path, of: Mapping[str, Any], found: ByExamples) -> None:
+    """Write the values of a seed, atomically. of: what they depend on, by which they are known again."""
+    arrays = {name: np.asarray(value) for name, value in found._asdict().items() if name != "ids"}
+    write_arrays(path, {**arrays, "ids": np.array(found.ids, np.str_), "of": np.array(_text(of))})
+
+
+def read_by_examples(path: Path) -> ByExamples:
+    """The values of a seed.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    with reading(path, instead="remove it, and repeat the command that makes it"):
+        arrays = read_arrays(path)
+        ids, values = tuple(map(str, arrays["ids"])), {name: arrays[name] for name in ByExamples._fields}
+        found = ByExamples(**{**values, "ids": ids})
+        numbers, clients, draws = len(found.numbers), len(found.ids), found.initial.shape[1]
+        shapes = [
+            found.initial.shape == found.personalized.shape == (numbers, draws, clients),
+            found.support.shape == (clients,),
+            all(each.shape == (numbers,) for each in (found.learning_rates, found.epochs, found.at_edge)),
+        ]
+        if not all(shapes):
+            raise ValueError("its arrays do not fit each other")
+        return found
+
+
+def is_by_examples(path: Path, of: Mapping[str, Any]) -> bool:
+    """Whether there is a file that depends on the same; a damaged one is none, for it is written anew."""
+    try:
+        return path.exists() and str(read_arrays(path)["of"]) == _text(of)
+    except Exception:  # whatever a damaged file leads to
+        return False
+
+
+def _text(of: Mapping[str, Any]) -> str:
+    return json.dumps(of, sort_keys=True)

@@ -1,0 +1,224 @@
+"""Personalization against the number of local examples: a trained model, personalized on nested subsets of them.
+
+Nothing is trained again. The learning rate and the epochs of personalization are chosen for each number of examples, on
+validation clients that have as few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from headstart.data.device_data import Gather, Subset
+from headstart.data.federation import Federation, Tree
+from headstart.devices import all_devices, release_after_compiling
+from headstart.errors import UserError
+from headstart.experiment.experiment import Experiment
+from headstart.experiment.measured import has_test_examples
+from headstart.experiment.setup import Prepared
+from headstart.learning.personalization import Curves, choose_recipe, deciding_metric, pooled
+from headstart.learning.rounds import personal_key, seed_key
+from headstart.runs.by_examples import ByExamples, by_examples_path, is_by_examples, write_by_examples
+from headstart.runs.contents import stage_origin
+from headstart.runs.directory import decided_before
+from headstart.runs.pseudonyms import pseudonym, read_key
+from headstart.runs.reading import open_run
+from headstart.training.compilation_cache import ProgramCache
+from headstart.training.interrupt import Interrupt
+from headstart.training.run import run_context, run_prepared
+from headstart.training.seed_run import InterruptedRunError, Options, RunContext, selection_clients
+
+NUMBERS = (0, 5, 10, 20, 50, 100, 200)
+DRAWS = 3
+# The grid of learning rates is widened by this factor, and how often at most, while the best is the last on a side.
+FACTOR, MOST_WIDENINGS = 3.0, 4
+# Of what is measured: another one makes files of before anew.
+VERSION = 1
+
+
+class _Measured(NamedTuple):
+    """What clients are measured with. measure: a `Personalizer` of `(clients, gather, learning_rate, epochs)`."""
+
+    context: RunContext
+    measure: Callable[..., Curves]
+    seed: int
+    draws: int
+
+
+def measure_by_examples(
+    experiment: Experiment,
+    out: Path,
+    seed: int,
+    *,
+    numbers: Sequence[int] = NUMBERS,
+    draws: int = DRAWS,
+    federation: Federation | None = None,
+    model: Any = None,
+    options: Options = Options(),
+    allowed_modules: Collection[str] = (),
+    cache: ProgramCache | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> bool:
+    """Measure a finished seed with at most n local examples, and with all; whether it came to its end.
+
+    What is in the seed's folder already is not measured again. A draw is one random order of a client's examples, of
+    which each number takes the first. Clients with no more than a number have one subset alone, for every draw.
+
+    experiment, out: of the run; its last stage is measured. numbers: ascending, by default `NUMBERS`.
+    federation, model, options, allowed_modules, cache: as of `run` and `run_into`. progress: called with how many of
+        the numbers are done, and of how many.
+
+    Raises:
+        UserError: if the seed is not finished, or no test client has local test (query) examples.
+    """
+    stage = len(experiment.stages) - 1
+    path, of = by_examples_path(out / f"seed-{seed}", stage), depends_on(out, seed, stage, numbers, draws)
+    if is_by_examples(path, of):
+        return True
+    run = open_run(out, allowed_modules=allowed_modules)
+    release_after_compiling()
+    cache, mesh = cache or ProgramCache(), all_devices(options.devices)
+    cache.make_room()
+    prepared = run_prepared(experiment, allowed_modules, cache, federation, model, decided_before(out))
+    with Interrupt() as interrupt:
+        context = run_context(prepared, mesh, options, lambda record: None, interrupt, cache)
+        params = run.server_params(prepared.model, seed)
+        measured = _Measured(context, _measure(context, params, seed), seed, draws)
+        try:
+            found = _by_examples(measured, _resolved(prepared, numbers), progress)
+        except InterruptedRunError:
+            return False
+    key = read_key(out)
+    ids = found.ids if key is None else tuple(pseudonym(key, client) for client in found.ids)
+    write_by_examples(path, of, found._replace(ids=ids))
+    return True
+
+
+def depends_on(out: Path, seed: int, stage: int, numbers: Sequence[int], draws: int) -> dict[str, Any]:
+    """What the values of a finished seed depend on.
+
+    Raises:
+        UserError: if the stage is not finished, or its files are damaged.
+    """
+    origin = stage_origin(out / f"seed-{seed}", stage)
+    return {**origin, "numbers": list(numbers), "draws": draws, "version": VERSION}
+
+
+def _measure(context: RunContext, params: Tree, seed: int) -> Callable[..., Curves]:
+    key = personal_key(seed_key(seed))
+
+    def progress(clients: int) -> None:
+        if context.interrupt.requested:
+            raise InterruptedRunError
+
+    def measure(clients: np.ndarray, gather: Gather, learning_rate: float, epochs: int | None = None) -> Curves:
+        return context.personalizers[-1](params, clients, gather, key, progress, learning_rate, epochs)
+
+    return measure
+
+
+def _resolved(prepared: Prepared, numbers: Sequence[int]) -> list[int]:
+    """The numbers that some test client has more examples than, and the largest client's own."""
+    clients = prepared.groups.test[has_test_examples(prepared.federation, prepared.groups.test)]
+    if not len(clients):
+        raise UserError("no test client has local test (query) examples, so no gain can be measured; give it some")
+    largest = int(prepared.federation.sizes[clients, 0].max())
+    return [*(number for number in numbers if number < largest), largest]
+
+
+def _by_examples(measured: _Measured, numbers: Sequence[int], progress: Callable[[int, int], None]) -> ByExamples:
+    prepared = measured.context.prepared
+    federation, metric = prepared.federation, prepared.task.metrics[0]
+    test = prepared.groups.test[has_test_examples(federation, prepared.groups.test)]
+    initial, personalized, chosen = [], [], []
+    for done, number in enumerate(numbers):
+        most = number if done < len(numbers) - 1 else None
+        chosen.append(_chosen(measured, most))
+        learning_rate, epochs, _ = chosen[-1]
+        values = [each.means(metric) for each in _draws(measured, test, most, learning_rate, epochs)]
+        initial.append([each[:, 0] for each in values])
+        personalized.append([each[:, 1] for each in values])
+        progress(done + 1, len(numbers))
+    learning_rates, epochs, at_edge = zip(*chosen, strict=True)
+    return ByExamples(
+        np.array(numbers),
+        tuple(federation.ids[int(client)] for client in test),
+        np.asarray(federation.sizes[test, 0]),
+        np.array(initial, np.float64),
+        np.array(personalized, np.float64),
+        np.array(learning_rates, np.float64),
+        np.array(epochs),
+        np.array(at_edge, bool),
+    )
+
+
+def _draws(
+    measured: _Measured, clients: np.ndarray, most: int | None, learning_rate: float, epochs: int | None = None
+) -> list[Curves]:
+    """The curves of clients on each draw of at most n of their examples; None: on all of them.
+
+    Who has no more is measured once: every draw is all of its examples.
+    """
+    gather = measured.context.gather
+
+    def measure(some: np.ndarray, number: int) -> Curves:
+        subset = None if most is None else Subset(most, measured.seed, number)
+        return measured.measure(some, gather.limited(subset), learning_rate, epochs)
+
+    first = measure(clients, 0)
+    larger = np.zeros(0, int)
+    if most:
+        larger = np.flatnonzero(gather.federation.sizes[clients, 0] > most)
+    if not len(larger):
+        return [first] * measured.draws
+    others = [measure(clients[larger], number) for number in range(1, measured.draws)]
+    return [first, *(jax.tree.map(partial(_with_rows, larger), first, other) for other in others)]
+
+
+def _with_rows(index: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """A copy of the first array, with the rows of these indices taken from the second."""
+    copy = np.array(old)
+    copy[index] = new
+    return copy
+
+
+def _chosen(measured: _Measured, most: int | None) -> tuple[float, int, bool]:
+    """The learning rate and the epochs that validation clients with at most n examples choose.
+
+    The candidates are the run's own, and smaller and larger learning rates while the best is the last on that side.
+    Returns also whether it still is.
+    """
+    prepared = measured.context.prepared
+    recipe, task = prepared.experiment.personalization, prepared.task
+    clients = selection_clients(prepared, prepared.experiment.stages[-1])
+    clients = clients[has_test_examples(prepared.federation, clients)]
+    candidates = sorted(recipe.candidate_rates)
+    if most == 0:
+        return candidates[0], 0, False
+    if not len(clients):
+        return recipe.candidate_rates[0], recipe.unchosen, False
+    curves: dict[float, Curves] = {}
+    for _ in range(MOST_WIDENINGS + 1):
+        for learning_rate in candidates:
+            if learning_rate not in curves:
+                curves[learning_rate] = pooled(_draws(measured, clients, most, learning_rate))
+        number, epochs = choose_recipe(
+            [curves[each] for each in candidates], task, by=deciding_metric(task, recipe), otherwise=recipe.unchosen
+        )
+        best, (least, *_, greatest) = candidates[number], [*candidates, candidates[-1]]
+        if recipe.pulls is not None:
+            return best, epochs, epochs == recipe.most
+        # Without an epoch all learning rates are alike; a smaller one may do less harm, but not one smaller still.
+        if not epochs and least < min(recipe.candidate_rates):
+            return best, 0, False
+        more = [FACTOR * greatest] if epochs and best == greatest else []
+        more += [least / FACTOR] if best == least or not epochs else []
+        if not more:
+            return best, epochs, epochs == recipe.most
+        candidates = sorted([*candidates, *more])
+    return best, epochs, True

@@ -1,0 +1,202 @@
+"""Personalization against the number of local examples: subsets, values, decisions, and where they are reported."""
+
+import hashlib
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from headstart.data.device_data import Subset, on_device
+from headstart.data.federation import from_arrays
+from headstart.experiment.setup import prepare
+from headstart.learning.rounds import client_key, personal_key, seed_key
+from headstart.runs.by_examples import by_examples_path, read_by_examples
+from headstart.runs.directory import read_curves
+from headstart.statistics.by_examples import first_positive, gain_by_examples, half_of
+from headstart.training.by_examples import measure_by_examples
+from small import PROGRAMS, experiment, first_stage_only, run
+from tiny import drawn, federation
+
+NUMBERS = (0, 3, 5)
+
+
+def test_subsets_are_nested_repeatable_and_of_their_client():
+    subset = Subset(5, 7, 1)
+    fewer, more = (replace_most(subset, most).positions("a", 20) for most in (3, 9))
+    assert set(fewer) < set(subset.positions("a", 20)) < set(more) and len(more) == 9
+    np.testing.assert_array_equal(more, np.sort(more))
+    np.testing.assert_array_equal(subset.positions("a", 20), Subset(5, 7, 1).positions("a", 20))
+    others = Subset(5, 7, 2).positions("a", 20), Subset(5, 8, 1).positions("a", 20), subset.positions("b", 20)
+    assert not any(np.array_equal(subset.positions("a", 20), each) for each in others)
+    np.testing.assert_array_equal(subset.positions("a", 4), np.arange(4))
+    assert not len(Subset(0, 7, 1).positions("a", 4))
+
+
+def replace_most(subset, most):
+    return subset._replace(most=most)
+
+
+def test_a_gather_of_a_subset_has_its_rows_first_and_leaves_tests_alone():
+    whole = on_device(federation())
+    clients = np.array([2, 0, -1, 1])
+    adapt, test = whole.limited(Subset(4, 0, 0)).parts(clients, "adapt", "test")
+    np.testing.assert_array_equal(adapt.size, [4, 4, 0, 1])
+    (all_of_it, all_tests), rows = whole.parts(clients, "adapt", "test"), np.asarray(adapt.rows)
+    np.testing.assert_array_equal(rows[0, :4], np.asarray(all_of_it.rows)[0, Subset(4, 0, 0).positions("c", 12)])
+    np.testing.assert_array_equal(rows[3, :1], np.asarray(all_of_it.rows)[3, :1])
+    assert adapt.rows.shape == all_of_it.rows.shape
+    np.testing.assert_array_equal(test.rows, all_tests.rows)
+    np.testing.assert_array_equal(test.size, all_tests.size)
+    unlimited = whole.limited(Subset(12, 0, 3)).parts(clients, "adapt")[0]
+    np.testing.assert_array_equal(unlimited.size, all_of_it.size)
+    for index, size in enumerate(all_of_it.size):
+        np.testing.assert_array_equal(unlimited.rows[index, :size], all_of_it.rows[index, :size])
+
+
+def shifted_file(path, *, clients=24, seed=0):
+    """An .npz of clients each of whom numbers three classes from another one on, which no one model can know."""
+    generator = np.random.default_rng(seed)
+    sizes = generator.integers(5, 30, clients)
+    y, client = generator.integers(0, 3, sizes.sum()), np.repeat([f"client-{i:02d}" for i in range(clients)], sizes)
+    shift = np.repeat(generator.integers(0, 3, clients), sizes)
+    x = (np.eye(4)[(y + shift) % 3] * 2 + generator.normal(0, 0.7, (len(y), 4))).astype(np.float32)
+    np.savez(path, client=client, x=x, y=y)
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A finished run of one stage, and its values."""
+    folder = tmp_path_factory.mktemp("by-examples")
+    plan = first_stage_only(experiment(shifted_file(folder / "data.npz")))
+    finished = run(plan, folder / "run")
+    assert measure_by_examples(plan, folder / "run", 0, numbers=NUMBERS, cache=PROGRAMS)
+    return plan, finished, read_by_examples(by_examples_path(folder / "run" / "seed-0", 0))
+
+
+def test_without_examples_nothing_changes_and_all_examples_are_the_run_itself(measured):
+    plan, finished, found = measured
+    assert found.numbers.tolist() == [0, 3, 5, found.support.max()]
+    np.testing.assert_array_equal(found.personalized[0], found.initial[0])
+    ids, curves = read_curves(finished.path / "seed-0" / "stage-0.npz", "test")
+    assert list(found.ids) == ids
+    values = curves.means(finished.metric)
+    for index in range(4):
+        np.testing.assert_allclose(found.initial[index], np.broadcast_to(values[:, 0], found.initial[index].shape))
+    # The same client, the same key, the same recipe: where the run had chosen as the curve did.
+    if found.learning_rates[-1] == plan.personalization.optimizer.learning_rate:
+        expected = values[:, found.epochs[-1]]
+    else:
+        again = replace(plan.personalization, epochs=int(found.epochs[-1])).with_learning_rate(found.learning_rates[-1])
+        expected = with_recipe(plan, finished, again)
+    np.testing.assert_allclose(found.personalized[-1], np.broadcast_to(expected, found.personalized[-1].shape))
+
+
+def with_recipe(plan, finished, recipe):
+    """Test clients' values with another recipe, by the personalization that a run uses."""
+    from headstart.learning.personalization import personalizer
+
+    prepared = prepare(plan)
+    personalize = personalizer(prepared.task, prepared.model, recipe)
+    params = finished.server_params(prepared.model, 0)
+    key = personal_key(seed_key(0))
+    curves = personalize(params, prepared.groups.test, on_device(prepared.federation), key)
+    return curves.means(prepared.task.metrics[0])[:, -1]
+
+
+def test_a_client_with_few_examples_is_the_same_for_every_draw_and_larger_ones_are_not(measured):
+    _, _, found = measured
+    few = found.support <= 5
+    assert few.any() or found.support.min() > 5
+    np.testing.assert_array_equal(found.personalized[2][:, few], found.personalized[2][:1, few].repeat(3, axis=0))
+    assert (np.ptp(found.personalized[1], axis=0) > 0).any()
+
+
+def plain_logits(params, x):
+    """The network of `small.experiment`, by hand."""
+    first, second = (params["params"][name] for name in ("Dense_0", "Dense_1"))
+    return jnp.maximum(x @ first["kernel"] + first["bias"], 0) @ second["kernel"] + second["bias"]
+
+
+def plain_loss(params, x, y):
+    logits = plain_logits(params, x)
+    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[jnp.arange(len(y)), y])
+
+
+def test_a_plain_loop_over_five_examples_comes_to_the_same(measured):
+    plan, finished, found = measured
+    number, initial, whole = 2, finished.params(0), prepare(plan).federation
+    learning_rate, epochs = found.learning_rates[number], int(found.epochs[number])
+    assert epochs > 0, "this run is to personalize"
+    expected = np.array(found.personalized[number])
+    for index in np.flatnonzero(found.support > 5):
+        name, support = found.ids[index], int(found.support[index])
+        x, y = whole.select(np.array([list(whole.ids).index(name)])).fetch(np.array([0]))
+        words = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], np.uint32)
+        for order in range(3):
+            generator = np.random.default_rng([0, 2, order, *map(int, words)])
+            chosen = sorted(generator.permutation(support)[:5].tolist())
+            few = from_arrays("few", [name], np.array([[5, 0]]), x[chosen], y[chosen])
+            client, params = on_device(few)(np.array([0])).at(0), initial
+            path = drawn(client, client_key(personal_key(seed_key(0)), client), range(2 * epochs), 4)
+            for batch_x, batch_y in path:
+                gradient = jax.grad(plain_loss)(params, batch_x, batch_y)
+                params = jax.tree.map(lambda value, slope: value - learning_rate * slope, params, gradient)
+            predicted = np.argmax(np.asarray(plain_logits(params, x[support:])), axis=-1)
+            expected[order, index] = np.mean(predicted == y[support:])
+    np.testing.assert_allclose(found.personalized[number], expected, atol=1e-6)
+    assert (np.ptp(expected, axis=0) > 0).any() and not np.allclose(expected, found.initial[number])
+
+
+def test_gains_are_asked_from_all_examples_to_few_and_no_further():
+    numbers = (0, 5, 10, 20, 300)
+    assert first_positive(np.array([0.0, 0.1, 0.2, 0.3, 0.4]), numbers) == 5
+    assert first_positive(np.array([0.0, 0.1, -0.1, 0.3, 0.4]), numbers) == 20
+    assert first_positive(np.array([0.5, 0.5, 0.5, 0.5, -0.1]), numbers) is None
+    assert first_positive(np.array([np.nan] * 5), numbers) is None
+
+
+def test_half_of_the_end_is_between_numbers_by_their_logarithm():
+    numbers = (0, 9, 99, 999)
+    assert half_of(np.array([0.0, 0.1, 0.3, 0.4]), numbers) == pytest.approx(np.sqrt(1000) - 1)
+    # The last time that it comes there counts; a curve that begins there is there from the start.
+    assert half_of(np.array([0.0, 0.3, 0.1, 0.4]), numbers) == pytest.approx(10 ** (2 + 1 / 3) - 1)
+    assert half_of(np.array([0.4, 0.4, 0.4, 0.4]), numbers) == 0
+    assert np.isnan(half_of(np.array([0.0, 0.1, 0.2, 0.0]), numbers))
+    assert np.isnan(half_of(np.array([0.0, -0.1, -0.2, -0.3]), numbers))
+
+
+def made_gains(means, *, seeds=5, clients=60):
+    """Gains `[seeds, clients, numbers]` around these means, less noisy for fewer examples."""
+    generator = np.random.default_rng(0)
+    of_clients, of_seeds = generator.normal(size=(1, clients, 1)), generator.normal(size=(seeds, 1, 1))
+    noise = generator.normal(size=(seeds, clients, len(means)))
+    scale = np.array([0.0] + [1.0] * (len(means) - 1))
+    return np.array(means) + scale * (0.05 * of_clients + 0.003 * of_seeds + 0.02 * noise)
+
+
+def test_a_curve_says_where_it_is_positive_and_where_half():
+    numbers, support = (0, 5, 10, 50, 120), np.repeat([8, 40, 120], 20)
+    found = gain_by_examples(made_gains([0.0, 0.0, 0.04, 0.08, 0.1]), support, numbers)
+    assert found.clients == (60, 60, 40, 20, 20) and found.is_two_way
+    assert found.positive_from == 10
+    assert 5 < found.half_interval[0] < found.half_at < found.half_interval[1] < 50
+    np.testing.assert_array_equal(found.intervals()[0], [0, 0])
+    np.testing.assert_allclose(found.intervals(), [each.interval for each in found.gains])
+    # One that ends without a gain is half of it nowhere.
+    none = gain_by_examples(made_gains([0.0, 0.1, 0.1, 0.1, 0.0]), support, numbers)
+    assert none.positive_from is None
+    fewer = gain_by_examples(made_gains([0.0, 0.0, 0.04, 0.08, 0.1], seeds=2), support, numbers)
+    assert not fewer.is_two_way and fewer.positive_from == 10
+    np.testing.assert_allclose(fewer.intervals(), [each.over_clients for each in fewer.gains])
+
+
+def test_clients_without_a_value_are_left_out_everywhere():
+    gains, support = made_gains([0.0, 0.05, 0.1]), np.repeat([3, 30], 30)
+    gains[1, 0, 1] = np.nan
+    found = gain_by_examples(gains, support, (0, 5, 30))
+    assert found.clients == (59, 30, 30) and found.gains[0].clients == 59
+    empty = gain_by_examples(np.full((5, 4, 3), np.nan), np.ones(4, int), (0, 5, 30))
+    assert empty.positive_from is None and np.isnan(empty.half_at)
