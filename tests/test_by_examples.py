@@ -1,7 +1,11 @@
 """Personalization against the number of local examples: subsets, values, decisions, and where they are reported."""
 
 import hashlib
+import json
+import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +14,22 @@ import pytest
 
 from headstart.data.device_data import Subset, on_device
 from headstart.data.federation import from_arrays
+from headstart.errors import UserError
 from headstart.experiment.setup import prepare
+from headstart.learning.personalization import personalizer
 from headstart.learning.rounds import client_key, personal_key, seed_key
-from headstart.runs.by_examples import by_examples_path, read_by_examples
+from headstart.learning.tasks import Classification, Regression
+from headstart.reports.by_examples import curve_of, gain_figure, note, sentence, table
+from headstart.reports.style import LIGHT
+from headstart.runs.by_examples import ByExamples, by_examples_path, read_by_examples
 from headstart.runs.directory import read_curves
 from headstart.statistics.by_examples import first_positive, gain_by_examples, half_of
-from headstart.training.by_examples import measure_by_examples
+from headstart.training.by_examples import is_measured, measure_by_examples
 from small import PROGRAMS, experiment, first_stage_only, run
 from tiny import drawn, federation
 
 NUMBERS = (0, 3, 5)
+ACCURACY = Classification().metrics[0]
 
 
 def test_subsets_are_nested_repeatable_and_of_their_client():
@@ -96,8 +106,6 @@ def test_without_examples_nothing_changes_and_all_examples_are_the_run_itself(me
 
 def with_recipe(plan, finished, recipe):
     """Test clients' values with another recipe, by the personalization that a run uses."""
-    from headstart.learning.personalization import personalizer
-
     prepared = prepare(plan)
     personalize = personalizer(prepared.task, prepared.model, recipe)
     params = finished.server_params(prepared.model, 0)
@@ -200,3 +208,95 @@ def test_clients_without_a_value_are_left_out_everywhere():
     assert found.clients == (59, 30, 30) and found.gains[0].clients == 59
     empty = gain_by_examples(np.full((5, 4, 3), np.nan), np.ones(4, int), (0, 5, 30))
     assert empty.positive_from is None and np.isnan(empty.half_at)
+
+
+NUMBERS_ALL = (0, 5, 10, 50, 120)
+
+
+def made_curve(means, **sizes):
+    return gain_by_examples(made_gains(means, **sizes), np.repeat([8, 40, 120], 20), NUMBERS_ALL)
+
+
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [
+        ([0.0, 0.0, 0.04, 0.08, 0.1], r"from 10 local examples on \(\+4\.\d points \[.*half of which is reached with"),
+        ([0.0, 0.0, 0.0, 0.0, 0.1], "positive with all local examples alone; with all it is"),
+        ([0.0, 0.1, 0.1, 0.1, 0.0], "with no number of local examples is a gain shown; with all it is"),
+    ],
+)
+def test_a_curve_in_words_says_what_was_decided(means, expected):
+    assert re.search(f"^FedAvg: .*{expected}", sentence("FedAvg", made_curve(means), ACCURACY))
+
+
+def test_a_table_has_a_line_for_each_number_and_marks_what_is_shown():
+    curves = {"one": made_curve([0.0, 0.0, 0.04, 0.08, 0.1]), "other": made_curve([0.0, 0.1, 0.1, 0.1, 0.0])}
+    head, lines = table(curves, ACCURACY)
+    assert head[2:] == ["one", "other"] and [line[0] for line in lines] == ["0", "5", "10", "50", "all"]
+    assert [line[1] for line in lines] == ["60", "60", "40", "20", "–"]
+    assert [line[2].endswith("*") for line in lines] == [False, False, True, True, True]
+    assert not any(line[3].endswith("*") for line in lines)
+    assert "two-way" in note(curves, ACCURACY, 3) and "over 3 draws" in note(curves, ACCURACY, 3)
+    few = {"one": made_curve([0.0, 0.0, 0.04, 0.08, 0.1], seeds=2)}
+    assert "Intervals are over clients (95 %), of the models of 2 seeds" in note(few, ACCURACY, 3)
+
+
+def test_an_error_that_falls_is_a_gain():
+    error = Regression().metrics[0]
+    seeds = [
+        ByExamples(np.array([0, 4]), ("a", "b"), np.array([4, 4]), before, before - fall, *[np.zeros(2)] * 3)
+        for before, fall in ((np.full((2, 3, 2), 9.0), np.array([0.0, 1.0])[:, None, None] + np.zeros((2, 3, 2))),) * 5
+    ]
+    found = curve_of(seeds, error)
+    assert [each.mean for each in found.gains] == [0.0, 1.0] and found.positive_from == 4
+    assert "-1 mean squared error" in sentence("FedAvg", found, error)
+    other = seeds[0]._replace(ids=("a", "c"))
+    with pytest.raises(UserError, match="the seeds measured other clients"):
+        curve_of([seeds[0], other], error)
+
+
+def test_a_figure_has_a_tick_for_every_number_that_has_room(tmp_path):
+    near = gain_by_examples(made_gains([0.0, 0.02, 0.04, 0.08]), np.full(60, 104), (0, 20, 100, 104))
+    figure = gain_figure({"": {"one": near}, "second": {"one": near}}, ACCURACY, "title", LIGHT)
+    axes = figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "20", "all\n(to 104)"]
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), [100 * each.mean for each in near.gains])
+    assert axes.get_ylabel() == "gain in accuracy (points)" and len(figure.axes) == 2
+
+
+def test_a_measured_seed_is_not_measured_again_and_a_damaged_file_is(measured, monkeypatch):
+    plan, finished, found = measured
+    path = by_examples_path(finished.path / "seed-0", 0)
+    whole = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("headstart.training.by_examples.run_context", None)
+        assert measure_by_examples(plan, finished.path, 0, numbers=NUMBERS, cache=PROGRAMS)
+    path.write_bytes(whole[:100])
+    with pytest.raises(UserError, match="remove it, and repeat"):
+        read_by_examples(path)
+    assert measure_by_examples(plan, finished.path, 0, numbers=NUMBERS, cache=PROGRAMS)
+    again = read_by_examples(path)
+    np.testing.assert_array_equal(again.personalized, found.personalized)
+    assert not is_measured(finished.path, 0, 0) and is_measured(finished.path, 0, 0, numbers=NUMBERS)
+    with pytest.raises(UserError, match=r"stage-0\.json"):
+        measure_by_examples(plan, finished.path, 7, numbers=NUMBERS, cache=PROGRAMS)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
+def test_the_study_measures_beside_its_runs_and_keeps_its_values(command):
+    words = ("reproduce", "curve", "--scale", "smoke", "--out", "out", "--processes", 2)
+    code, output, errors = command(*words)
+    assert (code, errors) == (0, "")
+    assert output.count(", by examples") == 4
+    document = json.loads(Path("out/results/curve-glyphs.json").read_text())
+    assert document["tables"][0]["head"][2:] == ["FedAvg", "Personalized FedAvg"]
+    assert {claim["decision"] for claim in document["claims"]} == {"inconclusive"}
+    page = Path("out/report.html").read_text()
+    assert "How many local examples does it take until personalization pays?" in page
+    assert "clients with as many" in page
+    # What was measured is kept with the records, where the runs are gone.
+    shutil.rmtree("out/runs")
+    code, output, _ = command(*words)
+    assert code == 0 and "by examples" not in output
+    assert json.loads(Path("out/results/curve-glyphs.json").read_text())["tables"] == document["tables"]

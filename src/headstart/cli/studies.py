@@ -44,7 +44,8 @@ def reproduce(
     studies: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[STUDY]...", help="identity, table1, finetune, datacenter, updates, server, cnn; default: all."
+            metavar="[STUDY]...",
+            help="identity, table1, finetune, curve, datacenter, updates, server, cnn; default: all.",
         ),
     ] = None,
     scale: Annotated[

@@ -30,7 +30,9 @@ CAPTION = (
 )
 
 
-def curve_of(seeds: Sequence[ByExamples], metric: Metric, *, over: Sequence[np.ndarray] | None = None) -> GainByExamples:
+def curve_of(
+    seeds: Sequence[ByExamples], metric: Metric, *, over: Sequence[np.ndarray] | None = None
+) -> GainByExamples:
     """The curve of the seeds of a run.
 
     over: values `[clients]` for each seed that the gain is over; by default those of the initial model.
@@ -61,14 +63,13 @@ def sentence(name: str, curve: GainByExamples, metric: Metric) -> str:
         begins = "the gain is shown to be positive with all local examples alone"
     else:
         at = curve.numbers.index(curve.positive_from)
-        ends = formats.interval(*curve.intervals()[at])
+        first = f"{formats.change(curve.gains[at].mean)} {formats.unit} {formats.interval(*curve.intervals()[at])}"
         examples = format_count(curve.positive_from, "local example")
-        begins = (
-            f"the gain is shown to be positive from {examples} on ({formats.change(curve.gains[at].mean)} {formats.unit}"
-            f" {ends})"
-        )
+        begins = f"the gain is shown to be positive from {examples} on ({first})"
     least, most = (f"{each:.0f}" if math.isfinite(each) else "∞" for each in curve.half_interval)
-    return f"{name}: {begins}; with all it is {end}, half of which is reached with {curve.half_at:.0f} [{least}, {most}]."
+    return (
+        f"{name}: {begins}; with all it is {end}, half of which is reached with {curve.half_at:.0f} [{least}, {most}]."
+    )
 
 
 def table(curves: Mapping[str, GainByExamples], metric: Metric) -> tuple[list[str], list[list[str]]]:
@@ -80,8 +81,8 @@ def table(curves: Mapping[str, GainByExamples], metric: Metric) -> tuple[list[st
         for curve in curves.values():
             mean, ends = curve.gains[index].mean, curve.intervals()[index]
             found = f"{formats.change(mean)} {formats.interval(*ends)}"
-            shown = curve.positive_from is not None and number >= curve.positive_from
-            cells.append(f"{found}{' *' if shown else ''}" if number else formats.change(mean))
+            is_positive = curve.positive_from is not None and number >= curve.positive_from
+            cells.append(f"{found}{' *' if is_positive else ''}" if number else formats.change(mean))
         having = str(first.clients[index]) if index < len(first.numbers) - 1 else "–"
         lines.append([format_number(first, number), having, *cells])
     return ["local examples, at most", "clients with as many", *curves], lines
@@ -106,8 +107,8 @@ def note(curves: Mapping[str, GainByExamples], metric: Metric, draws: int) -> st
         f" {format_count(draws, 'draw')} of nested subsets; a client with fewer keeps all it has, and all are up to"
         f" {curve.numbers[-1]:,}. {decided_by(curve)} *: shown to be positive, asked from all examples to few and no"
         " further after the first that is inconclusive, which needs no correction for the number of questions. Half of"
-        " the end is sought between numbers by the logarithm of 1 + n, its interval by a bootstrap over clients. Nothing"
-        " is trained again; the learning rate and the epochs of personalization are chosen for every number on"
+        " the end is sought between numbers by the logarithm of 1 + n, its interval by a bootstrap over clients."
+        " Nothing is trained again; the learning rate and the epochs of personalization are chosen for every number on"
         " validation clients that have as few examples, and rates are widened while the best is the last tried."
     )
 
@@ -120,9 +121,7 @@ def figure_spec(
     return FigureSpec(name, text, partial(gain_figure, panels, metric, title))
 
 
-def gain_figure(
-    panels: Mapping[str, Mapping[str, GainByExamples]], metric: Metric, title: str, theme: Theme
-) -> Figure:
+def gain_figure(panels: Mapping[str, Mapping[str, GainByExamples]], metric: Metric, title: str, theme: Theme) -> Figure:
     """Panels side by side: gains with their bands against the number of local examples, which is on a log axis."""
     figure = Figure(figsize=(9, 4.4))
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
@@ -152,8 +151,8 @@ def _plot(axes: Axes, curve: GainByExamples, scale: float, color: str, theme: Th
     if np.isfinite([low, high]).all():
         axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
     for index, number in enumerate(curve.numbers):
-        shown = curve.positive_from is not None and number >= curve.positive_from
-        fill = color if shown else theme.background
+        is_positive = curve.positive_from is not None and number >= curve.positive_from
+        fill = color if is_positive else theme.background
         axes.plot(x[index], mean[index], "o", color=color, markersize=7, markerfacecolor=fill, markeredgewidth=1.5)
 
 

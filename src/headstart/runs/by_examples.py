@@ -40,10 +40,14 @@ def by_examples_path(seed_folder: Path, stage: int) -> Path:
     return seed_folder / f"stage-{stage}-by-examples.npz"
 
 
-def write_by_examples(path: Path, of: Mapping[str, Any], found: ByExamples) -> None:
-    """Write the values of a seed, atomically. of: what they depend on, by which they are known again."""
+def write_by_examples(path: Path, of: Mapping[str, Any], found: ByExamples, *, seconds: float) -> None:
+    """Write the values of a seed, atomically.
+
+    of: what they depend on, by which they are known again. seconds: how long it took to measure them.
+    """
     arrays = {name: np.asarray(value) for name, value in found._asdict().items() if name != "ids"}
-    write_arrays(path, {**arrays, "ids": np.array(found.ids, np.str_), "of": np.array(_text(of))})
+    document = json.dumps({"of": of, "seconds": seconds})
+    write_arrays(path, {**arrays, "ids": np.array(found.ids, np.str_), "document": np.array(document)})
 
 
 def read_by_examples(path: Path) -> ByExamples:
@@ -68,12 +72,11 @@ def read_by_examples(path: Path) -> ByExamples:
 
 
 def is_by_examples(path: Path, of: Mapping[str, Any]) -> bool:
-    """Whether there is a file that depends on the same; a damaged one is none, for it is written anew."""
+    """Whether there is a file that depends on all of this; a damaged one is none, for it is written anew."""
     try:
-        return path.exists() and str(read_arrays(path)["of"]) == _text(of)
+        if not path.exists():
+            return False
+        saved = json.loads(str(read_arrays(path)["document"]))["of"]
+        return all(saved.get(name) == value for name, value in of.items())
     except Exception:  # whatever a damaged file leads to
         return False
-
-
-def _text(of: Mapping[str, Any]) -> str:
-    return json.dumps(of, sort_keys=True)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
@@ -25,6 +26,8 @@ from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.serialization import to_json
 from headstart.files import write_bytes
+from headstart.runs.by_examples import by_examples_path
+from headstart.training.by_examples import is_measured, measure_by_examples
 from headstart.training.compilation_cache import ProgramCache
 from headstart.training.divergence import DivergedError
 from headstart.training.run import run_into
@@ -36,13 +39,15 @@ WORKER_EXIT_SECONDS = 60.0
 class Job(NamedTuple):
     """A run of one seed, which is the experiment's.
 
-    file: the saved experiment, whatever its seed. allowed_modules: as in `run`.
+    file: the saved experiment, whatever its seed. allowed_modules: as in `run`. by_examples: not the run itself, which
+        is finished, but how its test clients do with fewer local examples.
     """
 
     experiment: Experiment
     file: Path
     folder: Path
     allowed_modules: Sequence[str] = ()
+    by_examples: bool = False
 
     @property
     def diverged(self) -> Path:
@@ -62,12 +67,15 @@ class Job(NamedTuple):
 
     @property
     def end(self) -> Path:
-        """The last file that a run writes."""
-        return self.results / f"stage-{len(self.experiment.stages) - 1}.json"
+        """The last file that is written."""
+        stage = len(self.experiment.stages) - 1
+        return by_examples_path(self.results, stage) if self.by_examples else self.results / f"stage-{stage}.json"
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to do."""
+        if self.by_examples:
+            return is_measured(self.folder, self.experiment.seed, len(self.experiment.stages) - 1)
         return self.diverged.exists() or self.end.exists()
 
 
@@ -82,8 +90,9 @@ def do(job: Job, cache: ProgramCache) -> str:
     Raises:
         UserError: if it fails for another reason.
     """
+    work = partial(measure_by_examples, seed=job.experiment.seed) if job.by_examples else run_into
     try:
-        done = run_into(job.experiment, job.folder, allowed_modules=job.allowed_modules, cache=cache)
+        done = work(job.experiment, job.folder, allowed_modules=job.allowed_modules, cache=cache)
         return "done" if done else "interrupted"
     except DivergedError as error:
         write_bytes(job.diverged, str(error).encode())
@@ -124,7 +133,7 @@ class Pool:
             for number, (job, answer) in enumerate(answers, 1):
                 if answer == "interrupted":
                     raise KeyboardInterrupt
-                name = f"{job.folder.parent.name}, seed {job.experiment.seed}"
+                name = f"{job.folder.parent.name}, seed {job.experiment.seed}{', by examples' * job.by_examples}"
                 log(f"{number} of {len(jobs)} runs: {name}{' diverged' if answer == 'diverged' else ''}")
         except BaseException:
             # Later jobs have processes of their own, none of which has ended or still answers for these.
@@ -192,7 +201,8 @@ class Worker:
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            request = [str(job.file), str(job.folder), job.experiment.seed, list(job.allowed_modules)]
+            given = job.experiment.seed, list(job.allowed_modules), job.by_examples
+            request = [str(job.file), str(job.folder), *given]
             print(json.dumps(request), file=self.process.stdin, flush=True)
             answer = json.loads(self.process.stdout.readline())
         except (OSError, ValueError) as error:

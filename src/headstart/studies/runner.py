@@ -29,6 +29,7 @@ from headstart.experiment.serialization import earlier, to_json
 from headstart.experiment.setup import Prepared, prepare
 from headstart.files import write_bytes, write_json
 from headstart.learning.tasks import Metric
+from headstart.runs.by_examples import ByExamples, is_by_examples, read_by_examples
 from headstart.runs.contents import Group, federation_document
 from headstart.runs.log import Record, read_records
 from headstart.runs.provenance import is_of, provenance
@@ -36,6 +37,7 @@ from headstart.runs.reading import open_run
 from headstart.studies.evidence import Choice, Result
 from headstart.studies.pool import Job, Pool
 from headstart.studies.records import read_record, record_file, stacked, write_record
+from headstart.training.by_examples import settings
 from headstart.training.divergence import DivergedError
 
 # The first seed of tuning runs; no reported run has one of these.
@@ -176,6 +178,34 @@ class Runs:
                 raise UserError(f"every candidate for {what} diverged; try smaller rates")
         return chosen
 
+    def by_examples(self, experiments: Mapping[str, Experiment], *, seeds: int) -> dict[str, list[ByExamples]]:
+        """How the test clients of finished experiments do with fewer local examples, seed by seed.
+
+        Raises:
+            UserError: if one fails.
+        """
+        jobs = {
+            name: [job._replace(by_examples=True) for job in self._jobs(experiment, range(seeds))]
+            for name, experiment in experiments.items()
+        }
+        missing = [job for each in zip(*jobs.values(), strict=True) for job in each if not self._has_by_examples(job)]
+        runs = {job.folder: job._replace(by_examples=False) for job in missing}
+        self._do_in_turn({folder: run for folder, run in runs.items() if not run.done})
+        self._do([job for job in missing if not job.done])
+        for job in missing:
+            if (record := self._by_examples_record(job)) != job.end:
+                write_bytes(record, job.end.read_bytes())
+        return {name: [read_by_examples(self._by_examples_record(job)) for job in each] for name, each in jobs.items()}
+
+    def _has_by_examples(self, job: Job) -> bool:
+        return is_by_examples(self._by_examples_record(job), settings()) if self._kept is not None else job.done
+
+    def _by_examples_record(self, job: Job) -> Path:
+        """The file that is read of them: with the records, where they are kept."""
+        if self._kept is None:
+            return job.end
+        return self._kept / "by-examples" / job.folder.parent.name / f"{job.experiment.seed}.npz"
+
     def _check_measured(self, what: str, experiment: Experiment, group: Group) -> None:
         prepared = self.prepared(experiment)
         if not has_test_examples(prepared.federation, getattr(prepared.groups, group)).any():
@@ -202,7 +232,7 @@ class Runs:
         """
         seeds = list(seeds)
         jobs = [job for experiment in experiments for job in self._jobs(experiment, seeds) if not job.done]
-        self._do(jobs)
+        self._do_in_turn({job.folder: job for job in jobs})
 
     def _jobs(self, experiment: Experiment, seeds: Iterable[int]) -> list[Job]:
         folder = self.folder(experiment)
@@ -212,7 +242,10 @@ class Runs:
     def _run(self, jobs: Iterable[Sequence[Job]], group: Group) -> None:
         """Do what is missing: one seed of all experiments before the next, so that a stop leaves whole seeds."""
         in_turn = (job for each in zip_longest(*jobs) for job in each if job is not None)
-        missing = {job.folder: job for job in in_turn if not job.done and not self._recorded(job, group)}
+        self._do_in_turn({job.folder: job for job in in_turn if not job.done and not self._recorded(job, group)})
+
+    def _do_in_turn(self, missing: Mapping[Path, Job]) -> None:
+        """Do jobs, by their folders, after those that make the parameters that they start from."""
         before: dict[Path, Job] = {}
         for job in missing.values():
             start = job.experiment.start

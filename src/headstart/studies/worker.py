@@ -1,4 +1,4 @@
-"""A process that does runs: reads `[file, folder, seed, allowed modules]` as JSON lines, answers each with a line."""
+"""A process that does runs: reads `[file, folder, seed, allowed modules, by examples]` as JSON lines, answers each."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ def main() -> None:
     # One that waits for a run ends at once.
     with suppress(KeyboardInterrupt):
         for line in sys.stdin:
-            file, folder, seed, allowed_modules = json.loads(line)
+            file, folder, seed, allowed_modules, by_examples = json.loads(line)
             try:
                 experiment = load(file, settings=[f"seed={seed}"], allowed_modules=allowed_modules)
-                answer = {"answer": do(Job(experiment, Path(file), Path(folder), allowed_modules), cache)}
+                job = Job(experiment, Path(file), Path(folder), allowed_modules, by_examples)
+                answer = {"answer": do(job, cache)}
             except UserError as error:
                 answer = {"error": str(error)}
             except KeyboardInterrupt:

@@ -6,6 +6,7 @@ validation clients that have as few.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -76,7 +77,7 @@ def measure_by_examples(
     Raises:
         UserError: if the seed is not finished, or no test client has local test (query) examples.
     """
-    stage = len(experiment.stages) - 1
+    began, stage = time.perf_counter(), len(experiment.stages) - 1
     path, of = by_examples_path(out / f"seed-{seed}", stage), depends_on(out, seed, stage, numbers, draws)
     if is_by_examples(path, of):
         return True
@@ -95,8 +96,17 @@ def measure_by_examples(
             return False
     key = read_key(out)
     ids = found.ids if key is None else tuple(pseudonym(key, client) for client in found.ids)
-    write_by_examples(path, of, found._replace(ids=ids))
+    write_by_examples(path, of, found._replace(ids=ids), seconds=time.perf_counter() - began)
     return True
+
+
+def is_measured(out: Path, seed: int, stage: int, *, numbers: Sequence[int] = NUMBERS, draws: int = DRAWS) -> bool:
+    """Whether `measure_by_examples` has nothing left to do for a seed."""
+    try:
+        of = depends_on(out, seed, stage, numbers, draws)
+    except UserError:
+        return False
+    return is_by_examples(by_examples_path(out / f"seed-{seed}", stage), of)
 
 
 def depends_on(out: Path, seed: int, stage: int, numbers: Sequence[int], draws: int) -> dict[str, Any]:
@@ -105,8 +115,12 @@ def depends_on(out: Path, seed: int, stage: int, numbers: Sequence[int], draws: 
     Raises:
         UserError: if the stage is not finished, or its files are damaged.
     """
-    origin = stage_origin(out / f"seed-{seed}", stage)
-    return {**origin, "numbers": list(numbers), "draws": draws, "version": VERSION}
+    return stage_origin(out / f"seed-{seed}", stage) | settings(numbers, draws)
+
+
+def settings(numbers: Sequence[int] = NUMBERS, draws: int = DRAWS) -> dict[str, Any]:
+    """What of that is not the run's."""
+    return {"numbers": list(numbers), "draws": draws, "version": VERSION}
 
 
 def _measure(context: RunContext, params: Tree, seed: int) -> Callable[..., Curves]:

@@ -12,6 +12,7 @@ from headstart.learning.tasks import NextCharacter
 from headstart.runs.directory import environment
 from headstart.studies.evidence import Evidence
 from headstart.studies.paper.cnn import CNN
+from headstart.studies.paper.curve import CURVE
 from headstart.studies.paper.datacenter import DATACENTER
 from headstart.studies.paper.finetune import FINETUNE
 from headstart.studies.paper.identity import IDENTITY
@@ -26,7 +27,7 @@ from headstart.studies.records import spent
 from headstart.studies.runner import Runs
 from headstart.training.divergence import DivergedError
 
-STUDIES = (IDENTITY, TABLE1, FINETUNE, DATACENTER, UPDATES, SERVER, CNN)
+STUDIES = (IDENTITY, TABLE1, FINETUNE, CURVE, DATACENTER, UPDATES, SERVER, CNN)
 
 
 def reproduce(

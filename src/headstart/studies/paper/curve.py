@@ -1,0 +1,68 @@
+"""How many local examples it takes until personalization pays, after FedAvg and after its second stage.
+
+The title of arXiv:1909.12488 as a question with an axis: nothing is trained for it beyond claim 2's experiments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from headstart.reports.by_examples import curve_of, figure_spec, note, sentence, table
+from headstart.statistics.by_examples import GainByExamples
+from headstart.studies.evidence import Claim, Evidence, Table, format_difference
+from headstart.studies.paper.finetune import second_stages
+from headstart.studies.paper.study import Setting, Study
+from headstart.studies.paper.tuning import tuned
+from headstart.studies.runner import Runs
+from headstart.training.by_examples import DRAWS
+
+FEDAVG, PERSONALIZED = "FedAvg", "Personalized FedAvg"
+# The paper's own question is of clients with few examples: of no more than these.
+FEW = 20
+
+
+def curve(setting: Setting, runs: Runs) -> Evidence:
+    """FedAvg, and FedAvg with Reptile and Adam after it; their test clients with nested subsets of their examples."""
+    setting, choices = tuned(setting, runs)
+    first, cell = setting.experiment(FEDAVG, setting.fedavg()), f"Reptile({setting.steps}), Adam"
+    candidates = second_stages(setting, runs, replace(first, test=False), cell)
+    choice, _ = runs.choose(cell, candidates, seeds=setting.tuning_seeds)
+    runs.finish({FEDAVG: first}, seeds=setting.most_seeds)
+    second = second_stages(setting, runs, first, cell)[choice.chosen]
+    experiments = {FEDAVG: first, PERSONALIZED: second}
+    found = runs.finish(experiments, seeds=setting.most_seeds)
+    metric = runs.prepared(first).task.metrics[0]
+    seeds = runs.by_examples(experiments, seeds=setting.most_seeds)
+    curves = {name: curve_of(each, metric) for name, each in seeds.items()}
+    head, lines = table(curves, metric)
+    return Evidence(
+        "curve",
+        "How many local examples does it take until personalization pays?",
+        tuple(_claim(name, each) for name, each in curves.items()),
+        (Table("Gain against local examples", tuple(head), tuple(map(tuple, lines)), note(curves, metric, DRAWS)),),
+        (figure_spec("curve", {"": curves}, metric, "Gain from personalization by local examples"),),
+        (*choices, choice),
+        tuple(sentence(name, each, metric) for name, each in curves.items()),
+        {name: result.command for name, result in found.items()},
+    )
+
+
+def _claim(name: str, found: GainByExamples) -> Claim:
+    """Whether few examples are enough; the sequence of questions that comes to them is that of the page."""
+    few = max((number for number in found.numbers if 0 < number <= FEW), default=found.numbers[-1])
+    reached = found.positive_from is not None and found.positive_from <= few
+    harms = found.gains[found.numbers.index(few)].sign < 0
+    evidence = (
+        format_difference(f"with at most {number} examples" if number != found.numbers[-1] else "with all", gain)
+        for number, gain in zip(found.numbers, found.gains, strict=True)
+        if number
+    )
+    return Claim(
+        f"{name}: personalization pays with {few} local examples",
+        "",
+        "holds" if reached and found.is_two_way else "does not hold" if harms else "inconclusive",
+        tuple(evidence),
+    )
+
+
+CURVE = Study("curve", curve)
