@@ -12,6 +12,7 @@ seed-0/metrics.jsonl a line per round ("round") and per evaluation on validation
 seed-0/checkpoints/  the newest states, with what clients keep
 seed-0/stage-0.npz   per-client results of validation and test clients at the end of the stage
 seed-0/stage-0.json  what to say about them
+seed-0/stage-0-by-examples.npz  test clients with fewer local examples, where that was measured
 seed-0/stage-0.safetensors  the initial model, or whatever the method shares
 """
 
