@@ -15,7 +15,7 @@ import headstart.methods
 from headstart import Data, Experiment, ModelSpec, Optimizer, Stage
 from headstart.experiment.setup import prepare
 from headstart.learning.tasks import Classification, Regression
-from headstart.methods import ANIL, IFCA, FedPer, FedRep, LocalOnly, PFedMe, Scaffold
+from headstart.methods import ANIL, IFCA, LPFT, FedPer, FedRep, KNNPer, LocalOnly, MetaSGD, PFedMe, Scaffold
 from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD, Reptile
 from headstart.reports.format import typeset
 from headstart.studies.compare.arithmetic import SAMPLE, Cost, cost, representative, sampled
@@ -49,7 +49,7 @@ def prepared(tmp_path_factory):
     return prepare(plan)
 
 
-UNIFORM = {"Reptile", "FOMAML", "MAML", "ANIL", "PerFedAvg", "PFedMe", "FedRep", "Scaffold"}
+UNIFORM = {"Reptile", "FOMAML", "MAML", "MetaSGD", "ANIL", "PerFedAvg", "PFedMe", "FedRep", "Scaffold"}
 
 
 def test_every_method_weights_replies_as_its_paper_does():
@@ -72,6 +72,9 @@ COSTS = {
         BODY + HEAD,
         BODY + HEAD,
     ),
+    "Meta-SGD": (MetaSGD(2, batch_size=1), lambda n: 3 + 2 * 2, 2 * (BODY + HEAD), 2 * (BODY + HEAD)),
+    "LP-FT": (LPFT(3, batch_size=4), lambda n: 3 * n, BODY + HEAD, BODY + HEAD),
+    "kNN-Per": (KNNPer(3, batch_size=4), lambda n: 3 * n, BODY + HEAD, BODY + HEAD),
     "FOMAML": (FOMAML(4, batch_size=1), lambda n: 5, BODY + HEAD, BODY + HEAD),
     "FedPer": (FedPer(2, batch_size=4), lambda n: 2 * n, BODY, BODY),
     # A step on the head alone is a forward pass, a third.

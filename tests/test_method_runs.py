@@ -12,12 +12,14 @@ import small
 import tiny
 from headstart import Experiment, Optimizer, Stage, UserError
 from headstart.data.device_data import on_device
+from headstart.data.load import load
+from headstart.deploy.adapt import personalize_run
 from headstart.deploy.export import export_run
 from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
 from headstart.learning.method import Reply
 from headstart.learning.rounds import Cohort, federated
 from headstart.learning.tasks import Classification, no_sums
-from headstart.methods import FedPer, Scaffold
+from headstart.methods import FedPer, KNNPer, Scaffold
 from headstart.methods.paper import FedAvg
 from headstart.runs.checkpoint import read, read_arrays, write
 from headstart.runs.directory import read_curves
@@ -111,3 +113,18 @@ def test_what_cannot_be_is_refused(small_data, tmp_path):
     assert run(plan, tmp_path / "one").finished
     with pytest.raises(UserError, match="does not start every client from one model"):
         export_run(tmp_path / "one", tmp_path / "artifact")
+
+
+def test_clients_that_predict_with_their_own_examples_do_so_in_python_alone(small_data, tmp_path):
+    ended = run(experiment(small_data, KNNPer(2, 0.1, 4)), tmp_path / "run")
+    x, y = load(small_data, raw=True).fetch(np.array([0]))
+    mine, shared = ended.personalize(x, y, epochs=2), ended.initial_model()
+    probabilities = np.exp(mine.outputs(x))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-4)
+    right, before = probabilities[np.arange(len(y)), y], jax.nn.softmax(shared.outputs(x))[np.arange(len(y)), y]
+    # Every example is its own nearest neighbour.
+    assert before.min() < 0.2 and right[before.argmin()] > before.min() + 0.1
+    with pytest.raises(UserError, match="have no parameters of their own to be written"):
+        personalize_run(ended, small_data, tmp_path / "own")
+    with pytest.raises(UserError, match="which an artifact does not hold"):
+        export_run(tmp_path / "run", tmp_path / "artifact")

@@ -18,6 +18,7 @@ from .experiment.experiment import Stage as Stage
 from .experiment.experiment import Trial as Trial
 from .learning.local_sgd import LocalSGD as LocalSGD
 from .learning.method import ClientUpdate as ClientUpdate
+from .learning.method import PersonalTraining as PersonalTraining
 from .learning.method import Reply as Reply
 from .learning.optimizers import Optimizer as Optimizer
 from .learning.optimizers import Schedule as Schedule

@@ -77,6 +77,11 @@ def personalize_run(
     check_fit(task, model, federation)
     root = seed_key(seed)
     method = experiment.stages[-1].method
+    if method.has_own_predictions:
+        raise UserError(
+            f"clients of the method of stage {experiment.stages[-1].name!r} predict with examples of their own beside"
+            " the model, and have no parameters of their own to be written; personalize in Python, with Run.personalize"
+        )
     params = _params(run, model, seed)
     count = run.chosen_epochs(seed) if epochs is None else epochs
     recipe = experiment.personalization.at_most(count)

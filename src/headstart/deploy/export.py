@@ -120,6 +120,11 @@ def read_source(run: Run) -> Source:
             f"the method of stage {experiment.stages[-1].name!r} does not start every client from one model, which is"
             " all that an artifact holds; export a run of another method"
         )
+    if experiment.stages[-1].method.has_own_predictions:
+        raise UserError(
+            f"clients of the method of stage {experiment.stages[-1].name!r} predict with examples of their own beside"
+            " the model, which an artifact does not hold; export a run of another method"
+        )
     initial, examples = run.initial_model(), run.example_federation
     check_fit(run.task, run.model, examples)
     shapes = jax.eval_shape(run.model.init, seed_key(report["seed"]))

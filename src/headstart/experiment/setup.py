@@ -26,6 +26,7 @@ from headstart.data.readers.pictures import channels_first
 from headstart.errors import UserError
 from headstart.experiment.experiment import COHORT, Centralized, Data, Experiment, ModelSpec, Stage
 from headstart.experiment.measured import has_test_examples, measurement_problems
+from headstart.experiment.personal import check_personalization
 from headstart.experiment.serialization import attribute
 from headstart.experiment.suited import pull_problems, suited
 from headstart.fields import MOST, refusals, refuse
@@ -91,6 +92,7 @@ def prepare(
         check_fit(experiment.task, built, federation)
     refuse([*pull_problems(experiment)])
     check_parameters(experiment, built)
+    check_personalization(experiment, experiment.task, built, federation)
     return Prepared(experiment, experiment.task, built, federation, groups)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import optax
 
@@ -22,6 +22,9 @@ from headstart.errors import UserError
 from headstart.fields import check_fields
 from headstart.learning.tasks import Sums, Task
 from headstart.models.zoo import Model
+
+if TYPE_CHECKING:
+    from headstart.learning.personalization import Personalization
 
 Weighting = Literal["examples", "uniform"]
 # `(gradient, params) -> gradient`, applied before the client's optimizer.
@@ -56,6 +59,21 @@ class Reply(NamedTuple):
     weight: Array
     metrics: Sums
     client_state: Tree = None
+
+
+class PersonalTraining(NamedTuple):
+    """A client's personalization, unit after unit of its recipe: epochs, or whatever else is counted.
+
+    first: the state before, a tree. advance: maps a state and the number of a unit, from 1 on, to the state after it;
+        of unit 0 to the same.
+    params: the parameters of a state, with which the client predicts. after: the state after n units from the first; by
+        default `advance` n times.
+    """
+
+    first: Tree
+    advance: Callable[[Tree, Array], Tree]
+    params: Callable[[Tree], Tree]
+    after: Callable[[Array | int], Tree] | None = None
 
 
 class Method:
@@ -104,6 +122,24 @@ class Method:
         """The gradient transform of a personalization that starts from these parameters; None for plain gradients."""
         return None
 
+    def personal_training(
+        self, task: Task, model: Model, recipe: Personalization, broadcast: Tree, client: Client, key: Array
+    ) -> PersonalTraining | None:
+        """The whole of a client's personalization, for what is no local SGD on one gradient; None for that.
+
+        With it, `personal_init` and `personal_gradient` are not called. What unit n comes to must not depend on how
+        many units the recipe has.
+        """
+        return None
+
+    def personal_model(self, task: Task, model: Model) -> Model:
+        """The model by which a client predicts with what its personalization has made; by default the trained one.
+
+        Raises:
+            UserError: if the method has none for this task or model.
+        """
+        return model
+
     def extra_gradients(self, examples: float) -> float:
         """The cost of a client with n examples beside its steps on batches, in gradients of single examples."""
         return 0.0
@@ -119,6 +155,16 @@ class Method:
         return not self._overrides("init_server", "personal_init")
 
     @property
+    def has_own_training(self) -> bool:
+        """Whether its personalization is its own, and may not suit every model or task."""
+        return self._overrides("personal_training", "personal_model")
+
+    @property
+    def has_own_predictions(self) -> bool:
+        """Whether a personalized client predicts by more than the model and parameters of it."""
+        return self._overrides("personal_model")
+
+    @property
     def is_plain(self) -> bool:
         """Whether it is a client update alone, without hooks."""
         return (
@@ -130,7 +176,7 @@ class Method:
     @property
     def for_personalization(self) -> Method:
         """The method, or `PLAIN` where it personalizes in the plain way, so that such methods share programs."""
-        return self if self._overrides("personal_init", "personal_gradient") else PLAIN
+        return self if self._overrides(*(hook for hook in _HOOKS if hook.startswith("personal_"))) else PLAIN
 
     def _overrides(self, *hooks: str) -> bool:
         return any(getattr(type(self), hook) is not getattr(Method, hook) for hook in hooks)

@@ -32,7 +32,7 @@ from headstart.learning.local_sgd import (
     room_for_batches,
     write_batch,
 )
-from headstart.learning.method import PLAIN, GradientTransform, LinearTransform, Method
+from headstart.learning.method import PLAIN, GradientTransform, LinearTransform, Method, PersonalTraining
 from headstart.learning.metrics import evaluated_metrics
 from headstart.learning.optimizers import Optimizer
 from headstart.learning.optimum import pulled_optimum
@@ -266,10 +266,14 @@ def client_curves(
     dual: whether they may be computed in dual coordinates, on a CPU and where that costs less; see `learning.dual`.
     epochs: measures before the first and after that many alone, so that each is `[2]`.
     """
-    start = method.personal_init(task, model, params, adapt, key)
-    if dual and is_wanted() and jax.default_backend() == "cpu" and _is_linear(recipe, method.personal_gradient(start)):
-        model, start, adapt, test = dual_form(model, start, adapt, test, epochs=_epochs(recipe, adapt))
-    training = _local_training(task, model, recipe, start, adapt, key, method)
+    training = method.personal_training(task, model, recipe, params, adapt, key)
+    if training is None:
+        start = method.personal_init(task, model, params, adapt, key)
+        transform = method.personal_gradient(start)
+        if dual and is_wanted() and jax.default_backend() == "cpu" and _is_linear(recipe, transform):
+            model, start, adapt, test = dual_form(model, start, adapt, test, epochs=_epochs(recipe, adapt))
+        training = _local_training(task, model, recipe, start, adapt, key, method)
+    model = method.personal_model(task, model)
     measured, sign = evaluated_metrics(task), task.metrics[0].sign
 
     def unit(carry: tuple[Tree, Array], number: Array) -> tuple[tuple[Tree, Array], Tree]:
@@ -288,26 +292,29 @@ def client_curves(
     return jax.lax.scan(unit, start, numbers)[1]
 
 
-class _LocalTraining(NamedTuple):
-    """A client's local training, unit after unit of its recipe.
-
-    first: the state before. advance: maps a state and the number of a unit, from 1 on, to the state after it; of unit 0
-    to the same. after: the state after n units from the first. params: the parameters of a state.
-    """
-
-    first: Tree
-    advance: Callable[[Tree, Array], Tree]
-    after: Callable[[Array | int], Tree]
-    params: Callable[[Tree], Tree]
-
-
 def _local_training(
     task: Task, model: Model, recipe: Personalization, start: Tree, client: Client, key: Array, method: Method
-) -> _LocalTraining:
+) -> PersonalTraining:
     if recipe.pulls is not None:
         return _to_optima(task, model, recipe.pulls, start, client)
-    local_sgd = LocalSGD(task, model, recipe.optimizer.build(), recipe.batch_size, method.personal_gradient(start))
-    first, steps = local_sgd.init(start), _steps(recipe, client)
+    return local_training(task, model, recipe, start, client, key, method.personal_gradient(start))
+
+
+def local_training(
+    task: Task,
+    model: Model,
+    recipe: Personalization,
+    start: Tree,
+    client: Client,
+    key: Array,
+    transform: GradientTransform | None = None,
+) -> PersonalTraining:
+    """Local SGD from these parameters, in the recipe's epochs or steps.
+
+    transform: of the gradient, as of `LocalSGD`.
+    """
+    local_sgd = LocalSGD(task, model, recipe.optimizer.build(), recipe.batch_size, transform)
+    first, steps = local_sgd.init(start), steps_per_unit(recipe, client)
 
     def advance(local_state: LocalState, number: Array) -> LocalState:
         return local_sgd.run(local_state, client, key, steps=jnp.where(number > 0, steps, 0))
@@ -315,10 +322,10 @@ def _local_training(
     def after(count: Array | int) -> LocalState:
         return local_sgd.run(first, client, key, steps=count * steps)
 
-    return _LocalTraining(first, advance, after, lambda local_state: local_state.params)
+    return PersonalTraining(first, advance, lambda local_state: local_state.params, after)
 
 
-def _to_optima(task: Task, model: Model, pulls: tuple[float, ...], start: Tree, client: Client) -> _LocalTraining:
+def _to_optima(task: Task, model: Model, pulls: tuple[float, ...], start: Tree, client: Client) -> PersonalTraining:
     """The optima for the pulls, one after another: unit n is that for the n-th, sought from the one before."""
     strengths = jnp.array(pulls or (1.0,), jnp.float32)
 
@@ -328,10 +335,7 @@ def _to_optima(task: Task, model: Model, pulls: tuple[float, ...], start: Tree, 
             number > 0, lambda: pulled_optimum(task, model, params, start, client, strength), lambda: params
         )
 
-    def after(count: Array | int) -> Tree:
-        return jax.lax.fori_loop(0, count, lambda index, params: advance(params, index + 1), start)
-
-    return _LocalTraining(start, advance, after, lambda params: params)
+    return PersonalTraining(start, advance, lambda params: params)
 
 
 def _is_linear(recipe: Personalization, transform: GradientTransform | None) -> bool:
@@ -344,7 +348,7 @@ def _epochs(recipe: Personalization, client: Client) -> float:
     return recipe.epochs if recipe.steps is None else recipe.steps * recipe.batch_size / len(client.rows)
 
 
-def _steps(recipe: Personalization, client: Client) -> Array:
+def steps_per_unit(recipe: Personalization, client: Client) -> Array:
     """The local steps in one unit of the recipe; none for a client without examples."""
     if recipe.unit == "epochs":
         return batches_per_epoch(client, recipe.batch_size)
@@ -362,9 +366,18 @@ def adapt_client(
     method: Method = PLAIN,
 ) -> Tree:
     """The client's own parameters after n epochs (or steps, pulls) of the recipe, as `client_curves` measures them."""
-    start = method.personal_init(task, model, params, client, key)
-    training = _local_training(task, model, recipe, start, client, key, method)
-    return training.params(training.after(epochs))
+    training = method.personal_training(task, model, recipe, params, client, key)
+    if training is None:
+        start = method.personal_init(task, model, params, client, key)
+        training = _local_training(task, model, recipe, start, client, key, method)
+    return training.params(_after(training, epochs))
+
+
+def _after(training: PersonalTraining, count: Array | int) -> Tree:
+    """The state after n units of a personalization."""
+    if training.after is not None:
+        return training.after(count)
+    return jax.lax.fori_loop(0, count, lambda index, state: training.advance(state, index + 1), training.first)
 
 
 def evaluate(metrics: Sequence[Metric], model: Model, params: Tree, client: Client) -> tuple[Sums, Items]:

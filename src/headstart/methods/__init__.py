@@ -11,7 +11,10 @@ from headstart.methods.fedper import FedPer
 from headstart.methods.fedprox import FedProx
 from headstart.methods.fedrep import FedRep
 from headstart.methods.ifca import IFCA
+from headstart.methods.knn_per import KNNPer
 from headstart.methods.local_only import LocalOnly
+from headstart.methods.lpft import LPFT
+from headstart.methods.meta_sgd import MetaSGD
 from headstart.methods.per_fedavg import PerFedAvg
 from headstart.methods.pfedme import PFedMe
 from headstart.methods.scaffold import Scaffold
@@ -19,12 +22,15 @@ from headstart.methods.scaffold import Scaffold
 __all__ = [
     "ANIL",
     "IFCA",
+    "LPFT",
     "Ditto",
     "FedBABU",
     "FedPer",
     "FedProx",
     "FedRep",
+    "KNNPer",
     "LocalOnly",
+    "MetaSGD",
     "PFedMe",
     "PerFedAvg",
     "Scaffold",

@@ -44,14 +44,14 @@ class FirstLayer:
 
     def features(self, x: Tree) -> Array:
         """What the layer multiplies by W: `[rows, inputs]`, of a batch of inputs."""
-        program = _Program(self.model, self.variables, x, None)
+        program = Program(self.model, self.variables, x, None)
         values = program.computed(dict(zip(program.inputs, jax.tree.leaves(x), strict=True)))
         return values[program.product(self.leaf).invars[0]]
 
     def rest(self, variables: Tree, product: Array, key: Array | None) -> tuple[Tree, Tree]:
         """What the model's second function returns, given x W in place of x; W itself is not read."""
         x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(product), *leaf.shape[1:]), leaf.dtype), self.x)
-        program = _Program(self.model, self.variables, x, key)
+        program = Program(self.model, self.variables, x, key)
         known = dict(zip(program.variables, jax.tree.leaves(variables), strict=True))
         known |= dict(zip(program.keys, jax.tree.leaves(key), strict=True))
         known[program.product(self.leaf).outvars[0]] = product
@@ -65,7 +65,7 @@ def first_layer(model: Model, variables: Tree, x: Tree) -> FirstLayer | None:
     """
     few = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((_ROWS, *leaf.shape[1:]), leaf.dtype), x)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
-    training, evaluating = (_Program(model, shapes, few, key) for key in (jax.random.key(0), None))
+    training, evaluating = (Program(model, shapes, few, key) for key in (jax.random.key(0), None))
     for leaf in range(len(training.variables)):
         ways = [program.way_to(leaf) for program in (training, evaluating)]
         if ways[0] is not None and ways[0] == ways[1]:
@@ -73,10 +73,10 @@ def first_layer(model: Model, variables: Tree, x: Tree) -> FirstLayer | None:
     return None
 
 
-class _Program:
+class Program:
     """A model's second function as operations, those of functions that it calls among them.
 
-    variables, inputs, keys: its arguments.
+    variables, inputs, keys: its arguments. equations: its operations, in order. outputs: its results.
     """
 
     def __init__(self, model: Model, variables: Tree, x: Tree, key: Array | None) -> None:
@@ -87,6 +87,7 @@ class _Program:
         self._program, self._constants = closed.jaxpr, closed.consts
         counts = [len(jax.tree.leaves(each)) for each in (variables, x, key)]
         arguments = iter(self._program.invars)
+        self.equations, self.outputs = self._program.eqns, self._program.outvars
         self.variables, self.inputs, self.keys = ([next(arguments) for _ in range(count)] for count in counts)
 
     def product(self, leaf: int) -> core.JaxprEqn:
@@ -114,8 +115,8 @@ class _Program:
             return None
         if not _is_product(product, self.variables[leaf]):
             return None
-        left, fixed = product.invars[0], self._known([])
-        rows, after = self._known(self.inputs) - fixed, self._known([*self.variables, *self.keys, *product.outvars])
+        left, fixed = product.invars[0], self.known([])
+        rows, after = self.known(self.inputs) - fixed, self.known([*self.variables, *self.keys, *product.outvars])
         whole = all(is_literal(atom) or atom in after for atom in self._program.outvars)
         if not whole or left not in rows:
             return None
@@ -141,7 +142,7 @@ class _Program:
                 found.update(equation.outvars)
         return equations
 
-    def _known(self, arguments: Collection[core.Var]) -> set[core.Var]:
+    def known(self, arguments: Collection[core.Var]) -> set[core.Var]:
         """The variables that can be computed from these alone, and these."""
         computed = (variable for equation in self._computable(arguments) for variable in equation.outvars)
         return {*self._program.constvars, *arguments, *computed}

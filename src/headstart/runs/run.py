@@ -375,10 +375,11 @@ class Run:
             return adapt_client(self.task, model, recipe, shared, one, client_key(key, one), count, method)
 
         params = jax.device_get(adapt(shared, personal_key(seed_key(seed))))
-        return self._trained(params)
+        return self._trained(params, method.personal_model(self.task, model))
 
-    def _trained(self, params: Tree) -> TrainedModel:
-        return TrainedModel(params, self.model, self.task, self.labels, inputs_like(self.decided, self._example()))
+    def _trained(self, params: Tree, model: Model | None = None) -> TrainedModel:
+        prepare = inputs_like(self.decided, self._example())
+        return TrainedModel(params, model or self.model, self.task, self.labels, prepare)
 
     def _example(self) -> np.ndarray | None:
         """Some inputs, where the run keeps any that are one array."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from headstart.devices import cores
 from headstart.errors import UserError
 from headstart.experiment.experiment import COHORT, Experiment, Stage
+from headstart.experiment.personal import check_personalization
 from headstart.experiment.setup import Prepared
 from headstart.fields import MOST_EPOCHS, at_least, check_fields
 from headstart.learning.optimizers import Optimizer, Schedule
@@ -220,7 +221,10 @@ class _Planner:
                     if updates in untrained:
                         continue
                     untrained.add(updates)
-                suitable[label] = self.experiment(method, stages)
+                experiment = self.experiment(method, stages)
+                if not suitable:
+                    check_personalization(experiment, *self.prepared[1:4])
+                suitable[label] = experiment
             except UserError as error:
                 reasons.append(str(error))
         return suitable, reasons

@@ -1,0 +1,266 @@
+"""Methods whose personalization is no local SGD on one gradient: each beside a loop in numpy, or in plain jax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import reference
+import tiny
+from headstart import Data, Experiment, ModelSpec, Optimizer, Personalization, Stage, UserError
+from headstart.experiment.personal import check_personalization
+from headstart.learning.personalization import adapt_client, client_curves
+from headstart.learning.rounds import client_key
+from headstart.learning.tasks import Classification, Regression
+from headstart.methods import LPFT, KNNPer, MetaSGD
+from headstart.methods.paper import MAML, FedAvg
+from headstart.models.last_layer import features_and_output
+from headstart.models.zoo import CNN, LeanCNN, Logistic, Model, as_model
+
+RATE, BATCH = 0.2, 3
+KEY = jax.random.key(11)
+TASK = Classification()
+PROBLEM = reference.softmax_regression(tiny.FEATURES, tiny.CLASSES)
+
+
+def network():
+    """3 → 5 → 4, with layers that Flax would call dense."""
+
+    def apply(params, x, *, key=None):
+        hidden = jnp.tanh(x @ params["Dense_0"]["kernel"])
+        return hidden @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"], params
+
+    def init(key):
+        return start_params()
+
+    return Model(init, apply)
+
+
+def start_params():
+    generator = np.random.default_rng(5)
+    body, head, bias = (generator.normal(0, 0.4, shape) for shape in ((3, 5), (5, 4), 4))
+    return {
+        "Dense_0": {"kernel": jnp.asarray(body)},
+        "Dense_1": {"kernel": jnp.asarray(head), "bias": jnp.asarray(bias)},
+    }
+
+
+NETWORK = network()
+
+
+def softmax(logits):
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def arrays_of(params):
+    return params["Dense_0"]["kernel"], params["Dense_1"]["kernel"], params["Dense_1"]["bias"]
+
+
+def gradient_by_hand(arrays, batch):
+    """The gradient of the mean cross-entropy by the chain rule: of body, head and bias."""
+    (body, head, _), (x, y) = arrays, batch
+    hidden = np.tanh(x @ body)
+    error = (softmax(hidden @ head + arrays[2]) - np.eye(4)[y]) / len(y)
+    return x.T @ ((error @ head.T) * (1 - hidden**2)), hidden.T @ error, error.sum(axis=0)
+
+
+def members():
+    """A client's support and query examples, and the key of its personalization."""
+    adapt, test = (tiny.one(tiny.federation(), 2, part) for part in ("adapt", "test"))
+    return adapt, test, client_key(KEY, adapt)
+
+
+def adapted(method, params, *, epochs, recipe=None, model=NETWORK):
+    adapt, _, key = members()
+    recipe = recipe or Personalization(Optimizer("sgd", RATE), BATCH, 9)
+    return jax.jit(lambda broadcast: adapt_client(TASK, model, recipe, broadcast, adapt, key, epochs, method))(
+        method.init_server(params)
+    )
+
+
+def curves(method, params, *, recipe=None, model=NETWORK):
+    adapt, test, key = members()
+    recipe = recipe or Personalization(Optimizer("sgd", RATE), BATCH, 4)
+    return jax.jit(lambda broadcast: client_curves(TASK, model, recipe, broadcast, adapt, test, key, method))(
+        method.init_server(params)
+    )
+
+
+def query():
+    """The query examples `(x, y)` in numpy."""
+    _, test, _ = members()
+    examples = test.examples(jnp.arange(int(test.size)), jnp.ones(int(test.size), bool))
+    return np.asarray(examples.x), np.asarray(examples.y)
+
+
+def losses_of(found, name="loss"):
+    sums, counts = found[0][name]
+    return np.asarray(sums) / np.asarray(counts)
+
+
+@pytest.mark.parametrize("unit", ["epochs", "steps"])
+def test_lp_ft_moves_the_head_alone_and_then_everything(unit, float64):
+    method, params, (adapt, _, key) = LPFT(head_epochs=2), start_params(), members()
+    steps = 4 if unit == "epochs" else 1
+    recipe = Personalization(Optimizer("sgd", RATE), BATCH, 9, steps=None if unit == "epochs" else 9)
+    at, visited = [np.asarray(leaf) for leaf in arrays_of(params)], []
+    for number, batch in enumerate(tiny.drawn(adapt, key, range(5 * steps), BATCH)):
+        body, head, bias = gradient_by_hand(at, batch)
+        at = [at[0] - RATE * body * (number >= 2 * steps), at[1] - RATE * head, at[2] - RATE * bias]
+        if (number + 1) % steps == 0:
+            visited.append(at)
+    for epochs in (1, 2, 3, 5):
+        found = arrays_of(adapted(method, params, epochs=epochs, recipe=recipe))
+        for mine, expected in zip(found, visited[epochs - 1], strict=True):
+            np.testing.assert_allclose(mine, expected, rtol=1e-10)
+    x, y = query()
+    measured = losses_of(curves(method, params, recipe=recipe))
+    for epochs in range(1, 6):
+        body, head, bias = visited[epochs - 1]
+        expected = -np.log(softmax(np.tanh(x @ body) @ head + bias)[np.arange(len(y)), y]).mean()
+        np.testing.assert_allclose(measured[epochs], expected, rtol=1e-10)
+
+
+def test_lp_ft_without_epochs_on_the_head_is_fine_tuning_after_fedavg(float64):
+    params = start_params()
+    mine, plain = adapted(LPFT(head_epochs=0), params, epochs=3), adapted(FedAvg(), params, epochs=3)
+    np.testing.assert_allclose(tiny.flat(mine), tiny.flat(plain), rtol=1e-12)
+    client = members()[0]
+    replies = [
+        jax.jit(lambda method=method: method(TASK, NETWORK, params, client, None, KEY))().delta
+        for method in (LPFT(2, RATE, BATCH), FedAvg(2, RATE, BATCH))
+    ]
+    np.testing.assert_array_equal(*map(tiny.flat, replies))
+
+
+def experiment(method):
+    """An experiment of one stage, of which only data and personalization count here."""
+    stage = Stage("only", method, Optimizer("sgd", 1.0), 1)
+    return Experiment("own", (stage,), Data("nowhere"), ModelSpec("mlp"))
+
+
+def test_a_method_that_does_not_suit_the_model_is_refused_before_anything_runs():
+    federation = tiny.federation()
+    check_personalization(experiment(LPFT()), TASK, NETWORK, federation)
+    logistic = as_model(Logistic(4), federation.example()[0])
+    with pytest.raises(UserError, match="the head Dense_0 is all of the model"):
+        check_personalization(experiment(LPFT()), TASK, logistic, federation)
+    # What personalizes in the plain way is not tried.
+    check_personalization(experiment(FedAvg()), TASK, logistic, federation)
+
+
+def meta_sgd(theta, learning_rates, path, query):
+    """The gradients of the query's loss after steps θ ← θ − α ∘ g, in θ and in α: the chain rule, written out."""
+    visited = [theta]
+    for batch in path:
+        visited.append(visited[-1] - learning_rates * PROBLEM.gradient(visited[-1], batch))
+    vector, of_rates = PROBLEM.gradient(visited[-1], query), np.zeros_like(theta)
+    for point, batch in reversed(list(zip(visited[:-1], path, strict=True))):
+        of_rates = of_rates - PROBLEM.gradient(point, batch) * vector
+        vector = vector - PROBLEM.hessian(point, batch) @ (learning_rates * vector)
+    return vector, of_rates
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_meta_sgd_differentiates_in_parameters_and_in_their_learning_rates(steps, float64):
+    method, theta = MetaSGD(steps, RATE, BATCH, rate_factor=7.0), tiny.theta()
+    client, key = members()[0], client_key(KEY, members()[0])
+    learning_rates = np.abs(tiny.normal(4, theta["theta"].size)) / 5
+    broadcast = {"params": theta, "learning_rates": {"theta": jnp.asarray(learning_rates)}}
+    assert tiny.flat(method.init_server(theta)["learning_rates"]) == pytest.approx(RATE)
+    found = jax.jit(lambda shared: method(TASK, tiny.SOFTMAX, shared, client, None, key))(broadcast).delta
+    *path, query = tiny.drawn(client, key, range(steps + 1), BATCH)
+    of_params, of_rates = meta_sgd(tiny.flat(theta), learning_rates, path, query)
+    np.testing.assert_allclose(found["params"]["theta"], RATE * of_params, rtol=1e-10)
+    np.testing.assert_allclose(found["learning_rates"]["theta"], 7 * RATE * of_rates, rtol=1e-10)
+
+
+def test_meta_sgd_with_equal_rates_is_maml_and_personalizes_with_what_it_learned(float64):
+    theta, (client, _, key) = tiny.theta(), members()
+    method = MetaSGD(2, RATE, BATCH)
+    shared = method.init_server(theta)
+    replies = [
+        jax.jit(lambda method=method, shared=shared: method(TASK, tiny.SOFTMAX, shared, client, None, key))().delta
+        for method, shared in ((method, shared), (MAML(2, RATE, BATCH), theta))
+    ]
+    np.testing.assert_allclose(replies[0]["params"]["theta"], replies[1]["theta"], rtol=1e-12)
+    learning_rates = np.linspace(-0.1, 0.4, theta["theta"].size)
+    shared["learning_rates"] = {"theta": jnp.asarray(learning_rates)}
+    for own_rate in (RATE, 3 * RATE):
+        recipe, at = Personalization(Optimizer("sgd", own_rate), BATCH, 9), tiny.flat(theta)
+        for batch in tiny.drawn(client, key, range(8), BATCH):
+            at = at - own_rate / RATE * learning_rates * PROBLEM.gradient(at, batch)
+        found = jax.jit(
+            lambda recipe=recipe: adapt_client(TASK, tiny.SOFTMAX, recipe, shared, client, key, 2, method)
+        )()
+        np.testing.assert_allclose(found["theta"], at, rtol=1e-10)
+
+
+def support():
+    """The support examples `(x, y)` in numpy."""
+    adapt, _, _ = members()
+    examples = adapt.examples(jnp.arange(int(adapt.size)), jnp.ones(int(adapt.size), bool))
+    return np.asarray(examples.x), np.asarray(examples.y)
+
+
+def of_neighbors(point, known, labels, neighbors, scale):
+    """The probabilities `[classes]` that the nearest of the known rows give, one row after another."""
+    distances = [float(np.sqrt(((point - row) ** 2).sum())) for row in known]
+    total = np.zeros(4)
+    for index in sorted(range(len(known)), key=distances.__getitem__)[:neighbors]:
+        total[labels[index]] += np.exp(-distances[index] / scale)
+    return total / total.sum()
+
+
+@pytest.mark.parametrize(("neighbors", "scale"), [(3, 1.0), (1000, 0.4)], ids=["three", "all there are"])
+def test_knn_per_mixes_the_model_with_the_nearest_of_the_clients_own_examples(neighbors, scale, float64):
+    method, params = KNNPer(neighbors=neighbors, scale=scale, spacing=0.25), start_params()
+    (x, y), (own_x, own_y) = query(), support()
+    body, head, bias = (np.asarray(leaf) for leaf in arrays_of(params))
+    p = softmax(np.tanh(x @ body) @ head + bias)
+    near = [of_neighbors(row, np.tanh(own_x @ body), own_y, neighbors, scale) for row in np.tanh(x @ body)]
+    found = curves(method, params, recipe=Personalization(Optimizer("sgd", RATE), BATCH, 6))
+    for unit, share in enumerate((0, 0.25, 0.5, 0.75, 1, 1, 1)):
+        mixed = share * np.array(near) + (1 - share) * p
+        right = np.maximum(mixed[np.arange(len(y)), y], 1e-6 if share else 0)
+        # What is predicted is normalized again, which is felt where a probability was lifted to the least.
+        normalized = right / np.maximum(mixed, 1e-6 if share else 0).sum(axis=1)
+        np.testing.assert_allclose(losses_of(found)[unit], -np.log(normalized).mean(), rtol=1e-9)
+        np.testing.assert_allclose(losses_of(found, "accuracy")[unit], (mixed.argmax(axis=1) == y).mean())
+
+
+def test_a_client_of_knn_per_without_examples_keeps_the_model():
+    method, params = KNNPer(), jax.tree.map(jnp.float32, start_params())
+    nobody, (x, _) = tiny.one(tiny.federation(), 3), query()
+    recipe = Personalization(Optimizer("sgd", RATE), BATCH, 9)
+    own = jax.jit(lambda: adapt_client(TASK, NETWORK, recipe, params, nobody, KEY, 5, method))()
+    mine = method.personal_model(TASK, NETWORK).apply(own, jnp.float32(x))[0]
+    np.testing.assert_array_equal(mine, NETWORK.apply(params, jnp.float32(x))[0])
+
+
+def test_knn_per_needs_classes_and_a_last_layer():
+    federation = tiny.federation()
+    plan = experiment(KNNPer())
+    check_personalization(plan, TASK, NETWORK, federation)
+    with pytest.raises(UserError, match="the task is Regression; choose another method"):
+        check_personalization(plan, Regression(), NETWORK, federation)
+
+    def apply(params, x, *, key=None):
+        output, _ = NETWORK.apply(params, x)
+        return output + x[:, :1] ** 2, params
+
+    with pytest.raises(UserError, match="the model has no last dense layer whose inputs"):
+        check_personalization(plan, TASK, Model(NETWORK.init, apply), federation)
+
+
+@pytest.mark.parametrize("kind", [LeanCNN, CNN, Logistic], ids=lambda kind: kind.__name__)
+def test_features_are_what_the_last_layer_multiplies(kind):
+    x = np.random.default_rng(0).random((5, 28, 28, 1)).astype(np.float32)
+    model = as_model(kind(7), x)
+    variables = model.init(jax.random.key(0))
+    features, output = jax.jit(lambda variables, x: features_and_output(model, variables, x))(variables, x)
+    layer = variables["params"][max(name for name in variables["params"] if name.startswith("Dense"))]
+    assert features.shape == (5, layer["kernel"].shape[0])
+    np.testing.assert_allclose(features @ layer["kernel"] + layer["bias"], output, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(output, model.apply(variables, x)[0], rtol=1e-5, atol=1e-5)
