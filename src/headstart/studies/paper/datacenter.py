@@ -27,6 +27,7 @@ from headstart.studies.evidence import (
 from headstart.studies.figures import curves, forest
 from headstart.studies.paper.study import MOMENTUM, Setting, Study
 from headstart.studies.paper.tuning import first_stage, tuned
+from headstart.studies.paper.widening import choose_widened
 from headstart.studies.runner import Runs
 
 FEDAVG, DECAYED = "FedAvg", "FedAvg, decayed rate"
@@ -60,22 +61,21 @@ def datacenter(setting: Setting, runs: Runs) -> Evidence:
     pilot = first_stage(setting, runs)
     target = float(pilot.initial.mean())
     candidates = {name: centralized(setting, runs, name, target) for name in optimizers(setting)}
-    chosen = runs.choose_each(candidates, seeds=setting.tuning_seeds)
+    chosen = choose_widened(runs, candidates, seeds=setting.tuning_seeds, most=setting.most_widened)
     plain = _Federated(
         FEDAVG,
         pilot,
         target,
         {
             FEDAVG: setting.experiment(FEDAVG, setting.fedavg()),
-            **{name: candidates[name][choice.chosen] for name, (choice, _) in chosen.items()},
+            **{name: each.experiment for name, each in chosen.items()},
         },
     )
-    settings = {name: choice.chosen for name, (choice, _) in chosen.items()}
-    models = plain, _decayed(setting, runs, settings)
+    models = plain, _decayed(setting, runs, {name: each.experiment for name, each in chosen.items()})
     clients, seeds = len(runs.prepared(plain.experiments[FEDAVG]).groups.test), setting.most_seeds
     estimates = {
         name: power(_shared(pilot, results[choice.chosen]), seeds=seeds, clients=clients)
-        for name, (choice, results) in chosen.items()
+        for name, (choice, results, _) in chosen.items()
     }
     found = runs.finish({name: each for model in models for name, each in model.experiments.items()}, seeds=seeds)
     compared = {
@@ -88,7 +88,7 @@ def datacenter(setting: Setting, runs: Runs) -> Evidence:
         tuple(_claim(compared[model.name], missed, model.name) for model in models),
         (_table(models, found, compared),),
         _figures(found, compared),
-        (*choices, *(choice for choice, _ in chosen.values())),
+        (*choices, *(each.choice for each in chosen.values())),
         (
             f"FedAvg({setting.local_epochs}), {setting.rounds} rounds, {setting.cohort} clients each; {seeds} seeds."
             " The centralized models stop at the first of their evaluations at which half of the validation clients"
@@ -101,18 +101,21 @@ def datacenter(setting: Setting, runs: Runs) -> Evidence:
     )
 
 
-def _decayed(setting: Setting, runs: Runs, chosen: Mapping[str, str]) -> _Federated:
-    """FedAvg whose server learning rate falls to zero, and the chosen optimizers stopped at its accuracy."""
+def _decayed(setting: Setting, runs: Runs, chosen: Mapping[str, Experiment]) -> _Federated:
+    """FedAvg whose server learning rate falls to zero, and the chosen centralized models stopped at its accuracy."""
     schedule = Schedule("cosine_decay_schedule", {"decay_steps": setting.rounds})
     stage = setting.fedavg(server=replace(MOMENTUM, schedule=schedule))
     experiment = setting.experiment("FedAvg-decayed", stage)
     _, results = runs.choose(DECAYED, {DECAYED: experiment}, seeds=setting.tuning_seeds)
     pilot = results[DECAYED]
     target = float(pilot.initial.mean())
-    experiments = {
-        f"{name}, to {DECAYED}": centralized(setting, runs, name, target)[settings] for name, settings in chosen.items()
-    }
+    experiments = {f"{name}, to {DECAYED}": _stopped_at(each, target) for name, each in chosen.items()}
     return _Federated(DECAYED, pilot, target, {DECAYED: experiment, **experiments})
+
+
+def _stopped_at(experiment: Experiment, target: float) -> Experiment:
+    (stage,) = experiment.stages
+    return replace(experiment, stages=(replace(stage, stop_at=target),))
 
 
 def optimizers(setting: Setting) -> dict[str, dict[str, Optimizer]]:

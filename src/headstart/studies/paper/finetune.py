@@ -24,6 +24,7 @@ from headstart.studies.evidence import (
 from headstart.studies.figures import forest
 from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.tuning import first_stage, tuned
+from headstart.studies.paper.widening import choose_widened
 from headstart.studies.runner import Runs
 
 CLAIM = "claim 2; no number is known"
@@ -43,9 +44,10 @@ def finetune(setting: Setting, runs: Runs) -> Evidence:
     candidates = {cell: second_stages(setting, runs, tuning, cell) for cell in _cells(setting)}
     candidates |= {name: scratch(setting, name) for name in _SCRATCH}
     # Training for global accuracy alone is chosen by it.
-    chosen = runs.choose_each(candidates, seeds=setting.tuning_seeds, by=dict.fromkeys(_SCRATCH, "initial"))
-    best_settings = {cell: choice.chosen for cell, (choice, _) in chosen.items()}
-    pilot = {cell: results[best_settings[cell]] for cell, (_, results) in chosen.items()}
+    chosen = choose_widened(
+        runs, candidates, seeds=setting.tuning_seeds, by=dict.fromkeys(_SCRATCH, "initial"), most=setting.most_widened
+    )
+    pilot = {cell: results[choice.chosen] for cell, (choice, results, _) in chosen.items()}
     best, plain = _best_names(setting)
     clients, seeds = len(runs.prepared(first).groups.test), setting.most_seeds
     estimates = {
@@ -55,8 +57,8 @@ def finetune(setting: Setting, runs: Runs) -> Evidence:
 
     experiments: dict[str, Experiment] = {NOTHING: first}
     runs.finish(experiments, seeds=seeds)
-    experiments |= {cell: second_stages(setting, runs, first, cell)[best_settings[cell]] for cell in _cells(setting)}
-    experiments |= {name: scratch(setting, name)[best_settings[name]] for name in _SCRATCH}
+    experiments |= {cell: replace(chosen[cell].experiment, start=runs.start(first)) for cell in _cells(setting)}
+    experiments |= {name: chosen[name].experiment for name in _SCRATCH}
     found = runs.finish(experiments, seeds=seeds)
     effects = _effects(setting, found)
     return Evidence(
@@ -66,7 +68,7 @@ def finetune(setting: Setting, runs: Runs) -> Evidence:
         _claims(setting, found),
         (_table(setting, found), _effect_table(effects)),
         _figures(found, effects),
-        (*choices, *(choice for choice, _ in chosen.values())),
+        (*choices, *(each.choice for each in chosen.values())),
         (
             f"First stage: {setting.rounds} rounds of FedAvg({setting.local_epochs}); second: {setting.more_rounds}"
             f" rounds of it or of Reptile({setting.steps}), {setting.cohort} clients each, {seeds} seeds. From"

@@ -9,6 +9,7 @@ from headstart.studies.evidence import Evidence, Table
 from headstart.studies.figures import forest
 from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.tuning import tuned
+from headstart.studies.paper.widening import choose_widened
 from headstart.studies.runner import Runs
 
 # log10 of (client rate, server rate, ε) for EMNIST in arXiv:2003.00295.
@@ -30,15 +31,15 @@ def server(setting: Setting, runs: Runs) -> Evidence:
         name: {f"10^{PUBLISHED[name][1] + a:g}": _experiment(setting, name, a) for a in setting.candidates(_AROUND)}
         for name in PUBLISHED
     }
-    chosen = runs.choose_each(candidates, seeds=setting.tuning_seeds)
-    experiments = {name: candidates[name][choice.chosen] for name, (choice, _) in chosen.items()}
+    chosen = choose_widened(runs, candidates, seeds=setting.tuning_seeds, most=setting.most_widened)
+    experiments = {name: each.experiment for name, each in chosen.items()}
     found = runs.finish(experiments, seeds=setting.seeds)
-    best = max(found, key=lambda name: chosen[name][0].values[chosen[name][0].chosen])
+    best = max(found, key=lambda name: chosen[name].choice.values[chosen[name].choice.chosen])
     others = [name for name in found if name != best]
     rows = tuple(
         (
             name,
-            chosen[name][0].chosen,
+            chosen[name].choice.chosen,
             *accuracies(each),
         )
         for name, each in found.items()
@@ -62,11 +63,11 @@ def server(setting: Setting, runs: Runs) -> Evidence:
                 ("server", "rate", "initial", "personalized"),
                 rows,
                 "Client rates and ε as published for EMNIST (arXiv:2003.00295); the server's rate is the published one"
-                " or half a power of ten beside it.",
+                " or half a power of ten beside it, and beyond where an end suits best.",
             ),
         ),
         (forest("server", f"{best} less the other server optimizers", f"{best} less the others", forests),),
-        (*choices, *(choice for choice, _ in chosen.values())),
+        (*choices, *(each.choice for each in chosen.values())),
         (
             f"{setting.rounds} rounds of FedAvg({setting.local_epochs}), {setting.cohort} clients; {setting.seeds}"
             " seeds.",

@@ -15,6 +15,8 @@ from headstart.methods.paper import FedAvg
 from headstart.studies.evidence import Evidence
 
 T = TypeVar("T")
+# Of learning rates beyond the edge of a grid.
+MOST_WIDENED = 4
 MOMENTUM = Optimizer("sgd", 1.0, {"momentum": 0.9})
 
 
@@ -67,6 +69,11 @@ class Setting:
     def candidates(self, values: Sequence[T]) -> Sequence[T]:
         """The values that are tried on validation clients: at the smallest scale only the first."""
         return values[:1] if self.scale == "smoke" else values
+
+    @property
+    def most_widened(self) -> int:
+        """How many learning rates beyond an edge are tried at most: none at the smallest scale."""
+        return 0 if self.scale == "smoke" else MOST_WIDENED
 
     def fedavg(
         self,

@@ -10,9 +10,6 @@ from headstart.studies.evidence import Choice, Result
 from headstart.studies.paper.study import Setting
 from headstart.studies.runner import Runs
 
-# The number of learning rates that are tried beyond edges, at most.
-MOST_WIDENED = 4
-
 
 def tuned(setting: Setting, runs: Runs) -> tuple[Setting, tuple[Choice, ...]]:
     """The setting with the client's rates that suit FedAvg best; rates beyond an edge are tried while one suits best.
@@ -20,7 +17,7 @@ def tuned(setting: Setting, runs: Runs) -> tuple[Setting, tuple[Choice, ...]]:
     The same client optimizer trains and personalizes (arXiv:1909.12488, Algorithm 2).
     """
     learning_rates = sorted(setting.client_rates)
-    for _ in range(1 + MOST_WIDENED):
+    for _ in range(1 + setting.most_widened):
         pairs = {
             f"{learning_rate:g} × {factor:g}": setting.with_rates(learning_rate, factor)
             for learning_rate, factor in product(learning_rates, setting.personal_factors)
@@ -29,7 +26,7 @@ def tuned(setting: Setting, runs: Runs) -> tuple[Setting, tuple[Choice, ...]]:
         choice, _ = runs.choose("client rate × factor of the personal rate", candidates, seeds=setting.tuning_seeds)
         chosen = pairs[choice.chosen]
         wider = widened(learning_rates, chosen.client_rate)
-        if wider == learning_rates or setting.scale == "smoke":
+        if wider == learning_rates:
             break
         learning_rates = wider
     return chosen, (choice,)

@@ -14,6 +14,7 @@ from headstart.studies.evidence import Claim, Evidence, Result, Table
 from headstart.studies.figures import forest
 from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.tuning import tuned
+from headstart.studies.paper.widening import choose_widened, server_rate
 from headstart.studies.runner import Runs
 
 # A gradient through K steps costs the K gradients, and about as much again twice on the way back.
@@ -31,12 +32,10 @@ def updates(setting: Setting, runs: Runs) -> Evidence:
         }
         for name in kinds
     }
-    chosen = runs.choose_each(candidates, seeds=setting.tuning_seeds)
-    learning_rates = {
-        name: dict(zip(candidates[name], setting.adam_rates, strict=True))[chosen[name][0].chosen] for name in kinds
-    }
+    chosen = choose_widened(runs, candidates, seeds=setting.tuning_seeds, most=setting.most_widened)
+    learning_rates = {name: server_rate(each.experiment) for name, each in chosen.items()}
     reference = f"FedAvg({setting.local_epochs})"
-    pilot = {name: chosen[name][1][chosen[name][0].chosen] for name in kinds}
+    pilot = {name: results[choice.chosen] for name, (choice, results, _) in chosen.items()}
     longer = _rounds_at_equal_computation(setting, pilot, reference)
     experiments = {name: _experiment(setting, name, learning_rates[name], setting.rounds) for name in kinds}
     equal = {
@@ -59,7 +58,7 @@ def updates(setting: Setting, runs: Runs) -> Evidence:
             _figure("updates-communication", "At equal communication", reference, at_rounds),
             _figure("updates-computation", "At equal computation", reference, at_cost),
         ),
-        (*choices, *(choice for choice, _ in chosen.values())),
+        (*choices, *(each.choice for each in chosen.values())),
         (
             f"{setting.rounds} rounds of {setting.cohort} clients, server Adam with β₁ 0.9, {setting.seeds} seeds. At"
             f" equal computation the others have the rounds that cost as many gradients of examples as {reference};"
