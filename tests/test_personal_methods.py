@@ -79,12 +79,14 @@ def adapted(method, params, *, epochs, recipe=None, model=NETWORK):
     )
 
 
-def curves(method, params, *, recipe=None, model=NETWORK):
+def curves(method, params, *, recipe=None, model=NETWORK, epochs=None):
     adapt, test, key = members()
     recipe = recipe or Personalization(Optimizer("sgd", RATE), BATCH, 4)
-    return jax.jit(lambda broadcast: client_curves(TASK, model, recipe, broadcast, adapt, test, key, method))(
-        method.init_server(params)
-    )
+
+    def measured(broadcast):
+        return client_curves(TASK, model, recipe, broadcast, adapt, test, key, method, epochs=epochs)
+
+    return jax.jit(measured)(method.init_server(params))
 
 
 def query():
@@ -264,3 +266,9 @@ def test_features_are_what_the_last_layer_multiplies(kind):
     assert features.shape == (5, layer["kernel"].shape[0])
     np.testing.assert_allclose(features @ layer["kernel"] + layer["bias"], output, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(output, model.apply(variables, x)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [LPFT(head_epochs=1), KNNPer(), MetaSGD()], ids=lambda method: type(method).__name__)
+def test_one_number_of_epochs_is_measured_as_in_the_curve(method, float64):
+    whole, alone = losses_of(curves(method, start_params())), losses_of(curves(method, start_params(), epochs=3))
+    np.testing.assert_allclose(alone, whole[[0, 3]], rtol=1e-12)

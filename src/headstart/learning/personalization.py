@@ -279,7 +279,7 @@ def client_curves(
     def unit(carry: tuple[Tree, Array], number: Array) -> tuple[tuple[Tree, Array], Tree]:
         state, before = carry
         # Unit 0 does nothing: the initial model is measured by the same code.
-        state = training.advance(state, number) if epochs is None else training.after(number)
+        state = training.advance(state, number) if epochs is None else _after(training, number)
         metrics, (values, weights) = evaluate(measured, model, training.params(state), test)
         before = jnp.where(number > 0, before, values)
         change = jnp.where(weights > 0, sign * (values - before), 0)
