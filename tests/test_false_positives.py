@@ -67,7 +67,7 @@ def test_no_more_ties_are_decided_than_the_interval_says(clients: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("clients", CLIENTS)
-@pytest.mark.parametrize("size", [(5, 149), (5, 398), (5, 504), (8, 149), (8, 504), (10, 149), (10, 504)])
+@pytest.mark.parametrize("size", [(5, 149), (5, 398), (5, 504), (5, 800), (8, 149), (8, 504), (10, 149), (10, 504)])
 def test_at_most_six_in_a_hundred_ties_are_decided_at_every_size(size: tuple[int, int], clients: str) -> None:
     generator = np.random.default_rng(2)
     for ratio in RATIOS:
