@@ -178,7 +178,8 @@ def rows_again(document: Mapping[str, Any]) -> list[Row]:
 
 
 def _row_again(row: dict[str, Any]) -> Row:
-    row |= {"harmed": row.pop("hurt", row.get("harmed")), "learning_rates": row.pop("rates", row.get("learning_rates"))}
+    earlier_names = {"harmed": "hurt", "learning_rates": "rates", "examples": "gradients"}
+    row |= {name: row.pop(before, row.get(name)) for name, before in earlier_names.items()}
     stored = row["by_seeds_and_clients"]
     seeds, clients = stored["seeds"], stored["clients"]
     earlier = "interval" not in stored

@@ -81,7 +81,7 @@ RULES = (
     Rule("name", "_?places?|placed", "index, path, position, slot", exceptions=(GLYPHS,)),
     Rule("name", "lengths?|units", "epochs, steps", ("src/headstart/training/*", "src/headstart/learning/pers*")),
     Rule("name", "rates?|rates_given", "learning_rate, learning_rates", exceptions=(DROPOUT,)),
-    Rule("name", "tries|relative|uncounted", "search_space, scaled_by_learning_rate, extra_gradients", LEARNING),
+    Rule("name", "tries|relative|uncounted", "search_space, scaled_by_learning_rate", LEARNING),
     Rule("name", "_?[Cc]ontenders?|whom?", "method, methods, gain_by_data_size"),
     Rule("name", "[Cc]rossed", "two_way"),
     Rule("name", "_?hurt|worse_off", "harmed"),

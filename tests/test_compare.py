@@ -32,6 +32,7 @@ from headstart.studies.compare.methods import (
     select_methods,
 )
 from headstart.studies.compare.protocol import Entry, Protocol, _Planner
+from headstart.studies.compare.report import examples_note
 from headstart.studies.compare.words import claims, conclusion
 from headstart.studies.evidence import Result
 from headstart.studies.runner import Runs
@@ -62,25 +63,25 @@ def test_every_method_weights_replies_as_its_paper_does():
 
 
 BODY, HEAD = 4 * (4 * 8 + 8), 4 * (8 * 3 + 3)
+# The examples that a client of n trains on in a round, and the bytes down and up.
 COSTS = {
     "FedSGD": (FedSGD(), lambda n: n, BODY + HEAD, BODY + HEAD),
     "FedAvg": (FedAvg(3, batch_size=4), lambda n: 3 * n, BODY + HEAD, BODY + HEAD),
-    "MAML": (MAML(2, batch_size=1), lambda n: 3 + 2 * 2, BODY + HEAD, BODY + HEAD),
+    "MAML": (MAML(2, batch_size=1), lambda n: 3, BODY + HEAD, BODY + HEAD),
     "MAML, partial batches": (
         MAML(2, batch_size=4),
-        lambda n: sum(min(4, n - 4 * (index % -(-n // 4))) for index in range(3)) + 2 * 2 * n / -(-n // 4),
+        lambda n: sum(min(4, n - 4 * (index % -(-n // 4))) for index in range(3)),
         BODY + HEAD,
         BODY + HEAD,
     ),
-    "Meta-SGD": (MetaSGD(2, batch_size=1), lambda n: 3 + 2 * 2, 2 * (BODY + HEAD), 2 * (BODY + HEAD)),
+    "Meta-SGD": (MetaSGD(2, batch_size=1), lambda n: 3, 2 * (BODY + HEAD), 2 * (BODY + HEAD)),
     "LP-FT": (LPFT(3, batch_size=4), lambda n: 3 * n, BODY + HEAD, BODY + HEAD),
     "kNN-Per": (KNNPer(3, batch_size=4), lambda n: 3 * n, BODY + HEAD, BODY + HEAD),
     "FOMAML": (FOMAML(4, batch_size=1), lambda n: 5, BODY + HEAD, BODY + HEAD),
     "FedPer": (FedPer(2, batch_size=4), lambda n: 2 * n, BODY, BODY),
-    # A step on the head alone is a forward pass, a third.
-    "FedRep": (FedRep(2, 1, batch_size=4), lambda n: 2 * n / 3 + n, BODY, BODY),
-    "ANIL": (ANIL(4, batch_size=1), lambda n: 4 / 3 + 1, BODY + HEAD, BODY + HEAD),
-    "IFCA": (IFCA(3, 2, batch_size=4), lambda n: 3 * n, 3 * (BODY + HEAD) + 12, BODY + HEAD + 4),
+    "FedRep": (FedRep(2, 1, batch_size=4), lambda n: 3 * n, BODY, BODY),
+    "ANIL": (ANIL(4, batch_size=1), lambda n: 5, BODY + HEAD, BODY + HEAD),
+    "IFCA": (IFCA(3, 2, batch_size=4), lambda n: 2 * n, 3 * (BODY + HEAD) + 12, BODY + HEAD + 4),
     "LocalOnly": (LocalOnly(), lambda n: 0, 0, 0),
     "pFedMe": (PFedMe(3, 5, batch_size=1), lambda n: 15, BODY + HEAD, BODY + HEAD),
     "SCAFFOLD": (Scaffold(4, batch_size=1), lambda n: 4, 2 * (BODY + HEAD), 2 * (BODY + HEAD)),
@@ -89,10 +90,11 @@ COSTS = {
 
 @pytest.mark.parametrize("name", COSTS)
 def test_a_round_costs_what_its_method_says(name, prepared):
-    update, gradients, down, up = COSTS[name]
+    update, examples, down, up = COSTS[name]
     found = cost(Stage(name, update, Optimizer(), 1, 3), prepared, sampled(prepared))
     sizes = prepared.federation.training_sizes[prepared.groups.train]
-    assert found.gradients == pytest.approx(np.mean([gradients(size) for size in sizes]))
+    assert found.examples == pytest.approx(np.mean([examples(size) for size in sizes]))
+    assert (found.operations > 0) == (found.examples > 0)
     assert (found.down, found.up) == pytest.approx((down, up))
 
 
@@ -201,7 +203,7 @@ def entry(method: MethodSpec, initial: np.ndarray, personalized: np.ndarray) -> 
         np.full(seeds, 0.1),
     )
     stage = Stage("plain", FedAvg(), Optimizer(), 7, 3)
-    return Entry(method, result, {}, ((stage, Cost(10.0, 1e6, 1e6)),))
+    return Entry(method, result, {}, ((stage, Cost(1e3, 10.0, 1e6, 1e6)),))
 
 
 def made(shifts: dict[str, float], *, seeds: int = 5, clients: int = 40, sign: float = 1.0) -> dict[str, Entry]:
@@ -229,7 +231,7 @@ def test_the_leaderboard_ranks_and_decides_in_the_metrics_direction(metric, sign
     best = rows[0]
     assert best.versus.mean == pytest.approx(0.05, abs=0.01)
     np.testing.assert_allclose(best.personalized.mean, entries["better"].result.personalized.mean())
-    assert best.below_fedavg == 0.0 and (best.rounds, best.gradients, best.sent) == (7, 210, 42e6)
+    assert best.below_fedavg == 0.0 and (best.rounds, best.examples, best.operations, best.sent) == (7, 210, 21e3, 42e6)
     values = np.sort(sign * entries["better"].result.personalized, axis=1)[:, :4]
     assert best.worst_tenth == pytest.approx(sign * values.mean())
     (fedavg,) = (row for row in rows if row.name == FEDAVG)
@@ -326,6 +328,17 @@ def test_the_gain_from_fine_tuning_is_reported_with_intervals_to_its_own_model_a
     assert "Left out: FedPer, since the head is all of the model." in text
 
 
+def test_the_page_says_how_many_examples_clients_learn_from_and_that_they_were_cut():
+    sizes = np.array([10, 20, 30, 140])
+    whole = examples_note(None, sizes)
+    assert (
+        whole.startswith("Clients learn from all of their")
+        and "50 in the mean, half of the clients from 18 to 58" in whole
+    )
+    assert examples_note(0.15, sizes).startswith("Clients are cut to 15% of their")
+    assert examples_note(12.0, sizes).startswith("Clients are cut to at most 12 of their")
+
+
 def test_one_seed_decides_nothing_and_promises_no_bound():
     rows = leaderboard(made({BASELINE: 0.0, "better": 0.5}, seeds=1), ACCURACY)
     text = " ".join(conclusion(rows, ACCURACY))
@@ -373,15 +386,20 @@ def test_the_guides_method_is_on_the_leaderboard_and_nothing_is_run_again(comman
     code, output, errors = command(*words, "--processes", 2)
     assert (code, errors) == (0, "")
     assert "FedPer is left out: the head Dense_0 is all of the model" in output
+    assert any(note.startswith("Clients learn from all of their") for note in document_of()["notes"])
     assert "Normalized: initial" in output and "The report: compared/report.html" in output
-    document = json.loads(Path("compared/leaderboard.json").read_text())
+    document = document_of()
     assert [row[0] for row in document["tables"][0]["rows"] if row[0] == "Normalized"] == ["Normalized"]
     assert document["conclusion"][0].startswith("For these clients it is inconclusive")
     page = Path("compared/report.html").read_text()
     assert str(escape(typeset(document["conclusion"][0]))) in page and "normalized:Normalized" in page
     code, output, _ = command(*words, "--processes", 1)
     assert code == 0 and "runs:" not in output
-    assert json.loads(Path("compared/leaderboard.json").read_text()) == document
+    assert document_of() == document
+
+
+def document_of() -> dict:
+    return json.loads(Path("compared/leaderboard.json").read_text())
 
 
 @pytest.mark.slow

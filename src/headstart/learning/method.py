@@ -140,10 +140,6 @@ class Method:
         """
         return model
 
-    def extra_gradients(self, examples: float) -> float:
-        """The cost of a client with n examples beside its steps on batches, in gradients of single examples."""
-        return 0.0
-
     @property
     def is_stateful(self) -> bool:
         """Whether clients have a state between rounds."""

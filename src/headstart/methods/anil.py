@@ -12,7 +12,7 @@ from headstart.fields import MOST_STEPS, at_least
 from headstart.learning.local_sgd import LocalSGD
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply, Weighting
 from headstart.learning.tasks import Task
-from headstart.methods.paper import FORWARD, SearchSpace, difference, make_reply, mean_batch
+from headstart.methods.paper import SearchSpace, difference, make_reply
 from headstart.methods.partial import head_of, masked_to
 from headstart.models.zoo import Model
 
@@ -41,10 +41,6 @@ class ANIL(ClientUpdate):
         adapted = inner.run(inner.init(broadcast), client, key, steps=self.steps)
         end = outer.run(adapted, client, key, steps=1)
         return make_reply(client, difference(adapted.params, end.params), end.metrics)
-
-    def extra_gradients(self, examples: float) -> float:
-        """A step on the head takes little more than a forward pass."""
-        return (FORWARD - 1) * self.steps * mean_batch(examples, self.batch_size)
 
     def personal_gradient(self, start: Tree) -> GradientTransform:
         """The mask of the head, which personalization moves alone."""

@@ -12,7 +12,7 @@ from headstart.fields import MOST_EPOCHS, at_least
 from headstart.learning.local_sgd import LocalSGD, batches_per_epoch
 from headstart.learning.method import ClientUpdate, GradientTransform, Reply, Weighting
 from headstart.learning.tasks import Task
-from headstart.methods.paper import FORWARD, SearchSpace, make_reply, without
+from headstart.methods.paper import SearchSpace, make_reply, without
 from headstart.methods.partial import complement, head_of, masked_to, replace_leaves, select_leaves
 from headstart.models.zoo import Model
 
@@ -49,10 +49,6 @@ class FedRep(ClientUpdate):
         return make_reply(
             client, without(head, broadcast, end.params), end.metrics, client_state=select_leaves(head, end.params)
         )
-
-    def extra_gradients(self, examples: float) -> float:
-        """A step on the head takes little more than a forward pass."""
-        return (FORWARD - 1) * self.head_epochs * examples
 
     def init_client_state(self, params: Tree) -> Tree:
         """The head's leaves."""

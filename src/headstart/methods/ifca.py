@@ -14,7 +14,7 @@ from headstart.fields import MOST_EPOCHS, at_least
 from headstart.learning.local_sgd import whole_loss
 from headstart.learning.method import ClientUpdate, Reply
 from headstart.learning.tasks import Task
-from headstart.methods.paper import FORWARD, FedAvg, SearchSpace
+from headstart.methods.paper import FedAvg, SearchSpace
 from headstart.methods.partial import is_statistic
 from headstart.models.zoo import Model
 
@@ -50,10 +50,6 @@ class IFCA(ClientUpdate):
 
         members = scatter(jnp.ones((), broadcast["members"].dtype))
         return reply._replace(delta={"models": jax.tree.map(scatter, reply.delta), "members": members})
-
-    def extra_gradients(self, examples: float) -> float:
-        """A forward pass of every model, to choose one."""
-        return self.models * examples * FORWARD
 
     def init_server(self, params: Tree) -> Tree:
         """The models `[models, ...]`, and the weight of the clients that chose each."""

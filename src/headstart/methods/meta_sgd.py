@@ -17,7 +17,7 @@ from headstart.learning.local_sgd import batch as gather_batch
 from headstart.learning.method import ClientUpdate, GradientTransform, PersonalTraining, Reply, Weighting
 from headstart.learning.personalization import Personalization, local_training
 from headstart.learning.tasks import Sums, Task, add, at_least_float32
-from headstart.methods.paper import SearchSpace, make_reply, mean_batch, support_and_query
+from headstart.methods.paper import SearchSpace, make_reply, support_and_query
 from headstart.models.zoo import Model
 
 
@@ -66,10 +66,6 @@ class MetaSGD(ClientUpdate):
             for name, factor in factors.items()
         }
         return make_reply(client, delta, metrics, counts=query.size > 0)
-
-    def extra_gradients(self, examples: float) -> float:
-        """The cost of second derivatives, as of `MAML`."""
-        return 2.0 * self.steps * mean_batch(examples, self.batch_size)
 
     def init_server(self, params: Tree) -> Tree:
         """The model, and the rates α, a tree like it."""

@@ -12,7 +12,6 @@ updates weight its steps (the table of updates in docs/paper.md):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -29,8 +28,6 @@ from headstart.learning.method import ClientUpdate, Reply, Weighting
 from headstart.learning.tasks import Sums, Task, add, at_least_float32
 from headstart.models.zoo import Model
 
-# The arithmetic of a forward pass, as a share of that of a gradient.
-FORWARD = 1 / 3
 SearchSpace = Mapping[str, Sequence[Any]]
 Scaling = Mapping[str, int]
 
@@ -193,10 +190,6 @@ class MAML(ClientUpdate):
         delta = jax.tree.map(lambda g: self.learning_rate * g, at_least_float32(gradient))
         return make_reply(client, delta, metrics, counts=query.size > 0)
 
-    def extra_gradients(self, examples: float) -> float:
-        """The cost of second derivatives: a step differentiated backwards takes about two gradients more."""
-        return 2.0 * self.steps * mean_batch(examples, self.batch_size)
-
 
 def support_and_query(
     client: Client, query_share: float, key: Array, *, batch_size: int | None = None
@@ -218,11 +211,6 @@ def support_and_query(
         rows=jnp.roll(rows, -n_support), size=size if batch_size is None else jnp.minimum(size, batch_size)
     )
     return support, query
-
-
-def mean_batch(examples: float, batch_size: int) -> float:
-    """The number of examples in a client's batches, on average."""
-    return examples / max(1, math.ceil(examples / batch_size))
 
 
 def make_reply(

@@ -1,7 +1,9 @@
-"""The cost of a round for a client: gradients of single examples, and bytes both ways.
+"""The cost of a round for a client: floating-point operations, and bytes both ways.
 
-Both are counted, not timed, by letting the update train a model that has one number in place of each array of the
-real one: how many steps a client takes, and which arrays it changes, does not depend on their sizes.
+Both are counted, not timed. Operations are those of the update's own program, traced with the real model as it was
+given (`models.operations`): second derivatives, steps on a head alone and evaluations of further models cost what they
+do. Which arrays an update changes, and how many examples it trains on, does not depend on their sizes, and is seen by
+letting it train a model that has one number in place of each array.
 """
 
 from __future__ import annotations
@@ -20,56 +22,90 @@ from headstart.experiment.experiment import Stage
 from headstart.experiment.setup import Prepared
 from headstart.learning.method import ClientUpdate
 from headstart.learning.programs import SharedProgram
-from headstart.learning.rounds import client_key, round_key, seed_key
+from headstart.learning.rounds import client_key, initial_key, round_key, seed_key
 from headstart.learning.tasks import Items, Metric, Task
-from headstart.models.zoo import Model
+from headstart.models.operations import executions
+from headstart.models.zoo import Model, as_given
 
 SAMPLE = 32  # clients whose cost is counted
 _COUNT = "examples"
+_QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 class Cost(NamedTuple):
     """The cost of one client in one round, on average.
 
-    gradients: of single examples that it computes. down, up: bytes that it receives and sends.
+    operations: floating-point operations that it computes. examples: that it trains on, each as often as it is used.
+    down, up: bytes that it receives and sends.
     """
 
-    gradients: float
+    operations: float
+    examples: float
     down: float
     up: float
 
 
-def cost(stage: Stage, prepared: Prepared, clients: Client, replies: SharedProgram | None = None) -> Cost:
+class Counting(NamedTuple):
+    """What is compiled to count costs with, to be used again for other settings.
+
+    replies: which arrays each client changes, and with how many examples it computes. operations: the operations of
+    each piece of an update, and how often each client executes it (`models.operations.executions`).
+    """
+
+    replies: SharedProgram
+    operations: SharedProgram
+
+
+def cost(stage: Stage, prepared: Prepared, clients: Client, counting: Counting | None = None) -> Cost:
     """The cost of a round of this stage for a training client.
 
-    clients: a sample of them, as `sampled` gives it. replies: what `counted_replies` has compiled, to be used again.
+    clients: a sample of them, as `sampled` gives it. counting: what `counting_of` has made, to be used again.
 
     An array that no client changes is not sent: a head that stays with the client, or one that is never trained. Of
-    several models a client sends back those it changed. `extra_gradients` of the method adds what is no step on a
-    batch, such as second derivatives.
+    several models a client sends back those it changed.
     """
     params = _small(prepared.model).init(jax.random.key(0))
     broadcast, client_state = stage.method.init_server(params), stage.method.init_client_state(params)
-    replies = counted_replies(prepared) if replies is None else replies
-    given = stage.update, broadcast, client_state, clients, round_key(seed_key(0), 1)
-    changed, counts = jax.device_get(replies(*given))
-    gradients = [
-        count + stage.method.extra_gradients(float(size))
-        for count, size in zip(counts, np.asarray(clients.size), strict=True)
-    ]
+    counting = counting_of(prepared) if counting is None else counting
+    key = round_key(seed_key(0), 1)
+    changed, examples = jax.device_get(counting.replies(stage.update, broadcast, client_state, clients, key))
+    each, times = (np.asarray(found, np.float64) for found in counting.operations(stage.update, clients, key))
     real = jax.eval_shape(lambda: stage.method.init_server(prepared.model.init(jax.random.key(0))))
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(real)]
     masks = [np.asarray(mask) for mask in jax.tree.leaves(changed)]
     pairs = list(zip(sizes, masks, strict=True))
     return Cost(
-        float(np.mean(gradients)),
+        float((each * times).sum(axis=1).mean()),
+        float(np.mean(examples)),
         float(sum(size for size, mask in pairs if mask.any())),
         float(sum(size * mask.mean() for size, mask in pairs)),
     )
 
 
-def counted_replies(prepared: Prepared) -> SharedProgram:
-    """The program of what clients reply: which arrays each changes, and how many examples it computes with."""
+def counting_of(prepared: Prepared) -> Counting:
+    """What counts the costs of updates of this model."""
+    return Counting(_counted_replies(prepared), _counted_operations(prepared))
+
+
+def _counted_operations(prepared: Prepared) -> SharedProgram:
+    task, model = prepared.task, as_given(prepared.model)
+
+    def operations(update: ClientUpdate, clients: Client, key: Array) -> tuple[Array, Array]:
+        params = model.init(initial_key(key))
+        broadcast, client_state = update.init_server(params), update.init_client_state(params)
+
+        def one(index: Array) -> tuple[Array, Array]:
+            def reply(client: Client) -> Tree:
+                return update(task, model, broadcast, client, client_state, client_key(key, client))
+
+            return executions(reply, clients.at(index))
+
+        return jax.lax.map(one, jnp.arange(len(clients.size)))
+
+    return SharedProgram(operations, compiler_options=_QUICKLY)
+
+
+def _counted_replies(prepared: Prepared) -> SharedProgram:
     task, model = _Counting(prepared.task), _small(prepared.model)
 
     def replies(
@@ -80,14 +116,14 @@ def counted_replies(prepared: Prepared) -> SharedProgram:
             reply = update(task, model, broadcast, client, client_state, client_key(key, client))
             if _COUNT not in reply.metrics:
                 raise UserError(
-                    f"{type(update).__name__} replies without metrics, by which its cost is counted;"
+                    f"{type(update).__name__} replies without metrics, by which its examples are counted;"
                     " give Reply the metrics of LocalSGD.run"
                 )
             return jax.tree.map(lambda leaf: leaf != 0, reply.delta), reply.metrics[_COUNT][1]
 
         return jax.lax.map(one, jnp.arange(len(clients.size)))
 
-    return SharedProgram(replies, compiler_options={"xla_backend_optimization_level": 0})
+    return SharedProgram(replies, compiler_options=_QUICKLY)
 
 
 @dataclass(frozen=True)

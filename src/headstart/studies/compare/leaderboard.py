@@ -23,13 +23,14 @@ class Row(NamedTuple):
     decided, over_fedavg_decided: of these, 1 better, -1 worse, corrected for the number of methods (Holm) but for
         the two of fine-tuning against FedAvg's global model; 0 is inconclusive. Lost clients never count in favour of
         the method that lost them. doubt, over_fedavg_doubt: why, where the interval alone would decide.
+    operations: floating-point operations that clients compute in a run's training.
     by_seeds_and_clients: `versus` with its interval over seeds and that over clients.
     lost: the share of clients without a finite value in the end, which count as harmed and as below FedAvg.
     harmed, by_chance: the share of clients whose own value gets worse, and the share expected from test noise, at most.
         beyond_chance: whether the first is larger in most seeds; None where nothing is personalized.
     below_fedavg: the share of clients with a worse value than that of FedAvg's global model.
     worst_tenth: the mean of the bottom 10 % of clients.
-    rounds, gradients, sent, seconds: a run's rounds, client compute, bytes and time of training.
+    rounds, examples, sent, seconds: a run's rounds, examples that clients train on, bytes and time of training.
     epochs: of personalization. rates: of personalization, the least and the greatest that a seed chose.
     """
 
@@ -49,13 +50,14 @@ class Row(NamedTuple):
     below_fedavg: float
     worst_tenth: float
     rounds: int
-    gradients: float
+    examples: float
     sent: float
     seconds: float
     epochs: float
     learning_rates: tuple[float, float]
     doubt: Reason = ""
     over_fedavg_doubt: Reason = ""
+    operations: float = 0.0
 
     @property
     def verdict(self) -> Verdict:
@@ -88,7 +90,7 @@ def leaderboard(entries: Mapping[str, Entry], metric: Metric) -> list[Row]:
         against = versus[name], decided[name].side, over_fedavg[name], over_fedavg_decided[name].side, by_two
         row = _row(entry, against, values_of(entries[FEDAVG]), metric.sign)
         reasons = decided[name].reason, over_fedavg_decided[name].reason
-        rows.append(row._replace(doubt=reasons[0], over_fedavg_doubt=reasons[1]))
+        rows.append(row._replace(doubt=reasons[0], over_fedavg_doubt=reasons[1], operations=entry.operations))
     # One that lost all clients has no mean, and is last.
     return sorted(rows, key=lambda row: np.nan_to_num(-metric.sign * row.personalized.mean, nan=np.inf))
 
@@ -123,7 +125,7 @@ def _row(entry: Entry, against: tuple[TwoWay, int, TwoWay, int, Difference], fed
         float(((sign * (final - fedavg) < 0) | lost).mean()),
         _worst_tenth(final, sign),
         sum(stage.rounds for stage, _ in entry.stages),
-        entry.gradients,
+        entry.examples,
         entry.sent,
         float(np.median(result.seconds)),
         float(np.mean(result.epochs)) if personalizes else 0.0,

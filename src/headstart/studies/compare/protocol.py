@@ -17,7 +17,7 @@ from headstart.learning.optimizers import Optimizer, Schedule
 from headstart.learning.personalization import Personalization
 from headstart.learning.tasks import NextCharacter, Task
 from headstart.methods.paper import FedAvg
-from headstart.studies.compare.arithmetic import Cost, cost, counted_replies, sampled
+from headstart.studies.compare.arithmetic import Cost, cost, counting_of, sampled
 from headstart.studies.compare.methods import (
     BASELINE,
     FEDAVG,
@@ -78,9 +78,14 @@ class Entry(NamedTuple):
     stages: Sequence[tuple[Stage, Cost]]
 
     @property
-    def gradients(self) -> float:
-        """Gradients of single examples that clients computed in the training of one run."""
-        return sum(stage.rounds * stage.cohort * each.gradients for stage, each in self.stages)
+    def operations(self) -> float:
+        """Floating-point operations that clients computed in the training of one run."""
+        return sum(stage.rounds * stage.cohort * each.operations for stage, each in self.stages)
+
+    @property
+    def examples(self) -> float:
+        """Examples that clients trained on in one run, each as often as it was used."""
+        return sum(stage.rounds * stage.cohort * each.examples for stage, each in self.stages)
 
     @property
     def sent(self) -> float:
@@ -163,41 +168,42 @@ class _Planner:
         self.prepared: Prepared = runs.prepared(replace(base, stages=(Stage("FedAvg", FedAvg(), Optimizer(), 1),)))
         given = first and first.clients_per_round
         self.cohort = given or min(COHORT, len(self.prepared.groups.train))
-        self._clients, self._replies = sampled(self.prepared), counted_replies(self.prepared)
+        self._clients, self._counting = sampled(self.prepared), counting_of(self.prepared)
         self.learning_rates = protocol.learning_rates or default_learning_rates(self.prepared.task)
         low, high = min(self.learning_rates), max(self.learning_rates)
         self.personal_rates = (SMALLER * low, *self.learning_rates, LARGER * high)
         one = self._cost(self._stage("FedAvg", FedAvg(1, batch_size=self.batch_size)))
-        self.gradients = protocol.budget * self.cohort * one.gradients
+        self.operations = protocol.budget * self.cohort * one.operations
 
     def _stage(self, name: str, update: Any, server: Optimizer | None = None) -> Stage:
         return Stage(name, update, server or Optimizer(), 1, self.cohort, update.weighting)
 
     def _cost(self, stage: Stage) -> Cost:
-        """The cost of a round; learning rates and proximal strengths do not change the number of steps."""
+        """The cost of a round; learning rates and proximal strengths do not change what is computed."""
         update: Any = stage.update
         same = [name for name in (LEARNING_RATE, *update.scaled_by_learning_rate) if hasattr(update, name)]
         update = replace(update, **dict.fromkeys(same, 0.1))  # any number will do
         key = type(update), repr(update)
         if key not in self._costs:
-            self._costs[key] = cost(replace(stage, update=update), self.prepared, self._clients, self._replies)
+            self._costs[key] = cost(replace(stage, update=update), self.prepared, self._clients, self._counting)
         return self._costs[key]
 
     def stages(self, method: MethodSpec, settings: Settings) -> list[tuple[Stage, Cost]]:
         update = method.update(settings, self.batch_size)
         first = self._stage(method.kind.__name__, update, SERVERS[settings[SERVER]])
         if method.second_kind is None:
-            return [self._within(first, self.gradients)]
+            return [self._within(first, self.operations)]
         update = method.update({LEARNING_RATE: settings[LEARNING_RATE]}, self.batch_size, method.second_kind)
         second = self._stage(method.second_kind.__name__, update, SECOND_SERVERS[settings[SECOND_SERVER]])
         return [
-            self._within(first, FIRST_STAGE_SHARE * self.gradients),
-            self._within(second, (1 - FIRST_STAGE_SHARE) * self.gradients),
+            self._within(first, FIRST_STAGE_SHARE * self.operations),
+            self._within(second, (1 - FIRST_STAGE_SHARE) * self.operations),
         ]
 
-    def _within(self, stage: Stage, gradients: float) -> tuple[Stage, Cost]:
+    def _within(self, stage: Stage, operations: float) -> tuple[Stage, Cost]:
         each = self._cost(stage)
-        rounds = int(gradients / (self.cohort * each.gradients)) if each.gradients else 1
+        # A quotient of sums that differ by rounding must not lose a round.
+        rounds = int(operations / (self.cohort * each.operations) + 1e-6) if each.examples else 1
         if not rounds:
             raise UserError(f"one round of {stage.update} exceeds the budget")
         # Otherwise methods would differ mostly by the noise that a large rate in the last rounds leaves in the model.
@@ -216,7 +222,7 @@ class _Planner:
         for label, settings in candidates.items():
             try:
                 stages = self.stages(method, settings)
-                if not any(each.gradients or each.up for _, each in stages):
+                if not any(each.examples or each.up for _, each in stages):
                     updates = repr([stage.update for stage, _ in stages])
                     if updates in untrained:
                         continue
@@ -232,7 +238,7 @@ class _Planner:
     def experiment(self, method: MethodSpec, stages: Sequence[tuple[Stage, Cost]]) -> Experiment:
         protocol, base = self.protocol, self.protocol.base
         # A method that spends nothing on federated training may train longer alone.
-        epochs = protocol.epochs * (1 if any(each.gradients for _, each in stages) else LOCAL_EPOCHS_FACTOR)
+        epochs = protocol.epochs * (1 if any(each.examples for _, each in stages) else LOCAL_EPOCHS_FACTOR)
         # The same for a method that does not personalize, so that its training is not done twice.
         recipe = Personalization(Optimizer("sgd"), self.batch_size, epochs, learning_rates=self.personal_rates)
         return replace(

@@ -75,7 +75,7 @@ def evidence(
         ),
         _figure_specs(entries, rows, gains, groups, metric),
         tuple(compared.choices),
-        _notes(protocol, compared),
+        _notes(protocol, compared, support_sizes),
         {name: entry.result.command for name, entry in entries.items()},
     )
 
@@ -139,11 +139,18 @@ def _cost_table(rows: Sequence[Row], protocol: Protocol, support_sizes: np.ndarr
 
     support_sizes: `[clients]`: how many local training (support) examples each test client has.
     """
+    (tuned,) = (row for row in rows if row.name == BASELINE)
+
+    def of_an_example(row: Row) -> float:
+        return row.operations / row.examples if row.examples else 0.0
+
     lines = tuple(
         (
             row.name,
             f"{row.rounds:,}",
-            f"{row.gradients:,.0f}",
+            f"{row.operations / 1e9:,.1f}",
+            f"{row.examples:,.0f}",
+            f"{of_an_example(row) / of_an_example(tuned):.2f}",
             f"{row.sent / 1e6:,.1f}",
             f"{row.seconds:.1f}",
             f"{row.epochs * support_sizes.mean():,.0f}",
@@ -151,17 +158,21 @@ def _cost_table(rows: Sequence[Row], protocol: Protocol, support_sizes: np.ndarr
         )
         for row in rows
     )
-    head = "method", "rounds", "gradients", "megabytes sent", "seconds", "gradients to personalize", "personalization"
+    head = (
+        *("method", "rounds", "billion operations", "examples", "operations per example, of FedAvg's"),
+        *("megabytes sent", "seconds", "examples to personalize", "personalization"),
+    )
     return Table(
         "Costs",
         head,
         lines,
-        "Of one run in training: rounds; gradients of single examples that clients compute, with second derivatives,"
-        " evaluations of further models and the cheaper steps on a head counted in; bytes between server and clients,"
-        " both ways, without parameters that are not trained; seconds, the median of the seeds, with other runs beside"
-        " and compilation in them. Then what a test client computes to personalize, in the mean, which no budget"
-        f" bounds: of epochs {protocol.epochs} at most, {LOCAL_EPOCHS_FACTOR} times that for local-only training, at a"
-        " learning rate; both are chosen on validation clients in every seed.",
+        "Of one run in training: rounds; floating-point operations that clients compute, counted in the traced program"
+        " of the method's client update, with padding of last batches, second derivatives and evaluations of further"
+        " models; examples that they train on, each as often as it is used; bytes between server and clients, both"
+        " ways, without parameters that are not trained; seconds, the median of the seeds, with other runs beside and"
+        " compilation in them. Then the examples that a test client trains on to personalize, in the mean, which no"
+        f" budget bounds: of epochs {protocol.epochs} at most, {LOCAL_EPOCHS_FACTOR} times that for local-only"
+        " training, at a learning rate; both are chosen on validation clients in every seed.",
     )
 
 
@@ -232,14 +243,30 @@ def _most_telling(rows: Sequence[Row]) -> list[str]:
     return [BASELINE, *rest[: _LINES - 1]]
 
 
-def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
+def examples_note(adapt_examples: float | None, support_sizes: np.ndarray) -> str:
+    """What test clients learn from.
+
+    adapt_examples: of the data; None for all of a client's examples. support_sizes: `[clients]`: how many that are.
+    """
+    least, middle, most = (f"{size:,.0f}" for size in np.quantile(support_sizes, (0.25, 0.5, 0.75)))
+    have = f"{support_sizes.mean():,.0f} in the mean, half of the clients from {least} to {most} (median {middle})"
+    if adapt_examples is None:
+        return f"Clients learn from all of their local training (support) examples: {have}."
+    cut = f"at most {adapt_examples:,.0f}" if adapt_examples >= 1 else f"{adapt_examples:.0%}"
+    return (
+        f"Clients are cut to {cut} of their local training (support) examples (data.adapt_examples): {have}. With fewer"
+        " examples personalization gains less; gains here are not those of clients with all of theirs."
+    )
+
+
+def _notes(protocol: Protocol, compared: Compared, support_sizes: np.ndarray) -> tuple[str, ...]:
     two = [name for name, entry in compared.entries.items() if len(entry.stages) > 1]
     return (
-        f"Every run may use the client compute of {protocol.budget} rounds of FedAvg with one epoch; each method"
-        f" tries {protocol.tries} settings, or all it has if those are fewer, less those of which one round exceeds"
-        f" the budget, with {format_count(protocol.tuning_seeds, 'seed')} on validation clients, every try on the full"
-        f" budget. Results are of {format_count(protocol.seeds, 'other seed')}, and test clients are measured once. All"
-        " is of one split of the clients.",
+        f"Every run may use the client compute (floating-point operations) of {protocol.budget} rounds of FedAvg with"
+        f" one epoch; each method tries {protocol.tries} settings, or all it has if those are fewer, less those of"
+        f" which one round exceeds the budget, with {format_count(protocol.tuning_seeds, 'seed')} on validation"
+        f" clients, every try on the full budget. Results are of {format_count(protocol.seeds, 'other seed')}, and test"
+        " clients are measured once. All is of one split of the clients.",
         f"The clients' learning rate ({_listed(compared.learning_rates)}) and the server's optimizer"
         f" ({'; '.join(SERVERS)}; its rate decays to zero by a cosine) run through the same values for every method;"
         f" {FEDAVG} is chosen by its initial value, everything else by its personalized one, at the best rate"
@@ -248,6 +275,7 @@ def _notes(protocol: Protocol, compared: Compared) -> tuple[str, ...]:
         "A test client was never seen in training. It begins from what the server would send it (its own choice among"
         " the models, where there are several; an untrained head, where heads stay with the clients), and trains as"
         " the method says: everything, its head alone, or pulled back to where it began.",
+        examples_note(protocol.base.data.adapt_examples, support_sizes),
         *(f"{name}: {FIRST_STAGE_SHARE:.0%} of the budget in the first stage." for name in two),
         *_edges(compared),
         *(f"{name} is left out: {reason}." for name, reason in compared.left_out.items()),

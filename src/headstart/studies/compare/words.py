@@ -220,9 +220,13 @@ def _costs(rows: Sequence[Row]) -> str:
     by_name = {row.name: row for row in rows}
     tuned = by_name[BASELINE]
     least, most = (pick((row for row in rows if row.sent), key=lambda row: row.sent) for pick in (min, max))
+    operations = max(row.operations for row in rows)
+    # Comparisons of before operations were counted have the examples alone.
+    limit = f"{max(row.examples for row in rows):,.0f} gradients of single examples"
     return (
-        f"What it costs: every run trains on at most {max(row.gradients for row in rows):,.0f} gradients of single"
-        f" examples. FedAvg + fine-tuning sends {tuned.sent / 1e6:,.0f} MB for it in {tuned.rounds:,} rounds; the least"
+        f"What it costs: clients of every run compute"
+        f" {f'{operations / 1e9:,.4g} billion floating-point operations' if operations else limit} at most in training."
+        f" FedAvg + fine-tuning sends {tuned.sent / 1e6:,.0f} MB for it in {tuned.rounds:,} rounds; the least"
         f" is {least.sent / 1e6:,.0f} MB ({least.name}), the most {most.sent / 1e6:,.0f} MB ({most.name})."
     )
 
