@@ -39,15 +39,15 @@ WORKER_EXIT_SECONDS = 60.0
 class Job(NamedTuple):
     """A run of one seed, which is the experiment's.
 
-    file: the saved experiment, whatever its seed. allowed_modules: as in `run`. by_examples: not the run itself, which
-        is finished, but how its test clients do with fewer local examples.
+    file: the saved experiment, whatever its seed. allowed_modules: as in `run`. draws: not the run itself, which
+        is finished, but how its test clients do with fewer local examples, in so many draws of them.
     """
 
     experiment: Experiment
     file: Path
     folder: Path
     allowed_modules: Sequence[str] = ()
-    by_examples: bool = False
+    draws: int = 0
 
     @property
     def diverged(self) -> Path:
@@ -69,13 +69,14 @@ class Job(NamedTuple):
     def end(self) -> Path:
         """The last file that is written."""
         stage = len(self.experiment.stages) - 1
-        return by_examples_path(self.results, stage) if self.by_examples else self.results / f"stage-{stage}.json"
+        return by_examples_path(self.results, stage) if self.draws else self.results / f"stage-{stage}.json"
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to do."""
-        if self.by_examples:
-            return is_measured(self.folder, self.experiment.seed, len(self.experiment.stages) - 1)
+        if self.draws:
+            stage = len(self.experiment.stages) - 1
+            return is_measured(self.folder, self.experiment.seed, stage, draws=self.draws)
         return self.diverged.exists() or self.end.exists()
 
 
@@ -90,7 +91,8 @@ def do(job: Job, cache: ProgramCache) -> str:
     Raises:
         UserError: if it fails for another reason.
     """
-    work = partial(measure_by_examples, seed=job.experiment.seed) if job.by_examples else run_into
+    by_examples = partial(measure_by_examples, seed=job.experiment.seed, draws=job.draws)
+    work = by_examples if job.draws else run_into
     try:
         done = work(job.experiment, job.folder, allowed_modules=job.allowed_modules, cache=cache)
         return "done" if done else "interrupted"
@@ -133,7 +135,7 @@ class Pool:
             for number, (job, answer) in enumerate(answers, 1):
                 if answer == "interrupted":
                     raise KeyboardInterrupt
-                name = f"{job.folder.parent.name}, seed {job.experiment.seed}{', by examples' * job.by_examples}"
+                name = f"{job.folder.parent.name}, seed {job.experiment.seed}{', by examples' * bool(job.draws)}"
                 log(f"{number} of {len(jobs)} runs: {name}{' diverged' if answer == 'diverged' else ''}")
         except BaseException:
             # Later jobs have processes of their own, none of which has ended or still answers for these.
@@ -201,7 +203,7 @@ class Worker:
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            given = job.experiment.seed, list(job.allowed_modules), job.by_examples
+            given = job.experiment.seed, list(job.allowed_modules), job.draws
             request = [str(job.file), str(job.folder), *given]
             print(json.dumps(request), file=self.process.stdin, flush=True)
             answer = json.loads(self.process.stdout.readline())

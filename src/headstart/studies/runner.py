@@ -37,7 +37,7 @@ from headstart.runs.reading import open_run
 from headstart.studies.evidence import Choice, Result
 from headstart.studies.pool import Job, Pool
 from headstart.studies.records import read_record, record_file, stacked, write_record
-from headstart.training.by_examples import settings
+from headstart.training.by_examples import DRAWS, settings
 from headstart.training.divergence import DivergedError
 
 # The first seed of tuning runs; no reported run has one of these.
@@ -178,18 +178,22 @@ class Runs:
                 raise UserError(f"every candidate for {what} diverged; try smaller rates")
         return chosen
 
-    def by_examples(self, experiments: Mapping[str, Experiment], *, seeds: int) -> dict[str, list[ByExamples]]:
+    def by_examples(
+        self, experiments: Mapping[str, Experiment], *, seeds: int, draws: int = DRAWS
+    ) -> dict[str, list[ByExamples]]:
         """How the test clients of finished experiments do with fewer local examples, seed by seed.
+
+        draws: of the examples, in every seed.
 
         Raises:
             UserError: if one fails.
         """
         jobs = {
-            name: [job._replace(by_examples=True) for job in self._jobs(experiment, range(seeds))]
+            name: [job._replace(draws=draws) for job in self._jobs(experiment, range(seeds))]
             for name, experiment in experiments.items()
         }
         missing = [job for each in zip(*jobs.values(), strict=True) for job in each if not self._has_by_examples(job)]
-        runs = {job.folder: job._replace(by_examples=False) for job in missing}
+        runs = {job.folder: job._replace(draws=0) for job in missing}
         self._do_in_turn({folder: run for folder, run in runs.items() if not run.done})
         self._do([job for job in missing if not job.done])
         for job in missing:
@@ -198,7 +202,11 @@ class Runs:
         return {name: [read_by_examples(self._by_examples_record(job)) for job in each] for name, each in jobs.items()}
 
     def _has_by_examples(self, job: Job) -> bool:
-        return is_by_examples(self._by_examples_record(job), settings()) if self._kept is not None else job.done
+        return (
+            is_by_examples(self._by_examples_record(job), settings(draws=job.draws))
+            if self._kept is not None
+            else job.done
+        )
 
     def _by_examples_record(self, job: Job) -> Path:
         """The file that is read of them: with the records, where they are kept."""

@@ -31,10 +31,10 @@ def main() -> None:
     # One that waits for a run ends at once.
     with suppress(KeyboardInterrupt):
         for line in sys.stdin:
-            file, folder, seed, allowed_modules, by_examples = json.loads(line)
+            file, folder, seed, allowed_modules, draws = json.loads(line)
             try:
                 experiment = load(file, settings=[f"seed={seed}"], allowed_modules=allowed_modules)
-                job = Job(experiment, Path(file), Path(folder), allowed_modules, by_examples)
+                job = Job(experiment, Path(file), Path(folder), allowed_modules, draws)
                 answer = {"answer": do(job, cache)}
             except UserError as error:
                 answer = {"error": str(error)}

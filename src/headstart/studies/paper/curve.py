@@ -14,7 +14,6 @@ from headstart.studies.paper.finetune import second_stages
 from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.tuning import tuned
 from headstart.studies.runner import Runs
-from headstart.training.by_examples import DRAWS
 
 FEDAVG, PERSONALIZED = "FedAvg", "Personalized FedAvg"
 # The paper's own question is of clients with few examples: of no more than these.
@@ -32,14 +31,21 @@ def curve(setting: Setting, runs: Runs) -> Evidence:
     experiments = {FEDAVG: first, PERSONALIZED: second}
     found = runs.finish(experiments, seeds=setting.most_seeds)
     metric = runs.prepared(first).task.metrics[0]
-    seeds = runs.by_examples(experiments, seeds=setting.most_seeds)
+    seeds = runs.by_examples(experiments, seeds=setting.most_seeds, draws=setting.draws)
     curves = {name: curve_of(each, metric) for name, each in seeds.items()}
     head, lines = table(curves, metric)
     return Evidence(
         "curve",
         "How many local examples does it take until personalization pays?",
         tuple(_claim(name, each) for name, each in curves.items()),
-        (Table("Gain against local examples", tuple(head), tuple(map(tuple, lines)), note(curves, metric, DRAWS)),),
+        (
+            Table(
+                "Gain against local examples",
+                tuple(head),
+                tuple(map(tuple, lines)),
+                note(curves, metric, setting.draws),
+            ),
+        ),
         (figure_spec("curve", {"": curves}, metric, "Gain from personalization by local examples"),),
         (*choices, choice),
         tuple(sentence(name, each, metric) for name, each in curves.items()),

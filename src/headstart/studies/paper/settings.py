@@ -103,6 +103,7 @@ _MEDIUM = replace(
     tuning_seeds=1,
     target=0.8,
     evaluation_clients=20,
+    draws=1,  # of its own in each of five seeds
 )
 
 # All of a writer's examples; where accuracy ends below the paper's target, it is counted to nine tenths of its end.

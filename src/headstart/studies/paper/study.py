@@ -13,6 +13,7 @@ from headstart.learning.personalization import Personalization
 from headstart.learning.tasks import Task
 from headstart.methods.paper import FedAvg
 from headstart.studies.evidence import Evidence
+from headstart.training.by_examples import DRAWS
 
 T = TypeVar("T")
 # Of learning rates beyond the edge of a grid.
@@ -34,6 +35,7 @@ class Setting:
     personal_epochs: of personalization, at most.
     evaluations_per_round: of a centralized model, on as many examples as one round of FedAvg uses, so that it hardly
         overshoots its target.
+    draws: of a client's local examples, in every seed, where fewer of them are given to it.
     target: the accuracy that the rounds of Table 1 count to; None: nine tenths of the initial accuracy of FedAvg on
         validation clients when its rates were chosen.
     """
@@ -65,6 +67,7 @@ class Setting:
     personal_factor: float = 1.0
     adam_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     momentum_rates: tuple[float, ...] = (0.3, 1.0)
+    draws: int = DRAWS
 
     def candidates(self, values: Sequence[T]) -> Sequence[T]:
         """The values that are tried on validation clients: at the smallest scale only the first."""
