@@ -40,7 +40,7 @@ class Job(NamedTuple):
     """A run of one seed, which is the experiment's.
 
     file: the saved experiment, whatever its seed. allowed_modules: as in `run`. draws: not the run itself, which
-        is finished, but how its test clients do with fewer local examples, in so many draws of them.
+        is finished, but how its test clients do with fewer local examples, by this number of draws.
     """
 
     experiment: Experiment
