@@ -50,7 +50,7 @@ def prepared(tmp_path_factory):
     return prepare(plan)
 
 
-UNIFORM = {"Reptile", "FOMAML", "MAML", "MetaSGD", "ANIL", "PerFedAvg", "PFedMe", "FedRep", "Scaffold"}
+UNIFORM = {"Reptile", "FOMAML", "MAML", "MetaSGD", "ANIL", "APFL", "PerFedAvg", "PFedMe", "FedRep", "Scaffold"}
 
 
 def test_every_method_weights_replies_as_its_paper_does():

@@ -1,5 +1,7 @@
 """Methods whose personalization is no local SGD on one gradient: each beside a loop in numpy, or in plain jax."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,11 @@ import pytest
 import reference
 import tiny
 from headstart import Data, Experiment, ModelSpec, Optimizer, Personalization, Stage, UserError
-from headstart.experiment.personal import check_personalization
+from headstart.experiment.personal import check_client_states, check_personalization
 from headstart.learning.personalization import adapt_client, client_curves
 from headstart.learning.rounds import client_key
 from headstart.learning.tasks import Classification, Regression
-from headstart.methods import LPFT, KNNPer, MetaSGD
+from headstart.methods import APFL, LPFT, KNNPer, MetaSGD
 from headstart.methods.paper import MAML, FedAvg
 from headstart.models.last_layer import features_and_output
 from headstart.models.zoo import CNN, LeanCNN, Logistic, Model, as_model
@@ -268,7 +270,86 @@ def test_features_are_what_the_last_layer_multiplies(kind):
     np.testing.assert_allclose(output, model.apply(variables, x)[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [LPFT(head_epochs=1), KNNPer(), MetaSGD()], ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize(
+    "method", [LPFT(head_epochs=1), KNNPer(), MetaSGD(), APFL()], ids=lambda method: type(method).__name__
+)
 def test_one_number_of_epochs_is_measured_as_in_the_curve(method, float64):
     whole, alone = losses_of(curves(method, start_params())), losses_of(curves(method, start_params(), epochs=3))
     np.testing.assert_allclose(alone, whole[[0, 3]], rtol=1e-12)
+
+
+def apfl_step(w, own, mixing, batch, *, learning_rate=RATE, global_moves=True, adaptive=True):
+    """A step of the client's copy of the global model, of its own, and of their mixture, as the paper has them."""
+    mixed = mixing * own + (1 - mixing) * w
+    gradient = PROBLEM.gradient(mixed, batch)
+    moved = np.clip(mixing - learning_rate * (own - w) @ gradient, 0, 1) if adaptive else mixing
+    new_w = w - learning_rate * PROBLEM.gradient(w, batch) if global_moves else w
+    return new_w, own - learning_rate * mixing * gradient, moved
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_apfl_trains_the_global_model_the_clients_own_and_their_mixture(adaptive, float64):
+    method, theta = APFL(2, RATE, BATCH, 0.4, adaptive), tiny.theta()
+    client, key = members()[0], client_key(KEY, members()[0])
+    state = {"own": tiny.theta(7), "mixing": jnp.asarray(0.3)}
+    w, own, mixing = tiny.flat(theta), tiny.flat(tiny.theta(7)), 0.3
+    for batch in tiny.drawn(client, key, range(8), BATCH):
+        w, own, mixing = apfl_step(w, own, mixing, batch, adaptive=adaptive)
+    reply = jax.jit(lambda state: method(TASK, tiny.SOFTMAX, theta, client, state, key))(state)
+    np.testing.assert_allclose(reply.delta["theta"], tiny.flat(theta) - w, rtol=1e-10)
+    np.testing.assert_allclose(reply.client_state["own"]["theta"], own, rtol=1e-10)
+    np.testing.assert_allclose(reply.client_state["mixing"], mixing, rtol=1e-10)
+    assert (abs(mixing - 0.3) > 1e-3) == adaptive
+    # What the server gets is FedAvg's, with its metrics.
+    fedavg = jax.jit(lambda: FedAvg(2, RATE, BATCH)(TASK, tiny.SOFTMAX, theta, client, None, key))()
+    np.testing.assert_allclose(reply.delta["theta"], fedavg.delta["theta"], rtol=1e-10)
+    for name, sums in fedavg.metrics.items():
+        np.testing.assert_allclose(reply.metrics[name], sums, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("mixing", "adaptive", "own_rate"), [(0.6, True, RATE), (0.6, False, RATE), (0.9, True, 40.0)])
+def test_a_held_out_client_of_apfl_trains_its_own_model_and_the_mixture(mixing, adaptive, own_rate, float64):
+    method, theta, (client, _, key) = APFL(mixing=mixing, adaptive=adaptive), tiny.theta(), members()
+    w = own = tiny.flat(theta)
+    at, visited = mixing, []
+    for batch in tiny.drawn(client, key, range(8), BATCH):
+        _, own, at = apfl_step(w, own, at, batch, learning_rate=own_rate, global_moves=False, adaptive=adaptive)
+        visited.append(at)
+    recipe = Personalization(Optimizer("sgd", own_rate), BATCH, 9)
+    found = jax.jit(lambda: adapt_client(TASK, tiny.SOFTMAX, recipe, theta, client, key, 2, method))()
+    np.testing.assert_allclose(found["theta"], at * own + (1 - at) * w, rtol=1e-9)
+    # A large rate takes α to its end, where it stays no longer than the gradient has it.
+    assert (max(visited) == 1) == (own_rate == 40.0)
+
+
+def test_batch_statistics_of_apfl_are_of_the_mixture_and_of_the_global_model():
+    def apply(variables, x, *, key=None):
+        mean = variables["batch_stats"]["mean"] if key is None else x.mean(axis=0) + variables["params"]["w"]
+        output = jnp.stack([(x - mean) @ variables["params"]["w"]] * tiny.CLASSES, axis=1)
+        return output, variables if key is None else {**variables, "batch_stats": {"mean": mean}}
+
+    params = {"params": {"w": jnp.ones(3)}, "batch_stats": {"mean": jnp.full(3, 5.0)}}
+    model, client, method = Model(lambda key: params, apply), members()[0], APFL(1, RATE, 12)
+    state = {"own": jax.tree.map(lambda leaf: 3 * leaf, params), "mixing": jnp.float32(0.5)}
+    reply = jax.jit(lambda: method(TASK, model, params, client, state, KEY))()
+    mean = support()[0].mean(axis=0)
+    np.testing.assert_allclose(5 - reply.delta["batch_stats"]["mean"], mean + 1, rtol=1e-5)
+    np.testing.assert_allclose(reply.client_state["own"]["batch_stats"]["mean"], mean + 2, rtol=1e-5)
+
+
+def test_states_of_clients_that_memory_does_not_hold_are_refused(monkeypatch):
+    plan, theta_bytes = experiment(APFL()), 16 * 4
+    for clients, gigabytes in ((10, 1), (2 * 10**7, 1), (10, 1e-9 * 10 * (theta_bytes + 4))):
+        monkeypatch.setattr("headstart.experiment.personal.host_memory", lambda gigabytes=gigabytes: 1e9 * gigabytes)
+        if clients == 10:
+            check_client_states(plan, tiny.SOFTMAX, clients)
+        else:
+            # A stage of 10,000 rounds of 2,000 clients.
+            long = replace(plan, stages=(replace(plan.stages[0], rounds=10_000, clients_per_round=2_000),))
+            with pytest.raises(UserError, match=r"keeps something of every client.*1\.4 GB.*memory of 1\.0 GB"):
+                check_client_states(long, tiny.SOFTMAX, clients)
+            # Those that are never drawn have no state.
+            check_client_states(plan, tiny.SOFTMAX, clients)
+    monkeypatch.setattr("headstart.experiment.personal.host_memory", lambda: 10 * (theta_bytes + 4) - 1)
+    with pytest.raises(UserError, match="choose a smaller model"):
+        check_client_states(plan, tiny.SOFTMAX, 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from functools import cache
 from typing import Any, TypeGuard
@@ -64,6 +65,11 @@ def release_after_compiling() -> None:
 def cores() -> list[int]:
     """The cores this process may use; on macOS and Windows, which say no more, as many numbers as there are cores."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def host_memory() -> float:
+    """The bytes of this machine's memory; infinity where it does not say."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
 
 
 def all_devices(count: int | None = None) -> Mesh | None:

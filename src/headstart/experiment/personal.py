@@ -1,4 +1,4 @@
-"""What methods with a personalization of their own ask of data, model and task, found before anything runs."""
+"""What methods ask of data, model, task and machine for each client by itself, found before anything runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from headstart.data.federation import Block, Client, Federation, Tree, shapes
-from headstart.experiment.experiment import Experiment
+from headstart.devices import host_memory
+from headstart.errors import UserError
+from headstart.experiment.experiment import Experiment, Stage
 from headstart.learning.method import Method
 from headstart.learning.personalization import client_curves
 from headstart.learning.tasks import Task
@@ -35,6 +37,29 @@ def check_personalization(experiment: Experiment, task: Task, model: Model, fede
             return client_curves(task, model, recipe, params, client, client, key, method, dual=False)
 
         jax.eval_shape(curves, client)
+
+
+def check_client_states(experiment: Experiment, model: Model, clients: int) -> None:
+    """Refuse stages whose clients' states would not fit this machine's memory.
+
+    clients: how many train. One that is never drawn has no state.
+    """
+    there = host_memory()
+    for stage in experiment.stages:
+        if not stage.method.is_stateful or not isinstance(stage, Stage):
+            continue
+
+        def client_state(method: Method = stage.method) -> Tree:
+            return method.init_client_state(model.init(jax.random.key(0)))
+
+        each = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(client_state)))
+        drawn = min(clients, stage.rounds * stage.cohort)
+        if each * drawn > there:
+            raise UserError(
+                f"the method of stage {stage.name!r} keeps something of every client: {each / 1e6:,.1f} MB of each, and"
+                f" {each * drawn / 1e9:,.1f} GB of the {drawn:,} that train, more than this machine's memory of"
+                f" {there / 1e9:,.1f} GB; choose a smaller model, fewer training clients or another method"
+            )
 
 
 def _any_client(federation: Federation) -> Client:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -23,10 +22,11 @@ from headstart.data.federation import Examples, Federation, Split, Tree, input_s
 from headstart.data.load import load_as_decided
 from headstart.data.preprocessing import Preprocessing, is_raw
 from headstart.data.readers.pictures import channels_first
+from headstart.devices import host_memory
 from headstart.errors import UserError
 from headstart.experiment.experiment import COHORT, Centralized, Data, Experiment, ModelSpec, Stage
 from headstart.experiment.measured import has_test_examples, measurement_problems
-from headstart.experiment.personal import check_personalization
+from headstart.experiment.personal import check_client_states, check_personalization
 from headstart.experiment.serialization import attribute
 from headstart.experiment.suited import pull_problems, suited
 from headstart.fields import MOST, refusals, refuse
@@ -92,6 +92,7 @@ def prepare(
         check_fit(experiment.task, built, federation)
     refuse([*pull_problems(experiment)])
     check_parameters(experiment, built)
+    check_client_states(experiment, built, len(groups.train))
     check_personalization(experiment, experiment.task, built, federation)
     return Prepared(experiment, experiment.task, built, federation, groups)
 
@@ -165,7 +166,7 @@ def check_parameters(experiment: Experiment, model: Model) -> None:
 def _check_memory(model: ModelSpec, params: Tree) -> None:
     """Refuse a model whose parameters (a tree of shapes) would not fit this machine's memory."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    there = host_memory()
     if size > there:
         raise UserError(
             f"the parameters of model {model.path} have {size / 1e9:,.0f} GB, more than this machine's memory of"

@@ -5,6 +5,7 @@ module is one method.
 """
 
 from headstart.methods.anil import ANIL
+from headstart.methods.apfl import APFL
 from headstart.methods.ditto import Ditto
 from headstart.methods.fedbabu import FedBABU
 from headstart.methods.fedper import FedPer
@@ -21,6 +22,7 @@ from headstart.methods.scaffold import Scaffold
 
 __all__ = [
     "ANIL",
+    "APFL",
     "IFCA",
     "LPFT",
     "Ditto",
