@@ -15,7 +15,7 @@ import headstart.methods
 from headstart import Data, Experiment, ModelSpec, Optimizer, Stage
 from headstart.experiment.setup import prepare
 from headstart.learning.tasks import Classification, Regression
-from headstart.methods import ANIL, IFCA, LPFT, FedPer, FedRep, KNNPer, LocalOnly, MetaSGD, PFedMe, Scaffold
+from headstart.methods import ANIL, APFL, IFCA, LPFT, FedPer, FedRep, KNNPer, LocalOnly, MetaSGD, PFedMe, Scaffold
 from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD, Reptile
 from headstart.reports.format import typeset
 from headstart.studies.compare.arithmetic import SAMPLE, Cost, cost, representative, sampled
@@ -77,6 +77,7 @@ COSTS = {
     "Meta-SGD": (MetaSGD(2, batch_size=1), lambda n: 3, 2 * (BODY + HEAD), 2 * (BODY + HEAD)),
     "LP-FT": (LPFT(3, batch_size=4), lambda n: 3 * n, BODY + HEAD, BODY + HEAD),
     "kNN-Per": (KNNPer(3, batch_size=4), lambda n: 3 * n, BODY + HEAD, BODY + HEAD),
+    "APFL": (APFL(3, batch_size=4), lambda n: 3 * n, BODY + HEAD, BODY + HEAD),
     "FOMAML": (FOMAML(4, batch_size=1), lambda n: 5, BODY + HEAD, BODY + HEAD),
     "FedPer": (FedPer(2, batch_size=4), lambda n: 2 * n, BODY, BODY),
     "FedRep": (FedRep(2, 1, batch_size=4), lambda n: 3 * n, BODY, BODY),
@@ -96,6 +97,15 @@ def test_a_round_costs_what_its_method_says(name, prepared):
     assert found.examples == pytest.approx(np.mean([examples(size) for size in sizes]))
     assert (found.operations > 0) == (found.examples > 0)
     assert (found.down, found.up) == pytest.approx((down, up))
+
+
+def test_two_models_cost_about_twice_one(prepared):
+    one, two = (
+        cost(Stage("stage", update, Optimizer(), 1, 3), prepared, sampled(prepared)).operations
+        for update in (FedAvg(2, batch_size=4), APFL(2, batch_size=4))
+    )
+    # Of so small a model it costs something to mix the parameters themselves.
+    assert 2 < two / one < 2.5
 
 
 def test_the_clients_whose_cost_is_counted_are_like_all_in_size():

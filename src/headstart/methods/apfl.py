@@ -1,4 +1,4 @@
-"""APFL (Deng et al., arXiv:2003.13461): every client mixes the global model with one of its own, in a share it learns."""
+"""APFL (Deng et al., arXiv:2003.13461): clients mix the global model with one of their own."""
 
 from __future__ import annotations
 
@@ -80,9 +80,10 @@ class APFL(ClientUpdate):
     def _kept_in_range(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         """The optimizer, whose α ends between 0 and 1, or is never moved."""
 
-        def update(gradient: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
+        def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
             assert params is not None
-            steps, state = optimizer.update(gradient, state, params)
+            stepped: tuple[Tree, Tree] = optimizer.update(updates, state, params)
+            steps, state = stepped
             moved = jnp.clip(params["mixing"] + steps["mixing"], 0, 1) - params["mixing"]
             return {**steps, "mixing": moved if self.adaptive else jnp.zeros_like(moved)}, state
 
