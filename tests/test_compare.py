@@ -156,6 +156,14 @@ def test_a_design_that_has_room_for_all_has_all():
     assert len({tuple(each.values()) for each in design({"a": (1, 2), "b": (3, 4)}, {"c": (True, False)}, 7)}) == 7
 
 
+def test_a_method_that_does_not_suit_the_model_is_left_out_with_the_reason(prepared, tmp_path):
+    planner = _Planner(Protocol(prepared.experiment, 20), Runs(tmp_path, seeds=1))
+    method = built_in_methods()["fedbn"]
+    candidates = {str(each): each for each in method.candidates((0.1, 0.3), 4)}
+    suitable, reasons = planner.experiments(method, candidates)
+    assert not suitable and reasons[0].startswith("the model has no layers with batch statistics")
+
+
 def test_servers_of_clients_that_change_nothing_are_not_tried_one_after_another(prepared, tmp_path):
     planner = _Planner(Protocol(prepared.experiment, 20), Runs(tmp_path, seeds=1))
     tried = {}

@@ -19,7 +19,7 @@ from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
 from headstart.learning.method import Reply
 from headstart.learning.rounds import Cohort, federated
 from headstart.learning.tasks import Classification, no_sums
-from headstart.methods import FedPer, KNNPer, Scaffold
+from headstart.methods import FedBN, FedPer, KNNPer, Scaffold
 from headstart.methods.paper import FedAvg
 from headstart.runs.checkpoint import read, read_arrays, write
 from headstart.runs.directory import read_curves
@@ -27,6 +27,7 @@ from small import run
 
 TASK, MODEL, KEY = Classification(), tiny.SOFTMAX, jax.random.key(11)
 METHODS = {name: getattr(headstart.methods, name)() for name in headstart.methods.__all__}
+METHODS["FedBN"] = FedBN(layers=("Dense_0",))
 
 
 def test_a_memory_has_room_for_those_who_took_part_and_comes_back_from_disk(tmp_path):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +11,15 @@ import pytest
 import reference
 import tiny
 from headstart import Data, Experiment, ModelSpec, Optimizer, Personalization, Stage, UserError
+from headstart.data.federation import named as data_named
 from headstart.experiment.personal import check_client_states, check_personalization
 from headstart.learning.personalization import adapt_client, client_curves
 from headstart.learning.rounds import client_key
 from headstart.learning.tasks import Classification, Regression
-from headstart.methods import APFL, LPFT, KNNPer, MetaSGD
+from headstart.methods import APFL, LPFT, FedBN, KNNPer, MetaSGD
+from headstart.methods.fedbn import normalization_of
 from headstart.methods.paper import MAML, FedAvg
+from headstart.methods.partial import select_leaves
 from headstart.models.last_layer import features_and_output
 from headstart.models.zoo import CNN, LeanCNN, Logistic, Model, as_model
 
@@ -353,3 +357,61 @@ def test_states_of_clients_that_memory_does_not_hold_are_refused(monkeypatch):
     monkeypatch.setattr("headstart.experiment.personal.host_memory", lambda: 10 * (theta_bytes + 4) - 1)
     with pytest.raises(UserError, match="choose a smaller model"):
         check_client_states(plan, tiny.SOFTMAX, 10)
+
+
+class Normalized(nn.Module):
+    """3 → 5 → 4 with batch normalization between, under a name that is not Flax's own."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        """Logits."""
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.8, name="between")(nn.Dense(5)(x))
+        return nn.Dense(4)(jnp.tanh(x))
+
+
+def normalized_by_hand(trained, statistics, x, y):
+    """The mean cross-entropy with the batch's own mean and variance, and the running ones after it."""
+    hidden = x @ trained["Dense_0"]["kernel"] + trained["Dense_0"]["bias"]
+    mean, variance = hidden.mean(axis=0), hidden.var(axis=0)
+    between = trained["between"]
+    hidden = (hidden - mean) / jnp.sqrt(variance + 1e-5) * between["scale"] + between["bias"]
+    logits = jnp.tanh(hidden) @ trained["Dense_1"]["kernel"] + trained["Dense_1"]["bias"]
+    loss = -(logits - jax.scipy.special.logsumexp(logits, axis=1, keepdims=True))[jnp.arange(len(y)), y].mean()
+    after = {"mean": 0.8 * statistics["mean"] + 0.2 * mean, "var": 0.8 * statistics["var"] + 0.2 * variance}
+    return loss, after
+
+
+def test_fedbn_keeps_normalization_with_the_client_and_averages_the_rest(float64):
+    x = tiny.federation().example()[0]
+    model = as_model(Normalized(), x)
+    params = jax.tree.map(jnp.float64, model.init(jax.random.key(0)))
+    client, method = members()[0], FedBN(1, RATE, BATCH)
+    own = jax.tree.map(lambda leaf: leaf + 0.3, {name: params[name] for name in ("params", "batch_stats")})
+    part = normalization_of(params, None)
+    named = dict(zip([path for path, _ in data_named(params)], jax.tree.leaves(part), strict=True))
+    assert {path for path, inside in named.items() if inside} == {
+        *(f"['params']['between']['{leaf}']" for leaf in ("scale", "bias")),
+        *(f"['batch_stats']['between']['{leaf}']" for leaf in ("mean", "var")),
+    }
+    state = select_leaves(part, own)
+    reply = jax.jit(lambda: method(TASK, model, params, client, state, KEY))()
+    trained = {**params["params"], "between": own["params"]["between"]}
+    statistics = own["batch_stats"]["between"]
+    for batch_x, batch_y in tiny.drawn(client, KEY, range(4), BATCH):
+        gradient, after = jax.grad(normalized_by_hand, has_aux=True)(trained, statistics, batch_x, batch_y)
+        trained, statistics = jax.tree.map(lambda p, g: p - RATE * g, trained, gradient), after
+    end = {"params": trained, "batch_stats": {"between": statistics}}
+    for found, before, expected in zip(*map(jax.tree.leaves, (reply.delta, params, end)), strict=True):
+        np.testing.assert_allclose(found, before - expected, rtol=1e-9, atol=1e-12)
+    for found, expected in zip(reply.client_state, select_leaves(part, end), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+    # The state of a client that takes part for the first time is that of the model that all start from.
+    for found, expected in zip(method.init_client_state(params), select_leaves(part, params), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_fedbn_needs_layers_with_statistics_or_their_names():
+    with pytest.raises(UserError, match="the model has no layers with batch statistics"):
+        FedBN().init_client_state(start_params())
+    kept = FedBN(layers=("Dense_0",)).init_client_state(start_params())
+    np.testing.assert_array_equal(kept[0], start_params()["Dense_0"]["kernel"])

@@ -8,6 +8,7 @@ from headstart.methods.anil import ANIL
 from headstart.methods.apfl import APFL
 from headstart.methods.ditto import Ditto
 from headstart.methods.fedbabu import FedBABU
+from headstart.methods.fedbn import FedBN
 from headstart.methods.fedper import FedPer
 from headstart.methods.fedprox import FedProx
 from headstart.methods.fedrep import FedRep
@@ -27,6 +28,7 @@ __all__ = [
     "LPFT",
     "Ditto",
     "FedBABU",
+    "FedBN",
     "FedPer",
     "FedProx",
     "FedRep",

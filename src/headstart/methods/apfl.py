@@ -67,7 +67,7 @@ class APFL(ClientUpdate):
         self, task: Task, model: Model, recipe: Personalization, broadcast: Tree, client: Client, key: Array
     ) -> PersonalTraining:
         """Local SGD on v and α, from v = w."""
-        mixture = Model(model.init, lambda own, x, *, key=None: _apply_mixture(model, broadcast, own, x, key))
+        mixture = Model(model.init, partial(_apply_mixture, model, broadcast))
         optimizer = self._kept_in_range(recipe.optimizer.build())
         local_sgd, steps = LocalSGD(task, mixture, optimizer, recipe.batch_size), steps_per_unit(recipe, client)
 
@@ -105,16 +105,16 @@ def _mixed(broadcast: Tree, own: Mapping[str, Tree]) -> Tree:
 
 
 def _apply_mixture(
-    model: Model, broadcast: Tree, own: Mapping[str, Tree], x: Tree, key: Array | None
+    model: Model, broadcast: Tree, variables: Mapping[str, Tree], x: Tree, *, key: Array | None = None
 ) -> tuple[Tree, Tree]:
     """The output of the mixture, and the client's own part with updated batch statistics."""
-    mixed = _mixed(broadcast, own)
+    mixed = _mixed(broadcast, variables)
     output, updated = model.apply(mixed, x, key=key)
 
     def as_own(mine: Array, before: Array, after: Array) -> Array:
         return mine if after is before else after
 
-    return output, {**own, "own": jax.tree.map(as_own, own["own"], mixed, updated)}
+    return output, {**variables, "own": jax.tree.map(as_own, variables["own"], mixed, updated)}
 
 
 def _apply_both(model: Model, variables: Mapping[str, Tree], x: Tree, *, key: Array | None = None) -> tuple[Tree, Tree]:
@@ -122,7 +122,7 @@ def _apply_both(model: Model, variables: Mapping[str, Tree], x: Tree, *, key: Ar
     own = {name: variables[name] for name in ("own", "mixing")}
     output, updated = model.apply(variables["broadcast"], x, key=key)
     fixed = jax.lax.stop_gradient(variables["broadcast"])
-    mixture, own = _apply_mixture(model, fixed, own, x, key)
+    mixture, own = _apply_mixture(model, fixed, own, x, key=key)
     return (output, mixture), {"broadcast": updated, **own}
 
 

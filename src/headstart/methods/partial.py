@@ -70,9 +70,14 @@ def is_statistic(path: str, params: Tree) -> bool:
     return isinstance(params, dict) and "params" in params and not path.startswith("['params']")
 
 
+def names_in(path: str) -> list[str]:
+    """The names in the path of a leaf, as `data.named` gives it."""
+    return re.findall(r"\w+", path)
+
+
 def _names(path: str) -> list[str]:
     """The names in a path, without that of the collection `params`."""
-    names = re.findall(r"\w+", path)
+    names = names_in(path)
     return names[1:] if names[:1] == ["params"] else names
 
 
