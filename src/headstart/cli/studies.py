@@ -110,7 +110,9 @@ def compare(
     tries: Annotated[
         int, typer.Option(min=1, help="Settings of each method that are tried on validation clients.")
     ] = 12,
-    tuning_seeds: Annotated[int, typer.Option(min=1, help="Seeds of each setting that is tried.")] = 1,
+    tuning_seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds of the settings that are left at the end of successive halving.")
+    ] = 3,
     learning_rates: Annotated[
         str | None,
         typer.Option(metavar="A,B", help="Clients' learning rates; default: 0.01,0.03,0.1; for text 0.3,1,3."),

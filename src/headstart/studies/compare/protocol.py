@@ -18,6 +18,8 @@ from headstart.learning.personalization import Personalization
 from headstart.learning.tasks import NextCharacter, Task
 from headstart.methods.paper import FedAvg
 from headstart.studies.compare.arithmetic import Cost, cost, counting_of, sampled
+from headstart.studies.compare.further import further
+from headstart.studies.compare.halving import FURTHER, Rung, halve
 from headstart.studies.compare.methods import (
     BASELINE,
     FEDAVG,
@@ -49,7 +51,8 @@ class Protocol:
 
     base: brings data, model and task, and the cohort and the batch size of its first stage.
     budget: the client compute of every run, in rounds of FedAvg with one epoch.
-    tries: how many candidate settings each method has. seeds: of the reported runs. tuning_seeds: of every candidate.
+    tries: how many candidate settings each method has at first. seeds: of the reported runs.
+    tuning_seeds: of the candidates that are left at the end of successive halving; as many rungs it has.
     epochs: of personalization, at most. learning_rates: the clients' candidates; by default those that suit the task.
         Personalization tries them too, and one beyond either end.
     """
@@ -58,7 +61,7 @@ class Protocol:
     budget: int = at_least(1, 200)
     tries: int = at_least(1, 12, most=MOST_TRIES)
     seeds: int = at_least(1, 5, most=MOST_RUNS)
-    tuning_seeds: int = at_least(1, 1, most=MOST_RUNS)
+    tuning_seeds: int = at_least(1, 3, most=MOST_RUNS)
     epochs: int = at_least(1, 10, most=MOST_EPOCHS // LOCAL_EPOCHS_FACTOR)
     learning_rates: tuple[float, ...] = at_least(0, (), above=True)
 
@@ -98,6 +101,7 @@ class Compared(NamedTuple):
 
     entries: by the method's name. choices: of settings. left_out: the reason, by the name of a method that was.
     learning_rates, personal_rates: the clients' candidates in training and in personalization.
+    rungs, tried: of the search, and all settings that it tried, by the method's name.
     """
 
     entries: Mapping[str, Entry]
@@ -105,6 +109,8 @@ class Compared(NamedTuple):
     left_out: Mapping[str, str]
     learning_rates: Sequence[float]
     personal_rates: Sequence[float]
+    rungs: Mapping[str, Sequence[Rung]]
+    tried: Mapping[str, Sequence[Settings]]
 
 
 def compare(protocol: Protocol, methods: Sequence[MethodSpec], runs: Runs) -> Compared:
@@ -131,9 +137,18 @@ def compare(protocol: Protocol, methods: Sequence[MethodSpec], runs: Runs) -> Co
     affordable = {name: experiments for name, (experiments, _) in planned.items() if experiments}
     left_out = {name: reasons[0] for name, (experiments, reasons) in planned.items() if not experiments}
     by: dict[str, What] = {method.name: "personalized" if method.personalizes else "initial" for method in methods}
-    chosen = runs.choose_each(affordable, seeds=protocol.tuning_seeds, by=by, strict=False)
-    settings = {name: candidates[name][choice.chosen] for name, (choice, _) in chosen.items()}
-    best = {name: affordable[name][choice.chosen] for name, (choice, _) in chosen.items()}
+    named = {method.name: method for method in methods}
+
+    def propose(name: str, ranking: Sequence[str]) -> dict[str, Experiment]:
+        found = planner.further(named[name], [candidates[name][label] for label in ranking])
+        candidates[name] |= {label: settings for label, (settings, _) in found.items()}
+        affordable[name] |= {label: experiment for label, (_, experiment) in found.items()}
+        return {label: experiment for label, (_, experiment) in found.items()}
+
+    seeds = protocol.tuning_seeds
+    chosen = halve(runs, affordable, tries=protocol.tries, seeds=seeds, by=by, propose=propose)
+    settings = {name: candidates[name][each.best] for name, each in chosen.items()}
+    best = {name: affordable[name][each.best] for name, each in chosen.items()}
     results = runs.finish(best, seeds=protocol.seeds, strict=False)
     entries = {
         name: Entry(method, results[name], settings[name], planner.stages(method, settings[name]))
@@ -145,8 +160,15 @@ def compare(protocol: Protocol, methods: Sequence[MethodSpec], runs: Runs) -> Co
     _check_references(entries, left_out)
     for name, reason in left_out.items():
         runs.log(f"{name} is left out: {reason}")
-    choices = [choice for choice, _ in chosen.values()]
-    return Compared(entries, choices, left_out, planner.learning_rates, planner.personal_rates)
+    return Compared(
+        entries,
+        [each.choice for each in chosen.values()],
+        left_out,
+        planner.learning_rates,
+        planner.personal_rates,
+        {name: each.rungs for name, each in chosen.items()},
+        {name: [candidates[name][label] for label in affordable[name]] for name in chosen},
+    )
 
 
 def _check_references(entries: Mapping[str, Entry], left_out: Mapping[str, str]) -> None:
@@ -234,6 +256,24 @@ class _Planner:
             except UserError as error:
                 reasons.append(str(error))
         return suitable, reasons
+
+    def further(self, method: MethodSpec, tried: Sequence[Settings]) -> dict[str, tuple[Settings, Experiment]]:
+        """What else to try of a method within the budget: settings and experiments, by their names.
+
+        tried: the best first.
+        """
+        known = {_label(method.resolved(settings)) for settings in tried}
+        found: dict[str, tuple[Settings, Experiment]] = {}
+        for settings in further(tried):
+            try:
+                label = _label(method.resolved(settings))
+                if label not in known and label not in found:
+                    found[label] = settings, self.experiment(method, self.stages(method, settings))
+            except UserError:  # beyond the budget, or what the method takes
+                continue
+            if len(found) == FURTHER:
+                break
+        return found
 
     def experiment(self, method: MethodSpec, stages: Sequence[tuple[Stage, Cost]]) -> Experiment:
         protocol, base = self.protocol, self.protocol.base

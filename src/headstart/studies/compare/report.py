@@ -26,8 +26,10 @@ from headstart.reports.style import FigureSpec, axis_name
 from headstart.runs.results import Estimate
 from headstart.statistics.two_way import TwoWay
 from headstart.studies.compare.decisions import Reason, Verdict
+from headstart.studies.compare.further import at_edges
+from headstart.studies.compare.halving import FURTHER, rungs
 from headstart.studies.compare.leaderboard import Row, SizeGroups, group_means, size_groups, values_of
-from headstart.studies.compare.methods import BASELINE, FEDAVG, LEARNING_RATE, SERVERS
+from headstart.studies.compare.methods import BASELINE, FEDAVG, SERVERS
 from headstart.studies.compare.protocol import FIRST_STAGE_SHARE, LOCAL_EPOCHS_FACTOR, Compared, Entry, Protocol
 from headstart.studies.compare.words import LOCAL, claims
 from headstart.studies.evidence import Evidence, Table
@@ -263,10 +265,8 @@ def _notes(protocol: Protocol, compared: Compared, support_sizes: np.ndarray) ->
     two = [name for name, entry in compared.entries.items() if len(entry.stages) > 1]
     return (
         f"Every run may use the client compute (floating-point operations) of {protocol.budget} rounds of FedAvg with"
-        f" one epoch; each method tries {protocol.tries} settings, or all it has if those are fewer, less those of"
-        f" which one round exceeds the budget, with {format_count(protocol.tuning_seeds, 'seed')} on validation"
-        f" clients, every try on the full budget. Results are of {format_count(protocol.seeds, 'other seed')}, and test"
-        " clients are measured once. All is of one split of the clients.",
+        f" one epoch. {_search(protocol)} Results are of {format_count(protocol.seeds, 'other seed')}, and test clients"
+        " are measured once. All is of one split of the clients.",
         f"The clients' learning rate ({_listed(compared.learning_rates)}) and the server's optimizer"
         f" ({'; '.join(SERVERS)}; its rate decays to zero by a cosine) run through the same values for every method;"
         f" {FEDAVG} is chosen by its initial value, everything else by its personalized one, at the best rate"
@@ -277,9 +277,34 @@ def _notes(protocol: Protocol, compared: Compared, support_sizes: np.ndarray) ->
         " the method says: everything, its head alone, or pulled back to where it began.",
         examples_note(protocol.base.data.adapt_examples, support_sizes),
         *(f"{name}: {FIRST_STAGE_SHARE:.0%} of the budget in the first stage." for name in two),
+        *_rungs(compared, protocol),
         *_edges(compared),
         *(f"{name} is left out: {reason}." for name, reason in compared.left_out.items()),
     )
+
+
+def _search(protocol: Protocol) -> str:
+    """How settings are chosen."""
+    first, *rest = rungs(protocol.tries, protocol.tuning_seeds)
+    steps = "".join(f", then the {rung.settings} best with {rung.seeds} seeds" for rung in rest)
+    return (
+        f"Each method tries {first.settings} settings (all it has if those are fewer, less those of which one round"
+        f" exceeds the budget) and {FURTHER} more, beyond an edge that suited best or else between two values, with 1"
+        f" seed{steps} (successive halving), on validation clients and the full budget. What a method does not need for"
+        " settings goes into further seeds of its last rung, so that the search costs all alike."
+    )
+
+
+def _rungs(compared: Compared, protocol: Protocol) -> list[str]:
+    """A sentence on the methods whose search had other rungs than most."""
+    first, *rest = rungs(protocol.tries, protocol.tuning_seeds)
+    usual = (first._replace(settings=first.settings + FURTHER), *rest)
+    others = [
+        f"{name} {', '.join(f'{rung.settings} with {rung.seeds}' for rung in each)}"
+        for name, each in compared.rungs.items()
+        if tuple(each) != usual
+    ]
+    return [f"Settings at each rung, and their seeds: {'; '.join(others)}; all others as above."] if others else []
 
 
 def _listed(learning_rates: Sequence[float]) -> str:
@@ -288,18 +313,19 @@ def _listed(learning_rates: Sequence[float]) -> str:
 
 def _edges(compared: Compared) -> list[str]:
     """Sentences on what was chosen at an edge of its candidates."""
-    least, most = min(compared.learning_rates), max(compared.learning_rates)
-    trained = {
-        name: each.settings[LEARNING_RATE]
-        for name, each in compared.entries.items()
-        if hasattr(each.method.kind, LEARNING_RATE)
-    }
     personal = {name: each.result for name, each in compared.entries.items() if each.method.personalizes}
+    trained = {
+        name: at_edges(each.settings, compared.tried[name])
+        for name, each in compared.entries.items()
+        if name in compared.tried
+    }
     at = {
-        "The smallest client learning rate": [
-            name for name, learning_rate in trained.items() if learning_rate == least
-        ],
-        "The largest client learning rate": [name for name, learning_rate in trained.items() if learning_rate == most],
+        f"{setting.replace('_', ' ').capitalize()}, at an edge of what was tried,": [
+            name for name, settings in trained.items() if setting in settings
+        ]
+        for setting in dict.fromkeys(setting for settings in trained.values() for setting in settings)
+    }
+    at |= {
         "The most epochs of personalization, in some seed,": [
             name for name, result in personal.items() if result.epochs.max() == result.curves.shape[2] - 1
         ],
