@@ -6,12 +6,14 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from headstart import FedAvg
 from headstart.data.device_data import Subset, on_device
 from headstart.data.federation import from_arrays
 from headstart.errors import UserError
@@ -24,6 +26,9 @@ from headstart.reports.style import LIGHT
 from headstart.runs.by_examples import ByExamples, by_examples_path, read_by_examples
 from headstart.runs.directory import read_curves
 from headstart.statistics.by_examples import first_positive, gain_by_examples, half_of
+from headstart.studies.compare.by_examples import GLOBAL, OWN, best_methods
+from headstart.studies.compare.methods import BASELINE, FEDAVG, MethodSpec
+from headstart.studies.evidence import Choice
 from headstart.training.by_examples import is_measured, measure_by_examples
 from small import PROGRAMS, experiment, first_stage_only, run
 from tiny import drawn, federation
@@ -300,3 +305,48 @@ def test_the_study_measures_beside_its_runs_and_keeps_its_values(command):
     code, output, _ = command(*words)
     assert code == 0 and "by examples" not in output
     assert json.loads(Path("out/results/curve-glyphs.json").read_text())["tables"] == document["tables"]
+
+
+def test_the_best_methods_are_those_of_validation_clients_and_fine_tuning():
+    def method(name, *, personalizes=True):
+        return SimpleNamespace(method=MethodSpec(name, FedAvg, personalizes=personalizes))
+
+    values = {"a": 0.5, "b": 0.9, "c": 0.7, BASELINE: 0.6, FEDAVG: 0.95}
+    compared = SimpleNamespace(
+        entries={name: method(name, personalizes=name != FEDAVG) for name in values},
+        choices=[Choice(name, {"worse": 0.1, "best": value}, "best") for name, value in values.items()],
+    )
+    assert best_methods(compared, ACCURACY, 2) == ["b", "c", BASELINE]
+    assert best_methods(compared, ACCURACY, 3) == ["b", "c", BASELINE]
+    assert best_methods(compared, Regression().metrics[0], 1) == ["a", BASELINE]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
+def test_a_comparison_says_how_many_examples_it_takes(command, tmp_path):
+    shifted_file(tmp_path / "data.npz")
+    words = "--set", "data.train=0.6", "--set", "data.validation=0.2", "--set", "stages.0.clients_per_round=3"
+    words = *words, "--tries", 1, "--budget", 4, "--epochs", 3, "--learning-rates", 0.3, "--methods", "fedper,ditto"
+    words = "compare", "fedavg", "--data", "data.npz", "--model", "mlp", *words, "--processes", 1, "--seeds", 5
+    code, output, errors = command(*words, "--by-examples", 2)
+    assert (code, errors) == (0, "")
+    assert "How many local examples does it take until personalization pays?" in output
+    document = json.loads(Path("compared/leaderboard.json").read_text())
+    measured = document["by_examples"]
+    assert BASELINE in measured and 2 <= len(measured) <= 3 and FEDAVG not in measured
+    assert [each["title"] for each in document["tables"][-2:]] == [
+        f"{OWN}, by local examples",
+        f"{GLOBAL}, by local examples",
+    ]
+    curve = measured[BASELINE]["over_initial"]
+    row = next(row for row in document["rows"] if row["name"] == BASELINE)
+    # With no examples nothing is gained; the initial values are those of the leaderboard, and so is what FedAvg has.
+    assert curve["gains"][0]["mean"] == 0
+    over = measured[BASELINE]["over_fedavg"]["gains"][0]["mean"]
+    fedavg = next(each for each in document["rows"] if each["name"] == FEDAVG)
+    assert over == pytest.approx(row["initial"]["mean"] - fedavg["personalized"]["mean"], abs=1e-4)
+    page = Path("compared/report.html").read_text()
+    assert "by local examples" in page and "clients with as many" in page
+    code, output, _ = command(*words, "--by-examples", 2)
+    assert code == 0 and "runs:" not in output
+    assert json.loads(Path("compared/leaderboard.json").read_text()) == document

@@ -390,7 +390,7 @@ def test_clients_are_grouped_by_what_they_adapt_on():
 
 
 WORDS = "--set", "data.train=0.6", "--set", "data.validation=0.2", "--set", "stages.0.clients_per_round=3"
-SHORT = *WORDS, "--tries", 1, "--seeds", 2, "--budget", 4, "--epochs", 1, "--learning-rates", 0.1
+SHORT = *WORDS, "--by-examples", 0, "--tries", 1, "--seeds", 2, "--budget", 4, "--epochs", 1, "--learning-rates", 0.1
 
 
 @pytest.mark.usefixtures("no_figures")

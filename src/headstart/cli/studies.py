@@ -121,6 +121,9 @@ def compare(
     seeds: Annotated[
         int, typer.Option(min=1, help="Seeds of the reported runs; with fewer than 5 nothing is decided.")
     ] = 5,
+    by_examples: Annotated[
+        int, typer.Option(min=0, help="How many of the best methods are measured with fewer local examples, too.")
+    ] = 3,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of runs and report.")] = Path("compared"),
     processes: Processes = None,
     imports: Imports = None,
@@ -141,7 +144,9 @@ def compare(
     output = output_of(context)
     with output.measured():
         page, board, sentences = compare_methods(
-            Protocol(base, budget, tries, seeds, tuning_seeds, epochs, learning_rates_given(learning_rates)),
+            Protocol(
+                base, budget, tries, seeds, tuning_seeds, epochs, learning_rates_given(learning_rates), by_examples
+            ),
             methods=methods.split(","),
             out=out,
             processes=processes or free_cores(),

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,12 @@ from headstart.experiment.measured import has_test_examples
 from headstart.experiment.setup import Prepared
 from headstart.files import sha256_of
 from headstart.runs.directory import environment
+from headstart.studies.compare.by_examples import (
+    as_numbers,
+    conclusion_by_examples,
+    measure_methods,
+    with_by_examples,
+)
 from headstart.studies.compare.leaderboard import gain_by_data_size, leaderboard
 from headstart.studies.compare.methods import select_methods
 from headstart.studies.compare.protocol import Protocol, compare
@@ -59,17 +66,31 @@ def compare_methods(
         )
         prepared = runs.prepared(protocol.base)
         _check_test_examples(prepared)
-        compared = compare(protocol, specs, runs)
-    metric = prepared.task.metrics[0]
+        compared, metric = compare(protocol, specs, runs), prepared.task.metrics[0]
+        fewer = None
+        if protocol.by_examples:
+            fewer = measure_methods(compared, runs, metric, count=protocol.by_examples, seeds=protocol.seeds)
     rows = leaderboard(compared.entries, metric)
     ids = next(iter(compared.entries.values())).result.ids
     index = {client: number for number, client in enumerate(prepared.federation.ids)}
     sizes = np.asarray(prepared.federation.sizes[[index[client] for client in ids], 0])
     found = evidence(protocol, compared, rows, metric=metric, support_sizes=sizes)
     sentences = conclusion(rows, metric, gain_by_data_size(compared.entries, sizes, metric), compared.left_out)
+    numbers: dict[str, Any] = {}
+    if fewer is not None:
+        found, numbers = with_by_examples(found, fewer, metric), {"by_examples": as_numbers(fewer)}
+        sentences += conclusion_by_examples(fewer, metric)
     name = Path(protocol.base.data.source).name.partition(".")[0]
     page = write(
-        found, sentences, rows, compared.entries, out, federation=name, command=command, environment=environment()
+        found,
+        sentences,
+        rows,
+        compared.entries,
+        out,
+        federation=name,
+        command=command,
+        environment=environment(),
+        numbers=numbers,
     )
     return page, found.tables[0], sentences
 

@@ -55,6 +55,7 @@ class Protocol:
     tuning_seeds: of the candidates that are left at the end of successive halving; as many rungs it has.
     epochs: of personalization, at most. learning_rates: the clients' candidates; by default those that suit the task.
         Personalization tries them too, and one beyond either end.
+    by_examples: how many of the best methods, and fine-tuning, are measured with fewer local examples, too; 0: none.
     """
 
     base: Experiment
@@ -64,6 +65,7 @@ class Protocol:
     tuning_seeds: int = at_least(1, 3, most=MOST_RUNS)
     epochs: int = at_least(1, 10, most=MOST_EPOCHS // LOCAL_EPOCHS_FACTOR)
     learning_rates: tuple[float, ...] = at_least(0, (), above=True)
+    by_examples: int = at_least(0, 3)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -102,6 +104,7 @@ class Compared(NamedTuple):
     entries: by the method's name. choices: of settings. left_out: the reason, by the name of a method that was.
     learning_rates, personal_rates: the clients' candidates in training and in personalization.
     rungs, tried: of the search, and all settings that it tried, by the method's name.
+    experiments: with the settings that were chosen, by the method's name.
     """
 
     entries: Mapping[str, Entry]
@@ -111,6 +114,7 @@ class Compared(NamedTuple):
     personal_rates: Sequence[float]
     rungs: Mapping[str, Sequence[Rung]]
     tried: Mapping[str, Sequence[Settings]]
+    experiments: Mapping[str, Experiment]
 
 
 def compare(protocol: Protocol, methods: Sequence[MethodSpec], runs: Runs) -> Compared:
@@ -168,6 +172,7 @@ def compare(protocol: Protocol, methods: Sequence[MethodSpec], runs: Runs) -> Co
         planner.personal_rates,
         {name: each.rungs for name, each in chosen.items()},
         {name: [candidates[name][label] for label in affordable[name]] for name in chosen},
+        best,
     )
 
 

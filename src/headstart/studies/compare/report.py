@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -347,10 +348,15 @@ def write(
     federation: str,
     command: str,
     environment: Mapping[str, Any],
+    numbers: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
-    """Write `report.html`, `figures/` and `leaderboard.json` into the folder `out`; returns the page."""
+    """Write `report.html`, `figures/` and `leaderboard.json` into the folder `out`; returns the page.
+
+    numbers: what `leaderboard.json` has besides.
+    """
     pictures = [draw(federation, found, figure_spec, out) for figure_spec in found.figure_specs]
     numbers = {
+        **numbers,
         "conclusion": sentences,
         "rows": rows,
         "tried": {name: each.method.resolved(each.settings) for name, each in entries.items()},
