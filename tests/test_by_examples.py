@@ -13,17 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headstart import FedAvg
+import headstart as hs
+from headstart import FedAvg, Optimizer, Personalization, as_model
 from headstart.data.device_data import Subset, on_device
 from headstart.data.federation import from_arrays
 from headstart.errors import UserError
 from headstart.experiment.setup import prepare
+from headstart.learning.method import PLAIN
 from headstart.learning.personalization import personalizer
 from headstart.learning.rounds import client_key, personal_key, seed_key
 from headstart.learning.tasks import Classification, Regression
-from headstart.reports.by_examples import curve_of, gain_figure, note, sentence, table
+from headstart.methods import LPFT, KNNPer
+from headstart.models.zoo import MLP, Logistic
+from headstart.reports.by_examples import gain_figure, note, sentence, table
 from headstart.reports.style import LIGHT
-from headstart.runs.by_examples import ByExamples, by_examples_path, read_by_examples
+from headstart.runs.by_examples import ByExamples, by_examples_path, curve_of, curve_of_run, read_by_examples
 from headstart.runs.directory import read_curves
 from headstart.statistics.by_examples import first_positive, gain_by_examples, half_of
 from headstart.studies.compare.by_examples import GLOBAL, OWN, best_methods
@@ -350,3 +354,75 @@ def test_a_comparison_says_how_many_examples_it_takes(command, tmp_path):
     code, output, _ = command(*words, "--by-examples", 2)
     assert code == 0 and "runs:" not in output
     assert json.loads(Path("compared/leaderboard.json").read_text()) == document
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_finished_run_has_its_curve_in_hand_and_in_its_report(measured, tmp_path, command):
+    _, finished, _ = measured
+    folder = tmp_path / "run"
+    shutil.copytree(finished.path, folder)
+    by_examples_path(folder / "seed-0", 0).unlink()
+    assert "How many local examples it takes" not in hs.report(folder, tmp_path / "before.html").read_text()
+    assert curve_of_run(hs.open_run(folder)) is None
+    seen = []
+    curve = hs.gain_by_examples(folder, numbers=NUMBERS, progress=lambda *done: seen.append(done))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)] and curve.numbers[:3] == NUMBERS
+    assert not curve.is_two_way and curve.gains[0].mean == 0
+    found = read_by_examples(by_examples_path(folder / "seed-0", 0))
+    means = (found.personalized - found.initial).mean(axis=(1, 2))
+    np.testing.assert_allclose([each.mean for each in curve.gains], means)
+    page = hs.report(folder, tmp_path / "after.html").read_text()
+    assert "How many local examples it takes" in page and "of the models of 1 seed" in page
+    # The command measures at its own numbers, and says so.
+    code, output, errors = command("report", folder, "--by-examples", "--out", "again.html")
+    assert (code, errors) == (0, "") and "By local examples, small: " in output
+    assert read_by_examples(by_examples_path(folder / "seed-0", 0)).numbers.tolist()[:3] == [0, 5, 10]
+    # More rounds make another model, whose curve is not that of the one before.
+    report = json.loads((folder / "seed-0" / "stage-0.json").read_text())
+    (folder / "seed-0" / "stage-0.json").write_text(json.dumps({**report, "round": report["round"] + 1}))
+    assert curve_of_run(hs.open_run(folder)) is None
+
+
+def test_what_cannot_be_measured_is_refused_in_a_sentence(measured, tmp_path):
+    _, finished, _ = measured
+    for wrong, expected in (
+        ({"numbers": (5, 0)}, "give each once, from few to many"),
+        ({"numbers": (-1,)}, "a number of examples is -1, but must be at least 0"),
+        ({"draws": 0}, "draws is 0, but must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            hs.gain_by_examples(finished.path, **wrong)
+    folder = tmp_path / "run"
+    shutil.copytree(finished.path, folder)
+    (folder / "seed-0" / "stage-0.json").unlink()
+    with pytest.raises(UserError, match="is not finished"):
+        hs.gain_by_examples(folder)
+    shutil.copytree(finished.path, tmp_path / "other")
+    document = json.loads((tmp_path / "other" / "experiment.json").read_text())
+    document["data"]["source"] = str(shifted_file(tmp_path / "other.npz", seed=1))
+    (tmp_path / "other" / "experiment.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="have changed since it was begun"):
+        hs.gain_by_examples(tmp_path / "other")
+
+
+WITH_ONE_NUMBER = [
+    (PLAIN, Personalization(pulls=(3.0, 0.3, 0.1)), Logistic(4)),
+    (PLAIN, Personalization(Optimizer("adam", 0.1), 4, 3), MLP(4, (5,))),
+    (LPFT(head_epochs=1), Personalization(Optimizer("sgd", 0.3), 4, 3), MLP(4, (5,))),
+    (KNNPer(neighbors=3, spacing=0.3), Personalization(epochs=3), MLP(4, (5,))),
+]
+
+
+@pytest.mark.parametrize(("method", "recipe", "model"), WITH_ONE_NUMBER, ids=["pulls", "adam", "LP-FT", "kNN-Per"])
+def test_one_number_of_epochs_is_measured_as_it_is_among_all(method, recipe, model):
+    gather, task, everyone = on_device(federation()), Classification(), np.arange(5)
+    model = as_model(model, jax.ShapeDtypeStruct((2, 3), jnp.float32))
+    params, key = model.init(jax.random.key(1)), jax.random.key(2)
+    personalize = personalizer(task, model, recipe, method=method)
+    whole = personalize(params, everyone, gather, key)
+    for epochs in (0, 1, 3):
+        found = personalize(params, everyone, gather, key, epochs=epochs)
+        for name in ("accuracy", "loss"):
+            sums = whole.metrics[name][0][:, [0, epochs]]
+            np.testing.assert_allclose(found.metrics[name][0], sums, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.gain, whole.gain[:, [0, epochs]], rtol=1e-5, atol=1e-6)

@@ -47,5 +47,6 @@ from .reports.report import report as report
 from .runs.reading import open_run as open_run
 from .runs.run import Run as Run
 from .statistics.clients import summarize as summarize
+from .training.by_examples import gain_by_examples as gain_by_examples
 from .training.run import run as run
 from .training.seed_run import Options as Options

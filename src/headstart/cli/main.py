@@ -35,7 +35,7 @@ from headstart.cli.options import (
     overrides,
 )
 from headstart.cli.output import Level, Output, files_in, output_of
-from headstart.cli.run import join_cluster, run_on_console
+from headstart.cli.run import join_cluster, measure_on_console, run_on_console
 from headstart.cli.studies import app as studies
 from headstart.console import echo, printable
 from headstart.errors import UserError
@@ -265,23 +265,33 @@ def report(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; default RUN/report.html.")] = None,
     by: By = None,
     data: Annotated[str | None, typer.Option("--data", metavar="PATH", help="Where the data of --by are now.")] = None,
+    by_examples: Annotated[
+        bool,
+        typer.Option("--by-examples", help="Measure finished runs with fewer local examples, too; nothing is trained."),
+    ] = False,
     imports: Imports = None,
 ) -> None:
     """Make one self-contained page, and figures, from run folders."""
     from headstart.reports.by_column import print_by_column, results_by_column
+    from headstart.reports.by_examples import print_by_examples
     from headstart.reports.page import write
     from headstart.reports.tables import print_runs
     from headstart.runs.reading import open_runs
 
+    if by_examples:
+        _prepare(None)
     output = output_of(context)
     allowed_modules = modules_named(imports, None)
     opened = open_runs(runs, allowed_modules=allowed_modules)
     by_column = [] if by is None else [results_by_column(run, by, data) for run in opened]
+    if by_examples:
+        measure_on_console(output, opened, allowed_modules)
     with output.measured():
         page = write(opened, out, allowed_modules=allowed_modules, by=by_column)
     print_runs(output.console, opened, allowed_modules=allowed_modules)
     for results in by_column:
         print_by_column(output.console, results)
+    print_by_examples(output.console, opened)
     output.result(f"The report: {page}")
     output.detail(files_in(page.parent / "figures"))
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from headstart.cli.output import Output
+
+if TYPE_CHECKING:
+    from headstart.runs.run import Run
 
 
 def join_cluster(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
@@ -68,3 +72,17 @@ def run_on_console(
     output.note(f"Every client: {out}/clients.csv. For figures and a page: headstart report {out}")
     for sentence in conclusions(found):
         output.result(sentence)
+
+
+def measure_on_console(output: Output, runs: Sequence[Run], allowed_modules: Collection[str]) -> None:
+    """Measure finished runs with fewer local examples, with progress."""
+    from headstart.training.by_examples import gain_by_examples
+
+    for run in runs:
+        text = f"{run.label} with fewer local examples"
+        with output.measured(), output.status(text) as update:
+            gain_by_examples(
+                run,
+                allowed_modules=allowed_modules,
+                progress=lambda done, of, text=text, update=update: update(f"{text}: {done} of {of}"),
+            )

@@ -1,4 +1,4 @@
-"""Gain against the number of local examples, shown: a figure, a table and a sentence."""
+"""Gain against the number of local examples, on pages: a figure, a table and a sentence."""
 
 from __future__ import annotations
 
@@ -6,46 +6,32 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
+from rich.console import Console
 
-from headstart.errors import UserError
+from headstart.console import echo
 from headstart.learning.tasks import Metric
 from headstart.reports.format import GainFormat, format_count
 from headstart.reports.style import FigureSpec, Theme, factor, gain_name, series_color, titled
-from headstart.runs.by_examples import ByExamples
-from headstart.statistics.by_examples import GainByExamples, gain_by_examples
+from headstart.runs.by_examples import curve_of_run
+from headstart.runs.run import Run
+from headstart.statistics.by_examples import GainByExamples
 
 # Ticks of the axis that are closer, as a share of it, would be written over each other.
 CLOSEST = 0.05
+TITLE = "Gain from personalization by the number of local examples, on test clients"
 CAPTION = (
     "Test clients, each with at most n of its local training (support) examples: those with fewer keep all they have."
     " Subsets are nested, and a client's gain is a mean over draws of them. The same trained models throughout; the"
     " learning rate and the epochs of personalization are chosen for each number on validation clients that have as"
     " few. Bands are 95 % intervals; filled dots are numbers from which on the gain is shown to be positive."
 )
-
-
-def curve_of(
-    seeds: Sequence[ByExamples], metric: Metric, *, over: Sequence[np.ndarray] | None = None
-) -> GainByExamples:
-    """The curve of the seeds of a run.
-
-    over: values `[clients]` for each seed that the gain is over; by default those of the initial model.
-
-    Raises:
-        UserError: if the seeds are not of the same clients.
-    """
-    first = seeds[0]
-    if any(each.ids != first.ids or not np.array_equal(each.numbers, first.numbers) for each in seeds):
-        raise UserError("the seeds measured other clients, or other numbers of examples; measure them again")
-    before = [each.initial for each in seeds] if over is None else over
-    gains = [metric.sign * (each.personalized - base).mean(axis=1) for each, base in zip(seeds, before, strict=True)]
-    return gain_by_examples(np.moveaxis(np.stack(gains), 1, 2), first.support, first.numbers.tolist())
 
 
 def format_number(curve: GainByExamples, number: int) -> str:
@@ -98,13 +84,14 @@ def decided_by(curve: GainByExamples) -> str:
     )
 
 
-def note(curves: Mapping[str, GainByExamples], metric: Metric, draws: int) -> str:
-    """What stands below the table."""
+def note(curves: Mapping[str, GainByExamples], metric: Metric, draws: int | None = None) -> str:
+    """What stands below the table. draws: of every number of examples, if that is known."""
+    over = "draws" if draws is None else format_count(draws, "draw")
     curve = next(iter(curves.values()))
     return (
         f"Personalized less initial {metric.name}, in {GainFormat(metric).unit}, of {curve.gains[-1].clients} test"
-        f" clients, of which each has at most n of its local training (support) examples, means over"
-        f" {format_count(draws, 'draw')} of nested subsets; a client with fewer keeps all it has, and all are up to"
+        f" clients, of which each has at most n of its local training (support) examples, means over {over} of"
+        " nested subsets; a client with fewer keeps all it has, and all are up to"
         f" {curve.numbers[-1]:,}. {decided_by(curve)} *: shown to be positive, asked from all examples to few and no"
         " further after the first that is inconclusive, which needs no correction for the number of questions. Half of"
         " the end is sought between numbers by the logarithm of 1 + n, its interval by a bootstrap over clients."
@@ -163,3 +150,34 @@ def _ticks(axes: Axes, curve: GainByExamples) -> None:
     numbers = [n for n in numbers if math.log1p(last) - math.log1p(n) > CLOSEST * width]
     axes.set_xticks(np.log1p([*numbers, last]), [*map(str, numbers), f"all\n(to {last:,})"])
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def section(runs: Sequence[Run]) -> tuple[dict[str, GainByExamples], list[dict[str, Any]]]:
+    """The curves of the runs that have one, and what the page says of them: lines, a table and a note for each.
+
+    Runs that measured the same clients with the same numbers share a table.
+    """
+    found = {run.label: curve for run in runs if (curve := curve_of_run(run)) is not None}
+    if not found:
+        return {}, []
+    metric = runs[0].task.metrics[0]
+    alike = len({(curve.numbers, curve.clients) for curve in found.values()}) == 1
+    return found, [
+        {
+            "sentences": [sentence(name, curve, metric) for name, curve in each.items()],
+            "table": _marked(*table(each, metric)),
+            "note": note(each, metric),
+        }
+        for each in ([found] if alike else [{name: curve} for name, curve in found.items()])
+    ]
+
+
+def _marked(head: list[str], lines: list[list[str]]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """A table as pages take it: each line with its class."""
+    return head, [("", line) for line in lines]
+
+
+def print_by_examples(console: Console, runs: Sequence[Run]) -> None:
+    """Print a line for each run that has a curve."""
+    for name, curve in section(runs)[0].items():
+        echo(console, f"By local examples, {sentence(name, curve, runs[0].task.metrics[0])}")

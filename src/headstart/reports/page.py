@@ -18,6 +18,9 @@ from headstart.files import write_bytes
 from headstart.learning.metrics import balanced_accuracy, confusion
 from headstart.reports.baselines import beside_baselines, conclusions
 from headstart.reports.by_column import ResultsByColumn, cells
+from headstart.reports.by_examples import CAPTION as BY_EXAMPLES
+from headstart.reports.by_examples import TITLE as BY_EXAMPLES_TITLE
+from headstart.reports.by_examples import figure_spec, section
 from headstart.reports.comparability import comparable_groups, data_record, incomparable_notice
 from headstart.reports.figures import caption, figure_specs, left_out
 from headstart.reports.format import (
@@ -120,13 +123,19 @@ def _group(number: int, runs: Sequence[Run], figures: Path, *, apart: bool) -> d
     """The tables and figures of runs that can be compared; of several groups each has a title and names of its own."""
     rows, end = rows_of(runs), f"-{number + 1}" if number else ""
     specs = [spec._replace(name=f"{spec.name}{end}") for spec in figure_specs(runs)]
+    curves, by_examples = section(runs)
+    pictures = [_picture(spec, figures, caption(spec.name, runs)) for spec in specs]
+    if curves:
+        spec = figure_spec(f"by-examples{end}", {"": curves}, runs[0].task.metrics[0], BY_EXAMPLES_TITLE)
+        pictures.append(_picture(spec, figures, BY_EXAMPLES))
     return {
         "title": f": {', '.join(run.label for run in runs)}" if apart else "",
         "results": _results(runs, rows),
         "baselines": _baselines(runs),
         "conclusions": [f"{run.label}: {text}" if len(runs) > 1 else text for run in runs for text in conclusions(run)],
         "left_out": left_out(runs),
-        "pictures": [_picture(spec, figures, caption(spec.name, runs)) for spec in specs],
+        "pictures": pictures,
+        "by_examples": by_examples,
         "clients": _clients(rows) if rows else None,
         "metrics": _all_metrics(runs) if rows else None,
         "confusions": list(_confusions(runs)),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from headstart.runs.contents import read_arrays, reading
+from headstart.errors import UserError
+from headstart.learning.tasks import Metric
+from headstart.runs.contents import read_arrays, reading, stage_origin
 from headstart.runs.directory import write_arrays
+from headstart.runs.run import Run
+from headstart.statistics.by_examples import GainByExamples, gain_by_examples
 
 
 class ByExamples(NamedTuple):
@@ -33,6 +37,38 @@ class ByExamples(NamedTuple):
     learning_rates: np.ndarray
     epochs: np.ndarray
     at_edge: np.ndarray
+
+
+def curve_of(
+    seeds: Sequence[ByExamples], metric: Metric, *, over: Sequence[np.ndarray] | None = None
+) -> GainByExamples:
+    """The curve of the seeds of a run.
+
+    over: values `[clients]` for each seed that the gain is over; by default those of the initial model.
+
+    Raises:
+        UserError: if the seeds are not of the same clients.
+    """
+    first = seeds[0]
+    if any(each.ids != first.ids or not np.array_equal(each.numbers, first.numbers) for each in seeds):
+        raise UserError("the seeds measured other clients, or other numbers of examples; measure them again")
+    before = [each.initial for each in seeds] if over is None else over
+    gains = [metric.sign * (each.personalized - base).mean(axis=1) for each, base in zip(seeds, before, strict=True)]
+    return gain_by_examples(np.moveaxis(np.stack(gains), 1, 2), first.support, first.numbers.tolist())
+
+
+def curve_of_run(run: Run) -> GainByExamples | None:
+    """The curve of a run's last stage; None if it was not measured for every seed that was begun, or in another way."""
+    stage, found = len(run.ends) - 1, []
+    for seed in run.seeds:
+        folder = run.path / f"seed-{seed}"
+        path = by_examples_path(folder, stage)
+        if not path.exists() or not is_by_examples(path, stage_origin(folder, stage)):
+            return None
+        found.append(read_by_examples(path))
+    if not found or any(not np.array_equal(each.numbers, found[0].numbers) for each in found):
+        return None
+    return curve_of(found, run.task.metrics[0])
 
 
 def by_examples_path(seed_folder: Path, stage: int) -> Path:

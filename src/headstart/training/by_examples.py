@@ -6,9 +6,11 @@ validation clients that have as few.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +24,24 @@ from headstart.errors import UserError
 from headstart.experiment.experiment import Experiment
 from headstart.experiment.measured import has_test_examples
 from headstart.experiment.setup import Prepared
+from headstart.fields import Range, check_argument
 from headstart.learning.personalization import Curves, choose_recipe, deciding_metric, pooled
 from headstart.learning.rounds import personal_key, seed_key
-from headstart.runs.by_examples import ByExamples, by_examples_path, is_by_examples, write_by_examples
-from headstart.runs.contents import stage_origin
+from headstart.runs.by_examples import (
+    ByExamples,
+    by_examples_path,
+    curve_of,
+    is_by_examples,
+    read_by_examples,
+    write_by_examples,
+)
+from headstart.runs.contents import federation_document, stage_origin
 from headstart.runs.directory import decided_before
+from headstart.runs.provenance import is_of, provenance
 from headstart.runs.pseudonyms import pseudonym, read_key
 from headstart.runs.reading import open_run
+from headstart.runs.run import Run
+from headstart.statistics.by_examples import GainByExamples
 from headstart.training.compilation_cache import ProgramCache
 from headstart.training.interrupt import Interrupt
 from headstart.training.run import run_context, run_prepared
@@ -86,6 +99,8 @@ def measure_by_examples(
     cache, mesh = cache or ProgramCache(), all_devices(options.devices)
     cache.make_room()
     prepared = run_prepared(experiment, allowed_modules, cache, federation, model, decided_before(out))
+    if not is_of(federation_document(out / "federation.json"), provenance(prepared.federation, {})):
+        raise UserError(f"the data of {out} have changed since it was begun; bring back those that it was run on")
     with Interrupt() as interrupt:
         context = run_context(prepared, mesh, options, lambda record: None, interrupt, cache)
         params = run.server_params(prepared.model, seed)
@@ -107,6 +122,70 @@ def is_measured(out: Path, seed: int, stage: int, *, numbers: Sequence[int] = NU
     except UserError:
         return False
     return is_by_examples(by_examples_path(out / f"seed-{seed}", stage), of)
+
+
+def gain_by_examples(
+    run: Run | str | os.PathLike[str],
+    *,
+    numbers: Sequence[int] = NUMBERS,
+    draws: int = DRAWS,
+    federation: Federation | None = None,
+    options: Options = Options(),
+    allowed_modules: Collection[str] = (),
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> GainByExamples:
+    """The gain from personalization of a finished run against the number of local examples that a test client has.
+
+    The trained models of its last stage are personalized on nested subsets of each client's local training (support)
+    examples, several draws of them, and on all of them. Nothing is trained again; learning rate and epochs are chosen
+    for each number on validation clients with as few examples. What was measured is kept in the run's folder, where a
+    report finds it.
+
+    run: in hand, or its folder. numbers: the most examples that each client has, ascending; all is added to them.
+    draws: how many random orders of each client's examples. federation: where the run was given one in memory.
+    options, allowed_modules: as of `run`. progress: called with how many numbers are done, of how many in all seeds.
+
+    Raises:
+        UserError: if the run is not finished, its data have changed, or no test client can be measured.
+        KeyboardInterrupt: on Ctrl-C.
+    """
+    run = open_run(run, allowed_modules=allowed_modules)
+    _check(run, numbers, draws)
+    cache, stage, seeds = ProgramCache(many=True), len(run.ends) - 1, len(run.seeds)
+    for index, seed in enumerate(run.seeds):
+
+        def of_seed(done: int, of: int, before: int = index) -> None:
+            progress(before * of + done, seeds * of)
+
+        finished = measure_by_examples(
+            run.experiment,
+            run.path,
+            seed,
+            numbers=numbers,
+            draws=draws,
+            federation=federation,
+            model=run.given_model,
+            options=options,
+            allowed_modules=allowed_modules,
+            cache=cache,
+            progress=of_seed,
+        )
+        if not finished:
+            raise KeyboardInterrupt
+    return curve_of(
+        [read_by_examples(by_examples_path(run.path / f"seed-{seed}", stage)) for seed in run.seeds],
+        run.task.metrics[0],
+    )
+
+
+def _check(run: Run, numbers: Sequence[int], draws: int) -> None:
+    if not run.finished:
+        raise UserError(f"{run.path} is not finished; repeat its `headstart run` command to resume it")
+    check_argument("draws", draws, int, Range(1))
+    for number in numbers:
+        check_argument("a number of examples", number, int, Range(0))
+    if any(more <= fewer for fewer, more in pairwise(numbers)):
+        raise UserError(f"the numbers of examples are {list(numbers)}; give each once, from few to many")
 
 
 def depends_on(out: Path, seed: int, stage: int, numbers: Sequence[int], draws: int) -> dict[str, Any]:
@@ -211,12 +290,13 @@ def _chosen(measured: _Measured, most: int | None) -> tuple[float, int, bool]:
     recipe, task = prepared.experiment.personalization, prepared.task
     clients = selection_clients(prepared, prepared.experiment.stages[-1])
     clients = clients[has_test_examples(prepared.federation, clients)]
-    candidates = sorted(recipe.candidate_rates)
+    # Those that are added come last: among equals the first is chosen, and not one that makes no difference.
+    candidates = list(recipe.candidate_rates)
     if most == 0:
         return candidates[0], 0, False
     if not len(clients):
-        return recipe.candidate_rates[0], recipe.unchosen, False
-    curves: dict[float, Curves] = {}
+        return candidates[0], recipe.unchosen, False
+    best, epochs, curves = candidates[0], recipe.unchosen, dict[float, Curves]()
     for _ in range(MOST_WIDENINGS + 1):
         for learning_rate in candidates:
             if learning_rate not in curves:
@@ -224,7 +304,7 @@ def _chosen(measured: _Measured, most: int | None) -> tuple[float, int, bool]:
         number, epochs = choose_recipe(
             [curves[each] for each in candidates], task, by=deciding_metric(task, recipe), otherwise=recipe.unchosen
         )
-        best, (least, *_, greatest) = candidates[number], [*candidates, candidates[-1]]
+        best, least, greatest = candidates[number], min(candidates), max(candidates)
         if recipe.pulls is not None:
             return best, epochs, epochs == recipe.most
         # Without an epoch all learning rates are alike; a smaller one may do less harm, but not one smaller still.
@@ -234,5 +314,5 @@ def _chosen(measured: _Measured, most: int | None) -> tuple[float, int, bool]:
         more += [least / FACTOR] if best == least or not epochs else []
         if not more:
             return best, epochs, epochs == recipe.most
-        candidates = sorted([*candidates, *more])
+        candidates += more
     return best, epochs, True

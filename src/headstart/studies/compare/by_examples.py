@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headstart.learning.tasks import Metric
-from headstart.reports.by_examples import curve_of, figure_spec, note, sentence, table
-from headstart.runs.by_examples import ByExamples
+from headstart.reports.by_examples import figure_spec, note, sentence, table
+from headstart.runs.by_examples import ByExamples, curve_of
 from headstart.statistics.by_examples import GainByExamples
 from headstart.studies.compare.methods import BASELINE, FEDAVG
 from headstart.studies.compare.protocol import Compared

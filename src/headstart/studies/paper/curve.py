@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from headstart.reports.by_examples import curve_of, figure_spec, note, sentence, table
+from headstart.reports.by_examples import figure_spec, note, sentence, table
+from headstart.runs.by_examples import curve_of
 from headstart.statistics.by_examples import GainByExamples
 from headstart.studies.evidence import Claim, Evidence, Table, format_difference
 from headstart.studies.paper.finetune import second_stages
