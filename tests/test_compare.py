@@ -3,6 +3,7 @@
 import json
 import runpy
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from markupsafe import escape
 import headstart.methods
 from headstart import Data, Experiment, ModelSpec, Optimizer, Stage
 from headstart.experiment.setup import prepare
+from headstart.learning.optimum import PULLS
 from headstart.learning.tasks import Classification, Regression
 from headstart.methods import ANIL, APFL, IFCA, LPFT, FedPer, FedRep, KNNPer, LocalOnly, MetaSGD, PFedMe, Scaffold
 from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD, Reptile
@@ -162,6 +164,22 @@ def test_a_method_that_does_not_suit_the_model_is_left_out_with_the_reason(prepa
     candidates = {str(each): each for each in method.candidates((0.1, 0.3), 4)}
     suitable, reasons = planner.experiments(method, candidates)
     assert not suitable and reasons[0].startswith("the model has no layers with batch statistics")
+
+
+def test_personalization_is_tried_in_what_it_counts(prepared, tmp_path):
+    table = built_in_methods()
+    steps, optimum, mixed = (table[name].recipe(20, 7, (0.1, 0.3)) for name in ("ditto", "optimum", "knnper"))
+    assert (steps.candidate_rates, steps.unit, steps.most) == ((0.1, 0.3), "epochs", 7)
+    assert (optimum.unit, optimum.most) == ("pulls", len(PULLS)) and len(optimum.candidate_rates) == 1
+    # One mixing weight after another, at no learning rate.
+    assert (mixed.most, len(mixed.candidate_rates)) == (10, 1) and KNNPer.spacing * mixed.most == 1
+    method, reasons = table["optimum"], {}
+    convex = prepare(replace(prepared.experiment, model=ModelSpec("logistic")))
+    for of in (convex, prepared):
+        planner = _Planner(Protocol(of.experiment, 20), Runs(tmp_path / of.experiment.model.path, seeds=1))
+        suitable, reasons = planner.experiments(method, {str(each): each for each in method.candidates((0.1,), 2)})
+        assert len(suitable) == (2 if of is convex else 0)
+    assert "whose loss has one optimum, and the model is mlp" in reasons[0]
 
 
 def test_servers_of_clients_that_change_nothing_are_not_tried_one_after_another(prepared, tmp_path):

@@ -360,7 +360,7 @@ def test_no_file_of_a_method_is_forgotten():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_the_contract(name):
     method, model, traces = METHODS[name], Layers()(), []
-    if name == "FedBN":  # of what has no normalization, it is told what stays with the client
+    if name == "FedBN":  # without normalization, what stays with the client is named
         method = replace(method, layers=("Dense_0",))
     params = jax.tree.map(jnp.float32, model.init(jax.random.key(0)))
     broadcast, client_state = method.init_server(params), method.init_client_state(params)

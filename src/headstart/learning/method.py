@@ -84,12 +84,15 @@ class Method:
     search_space: values of its own settings that a comparison tries, by field, beside those that all methods have.
     scaled_by_learning_rate: which of these are in units of a power of the client's learning rate β, by field: 1 for a
         rate in units of β, -1 for the strength λ of a proximal term, which moves a step by β λ.
+    personal_grid: of a method whose personalization takes no steps at a learning rate, what it counts in place of
+        epochs, and how many there are to choose from.
     """
 
     title: ClassVar[str] = ""
     weighting: ClassVar[Weighting] = "examples"
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
     scaled_by_learning_rate: ClassVar[Mapping[str, int]] = {}
+    personal_grid: ClassVar[tuple[str, int] | None] = None
 
     def __init_subclass__(cls) -> None:
         _check_contract(cls)
@@ -179,7 +182,7 @@ class Method:
 
 
 _HOOKS = tuple(name for name, part in vars(Method).items() if inspect.isfunction(part) and not name.startswith("_"))
-_SETTINGS = ("title", "weighting", "search_space", "scaled_by_learning_rate")
+_SETTINGS = ("title", "weighting", "search_space", "scaled_by_learning_rate", "personal_grid")
 _CALL = ("self", "task", "model", "broadcast", "client", "client_state", "key")
 PLAIN = Method()
 

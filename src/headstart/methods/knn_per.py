@@ -45,6 +45,7 @@ class KNNPer(ClientUpdate):
 
     title: ClassVar[str] = "kNN-Per"
     search_space: ClassVar[SearchSpace] = {"epochs": (1, 5), "scale": (0.3, 1.0, 3.0)}
+    personal_grid: ClassVar[tuple[str, int] | None] = ("mixing weight", 10)
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

@@ -32,6 +32,7 @@ class Row(NamedTuple):
     worst_tenth: the mean of the bottom 10 % of clients.
     rounds, examples, sent, seconds: a run's rounds, examples that clients train on, bytes and time of training.
     epochs: of personalization. rates: of personalization, the least and the greatest that a seed chose.
+    grid: what is counted in place of epochs, and how many there are; None for epochs.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Row(NamedTuple):
     doubt: Reason = ""
     over_fedavg_doubt: Reason = ""
     operations: float = 0.0
+    grid: tuple[str, int] | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -130,6 +132,7 @@ def _row(entry: Entry, against: tuple[TwoWay, int, TwoWay, int, Difference], fed
         float(np.median(result.seconds)),
         float(np.mean(result.epochs)) if personalizes else 0.0,
         (float(result.personal_rates.min()), float(result.personal_rates.max())),
+        grid=entry.method.personal_grid,
     )
 
 

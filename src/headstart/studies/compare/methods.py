@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from typing import Any, NamedTuple
 
 import headstart.methods
 from headstart.errors import UserError
 from headstart.learning.method import ClientUpdate
 from headstart.learning.optimizers import Optimizer
+from headstart.learning.optimum import PULLS
+from headstart.learning.personalization import Personalization
 from headstart.methods.paper import FOMAML, MAML, FedAvg, Reptile
 from headstart.studies.compare.design import design
 
@@ -30,12 +32,28 @@ class MethodSpec(NamedTuple):
 
     name: in tables. kind: the class of its update. second_kind: that of a second stage. personalizes: whether clients
     train the model they are given; otherwise its initial value is the result, and settings are chosen by it.
+    to_optimum: whether they train it to the optimum of a convex loss, in place of a number of epochs.
     """
 
     name: str
     kind: type[ClientUpdate]
     second_kind: type[ClientUpdate] | None = None
     personalizes: bool = True
+    to_optimum: bool = False
+
+    @property
+    def personal_grid(self) -> tuple[str, int] | None:
+        """As of `Method`: what is chosen of personalization in place of epochs, and among how many."""
+        return ("pull", len(PULLS)) if self.to_optimum else self.kind.personal_grid
+
+    def recipe(self, batch_size: int, epochs: int, learning_rates: Sequence[float]) -> Personalization:
+        """The personalization of this many epochs at most, at one of these learning rates, where it has some."""
+        recipe = Personalization(Optimizer("sgd"), batch_size, epochs, learning_rates=tuple(learning_rates))
+        if self.to_optimum:
+            return replace(recipe, learning_rates=(), pulls=PULLS)
+        return (
+            recipe if self.personal_grid is None else replace(recipe, learning_rates=(), epochs=self.personal_grid[1])
+        )
 
     def candidates(self, learning_rates: Sequence[float], count: int) -> list[Settings]:
         """`count` different settings, or all if there are fewer; every method has the same learning rates and servers.
@@ -69,6 +87,7 @@ FEDAVG, BASELINE = "FedAvg (global model)", "FedAvg + fine-tuning"
 PAPER_METHODS = (
     MethodSpec(FEDAVG, FedAvg, personalizes=False),
     MethodSpec(BASELINE, FedAvg),
+    MethodSpec("FedAvg + optimum", FedAvg, to_optimum=True),
     MethodSpec("Personalized FedAvg", FedAvg, Reptile),
     MethodSpec("Reptile + fine-tuning", Reptile),
     MethodSpec("FOMAML + fine-tuning", FOMAML),
@@ -77,6 +96,7 @@ PAPER_METHODS = (
 _SHORT = {
     "fedavg": FEDAVG,
     "fedavg+ft": BASELINE,
+    "optimum": "FedAvg + optimum",
     "personalized_fedavg": "Personalized FedAvg",
     "reptile": "Reptile + fine-tuning",
     "fomaml": "FOMAML + fine-tuning",

@@ -12,9 +12,9 @@ from headstart.errors import UserError
 from headstart.experiment.experiment import COHORT, Experiment, Stage
 from headstart.experiment.personal import check_personalization
 from headstart.experiment.setup import Prepared
-from headstart.fields import MOST_EPOCHS, at_least, check_fields
+from headstart.experiment.suited import pull_problems
+from headstart.fields import MOST_EPOCHS, at_least, check_fields, refuse
 from headstart.learning.optimizers import Optimizer, Schedule
-from headstart.learning.personalization import Personalization
 from headstart.learning.tasks import NextCharacter, Task
 from headstart.methods.paper import FedAvg
 from headstart.studies.compare.arithmetic import Cost, cost, counting_of, sampled
@@ -256,7 +256,7 @@ class _Planner:
                     untrained.add(updates)
                 experiment = self.experiment(method, stages)
                 if not suitable:
-                    check_personalization(experiment, *self.prepared[1:4])
+                    self._check(experiment)
                 suitable[label] = experiment
             except UserError as error:
                 reasons.append(str(error))
@@ -280,12 +280,18 @@ class _Planner:
                 break
         return found
 
+    def _check(self, experiment: Experiment) -> None:
+        """Refuse an experiment whose personalization does not suit the model or the task."""
+        of, task, model, federation, _ = self.prepared
+        refuse([*pull_problems(replace(experiment, model=of.model, task=task))])
+        check_personalization(experiment, task, model, federation)
+
     def experiment(self, method: MethodSpec, stages: Sequence[tuple[Stage, Cost]]) -> Experiment:
         protocol, base = self.protocol, self.protocol.base
         # A method that spends nothing on federated training may train longer alone.
         epochs = protocol.epochs * (1 if any(each.examples for _, each in stages) else LOCAL_EPOCHS_FACTOR)
         # The same for a method that does not personalize, so that its training is not done twice.
-        recipe = Personalization(Optimizer("sgd"), self.batch_size, epochs, learning_rates=self.personal_rates)
+        recipe = method.recipe(self.batch_size, epochs, self.personal_rates)
         return replace(
             base,
             start=None,

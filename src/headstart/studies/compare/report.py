@@ -156,7 +156,7 @@ def _cost_table(rows: Sequence[Row], protocol: Protocol, support_sizes: np.ndarr
             f"{of_an_example(row) / of_an_example(tuned):.2f}",
             f"{row.sent / 1e6:,.1f}",
             f"{row.seconds:.1f}",
-            f"{row.epochs * support_sizes.mean():,.0f}",
+            f"{row.epochs * support_sizes.mean():,.0f}" if row.grid is None else "–",
             _recipe(row),
         )
         for row in rows
@@ -182,6 +182,8 @@ def _cost_table(rows: Sequence[Row], protocol: Protocol, support_sizes: np.ndarr
 def _recipe(row: Row) -> str:
     if not row.epochs:
         return "–"
+    if row.grid is not None:
+        return f"{row.grid[0]} {row.epochs:.1f} of {row.grid[1]}"
     learning_rates = " to ".join(f"{each:g}" for each in dict.fromkeys(row.learning_rates))
     return f"{row.epochs:.1f} epochs at {learning_rates}"
 
@@ -314,7 +316,11 @@ def _listed(learning_rates: Sequence[float]) -> str:
 
 def _edges(compared: Compared) -> list[str]:
     """Sentences on what was chosen at an edge of its candidates."""
-    personal = {name: each.result for name, each in compared.entries.items() if each.method.personalizes}
+    personal = {
+        name: each.result
+        for name, each in compared.entries.items()
+        if each.method.personalizes and each.method.personal_grid is None
+    }
     trained = {
         name: at_edges(each.settings, compared.tried[name])
         for name, each in compared.entries.items()
