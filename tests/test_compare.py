@@ -21,6 +21,7 @@ from headstart.methods import ANIL, APFL, IFCA, LPFT, FedPer, FedRep, KNNPer, Lo
 from headstart.methods.paper import FOMAML, MAML, FedAvg, FedSGD, Reptile
 from headstart.reports.format import typeset
 from headstart.studies.compare.arithmetic import SAMPLE, Cost, cost, representative, sampled
+from headstart.studies.compare.authors import authors_table
 from headstart.studies.compare.design import design
 from headstart.studies.compare.leaderboard import gain_by_data_size, group_means, leaderboard, size_groups, values_of
 from headstart.studies.compare.methods import (
@@ -180,6 +181,18 @@ def test_personalization_is_tried_in_what_it_counts(prepared, tmp_path):
         suitable, reasons = planner.experiments(method, {str(each): each for each in method.candidates((0.1,), 2)})
         assert len(suitable) == (2 if of is convex else 0)
     assert "whose loss has one optimum, and the model is mlp" in reasons[0]
+
+
+def test_the_page_says_where_a_method_is_not_as_its_authors_have_it():
+    entries = made({BASELINE: 0.0})
+    assert authors_table(entries) == []
+    mixed = entry(built_in_methods()["knnper"], *(values_of(entries[BASELINE]),) * 2)
+    (table,) = authors_table({**entries, "kNN-Per": mixed})
+    ((name, text),) = table.rows
+    assert name == "kNN-Per" and text == f"{KNNPer.differs.capitalize()}."
+    # None of the methods that are made for clients that take part, or trained in another way, is without a sentence.
+    without = {name for name, kind in METHODS.items() if not kind.differs}
+    assert without == {"LocalOnly"}
 
 
 def test_servers_of_clients_that_change_nothing_are_not_tried_one_after_another(prepared, tmp_path):

@@ -86,6 +86,7 @@ class Method:
         rate in units of β, -1 for the strength λ of a proximal term, which moves a step by β λ.
     personal_grid: of a method whose personalization takes no steps at a learning rate, what it counts in place of
         epochs, and how many there are to choose from.
+    differs: where `headstart compare` does not have the method as its authors do, for its page; without a full stop.
     """
 
     title: ClassVar[str] = ""
@@ -93,6 +94,7 @@ class Method:
     search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
     scaled_by_learning_rate: ClassVar[Mapping[str, int]] = {}
     personal_grid: ClassVar[tuple[str, int] | None] = None
+    differs: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         _check_contract(cls)
@@ -182,7 +184,7 @@ class Method:
 
 
 _HOOKS = tuple(name for name, part in vars(Method).items() if inspect.isfunction(part) and not name.startswith("_"))
-_SETTINGS = ("title", "weighting", "search_space", "scaled_by_learning_rate", "personal_grid")
+_SETTINGS = ("title", "weighting", "search_space", "scaled_by_learning_rate", "personal_grid", "differs")
 _CALL = ("self", "task", "model", "broadcast", "client", "client_state", "key")
 PLAIN = Method()
 

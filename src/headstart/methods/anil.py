@@ -31,6 +31,7 @@ class ANIL(ClientUpdate):
 
     weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"steps": (1, 5)}
+    differs: ClassVar[str] = "first order, where the paper's is exact, as MAML's"
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

@@ -43,6 +43,10 @@ class APFL(ClientUpdate):
 
     weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"epochs": (1, 5), "mixing": (0.25, 0.75)}
+    differs: ClassVar[str] = (
+        "made for clients that take part and keep their own model; a held-out client's begins as the global one."
+        " The authors' code updates α once a round, here every step does"
+    )
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

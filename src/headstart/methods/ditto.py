@@ -29,6 +29,10 @@ class Ditto(ClientUpdate):
 
     search_space: ClassVar[SearchSpace] = {"epochs": (1, 5), "strength": (0.001, 0.01, 0.1)}
     scaled_by_learning_rate: ClassVar[Scaling] = {"strength": -1}
+    differs: ClassVar[str] = (
+        "made for clients that take part, whose own models are trained round after round; a held-out client"
+        " trains its own from the final model alone"
+    )
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

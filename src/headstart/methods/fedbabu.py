@@ -31,6 +31,7 @@ class FedBABU(ClientUpdate):
     whole: bool = False
 
     search_space: ClassVar[SearchSpace] = {"epochs": (1, 5), "whole": (False, True)}
+    differs: ClassVar[str] = "its authors measure clients that took part"
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

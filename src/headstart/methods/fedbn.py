@@ -37,6 +37,9 @@ class FedBN(ClientUpdate):
     layers: tuple[str, ...] | None = None
 
     search_space: ClassVar[SearchSpace] = {"epochs": (1, 5)}
+    differs: ClassVar[str] = (
+        "made for clients that take part and keep their normalization; a held-out client starts from the mean of theirs"
+    )
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

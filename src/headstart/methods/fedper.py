@@ -31,6 +31,9 @@ class FedPer(ClientUpdate):
     head: tuple[str, ...] | None = None
 
     search_space: ClassVar[SearchSpace] = {"epochs": (1, 5)}
+    differs: ClassVar[str] = (
+        "made for clients that take part and keep their heads; a held-out client starts from an untrained one"
+    )
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

@@ -31,6 +31,7 @@ class FedProx(ClientUpdate):
 
     search_space: ClassVar[SearchSpace] = {"epochs": (1, 5), "mu": (0.001, 0.01, 0.1)}
     scaled_by_learning_rate: ClassVar[Scaling] = {"mu": -1}
+    differs: ClassVar[str] = "its authors train one global model; that clients fine-tune it is added here"
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

@@ -32,6 +32,9 @@ class FedRep(ClientUpdate):
 
     weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"head_epochs": (1, 5), "body_epochs": (1, 5)}
+    differs: ClassVar[str] = (
+        "made for clients that take part and keep their heads; a held-out client fits one from an untrained one"
+    )
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

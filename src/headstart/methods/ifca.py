@@ -35,6 +35,7 @@ class IFCA(ClientUpdate):
     spread: float = at_least(0, 0.5)
 
     search_space: ClassVar[SearchSpace] = {"epochs": (1, 5), "models": (2, 4)}
+    differs: ClassVar[str] = "its authors take the chosen model as it is; that clients fine-tune it is added here"
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

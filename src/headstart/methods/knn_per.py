@@ -46,6 +46,10 @@ class KNNPer(ClientUpdate):
     title: ClassVar[str] = "kNN-Per"
     search_space: ClassVar[SearchSpace] = {"epochs": (1, 5), "scale": (0.3, 1.0, 3.0)}
     personal_grid: ClassVar[tuple[str, int] | None] = ("mixing weight", 10)
+    differs: ClassVar[str] = (
+        "one mixing weight for all clients, chosen on validation clients, where the authors choose one for each"
+        " client on rows of its own; its scale of distances is searched, and 1 in the paper"
+    )
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

@@ -38,6 +38,10 @@ class LPFT(ClientUpdate):
 
     title: ClassVar[str] = "LP-FT"
     search_space: ClassVar[SearchSpace] = {"epochs": (1, 5), "head_epochs": (2, 5)}
+    differs: ClassVar[str] = (
+        "the head has a few epochs at the learning rate of the rest, where Kumar et al. fit it to its end and"
+        " tune a rate for either part"
+    )
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

@@ -43,6 +43,10 @@ class MetaSGD(ClientUpdate):
     title: ClassVar[str] = "Meta-SGD"
     weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"steps": (1, 3), "rate_factor": (1.0, 100.0)}
+    differs: ClassVar[str] = (
+        "clients take epochs of steps along the learned rates, all multiplied by the chosen learning rate over"
+        " that of training, where its authors take the few steps that it was trained for"
+    )
 
     def __call__(
         self, task: Task, model: Model, broadcast: Mapping[str, Tree], client: Client, client_state: Tree, key: Array

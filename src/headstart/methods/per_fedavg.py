@@ -34,6 +34,7 @@ class PerFedAvg(ClientUpdate):
     weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"steps": (1, 5), "meta_rate": (0.3, 1.0, 3.0)}
     scaled_by_learning_rate: ClassVar[Scaling] = {"meta_rate": 1}
+    differs: ClassVar[str] = "first order; held-out clients fine-tune for epochs, where its authors take a step"
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

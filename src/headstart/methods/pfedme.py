@@ -39,6 +39,7 @@ class PFedMe(ClientUpdate):
     weighting: ClassVar[Weighting] = "uniform"
     search_space: ClassVar[SearchSpace] = {"rounds": (1, 5), "strength": (0.03, 0.3), "outer_rate": (1.0, 3.0)}
     scaled_by_learning_rate: ClassVar[Scaling] = {"strength": -1, "outer_rate": 1}
+    differs: ClassVar[str] = "its authors measure clients that took part"
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

@@ -33,6 +33,7 @@ class Scaffold(ClientUpdate):
     search_space: ClassVar[SearchSpace] = {"steps": (2, 10)}
     title: ClassVar[str] = "SCAFFOLD"
     weighting: ClassVar[Weighting] = "uniform"
+    differs: ClassVar[str] = "its authors train one global model; that clients fine-tune it is added here"
 
     def __call__(
         self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array

@@ -26,6 +26,7 @@ from headstart.reports.format import (
 from headstart.reports.style import FigureSpec, axis_name
 from headstart.runs.results import Estimate
 from headstart.statistics.two_way import TwoWay
+from headstart.studies.compare.authors import authors_table
 from headstart.studies.compare.decisions import Reason, Verdict
 from headstart.studies.compare.further import at_edges
 from headstart.studies.compare.halving import FURTHER, rungs
@@ -75,6 +76,7 @@ def evidence(
             values_table(rows, formats),
             _cost_table(rows, protocol, support_sizes),
             _amounts_table(gains, groups, formats),
+            *authors_table(entries),
         ),
         _figure_specs(entries, rows, gains, groups, metric),
         tuple(compared.choices),
