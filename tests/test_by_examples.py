@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,11 +30,14 @@ from headstart.reports.by_examples import gain_figure, note, sentence, table
 from headstart.reports.style import LIGHT
 from headstart.runs.by_examples import ByExamples, by_examples_path, curve_of, curve_of_run, read_by_examples
 from headstart.runs.directory import read_curves
+from headstart.runs.pseudonyms import is_pseudonym
 from headstart.statistics.by_examples import first_positive, gain_by_examples, half_of
 from headstart.studies.compare.by_examples import GLOBAL, OWN, best_methods
 from headstart.studies.compare.methods import BASELINE, FEDAVG, MethodSpec
 from headstart.studies.evidence import Choice
+from headstart.training import by_examples
 from headstart.training.by_examples import is_measured, measure_by_examples
+from headstart.training.seed_run import InterruptedRunError, Options
 from small import PROGRAMS, experiment, first_stage_only, run
 from tiny import drawn, federation
 
@@ -403,6 +407,39 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(measured, tmp_path):
     (tmp_path / "other" / "experiment.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match="have changed since it was begun"):
         hs.gain_by_examples(tmp_path / "other")
+
+
+def test_an_interrupted_measurement_resumes_with_the_number_that_it_was_at(measured, tmp_path, monkeypatch):
+    plan, finished, found = measured
+    folder = tmp_path / "run"
+    shutil.copytree(finished.path, folder)
+    path = by_examples_path(folder / "seed-0", 0)
+    path.unlink()
+    of_number, seen = by_examples._of_number, []
+
+    def stopped(measured, number, *, is_all):
+        seen.append(number)
+        if number == 5 and seen.count(5) == 1:
+            raise InterruptedRunError
+        return of_number(measured, number, is_all=is_all)
+
+    monkeypatch.setattr(by_examples, "_of_number", stopped)
+    measure = partial(measure_by_examples, plan, folder, 0, numbers=NUMBERS, cache=PROGRAMS)
+    assert not measure() and not path.exists()
+    assert measure() and seen == [0, 3, 5, 5, found.numbers[-1]]
+    again = read_by_examples(path)
+    for name, value in found._asdict().items():
+        np.testing.assert_array_equal(getattr(again, name), value)
+    assert not list(folder.glob("*/*unfinished*"))
+
+
+def test_hidden_ids_stay_hidden(tmp_path):
+    plan = first_stage_only(experiment(shifted_file(tmp_path / "data.npz"), rounds=(1, 1)))
+    run(plan, tmp_path / "run", options=Options(hide_ids=True))
+    assert measure_by_examples(plan, tmp_path / "run", 0, numbers=(0,), cache=PROGRAMS)
+    found = read_by_examples(by_examples_path(tmp_path / "run" / "seed-0", 0))
+    assert list(found.ids) == read_curves(tmp_path / "run" / "seed-0" / "stage-0.npz", "test")[0]
+    assert all(map(is_pseudonym, found.ids))
 
 
 WITH_ONE_NUMBER = [

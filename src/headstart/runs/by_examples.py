@@ -39,6 +39,16 @@ class ByExamples(NamedTuple):
     at_edge: np.ndarray
 
 
+def extended(found: ByExamples, more: ByExamples) -> ByExamples:
+    """The values of further numbers after those that were found, of the same clients."""
+    joined = {
+        name: np.concatenate([getattr(found, name), getattr(more, name)])
+        for name in ByExamples._fields
+        if name not in ("ids", "support")
+    }
+    return found._replace(**joined)
+
+
 def curve_of(
     seeds: Sequence[ByExamples], metric: Metric, *, over: Sequence[np.ndarray] | None = None
 ) -> GainByExamples:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,7 @@ from headstart.runs.by_examples import (
     ByExamples,
     by_examples_path,
     curve_of,
+    extended,
     is_by_examples,
     read_by_examples,
     write_by_examples,
@@ -53,15 +54,22 @@ DRAWS = 3
 FACTOR, MOST_WIDENINGS = 3.0, 4
 # Of what is measured: another one makes files of before anew.
 VERSION = 1
+OnProgress = Callable[[int, int], None]
 
 
 class _Measured(NamedTuple):
-    """What clients are measured with. measure: a `Personalizer` of `(clients, gather, learning_rate, epochs)`."""
+    """What clients are measured with.
+
+    measure: a `Personalizer` of `(clients, gather, learning_rate, epochs)`. test: the clients that are measured.
+    ids: of all clients, as they are written.
+    """
 
     context: RunContext
     measure: Callable[..., Curves]
     seed: int
     draws: int
+    test: np.ndarray
+    ids: Sequence[str]
 
 
 def measure_by_examples(
@@ -76,12 +84,13 @@ def measure_by_examples(
     options: Options = Options(),
     allowed_modules: Collection[str] = (),
     cache: ProgramCache | None = None,
-    progress: Callable[[int, int], None] = lambda done, of: None,
+    progress: OnProgress = lambda done, of: None,
 ) -> bool:
     """Measure a finished seed with at most n local examples, and with all; whether it came to its end.
 
-    What is in the seed's folder already is not measured again. A draw is one random order of a client's examples, of
-    which each number takes the first. Clients with no more than a number have one subset alone, for every draw.
+    What is in the seed's folder already is not measured again, number by number. A draw is one random order of a
+    client's examples, of which each number takes the first. Clients with no more than a number have one subset alone,
+    for every draw.
 
     experiment, out: of the run; its last stage is measured. numbers: ascending, by default `NUMBERS`.
     federation, model, options, allowed_modules, cache: as of `run` and `run_into`. progress: called with how many of
@@ -98,20 +107,21 @@ def measure_by_examples(
     release_after_compiling()
     cache, mesh = cache or ProgramCache(), all_devices(options.devices)
     cache.make_room()
+    unfinished = path.with_name(f"{path.stem}-unfinished.npz")
     prepared = run_prepared(experiment, allowed_modules, cache, federation, model, decided_before(out))
     if not is_of(federation_document(out / "federation.json"), provenance(prepared.federation, {})):
         raise UserError(f"the data of {out} have changed since it was begun; bring back those that it was run on")
     with Interrupt() as interrupt:
         context = run_context(prepared, mesh, options, lambda record: None, interrupt, cache)
         params = run.server_params(prepared.model, seed)
-        measured = _Measured(context, _measure(context, params, seed), seed, draws)
+        measure, ids = _measure(context, params, seed), written_ids(out, prepared.federation)
+        measured = _Measured(context, measure, seed, draws, _test_clients(prepared), ids)
         try:
-            found = _by_examples(measured, _resolved(prepared, numbers), progress)
+            found = _by_examples(measured, _resolved(measured, numbers), unfinished, of, progress)
         except InterruptedRunError:
             return False
-    key = read_key(out)
-    ids = found.ids if key is None else tuple(pseudonym(key, client) for client in found.ids)
-    write_by_examples(path, of, found._replace(ids=ids), seconds=time.perf_counter() - began)
+    write_by_examples(path, of, found, seconds=time.perf_counter() - began)
+    unfinished.unlink()
     return True
 
 
@@ -132,7 +142,7 @@ def gain_by_examples(
     federation: Federation | None = None,
     options: Options = Options(),
     allowed_modules: Collection[str] = (),
-    progress: Callable[[int, int], None] = lambda done, of: None,
+    progress: OnProgress = lambda done, of: None,
 ) -> GainByExamples:
     """The gain from personalization of a finished run against the number of local examples that a test client has.
 
@@ -215,38 +225,56 @@ def _measure(context: RunContext, params: Tree, seed: int) -> Callable[..., Curv
     return measure
 
 
-def _resolved(prepared: Prepared, numbers: Sequence[int]) -> list[int]:
-    """The numbers that some test client has more examples than, and the largest client's own."""
+def written_ids(out: Path, federation: Federation) -> Sequence[str]:
+    """The ids of a run's clients as it writes them: pseudonyms, where they are hidden."""
+    key = read_key(out)
+    return federation.ids if key is None else [pseudonym(key, client) for client in federation.ids]
+
+
+def _test_clients(prepared: Prepared) -> np.ndarray:
+    """Those that can be measured."""
     clients = prepared.groups.test[has_test_examples(prepared.federation, prepared.groups.test)]
     if not len(clients):
         raise UserError("no test client has local test (query) examples, so no gain can be measured; give it some")
-    largest = int(prepared.federation.sizes[clients, 0].max())
+    return clients
+
+
+def _resolved(measured: _Measured, numbers: Sequence[int]) -> list[int]:
+    """The numbers that some test client has more examples than, and the largest client's own."""
+    largest = int(measured.context.prepared.federation.sizes[measured.test, 0].max())
     return [*(number for number in numbers if number < largest), largest]
 
 
-def _by_examples(measured: _Measured, numbers: Sequence[int], progress: Callable[[int, int], None]) -> ByExamples:
-    prepared = measured.context.prepared
-    federation, metric = prepared.federation, prepared.task.metrics[0]
-    test = prepared.groups.test[has_test_examples(federation, prepared.groups.test)]
-    initial, personalized, chosen = [], [], []
-    for done, number in enumerate(numbers):
-        most = number if done < len(numbers) - 1 else None
-        chosen.append(_chosen(measured, most))
-        learning_rate, epochs, _ = chosen[-1]
-        values = [each.means(metric) for each in _draws(measured, test, most, learning_rate, epochs)]
-        initial.append([each[:, 0] for each in values])
-        personalized.append([each[:, 1] for each in values])
-        progress(done + 1, len(numbers))
-    learning_rates, epochs, at_edge = zip(*chosen, strict=True)
+def _by_examples(
+    measured: _Measured, numbers: Sequence[int], unfinished: Path, of: Mapping[str, Any], progress: OnProgress
+) -> ByExamples:
+    """The values of all numbers, of which those in the file `unfinished` were measured before an interruption."""
+    found = read_by_examples(unfinished) if is_by_examples(unfinished, of) else None
+    for index in range(0 if found is None else len(found.numbers), len(numbers)):
+        one = _of_number(measured, numbers[index], is_all=index == len(numbers) - 1)
+        found = one if found is None else extended(found, one)
+        write_by_examples(unfinished, of, found, seconds=0)
+        progress(index + 1, len(numbers))
+    assert found is not None
+    return found
+
+
+def _of_number(measured: _Measured, number: int, *, is_all: bool) -> ByExamples:
+    """The values of one number of examples."""
+    prepared, test = measured.context.prepared, measured.test
+    metric = prepared.task.metrics[0]
+    most = None if is_all else number
+    learning_rate, epochs, at_edge = _chosen(measured, most)
+    values = np.array([each.means(metric) for each in _draws(measured, test, most, learning_rate, epochs)], np.float64)
     return ByExamples(
-        np.array(numbers),
-        tuple(federation.ids[int(client)] for client in test),
-        np.asarray(federation.sizes[test, 0]),
-        np.array(initial, np.float64),
-        np.array(personalized, np.float64),
-        np.array(learning_rates, np.float64),
-        np.array(epochs),
-        np.array(at_edge, bool),
+        np.array([number]),
+        tuple(measured.ids[int(client)] for client in test),
+        np.asarray(prepared.federation.sizes[test, 0]),
+        values[None, :, :, 0],
+        values[None, :, :, 1],
+        np.array([learning_rate], np.float64),
+        np.array([epochs]),
+        np.array([at_edge]),
     )
 
 
