@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,15 +31,18 @@ METHODS = {name: getattr(headstart.methods, name)() for name in headstart.method
 METHODS["FedBN"] = FedBN(layers=("Dense_0",))
 
 
-def test_a_memory_has_room_for_those_who_took_part_and_comes_back_from_disk(tmp_path):
+@pytest.mark.parametrize("expected", [0, 2, 9])
+def test_a_memory_has_room_for_those_who_took_part_and_comes_back_from_disk(expected, tmp_path):
     default_state = {"head": np.full(2, 7.0, np.float32)}
-    client_state = ClientStates(default_state)
+    client_state = ClientStates(default_state, expected=expected)
     np.testing.assert_array_equal(client_state.of(np.array([5, -1]))["head"], [[7, 7], [7, 7]])
     for number, clients in enumerate([[9, 3], [3, -1], [1, 2]]):
         left = np.array([[number, client] for client in clients], np.float32)
         client_state.put(np.array(clients), {"head": left})
     write(tmp_path / "memory.safetensors", client_state.as_tree(), {})
-    again = from_tree(read(tmp_path / "memory.safetensors", tree_shapes(default_state, len(client_state))).tree)
+    again = from_tree(
+        read(tmp_path / "memory.safetensors", tree_shapes(default_state, len(client_state))).tree, expected=expected
+    )
     for one in (client_state, again):
         found = one.of(np.array([[9, 3], [1, 8]]))["head"]
         np.testing.assert_array_equal(found, [[[0, 9], [1, 3]], [[2, 1], [7, 7]]])
@@ -114,6 +118,28 @@ def test_what_cannot_be_is_refused(small_data, tmp_path):
     assert run(plan, tmp_path / "one").finished
     with pytest.raises(UserError, match="does not start every client from one model"):
         export_run(tmp_path / "one", tmp_path / "artifact")
+
+
+class Normalized(nn.Module):
+    """Batch normalization between two dense layers."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        """Logits `[batch, 3]`."""
+        return nn.Dense(3)(nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))))
+
+
+def test_normalization_of_every_client_is_in_what_a_run_saves(small_data, tmp_path):
+    plan = experiment(small_data, FedBN(2, 0.1, 4))
+    assert run(plan, tmp_path / "run", model=Normalized()).finished
+    newest = max((tmp_path / "run" / "seed-0" / "checkpoints").iterdir())
+    kept = {name: array for name, array in read_arrays(newest)[0].items() if "kept" in name}
+    # Scale, bias, mean and variance, of clients that differ in all of them.
+    assert len(kept) == 4 and all(np.ptp(array, axis=0).min() > 0 for array in kept.values())
+    _, curves = read_curves(tmp_path / "run" / "seed-0" / "stage-0.npz", "test")
+    assert np.isfinite(curves.gain).all()
+    with pytest.raises(UserError, match="the model has no layers with batch statistics"):
+        run(plan, tmp_path / "without")
 
 
 def test_clients_that_predict_with_their_own_examples_do_so_in_python_alone(small_data, tmp_path):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from headstart.data.federation import Block, Client, Federation, Tree, shapes
 from headstart.devices import host_memory
 from headstart.errors import UserError
-from headstart.experiment.experiment import Experiment, Stage
+from headstart.experiment.experiment import Centralized, Experiment, Stage
 from headstart.learning.method import Method
 from headstart.learning.personalization import client_curves
 from headstart.learning.tasks import Task
@@ -46,20 +46,25 @@ def check_client_states(experiment: Experiment, model: Model, clients: int) -> N
     """
     there = host_memory()
     for stage in experiment.stages:
-        if not stage.method.is_stateful or not isinstance(stage, Stage):
+        if not stage.method.is_stateful:
             continue
 
         def client_state(method: Method = stage.method) -> Tree:
             return method.init_client_state(model.init(jax.random.key(0)))
 
         each = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(client_state)))
-        drawn = min(clients, stage.rounds * stage.cohort)
+        drawn = most_with_state(stage, clients)
         if each * drawn > there:
             raise UserError(
                 f"the method of stage {stage.name!r} keeps something of every client: {each / 1e6:,.1f} MB of each, and"
                 f" {each * drawn / 1e9:,.1f} GB of the {drawn:,} that train, more than this machine's memory of"
                 f" {there / 1e9:,.1f} GB; choose a smaller model, fewer training clients or another method"
             )
+
+
+def most_with_state(stage: Stage | Centralized, clients: int) -> int:
+    """How many clients may come to have a state in a stage, of those that train."""
+    return min(clients, stage.rounds * stage.cohort) if isinstance(stage, Stage) and stage.method.is_stateful else 0
 
 
 def _any_client(federation: Federation) -> Client:

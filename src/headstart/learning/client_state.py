@@ -12,12 +12,15 @@ class ClientStates:
     """Trees by client number, on the host; a client that has taken part in no round has the default state.
 
     default_state: the state before a client's first round, a tree of arrays.
+    expected: for how many clients to keep room from the beginning, so that nothing is copied when more take part; what
+        no client has used of it takes no memory.
     """
 
-    def __init__(self, default_state: Tree) -> None:
+    def __init__(self, default_state: Tree, *, expected: int = 0) -> None:
         self._default = jax.tree.map(np.asarray, default_state)
         self._positions: dict[int, int] = {}
-        self._states = jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), self._default)
+        # Zeros are given by the system page by page, when they are first written to.
+        self._states = jax.tree.map(lambda leaf: np.zeros((expected, *leaf.shape), leaf.dtype), self._default)
 
     def __len__(self) -> int:
         """The number of clients with a state of their own."""
@@ -58,9 +61,9 @@ class ClientStates:
         return {"blank": self._default, "clients": np.array(list(self._positions), np.int32), "kept": states}
 
 
-def from_tree(tree: Tree) -> ClientStates:
-    """The client states of a tree from `as_tree`."""
-    states = ClientStates(tree["blank"])
+def from_tree(tree: Tree, *, expected: int = 0) -> ClientStates:
+    """The client states of a tree from `as_tree`; expected: as of `ClientStates`."""
+    states = ClientStates(tree["blank"], expected=expected)
     states.put(tree["clients"], tree["kept"])
     return states
 

@@ -23,6 +23,7 @@ from headstart.errors import UserError
 from headstart.experiment.choice import Candidate, described, with_choice
 from headstart.experiment.experiment import Experiment, ModelSpec
 from headstart.experiment.measured import measurement_notes
+from headstart.experiment.personal import most_with_state
 from headstart.experiment.serialization import to_json
 from headstart.experiment.setup import Prepared, check_parameters, prepare
 from headstart.files import file_name
@@ -341,7 +342,8 @@ def _start(seed_run: SeedRun) -> Position:
             compiled()
         return position
     state, states = saved.tree if "kept" in saved.about else (saved.tree, None)
-    client_states = None if states is None else from_tree(states)
+    expected = _clients_with_state(seed_run, saved.about["stage"])
+    client_states = None if states is None else from_tree(states, expected=expected)
     position = Position(saved.about["stage"], saved.about["round"], state, client_states)
     for record in seed_run.log.cut(position.round, is_evaluated(seed_run.context.prepared.experiment)):
         on_event({**record, "past": True})
@@ -354,8 +356,16 @@ def _start(seed_run: SeedRun) -> Position:
 def _begin(seed_run: SeedRun, stage: int, number: int, params: Tree) -> Position:
     """The start of a stage after round `number`, from the parameters of a model."""
     method = seed_run.context.prepared.experiment.stages[stage].method
-    client_states = ClientStates(method.init_client_state(params)) if method.is_stateful else None
+    client_states = None
+    if method.is_stateful:
+        client_states = ClientStates(method.init_client_state(params), expected=_clients_with_state(seed_run, stage))
     return Position(stage, number, seed_run.context.algorithms[stage].init(params), client_states)
+
+
+def _clients_with_state(seed_run: SeedRun, number: int) -> int:
+    """How many clients may have a state of their own in a stage."""
+    prepared = seed_run.context.prepared
+    return most_with_state(prepared.experiment.stages[number], len(prepared.groups.train))
 
 
 def _saved(seed_run: SeedRun, params: Tree) -> checkpoint.Saved | None:
