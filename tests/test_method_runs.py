@@ -133,9 +133,9 @@ def test_normalization_of_every_client_is_in_what_a_run_saves(small_data, tmp_pa
     plan = experiment(small_data, FedBN(2, 0.1, 4))
     assert run(plan, tmp_path / "run", model=Normalized()).finished
     newest = max((tmp_path / "run" / "seed-0" / "checkpoints").iterdir())
-    kept = {name: array for name, array in read_arrays(newest)[0].items() if "kept" in name}
+    arrays = {name: array for name, array in read_arrays(newest)[0].items() if "kept" in name}
     # Scale, bias, mean and variance, of clients that differ in all of them.
-    assert len(kept) == 4 and all(np.ptp(array, axis=0).min() > 0 for array in kept.values())
+    assert len(arrays) == 4 and all(np.ptp(array, axis=0).min() > 0 for array in arrays.values())
     _, curves = read_curves(tmp_path / "run" / "seed-0" / "stage-0.npz", "test")
     assert np.isfinite(curves.gain).all()
     with pytest.raises(UserError, match="the model has no layers with batch statistics"):
