@@ -16,11 +16,12 @@ from headstart.data.device_data import on_device
 from headstart.data.load import load
 from headstart.deploy.adapt import personalize_run
 from headstart.deploy.export import export_run
+from headstart.deploy.predict import parameter_files
 from headstart.learning.client_state import ClientStates, from_tree, tree_shapes
 from headstart.learning.method import Reply
 from headstart.learning.rounds import Cohort, federated
 from headstart.learning.tasks import Classification, no_sums
-from headstart.methods import FedBN, FedPer, KNNPer, Scaffold
+from headstart.methods import APFL, LPFT, FedBN, FedPer, KNNPer, MetaSGD, Scaffold
 from headstart.methods.paper import FedAvg
 from headstart.runs.checkpoint import read, read_arrays, write
 from headstart.runs.directory import read_curves
@@ -118,6 +119,19 @@ def test_what_cannot_be_is_refused(small_data, tmp_path):
     assert run(plan, tmp_path / "one").finished
     with pytest.raises(UserError, match="does not start every client from one model"):
         export_run(tmp_path / "one", tmp_path / "artifact")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [LPFT(2, 0.1, 4, head_epochs=1), APFL(2, 0.1, 4), MetaSGD(1, 0.1, 4)], ids=str)
+def test_a_personalization_of_its_own_is_the_same_in_python_and_in_a_folder(method, small_data, tmp_path):
+    ended, federation = run(experiment(small_data, method), tmp_path / "run"), load(small_data, raw=True)
+    personalize_run(ended, small_data, tmp_path / "own", epochs=2)
+    files, client = parameter_files(tmp_path / "own"), federation.ids[0]
+    x, y = (leaf[: federation.sizes[0, 0]] for leaf in federation.fetch(np.array([0])))
+    mine = ended.personalize(x, y, client=client, epochs=2).params
+    saved = read(files[client], jax.eval_shape(lambda: mine)).tree
+    for found, expected in zip(*map(jax.tree.leaves, (mine, saved)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 class Normalized(nn.Module):
