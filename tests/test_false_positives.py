@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from headstart.statistics.by_examples import first_positive, gain_by_examples
 from headstart.statistics.two_way import error_parts, freedom, square_and_add, two_way
 from headstart.statistics.verdicts import difference, spread, t_interval
 
@@ -105,3 +106,35 @@ def test_intervals_squared_and_added_are_no_narrower_than_the_two_way_one() -> N
         mean = float(values.mean())
         wide = square_and_add(mean, t_interval(values.mean(axis=1)), (mean - half, mean + half))
         assert wide[0] <= low + 0.02 * (high - low) and high - 0.02 * (high - low) <= wide[1]
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["few gain much", "few lose much"])
+@pytest.mark.parametrize("clients", CLIENTS)
+def test_a_gain_is_seldom_shown_with_a_number_of_examples_that_gives_none(clients: str, sign: int) -> None:
+    """Of four numbers two give none in truth; each is asked for only after all larger ones."""
+    generator, numbers, tables = np.random.default_rng(6), (5, 10, 50, 200), 800
+    for ratio in RATIOS:
+        for noise in NOISES:
+            common, lows = ties(generator, (tables, 5, 149), clients, ratio, noise), []
+            for gain in (0.0, 0.0, 100.0, 1000.0):
+                values = gain + sign * (common + 0.5 * ties(generator, common.shape, clients, ratio, noise))
+                variance, of_seeds = error_parts(values)
+                reach = stats.t.ppf(0.975, freedom(variance, of_seeds, 5, 149))
+                lows.append(values.mean(axis=(1, 2)) - reach * np.sqrt(variance))
+            found = [first_positive(each, numbers) for each in np.transpose(lows)]
+            wrong = np.mean([number in (5, 10) for number in found])
+            assert wrong <= 0.06 + 2 * math.sqrt(0.06 / tables), (ratio, noise)
+            assert np.mean([number is not None for number in found]) > 0.9
+
+
+@pytest.mark.slow
+def test_half_of_the_end_is_in_its_interval_as_often_as_it_says() -> None:
+    """Of clients alone: the models are the same."""
+    generator, numbers = np.random.default_rng(7), (0, 9, 99, 999)
+    inside = []
+    for _ in range(200):
+        client = np.abs(1 + 0.5 * generator.normal(size=(1, 80, 1)))
+        gains = client * np.array([0.0, 0.1, 0.3, 0.4]) + 0.1 * generator.normal(size=(2, 80, 4))
+        low, high = gain_by_examples(gains, np.full(80, 999), numbers).half_interval
+        inside.append(low <= math.sqrt(1000) - 1 <= high)
+    assert 0.9 <= np.mean(inside) <= 0.99
