@@ -160,6 +160,8 @@ def test_clients_that_predict_with_their_own_examples_do_so_in_python_alone(smal
     ended = run(experiment(small_data, KNNPer(2, 0.1, 4)), tmp_path / "run")
     x, y = load(small_data, raw=True).fetch(np.array([0]))
     mine, shared = ended.personalize(x, y, epochs=2), ended.initial_model()
+    # The last of the mixing weights is no edge beyond which others could be tried.
+    assert ended.report()["edges"] == []
     probabilities = np.exp(mine.outputs(x))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-4)
     right, before = probabilities[np.arange(len(y)), y], jax.nn.softmax(shared.outputs(x))[np.arange(len(y)), y]

@@ -64,7 +64,9 @@ def finish_stage(seed_run: SeedRun, position: Position) -> None:
         report[group] = summarize(curves, prepared.task, epochs=epochs)
     report["personal_rate"] = learning_rates[chosen]
     measured = has_test_examples(prepared.federation, prepared.groups.validation).any()
-    report["edges"] = edges(recipe, learning_rates[chosen], epochs) if measured else []
+    # Beyond the last of a method's own grid there is nothing to try.
+    counts = measured and stage.method.personal_grid is None
+    report["edges"] = edges(recipe, learning_rates[chosen], epochs) if counts else []
     before = sum(earlier.rounds for earlier in prepared.experiment.stages[: position.stage])
     report |= left_out(seed_run.log.records(), range(before + 1, position.round + 1))
     seed_run.context.on_event({"event": "stage", **report})
