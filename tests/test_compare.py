@@ -34,8 +34,8 @@ from headstart.studies.compare.methods import (
     built_in_methods,
     select_methods,
 )
+from headstart.studies.compare.notes import examples_note
 from headstart.studies.compare.protocol import Entry, Protocol, _Planner
-from headstart.studies.compare.report import examples_note
 from headstart.studies.compare.words import claims, conclusion
 from headstart.studies.evidence import Result
 from headstart.studies.runner import Runs

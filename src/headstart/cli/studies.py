@@ -124,6 +124,9 @@ def compare(
     by_examples: Annotated[
         int, typer.Option(min=0, help="How many of the best methods are measured with fewer local examples, too.")
     ] = 3,
+    participants: Annotated[
+        int, typer.Option(min=0, help="Training clients, at most, that are measured too, with what they kept; 0: none.")
+    ] = 200,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of runs and report.")] = Path("compared"),
     processes: Processes = None,
     imports: Imports = None,
@@ -145,7 +148,15 @@ def compare(
     with output.measured():
         page, board, sentences = compare_methods(
             Protocol(
-                base, budget, tries, seeds, tuning_seeds, epochs, learning_rates_given(learning_rates), by_examples
+                base,
+                budget,
+                tries,
+                seeds,
+                tuning_seeds,
+                epochs,
+                learning_rates_given(learning_rates),
+                by_examples,
+                participants,
             ),
             methods=methods.split(","),
             out=out,

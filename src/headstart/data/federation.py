@@ -167,6 +167,7 @@ class Federation:
         and a training client may use all of its rows.
     metadata: what is known of the examples: `kind` ("image", "text" or "features"), `classes` (their number),
         `labels` (a string or list with the name of each class), `source` (where they come from).
+    holds_out: whether training clients keep their local test rows out of training where there is no predefined split.
     """
 
     name: str
@@ -175,6 +176,7 @@ class Federation:
     fetch: Fetch
     has_predefined_split: bool = True
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    holds_out: bool = False
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -192,13 +194,13 @@ class Federation:
 
     @property
     def training_part(self) -> Part:
-        """The part that clients train on: "adapt" (local training) if the source has a predefined split, else "all"."""
-        return "adapt" if self.has_predefined_split else "all"
+        """The part that clients train on: "adapt" (local training) if its test rows are kept apart, else "all"."""
+        return "adapt" if self.has_predefined_split or self.holds_out else "all"
 
     @property
     def training_sizes(self) -> np.ndarray:
         """Int `[clients]`: how many examples each client trains on."""
-        return self.sizes[:, 0] if self.has_predefined_split else self.sizes.sum(axis=1)
+        return self.sizes[:, 0] if self.training_part == "adapt" else self.sizes.sum(axis=1)
 
     @property
     def nbytes(self) -> int:

@@ -42,6 +42,8 @@ class Data:
     seed: of the split, apart from the seed of a run, so that all runs share it.
     adapt_examples: how many examples of each client there are to adapt on, and, where the source keeps others for
         testing, to train on: at most this number if at least 1, a share if below; None: all.
+    hold_out: whether training clients keep their local test rows out of training where the source has no predefined
+        split, too, so that they can be measured.
     """
 
     source: str = "glyphs"
@@ -50,6 +52,7 @@ class Data:
     validation: float = at_least(0, 0.1, whole_from_one=True)
     seed: int = at_least(0, 0, most=MOST_SEED)
     adapt_examples: float | None = at_least(0, None, above=True, whole_from_one=True)
+    hold_out: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -188,6 +191,9 @@ class Experiment:
     start: a safetensors file of parameters to start from, such as another run's `stage-0.safetensors`; `{seed}` in it
         stands for the seed.
     test: whether test clients are measured; not where settings are chosen.
+    participants: how many training clients, at most, are measured at the end of the last stage as well, on local test
+        rows that training does not use, starting from what they kept. Others, half as many, choose their learning rate
+        and epochs. Where test clients are not measured, they are not either.
     trial: how settings that suit the data are chosen before training; None takes them as they are. What is saved as
         experiment.json holds those that were chosen, and no trial.
     """
@@ -205,6 +211,7 @@ class Experiment:
     start: str | None = None
     test: bool = True
     trial: Trial | None = None
+    participants: int = at_least(0, 0)
 
     def __post_init__(self) -> None:
         check_fields(self)

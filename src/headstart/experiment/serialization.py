@@ -79,7 +79,8 @@ _EARLIER_DEFAULTS = {("headstart.Stage", "clients_per_round"): 10}
 _LATER_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "headstart.Classification": {"more": []},
     "headstart.Regression": {"center": [], "scale": [], "more": []},
-    "headstart.Experiment": {"trial": None},
+    "headstart.Experiment": {"trial": None, "participants": 0},
+    "headstart.Data": {"hold_out": False},
     "headstart.Personalization": {"pulls": None},
     "headstart.Stage": {"patience": None},
     "headstart.Centralized": {"patience": None},

@@ -186,6 +186,8 @@ def _federation(data: Data, given: Federation | None, decided: Mapping[str, Any]
         raise UserError("the experiment's federation was given in memory; give it again as federation=")
     loaded = given is None
     federation = load_as_decided(data.source, data.options, decided) if loaded else with_duplicate_notes(given)
+    if data.hold_out:
+        federation = replace(federation, holds_out=True)
     return federation if data.adapt_examples is None else limited(federation, data.adapt_examples)
 
 

@@ -116,6 +116,13 @@ class Method:
         """A client's state before its first round: a tree of arrays, made of the parameters a stage starts from."""
         return None
 
+    def with_client_state(self, broadcast: Tree, client_state: Tree) -> Tree:
+        """What a client that took part personalizes from, with the state that it kept; by default what is broadcast.
+
+        It is handed to the hooks of personalization in place of what is broadcast.
+        """
+        return broadcast
+
     def personal_init(self, task: Task, model: Model, broadcast: Tree, client: Client, key: Array) -> Tree:
         """The parameters from which a client without a state, as every held-out client, personalizes.
 
@@ -154,6 +161,11 @@ class Method:
     def is_single_model(self) -> bool:
         """Whether what is broadcast is one model, from which every client starts."""
         return not self._overrides("init_server", "personal_init")
+
+    @property
+    def personalizes_from_state(self) -> bool:
+        """Whether a client that took part personalizes from more than what is broadcast."""
+        return self._overrides("with_client_state")
 
     @property
     def has_own_training(self) -> bool:

@@ -21,6 +21,7 @@ from headstart.data.federation import Array, Client, Examples, Federation, Tree
 from headstart.devices import replicated, spans_processes
 from headstart.errors import UserError
 from headstart.fields import MOST_EPOCHS, at_least, check_fields
+from headstart.learning.client_state import ClientStates
 from headstart.learning.divergence import beyond_use, judged_metrics
 from headstart.learning.dual import dual_form
 from headstart.learning.local_sgd import (
@@ -144,9 +145,10 @@ Personalizer = Callable[..., Curves]
 def shared_curves(
     task: Task, model: Model, recipe: Personalization, *, parallel: Parallel = Parallel(), dual: bool = True
 ) -> SharedProgram:
-    """The program of `(method, params, adapt, test, key, learning_rate[, epochs])` -> the fields of `Curves`.
+    """The program of `(method, params, adapt, test, key, learning_rate[, epochs[, states]])` -> the fields of `Curves`.
 
-    It is one for all methods, and one more where only some number of epochs is to be measured.
+    It is one for all methods, and one more where only some number of epochs is to be measured, or where clients start
+    from states of their own (a tree with their axis in front).
 
     Methods that differ in numbers alone share one, and so do all learning rates.
     dual: as in `client_curves`.
@@ -163,18 +165,21 @@ def shared_curves(
         key: Array,
         learning_rate: Array,
         epochs: Array | None = None,
+        states: Tree = None,
     ) -> Tree:
         chosen = recipe.with_learning_rate(learning_rate)
 
-        def one(shared: tuple[Tree, Array], nothing: Tree, member: tuple[Client, Client]) -> tuple[Tree, Tree]:
-            (params, key), (adapt_one, test_one) = shared, member
+        def one(shared: tuple[Tree, Array], nothing: Tree, member: tuple[Client, Any]) -> tuple[Tree, Tree]:
+            (params, key), (adapt_one, (test_one, state)) = shared, member
+            params = params if states is None else method.with_client_state(params, state)
             test_one = test_one._replace(block=adapt_one.block)
             own = client_key(key, adapt_one)
             return nothing, client_curves(
                 task, model, chosen, params, adapt_one, test_one, own, method, dual=dual, epochs=epochs
             )
 
-        return map_reduce_clients(one, (params, key), (), adapt, test._replace(block=None), parallel=parallel)[1]
+        extra = test._replace(block=None), states
+        return map_reduce_clients(one, (params, key), (), adapt, extra, parallel=parallel)[1]
 
     return SharedProgram(all_curves, out_shardings=everywhere)
 
@@ -189,7 +194,7 @@ def personalizer(
     clients_at_once: int | None = None,
     curves: SharedProgram | None = None,
 ) -> Personalizer:
-    """A compiled `(params, clients, gather, key, progress, learning_rate, epochs) -> Curves`.
+    """A compiled `(params, clients, gather, key, progress, learning_rate, epochs, states) -> Curves`.
 
     params: what the server broadcasts; for most methods the parameters of the initial model.
     clients: numbers of the clients to personalize (int array `[n]`); one without query examples gets NaN.
@@ -197,6 +202,7 @@ def personalizer(
     learning_rate: by default the first to try; all of them share the program.
     epochs: None measures after every one (or step, or pull); a number, before the first and after that many alone, so
         that the curves have two columns. All numbers share a program.
+    states: the states that clients kept in training, from which they start; by default they have none.
     method: how its clients personalize. parallel: how many are worked on at once.
     clients_at_once: how many are gathered together, a matter of memory; by default four for every lane, or 32.
     curves: what `shared_curves` has compiled for the recipe, to be used again.
@@ -212,8 +218,9 @@ def personalizer(
         progress: Callable[[int], None] = lambda clients: None,
         learning_rate: float = recipe.candidate_rates[0],
         epochs: int | None = None,
+        states: ClientStates | None = None,
     ) -> Curves:
-        pieces, more = [], () if epochs is None else (epochs,)
+        pieces = []
         if mesh is not None:
             params = replicated(params, mesh)
         for start in range(0, len(clients), at_once):
@@ -222,6 +229,8 @@ def personalizer(
             missing = at_once - len(chunk)
             filled = np.pad(chunk, (0, missing), constant_values=-1)
             assigned = assign_clients(filled, np.pad(sizes, (0, missing)), parallel)
+            more = () if epochs is None else (epochs,)
+            more = more if states is None else (epochs, states.of(assigned))
             result = all_curves(method, params, *gather.parts(assigned, "adapt", "test"), key, learning_rate, *more)
             order = np.argsort(assigned)
             indices = order[np.searchsorted(assigned, chunk, sorter=order)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,10 +67,15 @@ class APFL(ClientUpdate):
         """The client's own model, and α."""
         return {"own": params, "mixing": jnp.asarray(self.mixing, _float_type(params))}
 
+    def with_client_state(self, broadcast: Tree, client_state: Tree) -> Tree:
+        """The global model w beside the client's own v and α."""
+        return _Kept(broadcast, client_state)
+
     def personal_training(
         self, task: Task, model: Model, recipe: Personalization, broadcast: Tree, client: Client, key: Array
     ) -> PersonalTraining:
-        """Local SGD on v and α, from v = w."""
+        """Local SGD on v and α, from the client's own where it took part, else from v = w."""
+        broadcast, own = broadcast if isinstance(broadcast, _Kept) else (broadcast, self.init_client_state(broadcast))
         mixture = Model(model.init, partial(_apply_mixture, model, broadcast))
         optimizer = self._kept_in_range(recipe.optimizer.build())
         local_sgd, steps = LocalSGD(task, mixture, optimizer, recipe.batch_size), steps_per_unit(recipe, client)
@@ -78,7 +83,7 @@ class APFL(ClientUpdate):
         def advance(local_state: LocalState, number: Array) -> LocalState:
             return local_sgd.run(local_state, client, key, steps=jnp.where(number > 0, steps, 0))
 
-        first = local_sgd.init(self.init_client_state(broadcast))
+        first = local_sgd.init(own)
         return PersonalTraining(first, advance, lambda local_state: _mixed(broadcast, local_state.params))
 
     def _kept_in_range(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -92,6 +97,13 @@ class APFL(ClientUpdate):
             return {**steps, "mixing": moved if self.adaptive else jnp.zeros_like(moved)}, state
 
         return optax.GradientTransformation(optimizer.init, update)
+
+
+class _Kept(NamedTuple):
+    """What is broadcast, and what a client has kept."""
+
+    broadcast: Tree
+    own: Tree
 
 
 def _float_type(params: Tree) -> Any:

@@ -57,6 +57,10 @@ class FedBN(ClientUpdate):
         """The leaves of the normalization."""
         return select_leaves(normalization_of(params, self.layers), params)
 
+    def with_client_state(self, broadcast: Tree, client_state: Tree) -> Tree:
+        """What is broadcast, with the client's own normalization."""
+        return replace_leaves(normalization_of(broadcast, self.layers), broadcast, client_state)
+
 
 def normalization_of(params: Tree, layers: Sequence[str] | None) -> Tree:
     """A tree of booleans that marks the layers with batch statistics, or those that are named as in `head_of`.

@@ -50,3 +50,7 @@ class FedPer(ClientUpdate):
     def init_client_state(self, params: Tree) -> Tree:
         """The head's leaves."""
         return select_leaves(head_of(params, self.head), params)
+
+    def with_client_state(self, broadcast: Tree, client_state: Tree) -> Tree:
+        """The body that is broadcast, with the client's own head."""
+        return replace_leaves(head_of(broadcast, self.head), broadcast, client_state)

@@ -57,6 +57,10 @@ class FedRep(ClientUpdate):
         """The head's leaves."""
         return select_leaves(head_of(params, self.head), params)
 
+    def with_client_state(self, broadcast: Tree, client_state: Tree) -> Tree:
+        """The body that is broadcast, with the client's own head."""
+        return replace_leaves(head_of(broadcast, self.head), broadcast, client_state)
+
     def personal_gradient(self, start: Tree) -> GradientTransform:
         """The mask of the head, which personalization moves alone."""
         return masked_to(head_of(start, self.head))

@@ -22,8 +22,8 @@ from headstart.learning.personalization import Curves
 from headstart.runs import checkpoint
 
 # The clients that are measured at the end of a stage.
-Group = Literal["validation", "test"]
-GROUPS: tuple[Group, ...] = ("validation", "test")
+Group = Literal["validation", "test", "participants"]
+GROUPS: tuple[Group, ...] = ("validation", "test", "participants")
 # The file of a run's trial.
 TRIAL = "trial.json"
 # What the arrays of a file may take in memory; those of a run of a million clients have a tenth.

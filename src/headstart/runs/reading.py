@@ -160,7 +160,7 @@ def _check_results(
 def _history(
     logs: dict[int, list[Record]], results: dict[Group, tuple[StageResult, ...]], ends: tuple[int, ...], metric: Metric
 ) -> History:
-    known = [result for group in GROUPS for result in results[group]]
+    known = [result for group in GROUPS if group != "participants" for result in results[group]]
     chosen = {(r.number, seed): count for r in known for seed, count in zip(r.seeds, r.epochs, strict=True)}
     curves: list[dict[int, tuple[float, float]]] = []
     for seed, log in logs.items():

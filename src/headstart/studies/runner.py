@@ -133,6 +133,20 @@ class Runs:
                 results[name] = self._result(each, "test")
         return results
 
+    def participants(self, experiments: Mapping[str, Experiment], *, seeds: int) -> dict[str, Result]:
+        """The results of finished experiments on clients that took part in training, where they measured some.
+
+        Raises:
+            UserError: if a run's folder is damaged.
+        """
+        found = {}
+        for name, experiment in experiments.items():
+            jobs = self._jobs(experiment, range(seeds))
+            runs = (open_run(job.folder, allowed_modules=self.allowed_modules) for job in jobs)
+            if all(run.results["participants"] for run in runs):
+                found[name] = self._result(jobs, "participants")
+        return found
+
     def choose(
         self, what: str, candidates: Mapping[str, Experiment], *, seeds: int
     ) -> tuple[Choice, dict[str, Result]]:
@@ -320,7 +334,7 @@ class Runs:
             _command([job]),
             np.array([report[group]["hurt"].get("beyond_chance", False)]),
             np.array([sum(line["seconds"] for line in log if line["event"] == "round")]),
-            np.array([report.get("personal_rate", np.nan)]),
+            np.array([report[group].get("personal_rate", report.get("personal_rate", np.nan))]),
         )
         if record is not None:
             write_record(record, result, federation_document(job.folder / "federation.json"), _seconds(job))

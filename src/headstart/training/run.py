@@ -288,11 +288,16 @@ def run_context(
     recipe = experiment.personalization
     personalizers = tuple(compiled(recipe, stage.method.for_personalization) for stage in experiment.stages)
     evaluators = tuple(compiled(recipe.at_most(0), stage.method.for_personalization) for stage in experiment.stages)
+    of_participants = tuple(
+        compiled(recipe, stage.method) if stage.method.personalizes_from_state else plain
+        for stage, plain in zip(experiment.stages, personalizers, strict=True)
+    )
     gather = cached("gather", lambda: on_device(prepared.federation, limit=options.device_bytes, mesh=mesh))
     shared = cached(("rounds", clients), lambda: shared_rounds(*given, clients=clients, parallel=parallel))
     any_server = cached("any server", lambda: cache.many and _bytes_of(prepared) <= MOST_BYTES)
     programs = tuple(stage_rounds(shared, stage, any_server=any_server) for stage in experiment.stages)
-    return RunContext(prepared, gather, algorithms, programs, personalizers, evaluators, options, on_event, interrupt)
+    compiled_all = algorithms, programs, personalizers, evaluators, of_participants
+    return RunContext(prepared, gather, *compiled_all, options, on_event, interrupt)
 
 
 def _bytes_of(prepared: Prepared) -> int:

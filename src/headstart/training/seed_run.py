@@ -63,7 +63,7 @@ class RunContext(NamedTuple):
 
     gather: draws cohorts of the federation, on the devices in use.
     algorithms, programs: of every stage; the programs are its rounds, compiled. personalizers, evaluators: of every
-        stage, compiled personalization, and the same of no epochs.
+        stage, compiled personalization, and the same of no epochs. of_participants: that of clients that took part.
     name: of the run, which its states carry; only the process that writes them has it. written: the federation as it is
         written, with pseudonyms where ids are hidden.
     """
@@ -74,6 +74,7 @@ class RunContext(NamedTuple):
     programs: tuple[StageRounds, ...]
     personalizers: tuple[Personalizer, ...]
     evaluators: tuple[Personalizer, ...]
+    of_participants: tuple[Personalizer, ...]
     options: Options
     on_event: OnEvent
     interrupt: Interrupt
@@ -226,6 +227,8 @@ def personalization_curves(
 ) -> Curves:
     """Personalize clients of a group from the state of the run, or measure its initial model alone.
 
+    Participants start from what they kept in training, too.
+
     rate: of personalization, by default the first to try.
 
     Raises:
@@ -243,9 +246,12 @@ def personalization_curves(
     learning_rate = (
         context.prepared.experiment.personalization.candidate_rates[0] if learning_rate is None else learning_rate
     )
-    return compiled[position.stage](
-        position.state.params, clients, context.gather, personal_key(seed_run.key), progress, learning_rate
-    )
+    given = position.state.params, clients, context.gather, personal_key(seed_run.key), progress, learning_rate
+    if group == "participants":
+        stage = context.prepared.experiment.stages[position.stage]
+        states = position.client_states if stage.method.personalizes_from_state else None
+        return context.of_participants[position.stage](*given, states=states)
+    return compiled[position.stage](*given)
 
 
 def origin(seed_run: SeedRun) -> dict[str, Any]:

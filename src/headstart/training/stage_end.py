@@ -13,6 +13,7 @@ from headstart.runs.log import left_out
 from headstart.statistics.clients import summarize
 from headstart.training import cluster
 from headstart.training.folds import folds
+from headstart.training.participants import measure_participants
 from headstart.training.seed_run import (
     Position,
     SeedRun,
@@ -44,7 +45,7 @@ def finish_stage(seed_run: SeedRun, position: Position) -> None:
     prepared, stage = seed_run.context.prepared, seed_run.context.prepared.experiment.stages[position.stage]
     recipe = prepared.experiment.personalization
     learning_rates, epochs = recipe.candidate_rates, recipe.unchosen
-    chosen, arrays = 0, {}
+    chosen, arrays, written = 0, {}, seed_run.context.written or prepared.federation
     report: dict[str, Any] = {"stage": stage.name, "round": position.round, "seed": seed_run.seed}
     for group, clients in (("validation", selection_clients(prepared, stage)), ("test", prepared.groups.test)):
         if not len(clients) or (group == "test" and not prepared.experiment.test):
@@ -60,8 +61,14 @@ def finish_stage(seed_run: SeedRun, position: Position) -> None:
             chosen, epochs = choose_recipe(deciding, prepared.task, by=metric, otherwise=recipe.unchosen)
         curves = tried[chosen if group == "validation" else 0]
         check_initial_model(seed_run, position, group, clients, curves)
-        arrays |= curve_arrays(group, (seed_run.context.written or prepared.federation).select(clients), curves)
+        arrays |= curve_arrays(group, written.select(clients), curves)
         report[group] = summarize(curves, prepared.task, epochs=epochs)
+    is_last = position.stage == len(prepared.experiment.stages) - 1
+    if is_last and prepared.experiment.test and (taken_part := measure_participants(seed_run, position)):
+        clients, curves, report["participants"] = taken_part
+        arrays |= curve_arrays(
+            "participants", (seed_run.context.written or prepared.federation).select(clients), curves
+        )
     report["personal_rate"] = learning_rates[chosen]
     measured = has_test_examples(prepared.federation, prepared.groups.validation).any()
     # Beyond the last of a method's own grid there is nothing to try.

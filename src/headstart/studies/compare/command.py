@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from headstart.studies.compare.by_examples import (
     measure_methods,
     with_by_examples,
 )
-from headstart.studies.compare.leaderboard import gain_by_data_size, leaderboard
+from headstart.studies.compare.leaderboard import gain_by_data_size, leaderboard, of_participants
 from headstart.studies.compare.methods import select_methods
 from headstart.studies.compare.protocol import Protocol, compare
 from headstart.studies.compare.report import evidence, write
-from headstart.studies.compare.words import conclusion
+from headstart.studies.compare.words import conclusion, on_participants
 from headstart.studies.evidence import Table
 from headstart.studies.pool import Pool
 from headstart.studies.runner import Runs
@@ -53,6 +54,10 @@ def compare_methods(
         UserError: if something cannot be compared, or a run fails.
     """
     specs, out = select_methods(methods), Path(out)
+    if protocol.participants:
+        # Of sources without a predefined split training clients would use all of their rows.
+        data = replace(protocol.base.data, hold_out=True)
+        protocol = replace(protocol, base=replace(protocol.base, data=data))
     custom = {module for spec in specs if (module := spec.kind.__module__).split(".")[0] != "headstart"}
     allowed_modules = {*allowed_modules, *custom}
     with Pool(processes) as pool:
@@ -80,6 +85,9 @@ def compare_methods(
     if fewer is not None:
         found, numbers = with_by_examples(found, fewer, metric), {"by_examples": as_numbers(fewer)}
         sentences += conclusion_by_examples(fewer, metric)
+    participants = leaderboard(taken_part, metric) if (taken_part := of_participants(compared.entries)) else []
+    numbers |= {"participants": participants} if participants else {}
+    sentences += on_participants(participants, metric) if participants else []
     name = Path(protocol.base.data.source).name.partition(".")[0]
     page = write(
         found,

@@ -82,6 +82,12 @@ def values_of(entry: Entry) -> np.ndarray:
     return entry.result.personalized if entry.method.personalizes else entry.result.initial
 
 
+def of_participants(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The entries with the results on clients that took part; empty unless all were measured on such clients."""
+    found = {name: entry._replace(result=entry.participants) for name, entry in entries.items() if entry.participants}
+    return found if len(found) == len(entries) else {}
+
+
 def leaderboard(entries: Mapping[str, Entry], metric: Metric) -> list[Row]:
     """A row for each method, the best first."""
     versus, decided = _compared(entries, BASELINE, metric.sign)

@@ -53,6 +53,7 @@ class Protocol:
     budget: the client compute of every run, in rounds of FedAvg with one epoch.
     tries: how many candidate settings each method has at first. seeds: of the reported runs.
     tuning_seeds: of the candidates that are left at the end of successive halving; as many rungs it has.
+    participants: how many training clients are measured too, at most, with what they kept; 0 for none.
     epochs: of personalization, at most. learning_rates: the clients' candidates; by default those that suit the task.
         Personalization tries them too, and one beyond either end.
     by_examples: how many of the best methods, and fine-tuning, are measured with fewer local examples, too; 0: none.
@@ -66,6 +67,7 @@ class Protocol:
     epochs: int = at_least(1, 10, most=MOST_EPOCHS // LOCAL_EPOCHS_FACTOR)
     learning_rates: tuple[float, ...] = at_least(0, (), above=True)
     by_examples: int = at_least(0, 3)
+    participants: int = at_least(0, 200)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -74,6 +76,7 @@ class Protocol:
 class Entry(NamedTuple):
     """The outcome of a method.
 
+    result: on test clients, who are new. participants: on clients that took part, with what they kept.
     settings: those that were chosen. stages: as they were run, each with the cost of a round for a client.
     """
 
@@ -81,6 +84,7 @@ class Entry(NamedTuple):
     result: Result
     settings: Settings
     stages: Sequence[tuple[Stage, Cost]]
+    participants: Result | None = None
 
     @property
     def operations(self) -> float:
@@ -154,8 +158,9 @@ def compare(protocol: Protocol, methods: Sequence[MethodSpec], runs: Runs) -> Co
     settings = {name: candidates[name][each.best] for name, each in chosen.items()}
     best = {name: affordable[name][each.best] for name, each in chosen.items()}
     results = runs.finish(best, seeds=protocol.seeds, strict=False)
+    taken_part = runs.participants({name: best[name] for name in results}, seeds=protocol.seeds)
     entries = {
-        name: Entry(method, results[name], settings[name], planner.stages(method, settings[name]))
+        name: Entry(method, results[name], settings[name], planner.stages(method, settings[name]), taken_part.get(name))
         for method in methods
         if (name := method.name) in results
     }
@@ -302,6 +307,7 @@ class _Planner:
             evaluation_clients=0,
             target=None,
             test=True,
+            participants=protocol.participants,
         )
 
 

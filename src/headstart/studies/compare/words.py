@@ -92,6 +92,24 @@ def conclusion(
     return sentences
 
 
+def on_participants(rows: Sequence[Row], metric: Metric) -> list[str]:
+    """Sentences on clients that took part in training, by the rules of those on new ones.
+
+    rows: of the leaderboard on these clients.
+    """
+    formats, by_name = GainFormat(metric), {row.name: row for row in rows}
+    helps, opening = _fine_tuning_helps(by_name[BASELINE]), "On clients that took part in training"
+    decided = {1: "fine-tuning helps", -1: "fine-tuning does harm", 0: "it is inconclusive whether fine-tuning helps"}
+    gain = _noted(formats.difference(by_name[BASELINE].gain), helps, rows)
+    sentences = [
+        f"{opening}, each with what it kept and measured on rows that training did not use, {decided[helps.side]}:"
+        f" {gain} over the model that it starts from."
+    ]
+    if any(_others(rows)):
+        sentences.append(f"{opening}, beside others: {' '.join(_beside_fine_tuning(rows, formats))}")
+    return sentences
+
+
 def _fine_tuning_helps(tuned: Row) -> Verdict:
     """Whether fine-tuning makes the model that it starts from better, or worse: a question by itself."""
     return verdict(tuned.gain, seeds=tuned.seeds, lost=tuned.lost > 0, reference_lost=tuned.lost > 0)
