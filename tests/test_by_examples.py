@@ -26,7 +26,7 @@ from headstart.learning.rounds import client_key, personal_key, seed_key
 from headstart.learning.tasks import Classification, Regression
 from headstart.methods import LPFT, KNNPer
 from headstart.models.zoo import MLP, Logistic
-from headstart.reports.by_examples import gain_figure, note, sentence, table
+from headstart.reports.by_examples import edges, gain_figure, note, sentence, table
 from headstart.reports.style import LIGHT
 from headstart.runs.by_examples import ByExamples, by_examples_path, curve_of, curve_of_run, read_by_examples
 from headstart.runs.directory import read_curves
@@ -254,18 +254,30 @@ def test_a_table_has_a_line_for_each_number_and_marks_what_is_shown():
     assert "Intervals are over clients (95 %), of the models of 2 seeds" in note(few, ACCURACY, 3)
 
 
+def made_seed(personalized, *, ids=("a", "b"), at_edge=(False, False)):
+    """Two clients of four examples, with none of these and with all, on three draws; 9 before."""
+    after = np.broadcast_to(np.array(personalized)[:, None, None], (2, 3, 2))
+    chosen = np.zeros(2), np.zeros(2, int), np.array(at_edge)
+    return ByExamples(np.array([0, 4]), ids, np.array([4, 4]), np.full((2, 3, 2), 9.0), after, *chosen)
+
+
 def test_an_error_that_falls_is_a_gain():
-    error = Regression().metrics[0]
-    seeds = [
-        ByExamples(np.array([0, 4]), ("a", "b"), np.array([4, 4]), before, before - fall, *[np.zeros(2)] * 3)
-        for before, fall in ((np.full((2, 3, 2), 9.0), np.array([0.0, 1.0])[:, None, None] + np.zeros((2, 3, 2))),) * 5
-    ]
+    error, seeds = Regression().metrics[0], [made_seed([9.0, 8.0])] * 5
     found = curve_of(seeds, error)
     assert [each.mean for each in found.gains] == [0.0, 1.0] and found.positive_from == 4
     assert "-1 mean squared error" in sentence("FedAvg", found, error)
-    other = seeds[0]._replace(ids=("a", "c"))
+    # Over a model whose error was 8.5, with no examples it is worse.
+    over = curve_of(seeds, error, over=[np.full(2, 8.5)] * 5)
+    assert [each.mean for each in over.gains] == [-0.5, 0.5]
+    assert [line[2] for line in table({"one": over}, error)[1]] == ["+0.5", "-0.5 [-0.5, -0.5] *"]
     with pytest.raises(UserError, match="the seeds measured other clients"):
-        curve_of([seeds[0], other], error)
+        curve_of([seeds[0], made_seed([9.0, 8.0], ids=("a", "c"))], error)
+
+
+def test_choices_at_an_edge_are_told_with_their_numbers():
+    assert edges("one", [made_seed([9.0, 8.0])] * 2) == []
+    (text,) = edges("one", [made_seed([9.0, 8.0]), made_seed([9.0, 8.0], at_edge=(False, True))])
+    assert text.startswith("one: with 4 local examples the most epochs")
 
 
 def test_a_figure_has_a_tick_for_every_number_that_has_room(tmp_path):

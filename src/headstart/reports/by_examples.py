@@ -19,12 +19,12 @@ from headstart.console import echo
 from headstart.learning.tasks import Metric
 from headstart.reports.format import GainFormat, format_count
 from headstart.reports.style import FigureSpec, Theme, factor, gain_name, series_color, titled
-from headstart.runs.by_examples import curve_of_run
+from headstart.runs.by_examples import ByExamples, curve_of_run
 from headstart.runs.run import Run
 from headstart.statistics.by_examples import GainByExamples
 
 # Ticks of the axis that are closer, as a share of it, would be written over each other.
-CLOSEST = 0.05
+CLOSEST = 0.09
 TITLE = "Gain from personalization by the number of local examples, on test clients"
 CAPTION = (
     "Test clients, each with at most n of its local training (support) examples: those with fewer keep all they have."
@@ -65,13 +65,26 @@ def table(curves: Mapping[str, GainByExamples], metric: Metric) -> tuple[list[st
     for index, number in enumerate(first.numbers):
         cells = []
         for curve in curves.values():
-            mean, ends = curve.gains[index].mean, curve.intervals()[index]
-            found = f"{formats.change(mean)} {formats.interval(*ends)}"
+            found, ends = formats.change(curve.gains[index].mean), curve.intervals()[index]
+            # Without examples a model is what it was, for everyone.
+            found += f" {formats.interval(*ends)}" if number or np.ptp(ends) else ""
             is_positive = curve.positive_from is not None and number >= curve.positive_from
-            cells.append(f"{found}{' *' if is_positive else ''}" if number else formats.change(mean))
+            cells.append(f"{found}{' *' if is_positive else ''}")
         having = str(first.clients[index]) if index < len(first.numbers) - 1 else "–"
         lines.append([format_number(first, number), having, *cells])
     return ["local examples, at most", "clients with as many", *curves], lines
+
+
+def edges(name: str, seeds: Sequence[ByExamples]) -> list[str]:
+    """A sentence on choices at an edge of what was tried, beyond which a gain may be larger."""
+    numbers = seeds[0].numbers[np.any([each.at_edge for each in seeds], axis=0)]
+    if not len(numbers):
+        return []
+    listed = ", ".join(f"{number:,}" for number in numbers.tolist())
+    return [
+        f"{name}: with {listed} local examples the most epochs, or the last learning rate, of personalization that were"
+        " tried suited best in some seed; beyond that edge it may gain more."
+    ]
 
 
 def decided_by(curve: GainByExamples) -> str:
@@ -136,7 +149,7 @@ def _plot(axes: Axes, curve: GainByExamples, scale: float, color: str, theme: Th
     low, high = scale * curve.intervals().T
     axes.plot(x, mean, color=color, linewidth=2)
     if np.isfinite([low, high]).all():
-        axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+        axes.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0)
     for index, number in enumerate(curve.numbers):
         is_positive = curve.positive_from is not None and number >= curve.positive_from
         fill = color if is_positive else theme.background

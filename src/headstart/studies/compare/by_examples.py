@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headstart.learning.tasks import Metric
-from headstart.reports.by_examples import figure_spec, note, sentence, table
+from headstart.reports.by_examples import edges, figure_spec, note, sentence, table
 from headstart.runs.by_examples import ByExamples, curve_of
 from headstart.statistics.by_examples import GainByExamples
 from headstart.studies.compare.methods import BASELINE, FEDAVG
@@ -70,7 +70,12 @@ def with_by_examples(evidence: Evidence, found: MethodsByExamples, metric: Metri
         " model has over it.",
     )
     tables = (_table(title, curves, metric, each) for (title, curves), each in zip(_panels(found), notes, strict=True))
-    return evidence._replace(tables=(*evidence.tables, *tables), figure_specs=(*specs, *evidence.figure_specs))
+    at_edges = (text for name, each in found.seeds.items() for text in edges(name, each))
+    return evidence._replace(
+        tables=(*evidence.tables, *tables),
+        figure_specs=(*specs, *evidence.figure_specs),
+        notes=(*evidence.notes, *at_edges),
+    )
 
 
 _TITLE = "How many local examples it takes until personalization pays, on test clients"

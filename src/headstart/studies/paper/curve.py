@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from headstart.reports.by_examples import figure_spec, note, sentence, table
+from headstart.reports.by_examples import edges, figure_spec, note, sentence, table
 from headstart.runs.by_examples import curve_of
 from headstart.statistics.by_examples import GainByExamples
 from headstart.studies.evidence import Claim, Evidence, Table, format_difference
@@ -49,7 +49,10 @@ def curve(setting: Setting, runs: Runs) -> Evidence:
         ),
         (figure_spec("curve", {"": curves}, metric, "Gain from personalization by local examples"),),
         (*choices, choice),
-        tuple(sentence(name, each, metric) for name, each in curves.items()),
+        (
+            *(sentence(name, each, metric) for name, each in curves.items()),
+            *(text for name, each in seeds.items() for text in edges(name, each)),
+        ),
         {name: result.command for name, result in found.items()},
     )
 
