@@ -52,6 +52,22 @@ def test_whole_seeds_come_first(runs, plain, done):
     assert [line.rpartition(", seed ")[2] for line in done] == ["0", "0", "1", "1"]
 
 
+def test_what_is_finished_when_others_are_stopped_is_on_record(plain, done, tmp_path):
+    def stop(line):
+        done.append(line)
+        raise KeyboardInterrupt
+
+    for log in (stop, done.append):
+        runs = Runs(tmp_path / "runs", seeds=2, log=log, records=tmp_path / "records")
+        if log is stop:
+            with pytest.raises(KeyboardInterrupt):
+                runs.finish({"a": plain})
+            shutil.rmtree(tmp_path / "runs")
+        else:
+            runs.finish({"a": plain})
+    assert [line.rpartition(", seed ")[2] for line in done] == ["0", "1"]
+
+
 def test_records_of_other_data_are_not_used(runs, plain, done, tmp_path):
     first = runs().finish({"a": plain})["a"]
     shutil.rmtree(tmp_path / "runs")

@@ -264,7 +264,14 @@ class Runs:
     def _run(self, jobs: Iterable[Sequence[Job]], group: Group) -> None:
         """Do what is missing: one seed of all experiments before the next, so that a stop leaves whole seeds."""
         in_turn = (job for each in zip_longest(*jobs) for job in each if job is not None)
-        self._do_in_turn({job.folder: job for job in in_turn if not job.done and not self._recorded(job, group)})
+        missing = {job.folder: job for job in in_turn if not job.done and not self._recorded(job, group)}
+        try:
+            self._do_in_turn(missing)
+        finally:
+            # What is finished is on record, whatever stopped the others.
+            for job in missing.values():
+                if self._kept is not None and job.end.exists():
+                    self._of_seed(job, group)
 
     def _do_in_turn(self, missing: Mapping[Path, Job]) -> None:
         """Do jobs, by their folders, after those that make the parameters that they start from."""
