@@ -104,7 +104,7 @@ def note(curves: Mapping[str, GainByExamples], metric: Metric, draws: int | None
     return (
         f"Personalized less initial {metric.name}, in {GainFormat(metric).unit}, of {curve.gains[-1].clients} test"
         f" clients, of which each has at most n of its local training (support) examples, means over {over} of"
-        " nested subsets; a client with fewer keeps all it has, and all are up to"
+        " nested subsets in every seed; a client with fewer keeps all it has, and all are up to"
         f" {curve.numbers[-1]:,}. {decided_by(curve)} *: shown to be positive, asked from all examples to few and no"
         " further after the first that is inconclusive, which needs no correction for the number of questions. Half of"
         " the end is sought between numbers by the logarithm of 1 + n, its interval by a bootstrap over clients."
