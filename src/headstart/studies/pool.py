@@ -27,6 +27,7 @@ from headstart.experiment.experiment import Experiment
 from headstart.experiment.serialization import to_json
 from headstart.files import write_bytes
 from headstart.runs.by_examples import by_examples_path
+from headstart.studies.progress import Progress
 from headstart.training.by_examples import is_measured, measure_by_examples
 from headstart.training.compilation_cache import ProgramCache
 from headstart.training.divergence import DivergedError
@@ -123,20 +124,25 @@ class Pool:
         self._threads, self._workers = None, []
         self._stack.__exit__(*error)
 
-    def run(self, jobs: Sequence[Job], log: Callable[[str], None]) -> None:
+    def run(self, jobs: Sequence[Job], log: Callable[[str], None], progress: Progress | None = None) -> None:
         """Do all jobs, begun in their order but for those of a kind that a process has done before, which it prefers.
+
+        progress: of runs among which these are; by default of these alone, each as much work as another.
 
         Raises:
             UserError: for the first that fails for another reason than divergence.
             KeyboardInterrupt: if Ctrl-C stopped them, with everything saved.
         """
+        if progress is None:
+            progress = Progress()
+            progress.add({job.folder: 1.0 for job in jobs})
         try:
             answers = self._beside(jobs) if self._most > 1 else ((job, do(job, self._cache)) for job in jobs)
-            for number, (job, answer) in enumerate(answers, 1):
+            for job, answer in answers:
                 if answer == "interrupted":
                     raise KeyboardInterrupt
                 name = f"{job.folder.parent.name}, seed {job.experiment.seed}{', by examples' * bool(job.draws)}"
-                log(f"{number} of {len(jobs)} runs: {name}{' diverged' if answer == 'diverged' else ''}")
+                log(f"{progress.end(job.folder)}: {name}{' diverged' if answer == 'diverged' else ''}")
         except BaseException:
             # Later jobs have processes of their own, none of which has ended or still answers for these.
             self.__exit__(*sys.exc_info())

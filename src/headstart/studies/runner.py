@@ -36,6 +36,7 @@ from headstart.runs.provenance import is_of, provenance
 from headstart.runs.reading import open_run
 from headstart.studies.evidence import Choice, Result
 from headstart.studies.pool import Job, Pool
+from headstart.studies.progress import Progress, work_of
 from headstart.studies.records import read_record, record_file, stacked, write_record
 from headstart.training.by_examples import DRAWS, settings
 from headstart.training.divergence import DivergedError
@@ -68,6 +69,7 @@ class Runs:
         self.root, self.seeds, self.log = folder.resolve(), seeds, log
         self.allowed_modules, self.fingerprint = tuple(sorted(allowed_modules)), fingerprint
         self._pool, self._kept = pool or Pool(1), None if records is None else records.resolve()
+        self.progress = Progress()
         self._prepared: dict[str, Prepared] = {}
         self._origins: dict[str, Record] = {}
         # What made the parameters that an experiment starts from, by their file.
@@ -263,8 +265,11 @@ class Runs:
 
     def _run(self, jobs: Iterable[Sequence[Job]], group: Group) -> None:
         """Do what is missing: one seed of all experiments before the next, so that a stop leaves whole seeds."""
-        in_turn = (job for each in zip_longest(*jobs) for job in each if job is not None)
+        in_turn = [job for each in zip_longest(*jobs) for job in each if job is not None]
         missing = {job.folder: job for job in in_turn if not job.done and not self._recorded(job, group)}
+        if self.progress.expected:
+            done = [job for job in in_turn if job.folder not in missing]
+            self.progress.add(self._work(done), done=[job.folder for job in done])
         try:
             self._do_in_turn(missing)
         finally:
@@ -287,7 +292,11 @@ class Runs:
     def _do(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             write_json(job.file, document_of(job.experiment))
-        self._pool.run(jobs, self.log)
+        self.progress.add(self._work(jobs))
+        self._pool.run(jobs, self.log, self.progress)
+
+    def _work(self, jobs: Iterable[Job]) -> dict[Path, float]:
+        return {job.folder: work_of(job.experiment, self.prepared(job.experiment)) for job in jobs}
 
     def _record(self, job: Job, group: Group) -> Path | None:
         """The file of the record of a run, whether it is there or not; None where none are kept."""

@@ -54,6 +54,11 @@ def runs_of(ladder: Sequence[Rung]) -> int:
     return sum(rung.settings * (rung.seeds - seeds) for rung, seeds in zip(ladder, before, strict=True))
 
 
+def allowance(tries: int, seeds: int) -> int:
+    """How many runs the search of a method may take, of n settings at first and these seeds at the last rung."""
+    return runs_of(rungs(tries, seeds)) + FURTHER
+
+
 def halve(
     runs: Runs,
     candidates: Mapping[str, Experiments],
@@ -68,13 +73,13 @@ def halve(
     candidates: by the method's name, then by their own. tries, seeds: how many settings a method may have, and the
         seeds of the last rung at least. by: the model whose value decides.
     """
-    allowance, own = runs_of(rungs(tries, seeds)) + FURTHER, {name: len(each) for name, each in candidates.items()}
+    own = {name: len(each) for name, each in candidates.items()}
     rankings, values, seen = _first(runs, candidates, by, propose)
     ladders = {name: (Rung(len(seen[name]), 1), *rungs(own[name], seeds)[1:]) for name in rankings}
     for name, ladder in ladders.items():
         last = ladder[-1]
         # A single setting is not compared with anything.
-        more = (allowance - runs_of(ladder)) // last.settings if len(ladder) > 1 else 0
+        more = (allowance(tries, seeds) - runs_of(ladder)) // last.settings if len(ladder) > 1 else 0
         ladders[name] = (*ladder[:-1], last._replace(seeds=last.seeds + max(0, more)))
     compared = {name: dict.fromkeys(values[name], 1) for name in rankings}
     for level in range(1, max(map(len, ladders.values()), default=0)):

@@ -19,7 +19,7 @@ from headstart.learning.tasks import NextCharacter, Task
 from headstart.methods.paper import FedAvg
 from headstart.studies.compare.arithmetic import Cost, cost, counting_of, sampled
 from headstart.studies.compare.further import further
-from headstart.studies.compare.halving import FURTHER, Rung, halve
+from headstart.studies.compare.halving import FURTHER, Rung, allowance, halve
 from headstart.studies.compare.methods import (
     BASELINE,
     FEDAVG,
@@ -154,9 +154,14 @@ def compare(protocol: Protocol, methods: Sequence[MethodSpec], runs: Runs) -> Co
         return {label: experiment for label, (_, experiment) in found.items()}
 
     seeds = protocol.tuning_seeds
+    # Methods that train alike share their runs; one with nothing to choose has a single one.
+    unlike = {repr(sorted(map(repr, each.values()))): len(each) for each in affordable.values()}
+    searched = sum(allowance(protocol.tries, seeds) if count > 1 else 1 for count in unlike.values())
+    runs.progress.expect(searched + protocol.seeds * len(unlike))
     chosen = halve(runs, affordable, tries=protocol.tries, seeds=seeds, by=by, propose=propose)
     settings = {name: candidates[name][each.best] for name, each in chosen.items()}
     best = {name: affordable[name][each.best] for name, each in chosen.items()}
+    runs.progress.expect(protocol.seeds * len(set(map(repr, best.values()))))
     results = runs.finish(best, seeds=protocol.seeds, strict=False)
     taken_part = runs.participants({name: best[name] for name in results}, seeds=protocol.seeds)
     entries = {
