@@ -85,6 +85,17 @@ def test_divergence_is_remembered(runs, plain, done, tmp_path):
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
 
 
+def test_divergence_on_other_data_is_none_on_these(runs, plain, done, tmp_path):
+    wild = replace(plain, stages=(replace(plain.stages[0], server=Optimizer("sgd", 1e30)),))
+    with pytest.raises(DivergedError):
+        runs().finish({"wild": wild}, seeds=1)
+    shutil.rmtree(tmp_path / "runs")
+    federation_file(tmp_path / "data.npz", seed=1)
+    with pytest.raises(DivergedError):
+        runs().finish({"wild": wild}, seeds=1)
+    assert len(done) == 2
+
+
 def test_parameters_that_a_stage_starts_from_are_made_again(runs, plain, done, tmp_path):
     def second():
         these = runs()
@@ -115,7 +126,7 @@ def test_a_damaged_record_says_what_to_do(runs, plain, tmp_path):
         ([0.01, 0.02, 0.05], 0.02, [0.01, 0.02, 0.05]),
         ([0.02, 0.01, 0.05], 0.05, [0.01, 0.02, 0.05, 0.1]),
         ([0.01, 0.02, 0.05], 0.01, [0.005, 0.01, 0.02, 0.05]),
-        ([0.02], 0.02, [0.01, 0.02, 0.05]),
+        ([0.02], 0.02, [0.02]),
         ([0.5, 1.0], 1.0, [0.5, 1.0, 2.0]),
         ([0.003, 0.01], 0.003, [0.002, 0.003, 0.01]),
     ],

@@ -39,7 +39,7 @@ def test_rows_that_never_reach_the_target_are_counted():
     measured[20, 5] = PRINTED[20, 5]
     (table,) = shapes(measured, PRINTED)
     (row,) = (row for row in table.rows if row[0].startswith("rounds"))
-    assert row[2:] == ("2.10 to 2.10; 7 of 8 rows never reach it", "yes")
+    assert row[2:] == ("2.10 to 2.10; 7 of 8 rows never reach it", "no")
 
 
 def test_nothing_in_common_makes_no_table():

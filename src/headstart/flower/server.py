@@ -190,6 +190,11 @@ def _check(experiment: Experiment) -> None:
             "devices personalize at one learning rate; leave personalization.learning_rates empty, or choose among"
             " several with headstart run"
         )
+    if experiment.data.hold_out:
+        raise UserError(
+            "devices do not hold rows out of training (data.hold_out), unless their source itself has a split; leave"
+            " data.hold_out, or simulate with headstart run"
+        )
     unsupported = [stage.name for stage in experiment.stages if not stage.method.is_plain]
     if unsupported:
         raise UserError(

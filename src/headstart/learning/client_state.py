@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import jax
 import numpy as np
 
@@ -25,6 +27,12 @@ class ClientStates:
     def __len__(self) -> int:
         """The number of clients with a state of their own."""
         return len(self._positions)
+
+    def with_default(self, default_state: Tree) -> ClientStates:
+        """The same states, which are shared, with another one for clients that have taken part in no round."""
+        found = copy.copy(self)
+        found._default = jax.tree.map(np.asarray, default_state)
+        return found
 
     def of(self, clients: np.ndarray) -> Tree:
         """The states of these clients (int `[...]`), a tree with their axes in front; the default for -1."""

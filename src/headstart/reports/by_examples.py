@@ -43,8 +43,9 @@ def sentence(name: str, curve: GainByExamples, metric: Metric) -> str:
     """Where a gain begins, and where it is half of its end."""
     formats, (low, high) = GainFormat(metric), curve.intervals()[-1]
     end = f"{formats.change(curve.gains[-1].mean)} {formats.unit} {formats.interval(low, high)}"
+    left = f" Without {format_count(curve.left_out, 'client')} that lost a finite value." if curve.left_out else ""
     if curve.positive_from is None:
-        return f"{name}: with no number of local examples is a gain shown; with all it is {end}."
+        return f"{name}: with all local examples a gain is not shown, {end}, and so not with fewer.{left}"
     if curve.positive_from == curve.numbers[-1]:
         begins = "the gain is shown to be positive with all local examples alone"
     else:
@@ -53,8 +54,10 @@ def sentence(name: str, curve: GainByExamples, metric: Metric) -> str:
         examples = format_count(curve.positive_from, "local example")
         begins = f"the gain is shown to be positive from {examples} on ({first})"
     least, most = (f"{each:.0f}" if math.isfinite(each) else "∞" for each in curve.half_interval)
+    of_these = "" if curve.is_two_way else " (of these trained models alone: other seeds may give other gains)"
     return (
-        f"{name}: {begins}; with all it is {end}, half of which is reached with {curve.half_at:.0f} [{least}, {most}]."
+        f"{name}: {begins}{of_these}; with all it is {end}, half of which is reached with {curve.half_at:.0f}"
+        f" [{least}, {most}].{left}"
     )
 
 

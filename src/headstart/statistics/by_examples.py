@@ -25,6 +25,8 @@ class GainByExamples(NamedTuple):
     half_at: the number from which on the gain is at least half of that with all examples, between numbers by the
         logarithm of 1 + n; NaN without a gain. half_interval: 95 %, by a bootstrap over clients; its upper end is
         infinite where too many resamples have no gain.
+    left_out: how many clients are not in it, for they have no finite gain somewhere; then no gain is shown to be
+        positive, as it may be positive for want of them.
     """
 
     numbers: tuple[int, ...]
@@ -33,6 +35,7 @@ class GainByExamples(NamedTuple):
     positive_from: int | None
     half_at: float
     half_interval: Interval
+    left_out: int = 0
 
     @property
     def is_two_way(self) -> bool:
@@ -67,7 +70,8 @@ def gain_by_examples(gains: np.ndarray, support: np.ndarray, numbers: Sequence[i
     lows = made.intervals()[:, 0]
     means = gains.mean(axis=0) if len(support) else np.zeros((0, len(numbers)))
     return made._replace(
-        positive_from=first_positive(lows, numbers),
+        positive_from=first_positive(lows, numbers) if finite.all() else None,
+        left_out=int((~finite).sum()),
         half_at=float(half_of(means.mean(axis=0), numbers)) if len(support) else math.nan,
         half_interval=_half_interval(means, numbers),
     )

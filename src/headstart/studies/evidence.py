@@ -9,7 +9,7 @@ import numpy as np
 
 from headstart.reports.format import format_points, format_share
 from headstart.reports.style import FigureSpec
-from headstart.statistics.verdicts import Decision, Difference, Power, Spread
+from headstart.statistics.verdicts import LEAST_SEEDS, LEAST_SEEDS_FOR_SPREAD, Decision, Difference, Power, Spread
 
 
 class Result(NamedTuple):
@@ -108,7 +108,9 @@ def mean_gain(result: Result) -> str:
 
 
 def foreseen(estimates: Mapping[str, Power]) -> str:
-    """The power of comparisons in a sentence."""
+    """The power of comparisons in a sentence; of runs with one seed, which show no spread over seeds, it is unknown."""
+    if not all(np.isfinite(power.smallest) for power in estimates.values()):
+        return "How small a difference will be decided cannot be foreseen: settings were chosen with one seed."
     each = "; ".join(format_power(name, power) for name, power in estimates.items())
     return (
         f"Differences that are decided four times in five, expected from runs with other seeds that measure validation"
@@ -122,15 +124,22 @@ def format_difference(what: str, found: Difference) -> str:
     both, seeds, clients = (f"[{', '.join(map(format_points, ends))}]" for ends in intervals)
     return (
         f"{what}: {format_points(found.mean)} points, {both} two-way, {seeds} over {found.seeds} seeds, {clients} over"
-        f" {found.clients} clients{'' if found.sign else ' (inconclusive)'}"
+        f" {found.clients} clients{_inconclusive(found.sign, found.seeds, LEAST_SEEDS)}"
     )
+
+
+def _inconclusive(sign: int, seeds: int, least: int) -> str:
+    """What stands after an inconclusive comparison, with the reason where it is the number of seeds."""
+    if sign:
+        return ""
+    return " (inconclusive)" if seeds >= least else f" (inconclusive: {seeds} seeds, it takes {least})"
 
 
 def format_spread(what: str, found: Spread) -> str:
     """A comparison of spreads in a sentence."""
     intervals = found.interval, found.over_seeds, found.over_clients
     both, seeds, clients = (f"[{low:.2f}, {high:.2f}]" for low, high in intervals)
-    decided = "" if found.sign else " (inconclusive)"
+    decided = _inconclusive(found.sign, found.seeds, LEAST_SEEDS_FOR_SPREAD)
     times = f"{found.ratio:.1f} times as wide over {found.seeds} seeds"
     return f"{what}: {times}, correlation {both} two-way, {seeds} over seeds, {clients} over clients{decided}"
 

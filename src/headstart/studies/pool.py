@@ -135,14 +135,14 @@ class Pool:
         """
         if progress is None:
             progress = Progress()
-            progress.add({job.folder: 1.0 for job in jobs})
+            progress.add({job.end: 1.0 for job in jobs})
         try:
             answers = self._beside(jobs) if self._most > 1 else ((job, do(job, self._cache)) for job in jobs)
             for job, answer in answers:
                 if answer == "interrupted":
                     raise KeyboardInterrupt
                 name = f"{job.folder.parent.name}, seed {job.experiment.seed}{', by examples' * bool(job.draws)}"
-                log(f"{progress.end(job.folder)}: {name}{' diverged' if answer == 'diverged' else ''}")
+                log(f"{progress.end(job.end)}: {name}{' diverged' if answer == 'diverged' else ''}")
         except BaseException:
             # Later jobs have processes of their own, none of which has ended or still answers for these.
             self.__exit__(*sys.exc_info())

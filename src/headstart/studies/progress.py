@@ -42,7 +42,7 @@ def _training(stage: Stage | Centralized, size: float) -> float:
 
 
 class Progress:
-    """The progress of runs, told apart by their folders.
+    """The progress of runs, told apart by the file that each ends with.
 
     expected: how many runs there will be, as far as that is known; runs that are begun beyond it are added.
     """
@@ -67,10 +67,10 @@ class Progress:
         self._work |= work
         self._done |= set(done)
 
-    def end(self, folder: Path) -> str:
+    def end(self, job: Path) -> str:
         """A run is done: `37 of 128 runs, 41 %, about 6 min left`."""
-        self._done.add(folder)
-        self._worked += self._work[folder]
+        self._done.add(job)
+        self._worked += self._work[job]
         total = max(self.expected, len(self._work))
         known = sum(self._work.values())
         whole = known * total / len(self._work)

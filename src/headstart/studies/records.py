@@ -16,8 +16,8 @@ import numpy as np
 
 from headstart.documents import parse_json
 from headstart.errors import UserError
-from headstart.files import atomic
-from headstart.runs.contents import Group
+from headstart.files import atomic, write_json
+from headstart.runs.contents import Group, read_json
 from headstart.runs.log import Record
 from headstart.studies.evidence import Result
 
@@ -44,6 +44,23 @@ def write_record(path: Path, result: Result, origin: Record, seconds: float) -> 
     arrays = {name: getattr(result, name) for name in _ARRAYS}
     with atomic(path) as file:
         np.savez_compressed(file, document=np.array(json.dumps(document)), **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def write_divergence(path: Path, text: str, origin: Record) -> None:
+    """Write that a run diverged, and where; origin: as of `write_record`."""
+    write_json(path, {"diverged": text, "origin": {name: origin[name] for name in _ORIGIN if name in origin}})
+
+
+def read_divergence(path: Path) -> tuple[str, Record]:
+    """What was said of a run that diverged, and what it came from.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    document = read_json(path)
+    if not isinstance(document, dict) or not isinstance(document.get("diverged"), str):
+        raise UserError(f"{path} does not say how a run diverged; delete it, and the run is done again")
+    return document["diverged"], document.get("origin", {})
 
 
 def read_record(path: Path) -> tuple[Result, Record]:

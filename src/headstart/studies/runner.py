@@ -37,7 +37,7 @@ from headstart.runs.reading import open_run
 from headstart.studies.evidence import Choice, Result
 from headstart.studies.pool import Job, Pool
 from headstart.studies.progress import Progress, work_of
-from headstart.studies.records import read_record, record_file, stacked, write_record
+from headstart.studies.records import read_divergence, read_record, record_file, stacked, write_divergence, write_record
 from headstart.training.by_examples import DRAWS, settings
 from headstart.training.divergence import DivergedError
 
@@ -90,7 +90,9 @@ class Runs:
         folder = self.root / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         begun = [federation_document(path) for path in sorted(folder.glob("*/federation.json"))]
         if self._kept is not None:
-            begun += [read_record(path)[1] for path in sorted((self._kept / folder.name).glob("*.npz"))]
+            records = self._kept / folder.name
+            begun += [read_record(path)[1] for path in sorted(records.glob("*.npz"))]
+            begun += [read_divergence(path)[1] for path in sorted(records.glob("*.diverged"))]
         if begun and not all(is_of(record, self._origin(experiment)) for record in begun):
             now = self._origin(experiment)
             return folder.with_name(f"{folder.name}-{combined([now['fingerprint'], now['code']])[:8]}")
@@ -269,7 +271,7 @@ class Runs:
         missing = {job.folder: job for job in in_turn if not job.done and not self._recorded(job, group)}
         if self.progress.expected:
             done = [job for job in in_turn if job.folder not in missing]
-            self.progress.add(self._work(done), done=[job.folder for job in done])
+            self.progress.add(self._work(done), done=[job.end for job in done])
         try:
             self._do_in_turn(missing)
         finally:
@@ -296,7 +298,7 @@ class Runs:
         self._pool.run(jobs, self.log, self.progress)
 
     def _work(self, jobs: Iterable[Job]) -> dict[Path, float]:
-        return {job.folder: work_of(job.experiment, self.prepared(job.experiment)) for job in jobs}
+        return {job.end: work_of(job.experiment, self.prepared(job.experiment)) for job in jobs}
 
     def _record(self, job: Job, group: Group) -> Path | None:
         """The file of the record of a run, whether it is there or not; None where none are kept."""
@@ -316,10 +318,13 @@ class Runs:
 
     def _diverged(self, job: Job) -> str | None:
         """What is said of the divergence of a run; None if it did not diverge."""
+        if self._kept is None:
+            return job.diverged.read_text(encoding="utf-8") if job.diverged.exists() else None
         path = self._divergence(job)
         if job.diverged.exists() and not path.exists():
-            write_bytes(path, job.diverged.read_bytes())
-        return path.read_text(encoding="utf-8") if path.exists() else None
+            origin = federation_document(job.folder / "federation.json")
+            write_divergence(path, job.diverged.read_text(encoding="utf-8"), origin)
+        return read_divergence(path)[0] if path.exists() else None
 
     def _result(self, jobs: Sequence[Job], group: Group) -> Result:
         return stacked([self._of_seed(job, group) for job in jobs])._replace(command=_command(jobs))

@@ -335,6 +335,8 @@ def _chosen(measured: _Measured, most: int | None) -> tuple[float, int, bool]:
         best, least, greatest = candidates[number], min(candidates), max(candidates)
         if recipe.pulls is not None:
             return best, epochs, epochs == recipe.most
+        if prepared.experiment.stages[-1].method.personal_grid is not None:
+            return best, epochs, False
         # Without an epoch all learning rates are alike; a smaller one may do less harm, but not one smaller still.
         if not epochs and least < min(recipe.candidate_rates):
             return best, 0, False

@@ -227,7 +227,7 @@ def personalization_curves(
 ) -> Curves:
     """Personalize clients of a group from the state of the run, or measure its initial model alone.
 
-    Participants start from what they kept in training, too.
+    Participants start from what they kept in training, too, or as new clients if they were in no round.
 
     rate: of personalization, by default the first to try.
 
@@ -249,7 +249,10 @@ def personalization_curves(
     given = position.state.params, clients, context.gather, personal_key(seed_run.key), progress, learning_rate
     if group == "participants":
         stage = context.prepared.experiment.stages[position.stage]
-        states = position.client_states if stage.method.personalizes_from_state else None
+        states = None
+        if stage.method.personalizes_from_state and position.client_states is not None:
+            # Who was in no round has kept nothing, and starts as a new client does.
+            states = position.client_states.with_default(stage.method.init_client_state(position.state.params))
         return context.of_participants[position.stage](*given, states=states)
     return compiled[position.stage](*given)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -148,7 +148,7 @@ def compare(protocol: Protocol, methods: Sequence[MethodSpec], runs: Runs) -> Co
     named = {method.name: method for method in methods}
 
     def propose(name: str, ranking: Sequence[str]) -> dict[str, Experiment]:
-        found = planner.further(named[name], [candidates[name][label] for label in ranking])
+        found = planner.further(named[name], [candidates[name][label] for label in ranking], affordable[name])
         candidates[name] |= {label: settings for label, (settings, _) in found.items()}
         affordable[name] |= {label: experiment for label, (_, experiment) in found.items()}
         return {label: experiment for label, (_, experiment) in found.items()}
@@ -272,12 +272,13 @@ class _Planner:
                 reasons.append(str(error))
         return suitable, reasons
 
-    def further(self, method: MethodSpec, tried: Sequence[Settings]) -> dict[str, tuple[Settings, Experiment]]:
+    def further(
+        self, method: MethodSpec, tried: Sequence[Settings], known: Collection[str]
+    ) -> dict[str, tuple[Settings, Experiment]]:
         """What else to try of a method within the budget: settings and experiments, by their names.
 
-        tried: the best first.
+        tried: the best first, without those that diverged. known: the names of all.
         """
-        known = {_label(method.resolved(settings)) for settings in tried}
         found: dict[str, tuple[Settings, Experiment]] = {}
         for settings in further(tried):
             try:

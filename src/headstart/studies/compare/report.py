@@ -101,7 +101,9 @@ def _on_participants(entries: Mapping[str, Entry], formats: GainFormat) -> list[
     clients = len(next(iter(taken_part.values())).result.ids)
     note = (
         f"Of {clients} training clients, each with what it kept (its own head, normalization or model), measured on"
-        " local test rows that training does not use: the setting of FedPer, FedRep, Ditto, APFL and FedBABU. Learning"
+        " local test rows that training does not use: the setting of FedPer, FedRep, FedBN and APFL. One that was in no"
+        " round kept nothing and starts as a new client. What Ditto and FedBABU make of a client is begun anew here, at"
+        " the end of training, where Ditto's authors train it in every round. Learning"
         " rate and epochs of personalization are chosen on other training clients; settings of training are those that"
         " were chosen on new clients, which may not be the best for these. Holm's correction is this table's own."
     )

@@ -14,6 +14,7 @@ from headstart.studies.evidence import Claim, Evidence, Table, format_difference
 from headstart.studies.paper.finetune import second_stages
 from headstart.studies.paper.study import Setting, Study
 from headstart.studies.paper.tuning import tuned
+from headstart.studies.paper.widening import choose_widened
 from headstart.studies.runner import Runs
 
 FEDAVG, PERSONALIZED = "FedAvg", "Personalized FedAvg"
@@ -26,9 +27,9 @@ def curve(setting: Setting, runs: Runs) -> Evidence:
     setting, choices = tuned(setting, runs)
     first, cell = setting.experiment(FEDAVG, setting.fedavg()), f"Reptile({setting.steps}), Adam"
     candidates = second_stages(setting, runs, replace(first, test=False), cell)
-    choice, _ = runs.choose(cell, candidates, seeds=setting.tuning_seeds)
+    chosen = choose_widened(runs, {cell: candidates}, seeds=setting.tuning_seeds, most=setting.most_widened)[cell]
     runs.finish({FEDAVG: first}, seeds=setting.most_seeds)
-    second = second_stages(setting, runs, first, cell)[choice.chosen]
+    second = replace(chosen.experiment, start=runs.start(first))
     experiments = {FEDAVG: first, PERSONALIZED: second}
     found = runs.finish(experiments, seeds=setting.most_seeds)
     metric = runs.prepared(first).task.metrics[0]
@@ -48,7 +49,7 @@ def curve(setting: Setting, runs: Runs) -> Evidence:
             ),
         ),
         (figure_spec("curve", {"": curves}, metric, "Gain from personalization by local examples"),),
-        (*choices, choice),
+        (*choices, chosen.choice),
         (
             *(sentence(name, each, metric) for name, each in curves.items()),
             *(text for name, each in seeds.items() for text in edges(name, each)),

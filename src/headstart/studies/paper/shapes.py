@@ -59,9 +59,7 @@ def shapes(measured: Cells, printed: Cells) -> tuple[Table, ...]:
         return ()
     here = {key: measured[key] for key in common}
     rows = [
-        _row(
-            "gain of personalization, points", _gains(common), _gains(here), lambda values: min(values) > 0, "{:+.1f}"
-        ),
+        _row("gain of personalization, points", _gains(common), _gains(here), _positive, "{:+.1f}"),
         _row("standard deviation over seeds, initial / personalized", _spreads(common), _spreads(here), _above_one),
         _row("rounds to the target, initial / personalized", _sooner(common), _sooner(here), _above_one),
     ]
@@ -87,19 +85,15 @@ def _row(
     holds: Callable[[Sequence[float]], bool],
     form: str = "{:.2f}",
 ) -> tuple[str, ...]:
-    return name, _range(paper, form), _range(here, form), "yes" if holds(_known(here)) else "no"
-
-
-def _known(values: Sequence[float]) -> list[float]:
-    return [value for value in values if np.isfinite(value)] or [-np.inf]
+    return name, _range(paper, form), _range(here, form), "yes" if holds(here) else "no"
 
 
 def _positive(values: Sequence[float]) -> bool:
-    return min(values) > 0
+    return all(value > 0 for value in values)  # not of NaN
 
 
 def _above_one(values: Sequence[float]) -> bool:
-    return min(values) > 1
+    return bool(values) and all(value > 1 for value in values)  # not of NaN, of rows that never reach the target
 
 
 def _range(values: Sequence[float], form: str) -> str:

@@ -35,9 +35,13 @@ def tuned(setting: Setting, runs: Runs) -> tuple[Setting, tuple[Choice, ...]]:
 def widened(learning_rates: Sequence[float], best: float) -> list[float]:
     """The learning rates, and the next beyond the edge at which the best lies; the same ones where it lies between.
 
+    One alone is no grid, but a published value, and stays alone.
+
     Next come 1, 2, 5, 10, 20 and so forth.
     """
     least, most = min(learning_rates), max(learning_rates)
+    if least == most:
+        return list(learning_rates)
     beyond = [_next(most, up=True)] if best == most else []
     before = [_next(least, up=False)] if best == least else []
     return [*before, *sorted(learning_rates), *beyond]

@@ -60,8 +60,8 @@ def _beyond(candidates: Candidates, best: str) -> dict[str, Experiment]:
     neighbour = like[1] if server_rate(experiment) == like[0] else like[-2]
     # Two digits, as a person would write it.
     learning_rate = float(f"{server_rate(experiment) ** 2 / neighbour:.2g}")
-    before, after = f"{server_rate(experiment):g}", f"{learning_rate:g}"
-    label = best.replace(before, after, 1) if before in best else f"rate {after}"
+    before, after = f"rate {server_rate(experiment):g}", f"rate {learning_rate:g}"
+    label = best.replace(before, after, 1) if before in best else after
     return {label: _with_rate(experiment, learning_rate)}
 
 
