@@ -230,12 +230,25 @@ def made_curve(means, **sizes):
     return gain_by_examples(made_gains(means, **sizes), np.repeat([8, 40, 120], 20), NUMBERS_ALL)
 
 
+def test_clients_without_a_value_are_told_and_nothing_is_shown_for_want_of_them():
+    gains = np.random.default_rng(0).normal(0.1, 0.01, (5, 20, 3))
+    gains[2, 3, 1] = np.nan
+    curve = gain_by_examples(gains, np.full(20, 9), (0, 5, 9))
+    assert curve.left_out == 1 and curve.positive_from is None and curve.gains[1].clients == 19
+    assert sentence("FedAvg", curve, ACCURACY).endswith("Without 1 client that lost a finite value.")
+
+
+def test_few_seeds_speak_of_these_models_alone():
+    curve = gain_by_examples(np.random.default_rng(0).normal(0.1, 0.01, (2, 20, 2)), np.full(20, 9), (5, 9))
+    assert curve.positive_from == 5 and "of these trained models alone" in sentence("FedAvg", curve, ACCURACY)
+
+
 @pytest.mark.parametrize(
     ("means", "expected"),
     [
         ([0.0, 0.0, 0.04, 0.08, 0.1], r"from 10 local examples on \(\+4\.\d points \[.*half of which is reached with"),
         ([0.0, 0.0, 0.0, 0.0, 0.1], "positive with all local examples alone; with all it is"),
-        ([0.0, 0.1, 0.1, 0.1, 0.0], "with no number of local examples is a gain shown; with all it is"),
+        ([0.0, 0.1, 0.1, 0.1, 0.0], "with all local examples a gain is not shown, .* and so fewer are not asked about"),
     ],
 )
 def test_a_curve_in_words_says_what_was_decided(means, expected):

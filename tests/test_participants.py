@@ -1,5 +1,7 @@
 """Clients that took part, measured with what they kept: beside plain loops, and without a look at what is measured."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,6 +132,17 @@ def test_each_starts_from_what_is_broadcast_and_what_it_kept(name, tmp_path, kep
     if has_head:
         heads = [np.asarray(kept(client)[1]) for client in measured]
         assert not np.allclose(heads[0], heads[1])
+
+
+def test_one_that_was_in_no_round_starts_as_a_new_client(tmp_path):
+    plan = experiment(FedPer(2, 0.3), participants=4)
+    plan = replace(plan, stages=(replace(plan.stages[0], rounds=1, clients_per_round=1),))
+    found = hs.run(plan, tmp_path / "run", federation=federation(), progress=False)
+    result = found.results["participants"][-1]
+    sums, counts = result.curves[0].metrics["accuracy"]
+    new = [accuracy(found.params(), int(name.removeprefix("c"))) for name in result.ids]
+    # One of the four, at most, was drawn.
+    assert sum(value == pytest.approx(own) for value, own in zip(new, sums[:, 0] / counts, strict=True)) >= 3
 
 
 def found_train():

@@ -45,7 +45,7 @@ def sentence(name: str, curve: GainByExamples, metric: Metric) -> str:
     end = f"{formats.change(curve.gains[-1].mean)} {formats.unit} {formats.interval(low, high)}"
     left = f" Without {format_count(curve.left_out, 'client')} that lost a finite value." if curve.left_out else ""
     if curve.positive_from is None:
-        return f"{name}: with all local examples a gain is not shown, {end}, and so not with fewer.{left}"
+        return f"{name}: with all local examples a gain is not shown, {end}, and so fewer are not asked about.{left}"
     if curve.positive_from == curve.numbers[-1]:
         begins = "the gain is shown to be positive with all local examples alone"
     else:
