@@ -354,7 +354,7 @@ def test_the_best_methods_are_those_of_validation_clients_and_fine_tuning():
     assert best_methods(compared, Regression().metrics[0], 1) == ["a", BASELINE]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("no_figures")
 def test_a_comparison_says_how_many_examples_it_takes(command, tmp_path):
     shifted_file(tmp_path / "data.npz")

@@ -108,6 +108,8 @@ OTHERS = [getattr(headstart.methods, name)() for name in headstart.methods.__all
 def test_every_method_replies_to_half_precision_in_float32_and_keeps_the_parameters_type(method, dtype):
     if hasattr(method, "head"):
         method = replace(method, head=("theta",))
+    if hasattr(method, "layers"):
+        method = replace(method, layers=("theta",))
     model, task = in_type(dtype), hs.Classification()
     params = model.init(jax.random.key(0))
     state = method.init_client_state(params)

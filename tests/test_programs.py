@@ -242,7 +242,7 @@ def test_a_comparison_has_one_program_of_rounds_for_each_method(name):
                 rounds = stage_rounds(NOTHING, stage, any_server=any_server)
                 found.add((rounds.number is None, template(rounds.stage, numbers_of(rounds.stage))))
     # Two values each of what decides a shape or a branch.
-    constants = {"IFCA": 2, "MAML": 2, "FedBABU": 2}.get(method.kind.__name__, 1)
+    constants = {"IFCA": 2, "MAML": 2, "MetaSGD": 2, "FedBABU": 2}.get(method.kind.__name__, 1)
     assert len(shared) == constants + (method.second_kind is not None)
     assert len(own) == 3 * constants + (method.second_kind is not None)
 

@@ -308,7 +308,7 @@ def test_a_run_trains_what_was_rewritten_unless_an_option_says_otherwise(rewrite
     def stop(prepared, *_):
         raise PreparedError(prepared)
 
-    monkeypatch.setattr(training, "_context", stop)  # before anything is compiled
+    monkeypatch.setattr(training, "run_context", stop)  # before anything is compiled
     x, y = np.random.default_rng(0).random((24, 6, 6, 1), np.float32), np.arange(24) % 3
     federation = from_arrays("mine", list("abcd"), np.array([[4, 2]] * 4), x, y, metadata={"classes": 3})
     stage = Stage("s", FedAvg(1, 0.1, 4), Optimizer("sgd", 1.0), 1, 2)
