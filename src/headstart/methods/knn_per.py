@@ -11,12 +11,13 @@ import jax.numpy as jnp
 
 from headstart.data.federation import Array, Client, Examples, Tree
 from headstart.errors import UserError
-from headstart.fields import MOST_EPOCHS, at_least
+from headstart.fields import at_least
 from headstart.learning.local_sgd import collect_batches
-from headstart.learning.method import ClientUpdate, PersonalTraining, Reply
+from headstart.learning.method import PersonalTraining
 from headstart.learning.personalization import EVALUATION_BATCH, Personalization
 from headstart.learning.tasks import Classification, Task, at_least_float32
-from headstart.methods.paper import FedAvg, SearchSpace
+from headstart.methods.as_fedavg import TrainedAsFedAvg
+from headstart.methods.paper import SearchSpace
 from headstart.models.last_layer import features_and_output
 from headstart.models.zoo import Model
 
@@ -25,7 +26,7 @@ LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True)
-class KNNPer(ClientUpdate):
+class KNNPer(TrainedAsFedAvg):
     """FedAvg; a held-out client predicts λ p_kNN + (1 − λ) p, p of the global model, and takes no gradient steps.
 
     p_kNN(y | x) ∝ Σ exp(−‖φ(x) − φ(x_i)‖ / scale) over those of the `neighbors` nearest support examples x_i whose
@@ -36,9 +37,6 @@ class KNNPer(ClientUpdate):
     scale: 1 in the paper; the authors' code takes squared distances over the number of features.
     """
 
-    epochs: int = at_least(1, 1, most=MOST_EPOCHS)
-    learning_rate: float = at_least(0, 0.02)
-    batch_size: int = at_least(1, 20)
     neighbors: int = at_least(1, 10, most=1000, constant=True)
     scale: float = at_least(0, 1.0, above=True)
     spacing: float = at_least(0, 0.1, above=True, most=1)
@@ -50,13 +48,6 @@ class KNNPer(ClientUpdate):
         "one mixing weight for all clients, chosen on validation clients, where the authors choose one for each"
         " client on rows of its own; its scale of distances is searched, and 1 in the paper"
     )
-
-    def __call__(
-        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
-    ) -> Reply:
-        """A client update; see `ClientUpdate`."""
-        fedavg = FedAvg(self.epochs, self.learning_rate, self.batch_size)
-        return fedavg(task, model, broadcast, client, client_state, key)
 
     def personal_training(
         self, task: Task, model: Model, recipe: Personalization, broadcast: Tree, client: Client, key: Array

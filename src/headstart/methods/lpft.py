@@ -11,16 +11,17 @@ import jax.numpy as jnp
 from headstart.data.federation import Array, Client, Tree
 from headstart.fields import MOST_EPOCHS, at_least
 from headstart.learning.local_sgd import LocalSGD, LocalState
-from headstart.learning.method import ClientUpdate, PersonalTraining, Reply
+from headstart.learning.method import PersonalTraining
 from headstart.learning.personalization import Personalization, steps_per_unit
 from headstart.learning.tasks import Task
-from headstart.methods.paper import FedAvg, SearchSpace
+from headstart.methods.as_fedavg import TrainedAsFedAvg
+from headstart.methods.paper import SearchSpace
 from headstart.methods.partial import head_of
 from headstart.models.zoo import Model
 
 
 @dataclass(frozen=True)
-class LPFT(ClientUpdate):
+class LPFT(TrainedAsFedAvg):
     """FedAvg; a held-out client trains the head alone at first (linear probing), then everything (fine-tuning).
 
     head: as in `partial.head_of`. head_epochs: how many epochs of personalization, or steps where the recipe counts
@@ -30,9 +31,6 @@ class LPFT(ClientUpdate):
     that, and one rate serves both.
     """
 
-    epochs: int = at_least(1, 1, most=MOST_EPOCHS)
-    learning_rate: float = at_least(0, 0.02)
-    batch_size: int = at_least(1, 20)
     head: tuple[str, ...] | None = None
     head_epochs: int = at_least(0, 3, most=MOST_EPOCHS)
 
@@ -42,13 +40,6 @@ class LPFT(ClientUpdate):
         "the head has a few epochs at the learning rate of the rest, where Kumar et al. fit it to its end and"
         " tune a rate for either part"
     )
-
-    def __call__(
-        self, task: Task, model: Model, broadcast: Tree, client: Client, client_state: Tree, key: Array
-    ) -> Reply:
-        """A client update; see `ClientUpdate`."""
-        fedavg = FedAvg(self.epochs, self.learning_rate, self.batch_size)
-        return fedavg(task, model, broadcast, client, client_state, key)
 
     def personal_training(
         self, task: Task, model: Model, recipe: Personalization, broadcast: Tree, client: Client, key: Array

@@ -16,8 +16,9 @@ import numpy as np
 
 from headstart.documents import parse_json
 from headstart.errors import UserError
-from headstart.files import atomic, write_json
-from headstart.runs.contents import Group, read_json
+from headstart.files import write_json
+from headstart.runs.contents import Group, read_arrays, read_json
+from headstart.runs.directory import write_arrays
 from headstart.runs.log import Record
 from headstart.studies.evidence import Result
 
@@ -39,16 +40,18 @@ def write_record(path: Path, result: Result, origin: Record, seconds: float) -> 
 
     origin: the `federation.json` of its run. seconds: that the run took.
     """
-    came_from = {name: origin[name] for name in _ORIGIN if name in origin}
-    document = {"ids": list(result.ids), "command": result.command, "origin": came_from, "seconds": seconds}
+    about = {"ids": list(result.ids), "command": result.command, "origin": _came_from(origin), "seconds": seconds}
     arrays = {name: getattr(result, name) for name in _ARRAYS}
-    with atomic(path) as file:
-        np.savez_compressed(file, document=np.array(json.dumps(document)), **arrays)  # pyright: ignore[reportArgumentType]
+    write_arrays(path, {**arrays, "document": np.array(json.dumps(about))})
 
 
 def write_divergence(path: Path, text: str, origin: Record) -> None:
     """Write that a run diverged, and where; origin: as of `write_record`."""
-    write_json(path, {"diverged": text, "origin": {name: origin[name] for name in _ORIGIN if name in origin}})
+    write_json(path, {"diverged": text, "origin": _came_from(origin)})
+
+
+def _came_from(origin: Record) -> Record:
+    return {name: origin[name] for name in _ORIGIN if name in origin}
 
 
 def read_divergence(path: Path) -> tuple[str, Record]:
@@ -69,10 +72,9 @@ def read_record(path: Path) -> tuple[Result, Record]:
     Raises:
         UserError: if the file is damaged.
     """
-    with _reading(path) as file:
-        arrays: dict[str, Any] = {name: file[name] for name in _ARRAYS}
-        document = parse_json(str(file["document"]))
-        return Result(tuple(document["ids"]), command=document["command"], **arrays), document["origin"]
+    with _reading(path) as (arrays, about):
+        values: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
+        return Result(tuple(about["ids"]), command=about["command"], **values), about["origin"]
 
 
 def spent(folder: Path) -> float:
@@ -87,15 +89,16 @@ def spent(folder: Path) -> float:
 
 
 def _seconds(path: Path) -> float:
-    with _reading(path) as file:
-        return float(parse_json(str(file["document"]))["seconds"])
+    with _reading(path) as (_, about):
+        return float(about["seconds"])
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[Any]:
+def _reading(path: Path) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
+    """The arrays of a record and its document; what goes wrong in the block says that it is damaged."""
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            yield file
+        arrays = read_arrays(path)
+        yield arrays, parse_json(str(arrays["document"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise UserError(
             f"{path} is no record of a run, or a damaged one ({error}); delete it, and the run is done again"
