@@ -47,6 +47,26 @@ def test_what_is_recorded_is_the_same_and_not_run_again(runs, plain, done, tmp_p
     assert spent(tmp_path / "records") > 0
 
 
+def test_records_are_of_the_data_wherever_their_file_is(runs, plain, done, tmp_path):
+    runs().finish({"a": plain}, seeds=1)
+    shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "elsewhere").mkdir()
+    moved = shutil.move(tmp_path / "data.npz", tmp_path / "elsewhere" / "data.npz")
+    runs().finish({"a": replace(plain, data=replace(plain.data, source=str(moved)))}, seeds=1)
+    assert len(done) == 1
+
+
+def test_participants_are_on_record_too(runs, plain, done, tmp_path):
+    plain = replace(plain, participants=2, data=replace(plain.data, hold_out=True))
+    assert not runs().participants({"a": plain}, seeds=1)
+    runs().finish({"a": plain}, seeds=1)
+    shutil.rmtree(tmp_path / "runs")
+    again = runs()
+    again.finish({"a": plain}, seeds=1)
+    assert len(done) == 1
+    assert again.participants({"a": plain}, seeds=1)["a"].curves.shape[1] > 0
+
+
 def test_whole_seeds_come_first(runs, plain, done):
     runs().finish({"a": plain, "b": replace(plain, name="b")})
     assert [line.rpartition(", seed ")[2] for line in done] == ["0", "0", "1", "1"]

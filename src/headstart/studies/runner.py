@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -27,18 +25,17 @@ from headstart.experiment.loading import document_of
 from headstart.experiment.measured import has_test_examples
 from headstart.experiment.serialization import earlier, to_json
 from headstart.experiment.setup import Prepared, prepare
-from headstart.files import write_bytes, write_json
+from headstart.files import write_json
 from headstart.learning.tasks import Metric
-from headstart.runs.by_examples import ByExamples, is_by_examples, read_by_examples
+from headstart.runs.by_examples import ByExamples
 from headstart.runs.contents import Group, federation_document
-from headstart.runs.log import Record, read_records
+from headstart.runs.log import Record
 from headstart.runs.provenance import is_of, provenance
-from headstart.runs.reading import open_run
 from headstart.studies.evidence import Choice, Result
+from headstart.studies.finished import FinishedRuns
 from headstart.studies.pool import Job, Pool
 from headstart.studies.progress import Progress, work_of
-from headstart.studies.records import read_divergence, read_record, record_file, stacked, write_divergence, write_record
-from headstart.training.by_examples import DRAWS, settings
+from headstart.training.by_examples import DRAWS
 from headstart.training.divergence import DivergedError
 
 # The first seed of tuning runs; no reported run has one of these.
@@ -68,8 +65,9 @@ class Runs:
         # Absolute, so that a run resumes from any working directory.
         self.root, self.seeds, self.log = folder.resolve(), seeds, log
         self.allowed_modules, self.fingerprint = tuple(sorted(allowed_modules)), fingerprint
-        self._pool, self._kept = pool or Pool(1), None if records is None else records.resolve()
+        self._pool = pool or Pool(1)
         self.progress = Progress()
+        self._finished = FinishedRuns(records, self.prepared, allowed_modules=self.allowed_modules, log=log)
         self._prepared: dict[str, Prepared] = {}
         self._origins: dict[str, Record] = {}
         # What made the parameters that an experiment starts from, by their file.
@@ -83,20 +81,21 @@ class Runs:
         Raises:
             UserError: if what says so is damaged.
         """
-        text = (
-            json.dumps(earlier(to_json(replace(experiment, seed=0))), sort_keys=True).replace(str(self.root), "")
-            + self.fingerprint
-        )
-        folder = self.root / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        folder = self._named(experiment, Path(experiment.data.source).name)
+        with_path = self._named(experiment, experiment.data.source)
+        folder = with_path if with_path.exists() else folder  # which had it at first
         begun = [federation_document(path) for path in sorted(folder.glob("*/federation.json"))]
-        if self._kept is not None:
-            records = self._kept / folder.name
-            begun += [read_record(path)[1] for path in sorted(records.glob("*.npz"))]
-            begun += [read_divergence(path)[1] for path in sorted(records.glob("*.diverged"))]
+        begun += self._finished.origins(folder)
         if begun and not all(is_of(record, self._origin(experiment)) for record in begun):
             now = self._origin(experiment)
             return folder.with_name(f"{folder.name}-{combined([now['fingerprint'], now['code']])[:8]}")
         return folder
+
+    def _named(self, experiment: Experiment, source: str) -> Path:
+        """The folder of an experiment by its digest, in which the data are named by `source`."""
+        named = replace(experiment, seed=0, data=replace(experiment.data, source=source))
+        text = json.dumps(earlier(to_json(named)), sort_keys=True).replace(str(self.root), "") + self.fingerprint
+        return self.root / f"{experiment.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def _origin(self, experiment: Experiment) -> Record:
         """What a run of the experiment would come from now."""
@@ -130,11 +129,11 @@ class Runs:
         self._run(jobs.values(), "test")
         results = {}
         for name, each in jobs.items():
-            diverged = [text for job in each if (text := self._diverged(job)) is not None]
+            diverged = [text for job in each if (text := self._finished.diverged(job)) is not None]
             if diverged and strict:
                 raise DivergedError(diverged[0])
             if not diverged:
-                results[name] = self._result(each, "test")
+                results[name] = self._finished.result(each, "test")
         return results
 
     def participants(self, experiments: Mapping[str, Experiment], *, seeds: int) -> dict[str, Result]:
@@ -146,9 +145,8 @@ class Runs:
         found = {}
         for name, experiment in experiments.items():
             jobs = self._jobs(experiment, range(seeds))
-            runs = (open_run(job.folder, allowed_modules=self.allowed_modules) for job in jobs)
-            if all(run.results["participants"] for run in runs):
-                found[name] = self._result(jobs, "participants")
+            if all(self._finished.measured(job, "participants") for job in jobs):
+                found[name] = self._finished.result(jobs, "participants")
         return found
 
     def choose(
@@ -186,8 +184,10 @@ class Runs:
         self._run((job for each in jobs.values() for job in each.values()), "validation")
         chosen = {}
         for what, each in jobs.items():
-            finished = {name: of for name, of in each.items() if all(self._diverged(job) is None for job in of)}
-            results = {name: self._result(of, "validation") for name, of in finished.items()}
+            finished = {
+                name: of for name, of in each.items() if all(self._finished.diverged(job) is None for job in of)
+            }
+            results = {name: self._finished.result(of, "validation") for name, of in finished.items()}
             metric = self.prepared(next(iter(candidates[what].values()))).task.metrics[0]
             choice = _best(what, list(each), results, by.get(what, "personalized"), metric)
             if choice:
@@ -210,27 +210,15 @@ class Runs:
             name: [job._replace(draws=draws) for job in self._jobs(experiment, range(seeds))]
             for name, experiment in experiments.items()
         }
-        missing = [job for each in zip(*jobs.values(), strict=True) for job in each if not self._has_by_examples(job)]
+        missing = [
+            job for each in zip(*jobs.values(), strict=True) for job in each if not self._finished.has_by_examples(job)
+        ]
         runs = {job.folder: job._replace(draws=0) for job in missing}
         self._do_in_turn({folder: run for folder, run in runs.items() if not run.done})
         self._do([job for job in missing if not job.done])
         for job in missing:
-            if (record := self._by_examples_record(job)) != job.end:
-                write_bytes(record, job.end.read_bytes())
-        return {name: [read_by_examples(self._by_examples_record(job)) for job in each] for name, each in jobs.items()}
-
-    def _has_by_examples(self, job: Job) -> bool:
-        return (
-            is_by_examples(self._by_examples_record(job), settings(draws=job.draws))
-            if self._kept is not None
-            else job.done
-        )
-
-    def _by_examples_record(self, job: Job) -> Path:
-        """The file that is read of them: with the records, where they are kept."""
-        if self._kept is None:
-            return job.end
-        return self._kept / "by-examples" / job.folder.parent.name / f"{job.experiment.seed}.npz"
+            self._finished.put_by_examples_on_record(job)
+        return {name: [self._finished.by_examples(job) for job in each] for name, each in jobs.items()}
 
     def _check_measured(self, what: str, experiment: Experiment, group: Group) -> None:
         prepared = self.prepared(experiment)
@@ -268,7 +256,7 @@ class Runs:
     def _run(self, jobs: Iterable[Sequence[Job]], group: Group) -> None:
         """Do what is missing: one seed of all experiments before the next, so that a stop leaves whole seeds."""
         in_turn = [job for each in zip_longest(*jobs) for job in each if job is not None]
-        missing = {job.folder: job for job in in_turn if not job.done and not self._recorded(job, group)}
+        missing = {job.folder: job for job in in_turn if not self._finished.has(job, group)}
         if self.progress.expected:
             done = [job for job in in_turn if job.folder not in missing]
             self.progress.add(self._work(done), done=[job.end for job in done])
@@ -277,8 +265,7 @@ class Runs:
         finally:
             # What is finished is on record, whatever stopped the others.
             for job in missing.values():
-                if self._kept is not None and job.end.exists():
-                    self._of_seed(job, group)
+                self._finished.put_on_record(job, group)
 
     def _do_in_turn(self, missing: Mapping[Path, Job]) -> None:
         """Do jobs, by their folders, after those that make the parameters that they start from."""
@@ -300,73 +287,6 @@ class Runs:
     def _work(self, jobs: Iterable[Job]) -> dict[Path, float]:
         return {job.end: work_of(job.experiment, self.prepared(job.experiment)) for job in jobs}
 
-    def _record(self, job: Job, group: Group) -> Path | None:
-        """The file of the record of a run, whether it is there or not; None where none are kept."""
-        if self._kept is None:
-            return None
-        return record_file(self._kept / job.folder.parent.name, job.experiment.seed, group)
-
-    def _recorded(self, job: Job, group: Group) -> bool:
-        record = self._record(job, group)
-        return record is not None and (record.exists() or self._divergence(job).exists())
-
-    def _divergence(self, job: Job) -> Path:
-        """The file that says that a run diverged, and where: with the records, where they are kept."""
-        if self._kept is None:
-            return job.diverged
-        return self._kept / job.folder.parent.name / job.diverged.name
-
-    def _diverged(self, job: Job) -> str | None:
-        """What is said of the divergence of a run; None if it did not diverge."""
-        if self._kept is None:
-            return job.diverged.read_text(encoding="utf-8") if job.diverged.exists() else None
-        path = self._divergence(job)
-        if job.diverged.exists() and not path.exists():
-            origin = federation_document(job.folder / "federation.json")
-            write_divergence(path, job.diverged.read_text(encoding="utf-8"), origin)
-        return read_divergence(path)[0] if path.exists() else None
-
-    def _result(self, jobs: Sequence[Job], group: Group) -> Result:
-        return stacked([self._of_seed(job, group) for job in jobs])._replace(command=_command(jobs))
-
-    def _of_seed(self, job: Job, group: Group) -> Result:
-        """The result of one seed: of its run's folder, or of its record."""
-        record = self._record(job, group)
-        if record is not None and record.exists():
-            return read_record(record)[0]
-        metric = self.prepared(job.experiment).task.metrics[0]
-        run = open_run(job.folder, allowed_modules=self.allowed_modules)
-        for note in run.notes:
-            self.log(note)
-        end, report = run.results[group][-1], run.report()
-        curves = end.curves[0]
-        tested = curves.metrics[metric.name][1] > 0
-        log = read_records(job.results / "metrics.jsonl")
-        evaluations = {line["round"]: line for line in log if line["event"] == "evaluation"}
-        result = Result(
-            tuple(client for client, counts in zip(end.ids, tested, strict=True) if counts),
-            np.array(curves.means(metric)[tested][None], np.float64),
-            np.array([end.epochs[0]]),
-            np.array(list(evaluations)),
-            np.array([[line["clients_values"] for line in evaluations.values()]], np.float64),
-            np.array([sum(line.get("items", 0) for line in log)]),
-            np.array([report["round"]]),
-            np.array([report[group]["hurt"].get("by_chance", np.nan)]),
-            _command([job]),
-            np.array([report[group]["hurt"].get("beyond_chance", False)]),
-            np.array([sum(line["seconds"] for line in log if line["event"] == "round")]),
-            np.array([report[group].get("personal_rate", report.get("personal_rate", np.nan))]),
-        )
-        if record is not None:
-            write_record(record, result, federation_document(job.folder / "federation.json"), _seconds(job))
-        return result
-
-
-def _seconds(job: Job) -> float:
-    """From a run's last start, when it writes its experiment and environment, to its end."""
-    began = max((job.folder / name).stat().st_mtime for name in ("environment.json", "experiment.json"))
-    return max(job.end.stat().st_mtime - began, 0.0)
-
 
 def _best(what: str, names: Sequence[str], results: Mapping[str, Result], model: str, metric: Metric) -> Choice | None:
     """The choice of the candidate with the best mean value of a model; None if no mean is finite."""
@@ -376,22 +296,3 @@ def _best(what: str, names: Sequence[str], results: Mapping[str, Result], model:
         return None
     best = (max if metric.higher_is_better else min)(values, key=values.__getitem__)
     return Choice(what, {name: values.get(name, np.nan) for name in names}, best)
-
-
-def _command(jobs: Sequence[Job]) -> str:
-    """The command line that repeats these runs, in one folder."""
-    first = jobs[0]
-    file, folder = (os.path.relpath(path) for path in (first.file, first.folder.parent))
-    words = [
-        "headstart",
-        "run",
-        file,
-        "--seed",
-        first.experiment.seed,
-        "--seeds",
-        len(jobs),
-        "--out",
-        f"{folder}-again",
-        *(word for module in first.allowed_modules for word in ("--import", module)),
-    ]
-    return shlex.join(map(str, words))

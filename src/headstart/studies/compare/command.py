@@ -68,6 +68,7 @@ def compare_methods(
             allowed_modules=allowed_modules,
             fingerprint=_fingerprint(protocol.base.data.source, allowed_modules),
             pool=pool,
+            records=out / "records",
         )
         prepared = runs.prepared(protocol.base)
         _check_test_examples(prepared)
