@@ -32,6 +32,7 @@ def curves(folder: Path) -> dict[str, GainByExamples]:
 
 
 def main() -> None:
+    """Say what the curves say, and draw them."""
     panels = {path.parent.name: curves(path) for path in sorted(HERE.glob("medium/*/records/*/by-examples"))}
     for federation, each in panels.items():
         for name, curve in each.items():
