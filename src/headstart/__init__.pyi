@@ -44,6 +44,8 @@ from .methods.paper import Reptile as Reptile
 from .models.zoo import Model as Model
 from .models.zoo import as_model as as_model
 from .reports.report import report as report
+from .runs.paired import PairedDifference as PairedDifference
+from .runs.paired import paired_difference as paired_difference
 from .runs.reading import open_run as open_run
 from .runs.run import Run as Run
 from .statistics.clients import summarize as summarize

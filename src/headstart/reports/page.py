@@ -33,6 +33,7 @@ from headstart.reports.format import (
     format_worse,
 )
 from headstart.reports.html import Cell, Picture, render
+from headstart.reports.paired import beside_first, sentences, table
 from headstart.reports.samples import Samples, images_figure, label, passages, read_samples
 from headstart.reports.style import FigureSpec, save
 from headstart.reports.tables import Distribution, Row, rows_of
@@ -131,6 +132,7 @@ def _group(number: int, runs: Sequence[Run], figures: Path, *, apart: bool) -> d
     return {
         "title": f": {', '.join(run.label for run in runs)}" if apart else "",
         "results": _results(runs, rows),
+        "beside": _beside(runs),
         "baselines": _baselines(runs),
         "conclusions": [f"{run.label}: {text}" if len(runs) > 1 else text for run in runs for text in conclusions(run)],
         "left_out": left_out(runs),
@@ -194,6 +196,12 @@ def _results(runs: Sequence[Run], rows: Sequence[Row]) -> Table:
             cells = _cells(row, targets) if row else ["-"] * (len(head) - 1)
             lines.append(("final" if row and row.final else "", [title, *cells]))
     return head, lines
+
+
+def _beside(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """The runs less the first of them, in sentences and as a table; None without two that have finished a stage."""
+    lines, metric = beside_first(runs), runs[0].metric
+    return {"sentences": sentences(lines, metric), "table": table(lines, metric)} if lines else None
 
 
 def _baselines(runs: Sequence[Run]) -> Table | None:

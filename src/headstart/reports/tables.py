@@ -23,6 +23,7 @@ from headstart.reports.format import (
     format_value,
     format_worse,
 )
+from headstart.reports.paired import beside_first, sentences
 from headstart.runs.reading import open_runs
 from headstart.runs.results import (
     Estimate,
@@ -159,11 +160,19 @@ def _row(run: Run, stage_result: StageResult) -> Row:
 
 
 def _notes(label: str, stage_result: StageResult) -> tuple[str, ...]:
+    """What must be said beside the numbers of a stage; what is said of several seeds, once."""
+    saying: dict[str, list[int]] = {}
+    for seed, report in zip(stage_result.seeds, stage_result.reports, strict=True):
+        for note in stage_notes(report):
+            saying.setdefault(note, []).append(seed)
+    several = len(stage_result.seeds) > 1
     return tuple(
-        f"{label}, {stage_result.name}{f', seed {seed}' if len(stage_result.seeds) > 1 else ''}: {note}"
-        for seed, report in zip(stage_result.seeds, stage_result.reports, strict=True)
-        for note in stage_notes(report)
+        f"{label}, {stage_result.name}{_of_seeds(seeds) if several else ''}: {note}" for note, seeds in saying.items()
     )
+
+
+def _of_seeds(seeds: Sequence[int]) -> str:
+    return f", seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def distribution(values: np.ndarray, by_seed: np.ndarray, metric: Metric) -> Distribution:
@@ -197,6 +206,8 @@ def print_runs(
         echo(console, notice)
     for group in groups:
         print_rows(console, rows_of(group))
+        for text in sentences(beside_first(group), group[0].metric):
+            echo(console, text)
 
 
 def print_rows(console: Console, rows: Sequence[Row]) -> None:

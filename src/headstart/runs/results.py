@@ -91,17 +91,20 @@ def before_and_after(stage_result: StageResult, metric: Metric) -> tuple[np.ndar
 
 def client_values(stage_result: StageResult, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """float64 `[clients]` twice: as `before_and_after`, and NaN for a client without query examples."""
+    initial, personalized = np.mean(values_by_seed(stage_result, metric), axis=0)
+    return initial, personalized
+
+
+def values_by_seed(stage_result: StageResult, metric: Metric) -> np.ndarray:
+    """float64 `[seeds, 2, clients]`: initial and personalized value of every client; NaN without query examples."""
     each = [_values(curves, metric) for curves in stage_result.curves]
-    initial = np.mean([values[:, 0] for values in each], axis=0)
-    return initial, np.mean([v[:, n] for v, n in zip(each, stage_result.epochs, strict=True)], axis=0)
+    return np.stack([np.stack([v[:, 0], v[:, n]]) for v, n in zip(each, stage_result.epochs, strict=True)])
 
 
 def seed_means(stage_result: StageResult, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """`[seeds]` twice: the clients' uniform mean, initial and personalized, of every seed."""
     mine = tested(stage_result)
-    each = [_values(curves, metric)[mine] for curves in stage_result.curves]
-    pairs = [(v[:, 0].mean(), v[:, n].mean()) for v, n in zip(each, stage_result.epochs, strict=True)]
-    initial, personalized = np.array(pairs).T
+    initial, personalized = values_by_seed(stage_result, metric)[:, :, mine].mean(axis=2).T
     return initial, personalized
 
 
