@@ -9,7 +9,6 @@ from headstart.reports.format import GainFormat, format_change, format_count
 from headstart.reports.html import Cell
 from headstart.runs.paired import PairedDifference, paired_difference
 from headstart.runs.run import Run
-from headstart.statistics.two_way import Interval
 from headstart.statistics.verdicts import LEAST_SEEDS, Difference
 
 Line = tuple[str, PairedDifference]
@@ -61,29 +60,24 @@ def table(lines: Sequence[Line], metric: Metric) -> tuple[list[str], list[tuple[
 def _cell(found: Difference, metric: Metric) -> Cell:
     if _is_none(found):
         return Cell(SAME)
-    interval = GainFormat(metric).interval(*_interval(found))
+    interval = GainFormat(metric).interval(*found.shown_interval)
     return Cell(format_change(metric, metric.sign * found.mean), (interval, _word(found)))
 
 
 def _text(found: Difference, metric: Metric) -> str:
     if _is_none(found):
         return SAME
-    interval = GainFormat(metric).interval(*_interval(found))
+    interval = GainFormat(metric).interval(*found.shown_interval)
     return f"{format_change(metric, metric.sign * found.mean)} {interval}, {_word(found)}"
 
 
 def _is_none(found: Difference) -> bool:
     """Whether no client differs, as of runs with the same initial model."""
-    return found.mean == 0 and found.over_clients == (0, 0)
-
-
-def _interval(found: Difference) -> Interval:
-    """The interval that speaks of the methods, or, with too few seeds, of these models."""
-    return found.interval if found.seeds >= LEAST_SEEDS else found.over_clients
+    return found.mean == 0 and found.shown_interval == (0, 0)
 
 
 def _word(found: Difference) -> str:
     """Better or worse is said of methods; of the models of too few seeds only that they are ahead or behind."""
-    low, high = _interval(found)
+    low, high = found.shown_interval
     ahead, behind = ("better", "worse") if found.seeds >= LEAST_SEEDS else ("ahead", "behind")
     return ahead if low > 0 else behind if high < 0 else "inconclusive"

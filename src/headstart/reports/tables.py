@@ -165,9 +165,9 @@ def _notes(label: str, stage_result: StageResult) -> tuple[str, ...]:
     for seed, report in zip(stage_result.seeds, stage_result.reports, strict=True):
         for note in stage_notes(report):
             saying.setdefault(note, []).append(seed)
-    several = len(stage_result.seeds) > 1
     return tuple(
-        f"{label}, {stage_result.name}{_of_seeds(seeds) if several else ''}: {note}" for note, seeds in saying.items()
+        f"{label}, {stage_result.name}{_of_seeds(seeds) if len(stage_result.seeds) > 1 else ''}: {note}"
+        for note, seeds in saying.items()
     )
 
 

@@ -50,13 +50,13 @@ def paired_difference(run: Run, other: Run) -> PairedDifference:
             " run both on the same data, with the same data.train, data.validation and data.seed"
         )
     pairs = _seed_pairs(mine, theirs)
-    first = values_by_seed(mine, run.metric)[[place for place, _ in pairs]]
-    second = values_by_seed(theirs, run.metric)[[place for _, place in pairs]]
+    first = values_by_seed(mine, run.metric)[[index for index, _ in pairs]]
+    second = values_by_seed(theirs, run.metric)[[index for _, index in pairs]]
     initial, personalized = run.metric.sign * np.moveaxis(first - second, 1, 0)
     return PairedDifference(difference(initial), difference(personalized))
 
 
 def _seed_pairs(mine: StageResult, theirs: StageResult) -> list[tuple[int, int]]:
-    """The places of paired seeds among the seeds of two results."""
+    """The indices of paired seeds among the seeds of two results."""
     common = [(mine.seeds.index(seed), theirs.seeds.index(seed)) for seed in mine.seeds if seed in theirs.seeds]
     return common or [(i, i) for i in range(min(len(mine.seeds), len(theirs.seeds)))]

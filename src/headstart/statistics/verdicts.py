@@ -44,6 +44,11 @@ class Difference(NamedTuple):
         """1 or -1 where the two-way interval lies on one side of zero and the seeds are enough; 0 is inconclusive."""
         return _side(self.interval) if self.seeds >= LEAST_SEEDS else 0
 
+    @property
+    def shown_interval(self) -> Interval:
+        """The two-way interval; with too few seeds the one over clients, which speaks of these trained models alone."""
+        return self.interval if self.seeds >= LEAST_SEEDS else self.over_clients
+
 
 def _side(interval: Interval) -> int:
     """The side of zero on which an interval lies; 0 without one."""
