@@ -60,24 +60,24 @@ def table(lines: Sequence[Line], metric: Metric) -> tuple[list[str], list[tuple[
 def _cell(found: Difference, metric: Metric) -> Cell:
     if _is_none(found):
         return Cell(SAME)
-    interval = GainFormat(metric).interval(*found.shown_interval)
+    interval = GainFormat(metric).interval(*found.interval_to_report)
     return Cell(format_change(metric, metric.sign * found.mean), (interval, _word(found)))
 
 
 def _text(found: Difference, metric: Metric) -> str:
     if _is_none(found):
         return SAME
-    interval = GainFormat(metric).interval(*found.shown_interval)
+    interval = GainFormat(metric).interval(*found.interval_to_report)
     return f"{format_change(metric, metric.sign * found.mean)} {interval}, {_word(found)}"
 
 
 def _is_none(found: Difference) -> bool:
     """Whether no client differs, as of runs with the same initial model."""
-    return found.mean == 0 and found.shown_interval == (0, 0)
+    return found.mean == 0 and found.interval_to_report == (0, 0)
 
 
 def _word(found: Difference) -> str:
     """Better or worse is said of methods; of the models of too few seeds only that they are ahead or behind."""
-    low, high = found.shown_interval
+    low, high = found.interval_to_report
     ahead, behind = ("better", "worse") if found.seeds >= LEAST_SEEDS else ("ahead", "behind")
     return ahead if low > 0 else behind if high < 0 else "inconclusive"

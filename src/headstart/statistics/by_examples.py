@@ -44,7 +44,7 @@ class GainByExamples(NamedTuple):
 
     def intervals(self) -> np.ndarray:
         """float64 `[numbers, 2]`: the intervals that decide."""
-        return np.array([each.shown_interval for each in self.gains])
+        return np.array([each.interval_to_report for each in self.gains])
 
 
 def gain_by_examples(gains: np.ndarray, support: np.ndarray, numbers: Sequence[int]) -> GainByExamples:

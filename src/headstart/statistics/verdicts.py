@@ -45,7 +45,7 @@ class Difference(NamedTuple):
         return _side(self.interval) if self.seeds >= LEAST_SEEDS else 0
 
     @property
-    def shown_interval(self) -> Interval:
+    def interval_to_report(self) -> Interval:
         """The two-way interval; with too few seeds the one over clients, which speaks of these trained models alone."""
         return self.interval if self.seeds >= LEAST_SEEDS else self.over_clients
 
