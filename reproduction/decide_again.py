@@ -349,6 +349,7 @@ def board_again(folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     for each in map(Path, sys.argv[1:]):
-        if each.is_dir():
-            again = board_again if (each / "leaderboard.json").exists() else study_again
+        is_board = (each / "leaderboard.json").exists()
+        if is_board or (each / "results").is_dir():
+            again = board_again if is_board else study_again
             print("\n".join(again(each)) or f"{each}: no verdict changed")

@@ -25,15 +25,21 @@ def curves(folder: Path) -> dict[str, GainByExamples]:
     """The curves of a federation's records, by model."""
     found = {}
     for begin, name in MODELS.items():
-        seeds = [read_by_examples(path) for path in sorted(folder.glob(f"{begin}*/*.npz"))]
-        if seeds:
-            found[name] = curve_of(seeds, METRIC)
+        match sorted(folder.glob(f"{begin}*")):
+            case []:
+                continue
+            case [only]:
+                found[name] = curve_of([read_by_examples(path) for path in sorted(only.glob("*.npz"))], METRIC)
+            case several:
+                sys.exit(f"{folder} has records of several experiments, {', '.join(p.name for p in several)}; keep one")
     return found
 
 
 def main() -> None:
     """Say what the curves say, and draw them."""
     panels = {path.parent.name: curves(path) for path in sorted(HERE.glob("medium/*/records/*/by-examples"))}
+    if not panels:
+        sys.exit(f"{HERE} has no records of curves; see `headstart reproduce curve`")
     for federation, each in panels.items():
         for name, curve in each.items():
             print(f"{federation}, {sentence(name, curve, METRIC)}")
@@ -45,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -21,7 +21,7 @@ from headstart.reports.by_column import ResultsByColumn, cells
 from headstart.reports.by_examples import CAPTION as BY_EXAMPLES
 from headstart.reports.by_examples import TITLE as BY_EXAMPLES_TITLE
 from headstart.reports.by_examples import figure_spec, section
-from headstart.reports.comparability import comparable_groups, data_record, incomparable_notice
+from headstart.reports.comparability import comparable_groups, incomparable_notice
 from headstart.reports.figures import caption, figure_specs, left_out
 from headstart.reports.format import (
     format_change,
@@ -37,6 +37,7 @@ from headstart.reports.paired import beside_first, sentences, table
 from headstart.reports.samples import Samples, images_figure, label, passages, read_samples
 from headstart.reports.style import FigureSpec, save
 from headstart.reports.tables import Distribution, Row, rows_of
+from headstart.runs.comparable import data_record
 from headstart.runs.reading import open_runs
 from headstart.runs.results import Estimate, before_and_after, estimate, pooled_statistics
 from headstart.runs.run import Run

@@ -12,29 +12,32 @@ from headstart.runs.run import Run
 from headstart.statistics.verdicts import LEAST_SEEDS, Difference
 
 Line = tuple[str, PairedDifference]
-SAME = "the same"
 
 
 def beside_first(runs: Sequence[Run]) -> list[Line]:
     """Every run that has finished a stage less the first of these, with a title; of runs on the same test clients."""
     finished = [run for run in runs if run.stage_results]
-    return [(f"{run.label} less {finished[0].label}", paired_difference(run, finished[0])) for run in finished[1:]]
+    return [(f"{_name(run)} less {_name(finished[0])}", paired_difference(run, finished[0])) for run in finished[1:]]
+
+
+def _name(run: Run) -> str:
+    """The label of a run, with how far it has come if it is not finished."""
+    last = run.stage_results[-1]
+    return run.label if run.finished else f"{run.label} (unfinished, after {last.name}, round {last.round})"
 
 
 def sentences(lines: Sequence[Line], metric: Metric) -> list[str]:
     """What each line says in words, and of what its intervals are."""
-    if not lines:
-        return []
     found = [
-        f"{title}, on the same {format_count(pair.initial.clients, 'test client')}: initial {metric.name}"
-        f" {_text(pair.initial, metric)}, personalized {_text(pair.personalized, metric)}"
-        f" ({'two-way, ' if pair.is_two_way else ''}{format_count(pair.initial.seeds, 'seed')})."
+        f"{title}, on the same {format_count(pair.initial.clients, 'test client')}{_without(pair)}: initial"
+        f" {metric.name} {_text(pair, pair.initial, metric)}, personalized {_text(pair, pair.personalized, metric)}"
+        f" ({_seeds(pair)})."
         for title, pair in lines
     ]
-    if not all(pair.is_two_way for _, pair in lines):
+    if any(pair.initial.seeds < LEAST_SEEDS for _, pair in lines):
         found.append(
-            f"With fewer than {LEAST_SEEDS} seeds the intervals are over clients, of these trained models alone: other"
-            " seeds may say otherwise."
+            f"Where there are fewer than {LEAST_SEEDS} seeds, intervals are over clients, of these trained models"
+            " alone: other seeds may say otherwise."
         )
     return found
 
@@ -42,42 +45,36 @@ def sentences(lines: Sequence[Line], metric: Metric) -> list[str]:
 def table(lines: Sequence[Line], metric: Metric) -> tuple[list[str], list[tuple[str, list[str | Cell]]]]:
     """The lines as pages take a table."""
     head = ["", "test clients", f"initial {metric.name}", f"personalized {metric.name}"]
-    cells: list[tuple[str, list[str | Cell]]] = [
-        (
-            "",
-            [
-                title,
-                Cell(str(pair.initial.clients), (format_count(pair.initial.seeds, "seed"),)),
-                _cell(pair.initial, metric),
-                _cell(pair.personalized, metric),
-            ],
-        )
-        for title, pair in lines
-    ]
+    cells: list[tuple[str, list[str | Cell]]] = []
+    for title, pair in lines:
+        both = [_words(pair, each, metric) for each in (pair.initial, pair.personalized)]
+        count = Cell(str(pair.initial.clients), (_seeds(pair),))
+        cells.append(("", [title, count, *(Cell(change, tuple(more)) for change, *more in both)]))
     return head, cells
 
 
-def _cell(found: Difference, metric: Metric) -> Cell:
-    if _is_none(found):
-        return Cell(SAME)
-    interval = GainFormat(metric).interval(*found.interval_to_report)
-    return Cell(format_change(metric, metric.sign * found.mean), (interval, _word(found)))
+def _seeds(pair: PairedDifference) -> str:
+    """By what seeds it is decided."""
+    two_way = "two-way, " if pair.initial.seeds >= LEAST_SEEDS else ""
+    return f"{two_way}{format_count(pair.initial.seeds, 'paired seed' if pair.unpaired else 'seed')}"
 
 
-def _text(found: Difference, metric: Metric) -> str:
-    if _is_none(found):
-        return SAME
-    interval = GainFormat(metric).interval(*found.interval_to_report)
-    return f"{format_change(metric, metric.sign * found.mean)} {interval}, {_word(found)}"
+def _without(pair: PairedDifference) -> str:
+    if not pair.left_out:
+        return ""
+    return f", without {format_count(pair.left_out, 'client')} whose training diverged, so that nothing is decided"
 
 
-def _is_none(found: Difference) -> bool:
-    """Whether no client differs, as of runs with the same initial model."""
-    return found.mean == 0 and found.interval_to_report == (0, 0)
+def _text(pair: PairedDifference, found: Difference, metric: Metric) -> str:
+    change, *more = _words(pair, found, metric)
+    return f"{change} {', '.join(more)}" if more else change
 
 
-def _word(found: Difference) -> str:
-    """Better or worse is said of methods; of the models of too few seeds only that they are ahead or behind."""
+def _words(pair: PairedDifference, found: Difference, metric: Metric) -> list[str]:
+    """A difference, its interval, and which run is better; of methods, or else of these models: ahead or behind."""
     low, high = found.interval_to_report
-    ahead, behind = ("better", "worse") if found.seeds >= LEAST_SEEDS else ("ahead", "behind")
-    return ahead if low > 0 else behind if high < 0 else "inconclusive"
+    if found.mean == low == high == 0:
+        return ["no difference"]
+    ahead, behind = ("better", "worse") if pair.decides else ("ahead", "behind")
+    side = "inconclusive" if pair.left_out or not (low > 0 or high < 0) else ahead if low > 0 else behind
+    return [format_change(metric, metric.sign * found.mean), GainFormat(metric).interval(low, high), side]

@@ -78,9 +78,10 @@ class FinishedRuns:
         """Write the records of a run, if it is finished and records are kept: participants have one of their own."""
         if self._records is None or not job.end.exists():
             return
-        self._of_seed(job, group)
+        # Before the record by which the run is known as finished.
         if group == "test" and job.experiment.participants and self.measured(job, "participants"):
             self._of_seed(job, "participants")
+        self._of_seed(job, group)
 
     def diverged(self, job: Job) -> str | None:
         """What is said of the divergence of a run; None if it did not diverge."""

@@ -43,7 +43,7 @@ TUNING_SEED = 1000
 
 
 class Runs:
-    """The runs of one federation.
+    """The runs of one federation, whose files, if there are several, have different names.
 
     folder: of all runs. seeds: the number of each, where a study does not give it. log: gets a line of progress.
     allowed_modules: as in `run`. fingerprint: a part of the folders' digests. pool: what does the runs; by default
@@ -83,7 +83,7 @@ class Runs:
         """
         folder = self._named(experiment, Path(experiment.data.source).name)
         with_path = self._named(experiment, experiment.data.source)
-        folder = with_path if with_path.exists() else folder  # which had it at first
+        folder = with_path if with_path.exists() else folder  # earlier names were of the whole path
         begun = [federation_document(path) for path in sorted(folder.glob("*/federation.json"))]
         begun += self._finished.origins(folder)
         if begun and not all(is_of(record, self._origin(experiment)) for record in begun):
@@ -256,6 +256,7 @@ class Runs:
     def _run(self, jobs: Iterable[Sequence[Job]], group: Group) -> None:
         """Do what is missing: one seed of all experiments before the next, so that a stop leaves whole seeds."""
         in_turn = [job for each in zip_longest(*jobs) for job in each if job is not None]
+        self._write_experiments(job for job in in_turn if not job.file.exists())
         missing = {job.folder: job for job in in_turn if not self._finished.has(job, group)}
         if self.progress.expected:
             done = [job for job in in_turn if job.folder not in missing]
@@ -279,10 +280,14 @@ class Runs:
         self._do([job for job in missing.values() if job.folder not in before])
 
     def _do(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            write_json(job.file, document_of(job.experiment))
+        self._write_experiments(jobs)
         self.progress.add(self._work(jobs))
         self._pool.run(jobs, self.log, self.progress)
+
+    def _write_experiments(self, jobs: Iterable[Job]) -> None:
+        """Write the files that pages name in their commands."""
+        for job in jobs:
+            write_json(job.file, document_of(job.experiment))
 
     def _work(self, jobs: Iterable[Job]) -> dict[Path, float]:
         return {job.end: work_of(job.experiment, self.prepared(job.experiment)) for job in jobs}
