@@ -383,6 +383,12 @@ def test_a_comparison_says_how_many_examples_it_takes(command, tmp_path):
     code, output, _ = command(*words, "--by-examples", 2)
     assert code == 0 and "runs:" not in output
     assert json.loads(Path("compared/leaderboard.json").read_text()) == document
+    # Records are all it needs, participants' and those by examples too; the files in the page's commands are there.
+    shutil.rmtree("compared/runs")
+    code, output, _ = command(*words, "--by-examples", 2)
+    assert code == 0 and "runs:" not in output
+    assert json.loads(Path("compared/leaderboard.json").read_text()) == document
+    assert document["participants"] and list(Path("compared/runs/experiments").glob("*.json"))
 
 
 @pytest.mark.usefixtures("no_figures")
