@@ -28,6 +28,13 @@ def test_a_study_runs_reports_and_is_not_run_again(command):
     assert "runs:" not in output
     assert json.loads(Path("out/results/table1-glyphs.json").read_text()) == document
 
+    # More seeds continue from what is done.
+    code, output, _ = command(*words, "--seeds", 3)
+    assert code == 0
+    assert "4 of 4 runs" in output and ", seed 0" not in output
+    assert any("3 seeds" in note for note in json.loads(Path("out/results/table1-glyphs.json").read_text())["notes"])
+    assert "--seeds 3" in Path("out/report.html").read_text()
+
 
 @pytest.mark.slow
 def test_a_centralized_model_is_stopped_and_compared(command):
@@ -73,6 +80,7 @@ def test_every_study_runs_at_the_smallest_scale(command, study, claims, names):
         (("table2",), "there is no study 'table2'; give some of identity, table1"),
         (("--scale", "huge"), "there is no scale 'huge'; give one of smoke, small, medium, full"),
         (("--data", "data.npz"), "data.npz holds features; the paper's claims are tested on images and on text"),
+        (("--seeds", 1), "1 is not in the range x>=2"),
         (("--data", "glyphs", "--data", "glyphs"), "two of the federations glyphs, glyphs have the same name"),
     ],
 )

@@ -49,7 +49,7 @@ def reproduce(
         ),
     ] = None,
     scale: Annotated[
-        str, typer.Option(help="smoke (minutes), small (hours on two cores), medium (a day) or full (a GPU).")
+        str, typer.Option(help="smoke (minutes), small (hours on two cores), medium (days) or full (a GPU).")
     ] = "small",
     data: Annotated[
         list[str] | None, typer.Option("--data", metavar="PATH|NAME", help="A federation; may be repeated.")
@@ -57,6 +57,12 @@ def reproduce(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of runs, results and report.")] = Path(
         "reproduction"
     ),
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Of every comparison; default: as many as the scale has. With fewer than 5 nothing is decided."
+        ),
+    ] = None,
     processes: Processes = None,
 ) -> None:
     """Test the paper's claims, each with a verdict by a rule fixed beforehand. Ctrl-C saves; repeat it to resume."""
@@ -73,6 +79,7 @@ def reproduce(
             data=data or ("glyphs",),
             out=out,
             processes=processes or free_cores(),
+            seeds=seeds,
             log=output.note,
         )
     output.result(f"The report: {page}")

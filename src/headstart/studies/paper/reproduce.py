@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from headstart.errors import UserError
@@ -37,12 +38,15 @@ def reproduce(
     data: Sequence[str] = ("glyphs",),
     out: str | os.PathLike[str] = "reproduction",
     processes: int = 1,
+    seeds: int | None = None,
     log: Callable[[str], None] = print,
 ) -> Path:
     """Run studies on federations and write one report of them all; finished runs in `out` are not repeated.
 
     names: of studies, by default all that suit a federation. data: names or paths of federations.
     processes: how many runs go side by side, each on its share of the cores; 1 keeps them in this process.
+    seeds: of every comparison, two at least; by default as many as the scale has. With fewer than five nothing is
+        decided, but a page can be had of what is done, and later ones continue from it.
 
     Returns:
         The path of the report.
@@ -53,16 +57,17 @@ def reproduce(
     if scale not in SCALES:
         raise UserError(f"there is no scale {scale!r}; give one of {', '.join(SCALES)}")
     chosen = _studies(names)
-    settings = {name: setting_of(scale, source, {}) for name, source in _named(data).items()}
+    if seeds is not None and seeds < 2:
+        raise UserError(f"{seeds} seed cannot be compared; give two or more, or leave it out")
+    settings = {name: _with_seeds(setting_of(scale, source, {}), seeds) for name, source in _named(data).items()}
     out = Path(out)
+    command = _command(names, scale, data, out, seeds)
     with Pool(processes) as pool:
         runs = {
             name: Runs(out / "runs" / name, seeds=setting.seeds, log=log, pool=pool, records=out / "records" / name)
             for name, setting in settings.items()
         }
-        page = _ask(
-            chosen, settings, runs, log, lambda found: _write(found, out, scale, _command(names, scale, data, out))
-        )
+        page = _ask(chosen, settings, runs, log, lambda found: _write(found, out, scale, command))
     if page is None:
         raise UserError(
             f"none of {', '.join(study.name for study in chosen)} suits {', '.join(settings)}; see docs/paper.md"
@@ -109,6 +114,10 @@ def _studies(names: Sequence[str]) -> Sequence[Study]:
     return [known[name] for name in names] or STUDIES
 
 
+def _with_seeds(setting: Setting, seeds: int | None) -> Setting:
+    return setting if seeds is None else replace(setting, seeds=seeds, most_seeds=seeds, spread_seeds=seeds)
+
+
 def _named(sources: Sequence[str]) -> dict[str, str]:
     """The federations by the names of their files."""
     named = {Path(source).name.partition(".")[0]: source for source in sources}
@@ -121,6 +130,7 @@ def _kind(setting: Setting) -> str:
     return "text" if isinstance(setting.task, NextCharacter) else "image"
 
 
-def _command(names: Sequence[str], scale: str, data: Sequence[str], out: Path) -> str:
+def _command(names: Sequence[str], scale: str, data: Sequence[str], out: Path, seeds: int | None) -> str:
     given = [word for source in data for word in ("--data", source)]
+    given += ["--seeds", f"{seeds}"] if seeds else []
     return shlex.join(["headstart", "reproduce", *names, "--scale", scale, *given, "--out", str(out)])
