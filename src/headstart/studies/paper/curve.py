@@ -5,11 +5,17 @@ The title of arXiv:1909.12488 as a question with an axis: nothing is trained for
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from headstart.learning.tasks import Metric
 from headstart.reports.by_examples import edges, figure_spec, note, sentence, table
-from headstart.runs.by_examples import curve_of
+from headstart.reports.format import GainFormat, format_value
+from headstart.runs.by_examples import ByExamples, curve_of
 from headstart.statistics.by_examples import GainByExamples
+from headstart.statistics.verdicts import difference
 from headstart.studies.evidence import Claim, Evidence, Table, format_difference
 from headstart.studies.paper.finetune import second_stages
 from headstart.studies.paper.study import Setting, Study
@@ -47,6 +53,7 @@ def curve(setting: Setting, runs: Runs) -> Evidence:
                 tuple(map(tuple, lines)),
                 note(curves, metric, setting.draws),
             ),
+            _beside(seeds, metric, setting.more_rounds),
         ),
         (figure_spec("curve", {"": curves}, metric, "Gain from personalization by local examples"),),
         (*choices, chosen.choice),
@@ -55,6 +62,32 @@ def curve(setting: Setting, runs: Runs) -> Evidence:
             *(text for name, each in seeds.items() for text in edges(name, each)),
         ),
         {name: result.command for name, result in found.items()},
+    )
+
+
+def _beside(seeds: Mapping[str, Sequence[ByExamples]], metric: Metric, more_rounds: int) -> Table:
+    """How much the second stage is ahead where clients have few examples, and where they have many."""
+    first, second = (
+        np.stack([each.personalized.mean(axis=1) for each in seeds[name]]) for name in (FEDAVG, PERSONALIZED)
+    )
+    formats, numbers = GainFormat(metric), seeds[FEDAVG][0].numbers.tolist()
+    rows = []
+    for index, number in enumerate(numbers):
+        lead = difference(metric.sign * (second - first)[:, index])
+        rows.append(
+            (
+                f"{number:,}" if number != numbers[-1] else "all",
+                *(format_value(metric, float(np.nanmean(each[:, index]))) for each in (first, second)),
+                f"{formats.change(lead.mean)} {formats.interval(*lead.interval)}",
+                {1: "better", -1: "worse", 0: "inconclusive"}[lead.sign],
+            )
+        )
+    return Table(
+        f"{PERSONALIZED} less {FEDAVG}, personalized on as many local examples",
+        ("local examples, at most", FEDAVG, PERSONALIZED, f"difference, {formats.unit}", "the second is"),
+        tuple(rows),
+        f"Mean {metric.name} of the same test clients; intervals are two-way, 95 %, none corrected for their number."
+        f" The second stage is {more_rounds} rounds more.",
     )
 
 
