@@ -23,7 +23,6 @@ from headstart.reports.format import (
     format_value,
     format_worse,
 )
-from headstart.reports.paired import beside_first, sentences
 from headstart.runs.reading import open_runs
 from headstart.runs.results import (
     Estimate,
@@ -201,6 +200,9 @@ def print_runs(
     console: Console, runs: Sequence[Run | str | os.PathLike[str]], *, allowed_modules: Collection[str] = ()
 ) -> None:
     """Print the rows of runs; those that cannot be compared apart, with a sentence that says why."""
+    # With pages and statistics, which a run does not need before its first round.
+    from headstart.reports.paired import beside_first, sentences
+
     groups = comparable_groups(open_runs(runs, allowed_modules=allowed_modules))
     if notice := incomparable_notice(groups):
         echo(console, notice)

@@ -119,7 +119,7 @@ def curves(
 
 
 def _in_percent(label: str) -> str:
-    return label if "%" in label else f"{label} (%)"
+    return label if "%" in label or label.endswith("(points)") else f"{label} (%)"
 
 
 def _curves_figure(

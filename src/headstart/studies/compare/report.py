@@ -239,7 +239,9 @@ def _figure_specs(
 ) -> tuple[FigureSpec, ...]:
     share, drawn = metric.unit == "share", _most_telling(rows)
     means = {name: np.nanmean(entries[name].result.curves, axis=1) for name in drawn}
-    by_epoch = [(name, np.arange(each.shape[1]), each) for name, each in means.items()]
+    # Pulls and mixing weights, which others count, are no epochs.
+    in_epochs = [row.name for row in rows if row.name in drawn and row.grid is None]
+    by_epoch = [(name, np.arange(means[name].shape[1]), means[name]) for name in drawn if name in in_epochs]
     others = [row for row in rows if row.name != BASELINE]
     unit = "points" if share else f"{metric.name}, positive is better"
     return (
@@ -257,7 +259,7 @@ def _figure_specs(
             "Gain on test clients by their number of local training (support) examples",
             [("", [(name, groups.sizes, gains[name]) for name in drawn])],
             x_label="local training (support) examples",
-            y_label="gain over FedAvg" if share else f"gain over FedAvg ({unit})",
+            y_label=f"gain over FedAvg ({unit})",
             share=share,
         ),
         curves(

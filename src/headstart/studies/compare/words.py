@@ -243,10 +243,21 @@ def _costs(rows: Sequence[Row]) -> str:
     limit = f"{max(row.examples for row in rows):,.0f} gradients of single examples"
     return (
         f"What it costs: clients of every run compute"
-        f" {f'{operations / 1e9:,.4g} billion floating-point operations' if operations else limit} at most in training."
-        f" FedAvg + fine-tuning sends {tuned.sent / 1e6:,.0f} MB for it in {tuned.rounds:,} rounds; the least"
-        f" is {least.sent / 1e6:,.0f} MB ({least.name}), the most {most.sent / 1e6:,.0f} MB ({most.name})."
+        f" {f'{_amount(operations)} floating-point operations' if operations else limit} at most in training."
+        f" FedAvg + fine-tuning sends {_megabytes(tuned)} for it in {tuned.rounds:,} rounds; the least"
+        f" is {_megabytes(least)} ({least.name}), the most {_megabytes(most)} ({most.name})."
     )
+
+
+def _megabytes(row: Row) -> str:
+    sent = row.sent / 1e6
+    return f"{sent:,.0f} MB" if sent >= 10 else f"{sent:.2g} MB"
+
+
+def _amount(number: float) -> str:
+    """A large number in words: `68.2 million`."""
+    size, name = (1e9, "billion") if number >= 1e9 else (1e6, "million")
+    return f"{number / size:,.4g} {name}"
 
 
 def _others(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
