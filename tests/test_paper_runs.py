@@ -194,6 +194,28 @@ def test_after_runs_that_fail_others_are_done_by_processes_of_their_own(plain, t
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_request_to_stop_is_not_lost_in_a_callback_of_garbage():
+    """An exception that is raised there is printed, and forgotten."""
+    code = """
+import gc, os, signal, time
+from headstart.studies.worker import _interrupt
+for number in (signal.SIGTERM, signal.SIGALRM):
+    signal.signal(number, _interrupt)
+def _xla_gc_callback(phase, info):
+    if phase == "start" and not seen:
+        seen.append(os.kill(os.getpid(), signal.SIGTERM))
+seen = []
+gc.callbacks.append(_xla_gc_callback)
+try:
+    gc.collect()
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (found.stdout, found.stderr) == ("stopped\n", "")
+
+
 @pytest.mark.slow
 def test_a_run_that_is_stopped_in_a_process_of_a_study_comes_to_the_same_bits(plain, tmp_path):
     """Of Adam on a schedule, by the program that serves every usual server and every schedule."""

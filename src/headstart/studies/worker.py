@@ -8,6 +8,9 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+
+RETRY_SECONDS = 0.01
 
 
 def main() -> None:
@@ -27,7 +30,8 @@ def main() -> None:
     # Printed output of other code must not be taken for an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     sys.stdout = sys.stderr
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, _interrupt)
     # One that waits for a run ends at once.
     with suppress(KeyboardInterrupt):
         for line in sys.stdin:
@@ -43,6 +47,16 @@ def main() -> None:
             print(json.dumps(answer), file=answers, flush=True)
             if answer.get("answer") == "interrupted":
                 return
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Do as Ctrl-C does; a moment later where an exception would be printed and lost, as in callbacks of garbage."""
+    while frame is not None:
+        if frame.f_code.co_name in ("_xla_gc_callback", "__del__"):
+            signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
+            return
+        frame = frame.f_back
+    signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":
