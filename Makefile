@@ -9,7 +9,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 .PHONY: demo test test-all test-long check lint types links clean clean-cache
 
 # Rates at which both come near the paper's accuracies within minutes on two cores, and seeds enough to tell their initial models apart.
-DEMO = --seeds 5 --set evaluate_every=20 --set stages.0.update.epochs=1 --set stages.0.update.learning_rate=0.1 \
+DEMO = --seeds 5 --set evaluate_every=25 --set stages.0.update.epochs=1 --set stages.0.update.learning_rate=0.1 \
 	--set personalization.optimizer.learning_rate=0.05 --set personalization.epochs=10
 
 demo: .venv/installed ## Train, personalize and report on the embedded data
