@@ -34,7 +34,7 @@ def sentences(lines: Sequence[Line], metric: Metric) -> list[str]:
         f" ({_seeds(pair)})."
         for title, pair in lines
     ]
-    if any(pair.initial.seeds < LEAST_SEEDS for _, pair in lines):
+    if not all(pair.initial.is_two_way for _, pair in lines):
         found.append(
             f"Where there are fewer than {LEAST_SEEDS} seeds, intervals are over clients, of these trained models"
             " alone: other seeds may say otherwise."
@@ -55,7 +55,7 @@ def table(lines: Sequence[Line], metric: Metric) -> tuple[list[str], list[tuple[
 
 def _seeds(pair: PairedDifference) -> str:
     """By what seeds it is decided."""
-    two_way = "two-way, " if pair.initial.seeds >= LEAST_SEEDS else ""
+    two_way = "two-way, " if pair.initial.is_two_way else ""
     return f"{two_way}{format_count(pair.initial.seeds, 'paired seed' if pair.unpaired else 'seed')}"
 
 

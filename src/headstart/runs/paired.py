@@ -10,7 +10,7 @@ from headstart.errors import UserError
 from headstart.runs.comparable import difference_of_data
 from headstart.runs.results import StageResult, gains, tested, values_by_seed
 from headstart.runs.run import Run
-from headstart.statistics.verdicts import LEAST_SEEDS, Difference, difference
+from headstart.statistics.verdicts import Difference, difference
 
 
 class PairedDifference(NamedTuple):
@@ -33,7 +33,7 @@ class PairedDifference(NamedTuple):
     @property
     def decides(self) -> bool:
         """Whether it speaks of the methods, and not of these models alone: runs are finished, seeds are enough."""
-        return self.finished and self.initial.seeds >= LEAST_SEEDS
+        return self.finished and self.initial.is_two_way
 
 
 def paired_difference(run: Run, other: Run) -> PairedDifference:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from headstart.statistics.two_way import Interval
-from headstart.statistics.verdicts import LEAST_SEEDS, Difference, difference
+from headstart.statistics.verdicts import Difference, difference
 
 RESAMPLES = 2000
 
@@ -40,7 +40,7 @@ class GainByExamples(NamedTuple):
     @property
     def is_two_way(self) -> bool:
         """Whether decisions take seeds and clients for samples; with too few seeds, clients alone."""
-        return self.gains[-1].seeds >= LEAST_SEEDS
+        return self.gains[-1].is_two_way
 
     def intervals(self) -> np.ndarray:
         """float64 `[numbers, 2]`: the intervals that decide."""

@@ -40,14 +40,19 @@ class Difference(NamedTuple):
     clients: int
 
     @property
+    def is_two_way(self) -> bool:
+        """Whether the seeds are enough to decide by the two-way interval."""
+        return self.seeds >= LEAST_SEEDS
+
+    @property
     def sign(self) -> int:
         """1 or -1 where the two-way interval lies on one side of zero and the seeds are enough; 0 is inconclusive."""
-        return _side(self.interval) if self.seeds >= LEAST_SEEDS else 0
+        return _side(self.interval) if self.is_two_way else 0
 
     @property
     def interval_to_report(self) -> Interval:
         """The two-way interval; with too few seeds the one over clients, which speaks of these trained models alone."""
-        return self.interval if self.seeds >= LEAST_SEEDS else self.over_clients
+        return self.interval if self.is_two_way else self.over_clients
 
 
 def _side(interval: Interval) -> int:

@@ -240,8 +240,8 @@ def _figure_specs(
     share, drawn = metric.unit == "share", _most_telling(rows)
     means = {name: np.nanmean(entries[name].result.curves, axis=1) for name in drawn}
     # Pulls and mixing weights, which others count, are no epochs.
-    in_epochs = [row.name for row in rows if row.name in drawn and row.grid is None]
-    by_epoch = [(name, np.arange(means[name].shape[1]), means[name]) for name in drawn if name in in_epochs]
+    grids = {row.name: row.grid for row in rows}
+    by_epoch = [(name, np.arange(each.shape[1]), each) for name, each in means.items() if grids[name] is None]
     others = [row for row in rows if row.name != BASELINE]
     unit = "points" if share else f"{metric.name}, positive is better"
     return (

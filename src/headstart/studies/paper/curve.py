@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from headstart.learning.tasks import Metric
-from headstart.reports.by_examples import edges, figure_spec, note, sentence, table
+from headstart.reports.by_examples import edges, figure_spec, format_number, note, sentence, table
 from headstart.reports.format import GainFormat, format_value
 from headstart.runs.by_examples import ByExamples, curve_of
 from headstart.statistics.by_examples import GainByExamples
@@ -53,7 +53,7 @@ def curve(setting: Setting, runs: Runs) -> Evidence:
                 tuple(map(tuple, lines)),
                 note(curves, metric, setting.draws),
             ),
-            _beside(seeds, metric, setting.more_rounds),
+            _beside(seeds, curves, metric, setting.more_rounds),
         ),
         (figure_spec("curve", {"": curves}, metric, "Gain from personalization by local examples"),),
         (*choices, chosen.choice),
@@ -65,18 +65,19 @@ def curve(setting: Setting, runs: Runs) -> Evidence:
     )
 
 
-def _beside(seeds: Mapping[str, Sequence[ByExamples]], metric: Metric, more_rounds: int) -> Table:
+def _beside(
+    seeds: Mapping[str, Sequence[ByExamples]], curves: Mapping[str, GainByExamples], metric: Metric, more_rounds: int
+) -> Table:
     """How much the second stage is ahead where clients have few examples, and where they have many."""
     first, second = (
         np.stack([each.personalized.mean(axis=1) for each in seeds[name]]) for name in (FEDAVG, PERSONALIZED)
     )
-    formats, numbers = GainFormat(metric), seeds[FEDAVG][0].numbers.tolist()
-    rows = []
-    for index, number in enumerate(numbers):
+    formats, rows = GainFormat(metric), []
+    for index, number in enumerate(curves[FEDAVG].numbers):
         lead = difference(metric.sign * (second - first)[:, index])
         rows.append(
             (
-                f"{number:,}" if number != numbers[-1] else "all",
+                format_number(curves[FEDAVG], number),
                 *(format_value(metric, float(np.nanmean(each[:, index]))) for each in (first, second)),
                 f"{formats.change(lead.mean)} {formats.interval(*lead.interval)}",
                 {1: "better", -1: "worse", 0: "inconclusive"}[lead.sign],
