@@ -256,8 +256,9 @@ class Runs:
     def _run(self, jobs: Iterable[Sequence[Job]], group: Group) -> None:
         """Do what is missing: one seed of all experiments before the next, so that a stop leaves whole seeds."""
         in_turn = [job for each in zip_longest(*jobs) for job in each if job is not None]
-        self._write_experiments(job for job in in_turn if not job.file.exists())
         missing = {job.folder: job for job in in_turn if not self._finished.has(job, group)}
+        # Those of the others are there, unless records alone are left.
+        self._write_experiments(job for job in in_turn if job.folder not in missing and not job.file.exists())
         if self.progress.expected:
             done = [job for job in in_turn if job.folder not in missing]
             self.progress.add(self._work(done), done=[job.end for job in done])
